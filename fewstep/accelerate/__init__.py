@@ -1,0 +1,1 @@
+"""Find and learn the best few-step sampler of a model."""

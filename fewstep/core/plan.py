@@ -1,0 +1,208 @@
+"""The Plan: what a solver compiles to. A straight-line program of three operations, immutable, and a small file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.core.denoiser import Denoiser
+    from fewstep.core.table import Table
+
+FORMAT = "fewstep-plan-1"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the denoiser on slot `x` at time `t`; `outputs` are the (kind, slot) pairs wanted.
+
+    `scales` are alpha, sigma and their derivatives at t, for the conversion of whatever kind the denoiser predicts.
+    """
+
+    x: int
+    t: float
+    outputs: tuple[tuple[str, int], ...]
+    scales: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Slot = sum of coefficient times slot."""
+
+    slot: int
+    terms: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Slot = standard normal noise, draw number `draw` of the sample's stream."""
+
+    slot: int
+    draw: int
+
+
+Op = Evaluate | Combine | Draw
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sampling program for one process, solver and grid of times.
+
+    `plan(model, noise, label=3)` runs it; `print(plan)` shows it as a table; `plan.nfe` is the number of network
+    evaluations, `plan.times` the grid, decreasing. Slot 0 is the start: `start = (alpha, sigma)` at the first time,
+    by which initial noise (and, for a start in the middle, the clean sample) are scaled. `about` says how the plan
+    was made (solver, options, rule of the times).
+    """
+
+    ops: tuple[Op, ...]
+    result: int
+    times: tuple[float, ...]
+    start: tuple[float, float]
+    process: Mapping[str, Any]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluate, ...]:
+        return tuple(op for op in self.ops if isinstance(op, Evaluate))
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of one run."""
+        return len(self.evaluations)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(isinstance(op, Draw) for op in self.ops)
+
+    @property
+    def name(self) -> str:
+        return str(self.about.get("solver", "plan"))
+
+    @cached_property
+    def table(self) -> Table:
+        """The plan lowered to stages of one evaluation and one fused combination (core/table.py)."""
+        from fewstep.core.table import lower
+
+        return lower(self)
+
+    def __call__(self, model: Denoiser, noise: Tensor, **options: Any) -> Tensor:
+        """Run and return the samples; the options are those of `fewstep.core.run.run`."""
+        return self.run(model, noise, **options).samples
+
+    def run(self, model: Denoiser, noise: Tensor, **options: Any) -> Any:
+        """Run and return a `Result`: samples, planned and actual NFE, seconds, the trajectory where asked for."""
+        from fewstep.core.run import run
+
+        return run(self, model, noise, **options)
+
+    def __str__(self) -> str:
+        """The plan as a table: one row an evaluation, with the state it feeds next as a combination."""
+        names, rows, evaluation = {0: "x"}, [], 0
+        for op in self.ops:
+            if isinstance(op, Draw):
+                names[op.slot] = f"z{op.draw}"
+            elif isinstance(op, Combine):
+                names[op.slot] = "result" if op.slot == self.result else f"x{op.slot}"
+                text = " ".join(f"{c:+.6g} {names[slot]}" for slot, c in op.terms)
+                rows.append(f"            {names[op.slot]} = {text}")
+            else:
+                evaluation += 1
+                alpha, sigma = op.scales[:2]
+                log_snr = math.log(alpha / sigma) if alpha > 0 and sigma > 0 else math.copysign(math.inf, alpha - sigma)
+                outputs = ", ".join(f"{kind}{evaluation}" for kind, _ in op.outputs)
+                names |= {slot: f"{kind}{evaluation}" for kind, slot in op.outputs}
+                rows.append(
+                    f"{evaluation:4d}  {outputs} = model({names[op.x]}, t={op.t:.6g})  alpha {alpha:.4g}"
+                    f"  sigma {sigma:.4g}  log-SNR {log_snr:.3g}"
+                )
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items() if not isinstance(value, dict))
+        head = f"Plan: {self.nfe} evaluations, {self.process.get('process')} process, {about}"
+        return "\n".join([head, *rows])
+
+    def to_json(self) -> str:
+        """The plan as JSON text, in which every number is exact (floats round-trip)."""
+        ops: list[list[Any]] = []
+        for op in self.ops:
+            if isinstance(op, Evaluate):
+                ops.append(["evaluate", op.x, op.t, [list(pair) for pair in op.outputs], list(op.scales)])
+            elif isinstance(op, Combine):
+                ops.append(["combine", op.slot, [list(pair) for pair in op.terms]])
+            else:
+                ops.append(["draw", op.slot, op.draw])
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "about": dict(self.about),
+                "process": dict(self.process),
+                "times": list(self.times),
+                "start": list(self.start),
+                "result": self.result,
+                "ops": ops,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan of `to_json`. Raises `ValueError` for anything else: missing parts, slots used before they exist."""
+        try:
+            data = json.loads(text)
+            if data.get("format") != FORMAT:
+                raise ValueError(f"format {data.get('format')!r}, expected {FORMAT!r}")
+            plan = cls(
+                ops=tuple(_op(entry) for entry in data["ops"]),
+                result=int(data["result"]),
+                times=tuple(float(t) for t in data["times"]),
+                start=(float(data["start"][0]), float(data["start"][1])),
+                process=data["process"],
+                about=data["about"],
+            )
+            plan._check()
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"not a fewstep plan: {error}") from None
+        return plan
+
+    def _check(self) -> None:
+        known = {0}
+        for op in self.ops:
+            used = [op.x] if isinstance(op, Evaluate) else [slot for slot, _ in op.terms] if isinstance(op, Combine) else []
+            if unknown := [slot for slot in used if slot not in known]:
+                raise ValueError(f"slot {unknown[0]} is used before it is made")
+            known |= {slot for _, slot in op.outputs} if isinstance(op, Evaluate) else {op.slot}
+        if self.result not in known:
+            raise ValueError(f"the result, slot {self.result}, is never made")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, under a temporary name first."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(self.to_json(), "utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan; `ValueError` names the file if it is none."""
+        try:
+            return cls.from_json(Path(path).read_text("utf-8"))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _op(entry: list[Any]) -> Op:
+    name = entry[0]
+    if name == "evaluate":
+        _, x, t, outputs, scales = entry
+        alpha, sigma, dalpha, dsigma = (float(value) for value in scales)
+        return Evaluate(int(x), float(t), tuple((str(k), int(s)) for k, s in outputs), (alpha, sigma, dalpha, dsigma))
+    if name == "combine":
+        return Combine(int(entry[1]), tuple((int(slot), float(c)) for slot, c in entry[2]))
+    if name == "draw":
+        return Draw(int(entry[1]), int(entry[2]))
+    raise ValueError(f"unknown operation {name!r}")

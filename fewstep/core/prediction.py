@@ -1,0 +1,109 @@
+"""What a denoiser predicts, and one table that converts each kind into every other.
+
+Each kind is a combination `a x0 + b eps` of the clean sample and the noise, as is the state itself
+(`x = alpha x0 + sigma eps`). Two such pairs determine a third, so every conversion is `P x + Q value`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from fewstep.core.errors import suggest
+from fewstep.core.process import Process
+
+Number = TypeVar("Number", float, Tensor)
+
+KINDS = ("x0", "eps", "v", "velocity", "score")
+
+
+def coefficients(kind: str, alpha: Number, sigma: Number, dalpha: Number, dsigma: Number) -> tuple[Number, Number]:
+    """`(a, b)` with `value = a x0 + b eps`.
+
+    x0 (1, 0); eps (0, 1); v (-sigma, alpha) (Salimans & Ho, 2022); velocity (alpha', sigma'), which is `eps - x0` for
+    the rectified flow; score (0, -1/sigma), infinite at sigma = 0.
+    """
+    one, zero = alpha * 0 + 1, alpha * 0
+    if kind == "x0":
+        return one, zero
+    if kind == "eps":
+        return zero, one
+    if kind == "v":
+        return -sigma, alpha
+    if kind == "velocity":
+        return dalpha, dsigma
+    if kind == "score":
+        return zero, -1 / sigma
+    raise suggest("prediction kind", kind, KINDS)
+
+
+def conversion(
+    source: str, target: str, alpha: Number, sigma: Number, dalpha: Number, dsigma: Number
+) -> tuple[Number, Number]:
+    """`(P, Q)` with `target = P x + Q source`: the solution of `P (alpha, sigma) + Q (a_s, b_s) = (a_t, b_t)`."""
+    if source == target:
+        return alpha * 0, alpha * 0 + 1
+    if source == "score" or target == "score":  # through eps = -sigma score: finite at sigma = 0 towards eps
+        if source == "score":
+            p, q = conversion("eps", target, alpha, sigma, dalpha, dsigma)
+            return p, -sigma * q
+        p, q = conversion(source, "eps", alpha, sigma, dalpha, dsigma)
+        return -p / sigma, -q / sigma
+    a_s, b_s = coefficients(source, alpha, sigma, dalpha, dsigma)
+    a_t, b_t = coefficients(target, alpha, sigma, dalpha, dsigma)
+    det = alpha * b_s - sigma * a_s
+    return (a_t * b_s - b_t * a_s) / det, (alpha * b_t - sigma * a_t) / det
+
+
+def scales(process: Process, t: Number) -> tuple[Number, Number, Number, Number]:
+    """alpha, sigma and their derivatives at t."""
+    return process.alpha(t), process.sigma(t), process.dalpha(t), process.dsigma(t)
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """A scalar or `(B,)` tensor shaped to broadcast against `(B, *shape)`, in its dtype."""
+    t = t.to(like.dtype)
+    return t if t.ndim == 0 else t.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(slots=True)
+class Prediction:
+    """One tensor and what it says: `value` `(B, *shape)` is of `kind`, predicted at state `x` and time `t`.
+
+    `.x0 .eps .v .velocity .score` convert; to its own kind that is free and exact. The formulas are `conversion`'s,
+    with coefficients in float64, applied in the value's dtype.
+    """
+
+    value: Tensor
+    kind: str
+    x: Tensor
+    t: Tensor
+    process: Process
+
+    def to(self, kind: str) -> Tensor:
+        if kind == self.kind:
+            return self.value
+        p, q = conversion(self.kind, kind, *scales(self.process, self.t))
+        return expand(p, self.x) * self.x + expand(q, self.x) * self.value
+
+    @property
+    def x0(self) -> Tensor:
+        return self.to("x0")
+
+    @property
+    def eps(self) -> Tensor:
+        return self.to("eps")
+
+    @property
+    def v(self) -> Tensor:
+        return self.to("v")
+
+    @property
+    def velocity(self) -> Tensor:
+        return self.to("velocity")
+
+    @property
+    def score(self) -> Tensor:
+        return self.to("score")

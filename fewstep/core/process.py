@@ -1,0 +1,102 @@
+"""The forward process `x_t = alpha(t) x0 + sigma(t) eps`: coefficients in float64, for floats and tensors alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.core.methods import find
+
+Time = TypeVar("Time", float, Tensor)
+
+
+class Process:
+    """A Gaussian forward process; the concrete ones are frozen dataclasses in `fewstep/processes/`.
+
+    Times are the process's own and run from `t_max` (noise) down to `t_min`; at `t_zero` the sample is clean
+    (`alpha = 1, sigma = 0`). `log_snr` is `log(alpha / sigma)`, strictly decreasing in t.
+
+    Every public function takes a float and returns a float, or takes a tensor of any shape and returns a float64
+    tensor of that shape on the same device; gradients flow through.
+    """
+
+    name: ClassVar[str]
+    t_min: float
+    t_max: float
+    t_zero: float
+
+    # What a process defines, on float64 tensors.
+    def _alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _dalpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _dsigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _time(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self._alpha(t).log() - self._sigma(t).log()
+
+    @staticmethod
+    def _apply(function: Any, t: Time) -> Time:
+        if isinstance(t, Tensor):
+            return function(t.double())
+        return float(function(torch.tensor(t, dtype=torch.float64)))
+
+    def alpha(self, t: Time) -> Time:
+        """Signal coefficient, in [0, 1]."""
+        return self._apply(self._alpha, t)
+
+    def sigma(self, t: Time) -> Time:
+        """Noise coefficient, at least 0."""
+        return self._apply(self._sigma, t)
+
+    def dalpha(self, t: Time) -> Time:
+        """Derivative of alpha in t."""
+        return self._apply(self._dalpha, t)
+
+    def dsigma(self, t: Time) -> Time:
+        """Derivative of sigma in t."""
+        return self._apply(self._dsigma, t)
+
+    def log_snr(self, t: Time) -> Time:
+        """`log(alpha / sigma)`: +inf where sigma is 0, -inf where alpha is 0."""
+        return self._apply(self._log_snr, t)
+
+    def time(self, log_snr: Time) -> Time:
+        """The time at which `log_snr(t)` has the given value: the inverse of `log_snr`."""
+        return self._apply(self._time, log_snr)
+
+    def config(self) -> dict[str, Any]:
+        """JSON from which `process_from_config` makes this process again."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields}
+        return {"process": self.name} | {
+            key: value.config() if isinstance(value, Process) else value for key, value in values.items()
+        }
+
+
+def process_from_config(config: dict[str, Any]) -> Process:
+    """The process of a configuration; `ValueError` for an unknown name or parameter."""
+    values = {
+        key: process_from_config(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        for key, value in config.items()
+        if key != "process"
+    }
+    if "process" not in config:
+        raise ValueError(f"a process configuration needs the key 'process', got {sorted(config)}")
+    kind = find(config["process"], room="processes", what="process")
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if extra := sorted(set(values) - known):
+        raise ValueError(f"process {config['process']!r} has no parameter {extra[0]!r}; it has {sorted(known)}")
+    return kind(**values)

@@ -1,0 +1,263 @@
+"""The executor: one loop for every plan.
+
+Per stage there is the network, one copy of its answer into memory, and one product with a row of weights. Nothing is
+read back from the device, and nothing is allocated but by the network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import Noise
+from fewstep.core.plan import Plan
+from fewstep.core.prediction import Prediction
+from fewstep.core.table import Stage, Table
+
+Callback = Callable[[int, float, Tensor, Prediction], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Samples `(B, *shape)`, the evaluations planned and made, seconds, and the network's inputs where asked for."""
+
+    samples: Tensor
+    planned_nfe: int
+    nfe: int
+    seconds: float
+    trajectory: tuple[Tensor, ...] = ()
+
+
+def _check(plan: Plan, model: Denoiser, noise: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(noise, Tensor) or not noise.is_floating_point():
+        given = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
+        raise ValueError(f"noise must be a float tensor (B, *shape), got {given}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the sampling state is float32 or float64, got {dtype} (the network may use any dtype)")
+    if noise.ndim < 2:
+        raise ValueError(f"noise must have a batch dimension, (B, *shape), got shape {tuple(noise.shape)}")
+    if model.shape is not None and tuple(noise.shape[1:]) != tuple(model.shape):
+        raise ValueError(f"noise of shape {tuple(noise.shape)} does not fit the model: it takes (B, {_comma(model.shape)})")
+    own = getattr(model, "process", None)
+    if own is not None and own.config() != dict(plan.process):
+        raise ValueError(
+            f"the plan was made for the process {plan.process.get('process')!r}, the model has {own.config()['process']!r}"
+            " or other parameters of it: make the plan with fs.plan(model.process, ...)"
+        )
+
+
+def _comma(shape: Sequence[int]) -> str:
+    return ", ".join(str(n) for n in shape)
+
+
+def _evaluate(
+    model: Denoiser, x: Tensor, t: Tensor, condition: dict[str, Tensor], stage: Stage, number: int
+) -> Prediction:
+    prediction = model(x, t, **condition)
+    if prediction.value.shape != x.shape:
+        raise ValueError(
+            f"the network returned shape {tuple(prediction.value.shape)} for an input of shape {tuple(x.shape)}"
+            f" at evaluation {number}, t = {stage.evaluate.t:.6g}"  # type: ignore[union-attr]
+        )
+    return prediction
+
+
+def _combine(weights: Tensor, stage: Stage, reads: Tensor, writes: Tensor, order: Sequence[int]) -> None:
+    """`writes = weights @ reads`.
+
+    On the CPU one matrix product reads each row once. Elsewhere products may be rounded to TF32 by a global setting,
+    so the rows are added up, with the weights as kernel arguments.
+    """
+    if weights.device.type == "cpu":
+        torch.mm(weights, reads, out=writes)
+        return
+    for row, out in zip(stage.weights, writes, strict=True):
+        terms = [(c, reads[j]) for c, j in zip(row, order, strict=True) if c != 0.0]
+        if not terms:
+            out.zero_()
+            continue
+        torch.mul(terms[0][1], terms[0][0], out=out)
+        for c, value in terms[1:]:
+            out.add_(value, alpha=c)
+
+
+@torch.no_grad()
+def run(
+    plan: Plan,
+    model: Denoiser,
+    noise: Tensor,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    init: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    callback: Callback | None = None,
+    progress: bool = False,
+    trajectory: bool = False,
+    **condition: Any,
+) -> Result:
+    """Run a plan.
+
+    Args:
+        noise: initial noise `(B, *shape)`, standard normal; scaled by the plan to its first time.
+        seed, first: the stream of per-step noise, that of samples `first ... first + B - 1` under `seed`.
+        init: a clean batch to start from, for plans that start in the middle (`strength` below 1).
+        dtype: of the state; the network sees it and answers in its own dtype.
+        callback: `callback(evaluation, t, x, prediction)` after each evaluation; its tensors are views that the next
+            step overwrites, clone what you keep.
+        trajectory: also return the network's inputs and the result, `plan.nfe + 1` tensors.
+        **condition: what the denoiser is conditioned on.
+
+    Raises:
+        ValueError: noise of a wrong shape or dtype, an unknown condition, a network that returns another shape, or one
+            whose answers are not finite (checked once, on the result, then traced to its evaluation and time).
+    """
+    _check(plan, model, noise, dtype)
+    begin = time.perf_counter()
+    batch, device = noise.shape[0], noise.device
+    named = model.check_condition(condition, batch, device)
+    x = noise.to(dtype) * plan.start[1]
+    if init is not None:
+        if init.shape != noise.shape:
+            raise ValueError(f"init has shape {tuple(init.shape)}, the noise {tuple(noise.shape)}")
+        x += init.to(dtype) * plan.start[0]
+    table, source = plan.table, Noise(seed, first)
+    samples, kept, count = _loop(plan, table, model, x, source, named, callback, progress, trajectory)
+    if not bool(torch.isfinite(samples).all()):
+        _blame(plan, table, model, x, source, named)
+    return Result(samples, plan.nfe, count, time.perf_counter() - begin, tuple(kept))
+
+
+def _loop(
+    plan: Plan,
+    table: Table,
+    model: Denoiser,
+    start: Tensor,
+    source: Noise,
+    condition: dict[str, Tensor],
+    callback: Callback | None,
+    progress: bool,
+    trajectory: bool,
+) -> tuple[Tensor, list[Tensor], int]:
+    shape, r, m = start.shape, table.states, table.memory
+    rows = torch.zeros((2 * r + m, start.numel()), dtype=start.dtype, device=start.device)
+    rows[0].copy_(start.reshape(-1))
+    # Every view is made before the loop: state i in block A or B, memory row j, the rows read and written.
+    views = [row.view(shape) for row in rows.unbind()]
+    blocks = (rows[: r + m], rows[r:])
+    order = (range(r + m), [*range(m, m + r), *range(m)])
+    weights = table.weights(start.device, start.dtype)
+    times = torch.tensor([e.t for e in plan.evaluations], dtype=start.dtype, device=start.device).unbind()
+    kept: list[Tensor] = []
+    count = 0
+    with _bar(progress, plan) as advance:
+        for i, stage in enumerate(table.stages):
+            odd = i % 2
+            if stage.evaluate is not None:
+                x = views[stage.x + (r + m if odd else 0)]
+                prediction = _evaluate(model, x, times[count], condition, stage, count + 1)
+                value = prediction.value
+                for kind, slot in stage.outputs:
+                    if kind == prediction.kind:
+                        views[r + slot].copy_(value)
+                    else:
+                        p, q = stage.convert(prediction.kind, kind)
+                        torch.mul(x, p, out=views[r + slot]).add_(value, alpha=q)
+                count += 1
+                if trajectory:
+                    kept.append(x.clone())
+                if callback is not None:
+                    callback(count, stage.evaluate.t, x, prediction)
+                if advance is not None:
+                    advance()
+            for draw, slot in stage.draws:
+                views[r + slot].copy_(source.normal(draw, tuple(shape), start.device, start.dtype))
+            n = len(stage.weights)
+            base = 0 if odd else r + m
+            _combine(weights[i], stage, blocks[odd], rows[base : base + n], order[odd])
+    samples = views[table.result + (0 if len(table.stages) % 2 == 0 else r + m)].clone()
+    if trajectory:
+        kept.append(samples)
+    return samples, kept, count
+
+
+class _bar:
+    """A progress bar, or nothing."""
+
+    def __init__(self, wanted: bool, plan: Plan):
+        self.wanted, self.plan = wanted, plan
+
+    def __enter__(self) -> Callable[[], None] | None:
+        if not self.wanted:
+            return None
+        from rich.progress import Progress
+
+        self.progress = Progress(transient=True)
+        task = self.progress.add_task(self.plan.name, total=self.plan.nfe)
+        self.progress.start()
+        return lambda: self.progress.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            self.progress.stop()
+
+
+def _blame(
+    plan: Plan, table: Table, model: Denoiser, start: Tensor, source: Noise, condition: dict[str, Tensor]
+) -> None:
+    """Run again, now reading every answer, to name the evaluation that was first not finite."""
+
+    def check(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
+        if not bool(torch.isfinite(prediction.value).all()):
+            what = "received" if not bool(torch.isfinite(x).all()) else "returned"
+            raise ValueError(f"the network {what} values that are not finite at evaluation {number}, t = {t:.6g}")
+
+    _loop(plan, table, model, start, source, condition, check, False, False)
+    raise ValueError("the samples are not finite, although every answer of the network is: the plan's coefficients overflow")
+
+
+def unrolled(
+    table: Table,
+    model: Denoiser,
+    x: Tensor,
+    times: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    conversions: Sequence[Tensor],
+    noises: Sequence[Tensor],
+    condition: dict[str, Tensor],
+) -> Tensor:
+    """The same program as pure tensor operations: differentiable, and one graph under `torch.compile`.
+
+    Times, weights (one `(new states, states + memory)` matrix a stage) and conversions (a `(outputs, 2)` matrix of P
+    and Q a stage) are tensors, so another schedule of the same solver neither recompiles nor reads from the device.
+    `noises[k]` is draw k + 1.
+    """
+    states: list[Tensor] = [x]
+    memory: list[Tensor | None] = [None] * table.memory
+    count = 0
+    for i, stage in enumerate(table.stages):
+        if stage.evaluate is not None:
+            current = states[stage.x]
+            value = model(current, times[count], **condition).value.to(x.dtype)
+            for j, (_, slot) in enumerate(stage.outputs):
+                pair = conversions[i][j]
+                memory[slot] = pair[0] * current + pair[1] * value
+            count += 1
+        for draw, slot in stage.draws:
+            memory[slot] = noises[draw - 1]
+        after = []
+        for k, row in enumerate(stage.weights):
+            used = [(j, value) for j, value in enumerate((*states, *[None] * (table.states - len(states)), *memory)) if row[j] != 0]
+            first, value = used[0]
+            new = weights[i][k, first] * value
+            for j, value in used[1:]:
+                new = new + weights[i][k, j] * value
+            after.append(new)
+        states = after
+    return states[table.result]

@@ -1,0 +1,151 @@
+"""A plan lowered to a table: stages of one evaluation, then one fused combination.
+
+The result is a general linear method (Butcher): `states' = W [states; memory]` at each stage. `states` are rows that
+the next stages need (the network's next input, a state kept for later), `memory` holds predictions and noises in slots
+that are reused once their last reader is past. Combinations of one stage that refer to each other are expanded, so one
+product makes all of them. The states' rows alternate between two blocks around the memory,
+
+    [ states A | memory | states B ]
+
+so that the inputs of every stage are contiguous rows, and its outputs other rows: no copy, no allocation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fewstep.core.plan import Combine, Draw, Evaluate, Plan
+from fewstep.core.prediction import conversion
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Evaluate state row `x` (None: no evaluation), store the outputs and draws in memory rows, then combine.
+
+    `weights` has one row a new state, and columns `[states | memory]`, as Python floats.
+    """
+
+    evaluate: Evaluate | None
+    x: int
+    outputs: tuple[tuple[str, int], ...]
+    draws: tuple[tuple[int, int], ...]
+    weights: tuple[tuple[float, ...], ...]
+    conversions: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict, compare=False)
+
+    def convert(self, source: str, target: str) -> tuple[float, float]:
+        """`(P, Q)` of `target = P x + Q source` at this evaluation."""
+        pair = self.conversions.get((source, target))
+        if pair is None:
+            assert self.evaluate is not None
+            pair = self.conversions[source, target] = conversion(source, target, *self.evaluate.scales)
+        return pair
+
+
+@dataclass(frozen=True)
+class Table:
+    """Stages, the number of state rows and memory rows, and the row in which the result ends."""
+
+    stages: tuple[Stage, ...]
+    states: int
+    memory: int
+    result: int
+
+    @cached_property
+    def matrices(self) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+        return {}
+
+    def weights(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        """Each stage's weight matrix, its columns in the order of the rows it reads; one transfer, then cached."""
+        cached = self.matrices.get((device, dtype))
+        if cached is None:
+            flat = []
+            for i, stage in enumerate(self.stages):
+                for row in stage.weights:
+                    flat += row if i % 2 == 0 else row[self.states :] + row[: self.states]
+            columns = self.states + self.memory
+            parts = [len(stage.weights) * columns for stage in self.stages]
+            split = torch.tensor(flat, dtype=dtype, device=device).split(parts)
+            cached = self.matrices[device, dtype] = [part.view(-1, columns) for part in split]
+        return cached
+
+
+def _segments(plan: Plan) -> list[list[Evaluate | Combine | Draw]]:
+    """The operations, cut before each evaluation. The first segment holds what precedes the first one."""
+    segments: list[list[Evaluate | Combine | Draw]] = [[]]
+    for op in plan.ops:
+        if isinstance(op, Evaluate):
+            segments.append([op])
+        else:
+            segments[-1].append(op)
+    return segments if segments[0] or len(segments) == 1 else segments[1:]
+
+
+def _expanded(segment: list[Evaluate | Combine | Draw]) -> dict[int, dict[int, float]]:
+    """Each combination of a segment in terms of what exists before the segment combines anything."""
+    made: dict[int, dict[int, float]] = {}
+    for op in segment:
+        if isinstance(op, Combine):
+            terms: dict[int, float] = {}
+            for slot, c in op.terms:
+                for source, d in made.get(slot, {slot: 1.0}).items():
+                    terms[source] = terms.get(source, 0.0) + c * d
+            made[op.slot] = terms
+    return made
+
+
+def lower(plan: Plan) -> Table:
+    """Assign rows: states by stage, memory rows by their lifetimes."""
+    segments = _segments(plan)
+    combined = [_expanded(segment) for segment in segments]
+
+    last: dict[int, int] = {plan.result: len(segments)}  # the last segment that reads a slot
+    for i, (segment, made) in enumerate(zip(segments, combined, strict=True)):
+        if isinstance(segment[0] if segment else None, Evaluate):
+            last[segment[0].x] = max(last.get(segment[0].x, 0), i)  # type: ignore[union-attr]
+    # A combination that nobody reads afterwards is not computed, so its sources are not alive for it.
+    for i in reversed(range(len(segments))):
+        for slot, terms in combined[i].items():
+            if last.get(slot, -1) > i:
+                for source in terms:
+                    last[source] = max(last.get(source, 0), i)
+
+    rows = {0: 0}  # state rows at the entry of the current segment
+    memory: dict[int, int] = {}
+    free: list[int] = []
+    size = 0
+    drafts = []
+    for i, (segment, made) in enumerate(zip(segments, combined, strict=True)):
+        evaluate = segment[0] if segment and isinstance(segment[0], Evaluate) else None
+        new = [(kind, slot) for kind, slot in evaluate.outputs] if evaluate else []
+        new += [("", op.slot) for op in segment if isinstance(op, Draw)]
+        new = [(kind, slot) for kind, slot in new if slot in last]
+        for _, slot in new:
+            if not free:
+                free.append(size)
+                size += 1
+            memory[slot] = free.pop(0)
+        outputs = tuple((kind, memory[slot]) for kind, slot in new if kind)
+        draws = tuple((op.draw, memory[op.slot]) for op in segment if isinstance(op, Draw) and op.slot in memory)
+        alive = [slot for slot in (*rows, *made) if last.get(slot, -1) > i]
+        terms_of = [made.get(slot, {slot: 1.0}) for slot in alive]
+        drafts.append((evaluate, rows.get(evaluate.x, 0) if evaluate else 0, outputs, draws, terms_of, rows, dict(memory)))
+        rows = {slot: row for row, slot in enumerate(alive)}
+        for slot in [slot for slot in memory if last[slot] <= i]:
+            free.append(memory.pop(slot))
+
+    states = max(len(draft[4]) for draft in drafts)
+    states = max(states, 1)
+    stages = []
+    for evaluate, x, outputs, draws, terms_of, entry, held in drafts:
+        weights = []
+        for terms in terms_of:
+            row = [0.0] * (states + size)
+            for slot, c in terms.items():
+                row[entry[slot] if slot in entry else states + held[slot]] += c
+            weights.append(tuple(row))
+        stages.append(Stage(evaluate, x, outputs, draws, tuple(weights)))
+    return Table(tuple(stages), states, size, rows[plan.result])

@@ -1,0 +1,1 @@
+"""Data sets: what they are (shape, value range, classes) and how they are opened."""

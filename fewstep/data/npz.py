@@ -1,0 +1,92 @@
+"""Images from a NumPy `.npz` file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fewstep.data.spec import DataSpec, Dataset, split_rows
+
+
+def open_npz(
+    path: Path, split: str, value_range: tuple[float, float] | None, validation: float, seed: int
+) -> Dataset:
+    """The arrays `images`, (N, H, W) or (N, H, W, C), and optionally `labels`, (N,) whole numbers from 0.
+
+    Bytes (uint8) become -1 to 1. Floats stay as they are and need their range stated, by `value_range` or by an array
+    `value_range` of two numbers in the file; every value must lie within. Pickled objects are refused.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: _read(file, name, path) for name in ("images", "labels", "value_range") if name in file}
+            names = file.files
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is not a whole .npz file: {error}") from None
+    if "images" not in arrays:
+        raise ValueError(f"{path} has no array 'images'; it has {', '.join(names) or 'nothing'}")
+    images = arrays["images"]
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] > 4 or not images.size:
+        raise ValueError(
+            f"images in {path} must be (N, H, W) or (N, H, W, C) with at most 4 channels, "
+            f"got shape {arrays['images'].shape}"
+        )
+    labels = arrays.get("labels")
+    if labels is not None:
+        _check_labels(labels, len(images), path)
+    limits = _limits(images, value_range, arrays.get("value_range"), path)
+
+    rows = split_rows(len(images), split, validation, seed)
+    kept = np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))
+    raw = torch.from_numpy(kept if kept.dtype == np.uint8 else kept.astype(np.float32))
+    classes = None if labels is None else int(labels.max()) + 1
+    spec = DataSpec(path.stem, tuple(raw.shape[1:]), limits, classes, len(rows))
+    return Dataset(spec, raw, None if labels is None else torch.from_numpy(labels[rows].astype(np.int64)))
+
+
+def _read(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise ValueError(
+                f"{name!r} in {path} holds pickled Python objects, which could run code and are never read: "
+                "save it as an array of numbers"
+            ) from None
+        raise ValueError(f"{name!r} in {path} cannot be read: {error}") from None
+
+
+def _check_labels(labels: np.ndarray, n: int, path: Path) -> None:
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels in {path} must be {n} whole numbers, one an image, got shape {labels.shape} of {labels.dtype}"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"labels in {path} start at 0, got {labels.min()}")
+
+
+def _limits(
+    images: np.ndarray, given: tuple[float, float] | None, stored: np.ndarray | None, path: Path
+) -> tuple[float, float]:
+    if images.dtype == np.uint8:
+        if given is not None or stored is not None:
+            raise ValueError(f"images in {path} are bytes, whose range is known: leave value_range out")
+        return (-1.0, 1.0)
+    if images.dtype.kind != "f":
+        raise ValueError(f"images in {path} must be uint8 or floats, got {images.dtype}")
+    pair = given if given is not None else stored
+    if pair is None:
+        raise ValueError(
+            f"images in {path} are floats of unstated range ({images.min():g} to {images.max():g} found): "
+            "give value_range=(low, high), or store an array 'value_range' in the file"
+        )
+    if len(pair) != 2 or not float(pair[0]) < float(pair[1]):
+        raise ValueError(f"value_range must be (low, high) with low < high, got {tuple(pair)}")
+    low, high = float(pair[0]), float(pair[1])
+    if not (images.min() >= low and images.max() <= high):  # written so that NaN fails too
+        raise ValueError(f"images in {path} run from {images.min():g} to {images.max():g}, outside {low:g} to {high:g}")
+    return low, high

@@ -1,0 +1,144 @@
+"""Data sets with their facts: shape, value range and classes travel with the images.
+
+`open_data` reads what comes built in, a folder of images, or an `.npz` file. All images are held in memory, one byte a
+value where the source has bytes (50 000 colour images of 32x32: 150 MB), and turned into floats batch by batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.core.errors import suggest
+
+# A built-in data set is a module with `load(split) -> (images, labels)`, SHAPE, VALUE_RANGE and CLASSES.
+BUILT_IN = {"digits": "fewstep.data.digits"}
+SPLITS = ("train", "validation", "all")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set is: its name, the shape of one sample (C, H, W), the range its values lie in, the number of
+    classes (None without labels) and the number of samples."""
+
+    name: str
+    shape: tuple[int, ...]
+    value_range: tuple[float, float]
+    classes: int | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in memory. `data[rows]` is (images, labels): float32 within `spec.value_range`, and int64 or None.
+
+    `raw` is (N, C, H, W), either float32 within the range or uint8, of which 0 and 255 are the ends of the range.
+    `labels` is (N,) int64 or None. `class_names` names the classes where the source does. `skipped` are the files that
+    could not be read.
+    """
+
+    spec: DataSpec
+    raw: Tensor
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.spec.n
+
+    def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        return self._float(self.raw[rows]), None if self.labels is None else self.labels[rows]
+
+    @property
+    def images(self) -> Tensor:
+        """All images as float32 within `spec.value_range`."""
+        return self._float(self.raw)
+
+    def _float(self, raw: Tensor) -> Tensor:
+        if raw.dtype != torch.uint8:
+            return raw
+        low, high = self.spec.value_range
+        return raw.float().mul_((high - low) / 255).add_(low)
+
+    def std(self) -> float:
+        """Standard deviation of all values around their mean, in float64: EDM's sigma_data."""
+        chunks = [chunk.double() for chunk in self.raw.split(4096)]
+        mean = sum(float(chunk.sum()) for chunk in chunks) / self.raw.numel()
+        variance = sum(float((chunk - mean).square().sum()) for chunk in chunks) / self.raw.numel()
+        scale = (self.spec.value_range[1] - self.spec.value_range[0]) / 255 if self.raw.dtype == torch.uint8 else 1.0
+        return scale * variance**0.5
+
+
+def split_rows(n: int, split: str, validation: float, seed: int) -> np.ndarray:
+    """Which of `n` samples belong to the split: a seeded permutation whose last `validation` share is held out.
+
+    Raises ValueError for an unknown split, a share outside [0, 1), or a split that would be empty.
+    """
+    if split not in SPLITS:
+        raise suggest("split", split, SPLITS)
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be a share of at least 0 and below 1, got {validation}")
+    order = np.random.default_rng(seed).permutation(n)
+    held = round(n * validation)
+    rows = {"train": order[: n - held], "validation": order[n - held :], "all": order}[split]
+    if not len(rows):
+        raise ValueError(f"the {split} split of {n} samples is empty with validation={validation}: change that share")
+    return rows
+
+
+def open_data(
+    source: str | Path,
+    *,
+    split: str = "train",
+    size: int | tuple[int, int] | None = None,
+    mode: str = "RGB",
+    labels: bool = False,
+    value_range: tuple[float, float] | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Dataset:
+    """Opens a data set by name ("digits"), a folder of images, or an `.npz` file.
+
+    split: "train", "validation" or "all". size: images of a folder are cropped to its aspect around the centre and
+    resized to it (height and width, or one number). mode: "RGB" or "L" (grey), for folders. labels: the folder's first
+    level of subfolders are the classes. value_range: the range of the floats in an `.npz`. validation, seed: the
+    share held out and the permutation that chooses it (a built-in data set has a split of its own).
+
+    Raises ValueError when the source is none of these, or an argument does not apply to it.
+    """
+    path = Path(source)
+    if str(source) in BUILT_IN:
+        return _built_in(str(source), split, size)
+    if path.is_dir():
+        from fewstep.data.folder import open_folder
+
+        if value_range is not None:
+            raise ValueError("value_range is for the floats of an .npz file; images of a folder become -1 to 1")
+        return open_folder(path, split, size, mode, labels, validation, seed)
+    if path.is_file() and path.suffix == ".npz":
+        from fewstep.data.npz import open_npz
+
+        if size is not None:
+            raise ValueError(f"size={size!r} is for folders of images; the arrays of {path} keep theirs")
+        return open_npz(path, split, value_range, validation, seed)
+    if path.exists():
+        raise ValueError(f"cannot read {str(path)!r} as data: give a folder of images or an .npz file")
+    if path.suffix or "/" in str(source):
+        raise ValueError(f"no data at {str(path)!r}: there is no such file or folder")
+    raise suggest("data", str(source), BUILT_IN)
+
+
+def _built_in(name: str, split: str, size: int | tuple[int, int] | None) -> Dataset:
+    module = import_module(BUILT_IN[name])
+    height, width = module.SHAPE[1:]
+    if size not in (None, (height, width), height if height == width else None):
+        raise ValueError(f"{name} comes as {height}x{width}, not as {size!r}: leave size out")
+    if split not in SPLITS:
+        raise suggest("split", split, SPLITS)
+    images, labels = module.load(split)
+    return Dataset(DataSpec(name, module.SHAPE, module.VALUE_RANGE, module.CLASSES, len(images)), images, labels)

@@ -1,0 +1,1 @@
+"""Denoisers: a network with its process, and closed forms that are exact."""

@@ -1,0 +1,119 @@
+"""The Gaussian mixture: a denoiser in closed form, with any covariances."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import Method
+from fewstep.core.prediction import Prediction
+from fewstep.core.process import Process
+
+METHODS = (
+    Method(
+        "gaussian-mixture",
+        claim="exact x0, eps, score and likelihood at every noise level, exact samples",
+        use="GaussianMixture",
+    ),
+)
+
+
+class GaussianMixture(Denoiser):
+    """`p(x0) = sum_k w_k N(m_k, C_k)` under a process: at time t it is the mixture of `N(alpha m_k, alpha^2 C_k + sigma^2)`.
+
+    With the eigenvectors `U_k` and eigenvalues `c_k` of `C_k`, and `y = U_k^T (x - alpha m_k)`,
+
+        x0 = sum_k r_k (m_k + U_k [alpha c / (alpha^2 c + sigma^2)] y)
+        eps = sum_k r_k U_k [sigma / (alpha^2 c + sigma^2)] y
+
+    where `r_k` are the responsibilities. Both are finite at alpha = 0 and at sigma = 0, neither by a difference.
+
+    Args:
+        weights `(K,)` positive (normalised here), means `(K, *shape)`, covariances `(K, D, D)`, `(K, D)` (diagonal),
+        `(K,)` (isotropic variances) or one number; D is the product of `shape`.
+        predicts: the kind it answers in, "x0" or "eps".
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        covariances: Tensor | float,
+        process: Process,
+        predicts: str = "x0",
+        dtype: torch.dtype = torch.float64,
+    ):
+        super().__init__()
+        if predicts not in ("x0", "eps"):
+            raise ValueError(f"the mixture predicts 'x0' or 'eps', not {predicts!r}")
+        means = torch.as_tensor(means, dtype=torch.float64)
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        k, d = means.shape[0], math.prod(means.shape[1:])
+        if weights.shape != (k,) or not bool((weights > 0).all()):
+            raise ValueError(f"weights must be {k} positive numbers, got shape {tuple(weights.shape)}")
+        covariances = torch.as_tensor(covariances, dtype=torch.float64)
+        if covariances.ndim < 2:
+            covariances = covariances.reshape(-1, 1).expand(k, d)
+        if covariances.ndim == 2:
+            covariances = torch.diag_embed(covariances)
+        if covariances.shape != (k, d, d):
+            raise ValueError(f"covariances must be {(k, d, d)}, {(k, d)} or {(k,)}, got {tuple(covariances.shape)}")
+        variances, vectors = torch.linalg.eigh(covariances)
+        if not bool((variances > 0).all()):
+            raise ValueError("every covariance must be positive definite")
+        self.shape, self.process, self.predicts = tuple(means.shape[1:]), process, predicts
+        for name, value in {
+            "log_weights": (weights / weights.sum()).log(),
+            "means": means.reshape(k, d),
+            "variances": variances,
+            "basis": vectors.permute(1, 0, 2).reshape(d, k * d),  # x @ basis gives U_k^T x for every k
+            "centres": torch.einsum("kde,kd->ke", vectors, means.reshape(k, d)),
+        }.items():
+            self.register_buffer(name, value.to(dtype))
+        self.log_weights: Tensor
+        self.means: Tensor
+        self.variances: Tensor
+        self.basis: Tensor
+        self.centres: Tensor
+
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """alpha, sigma, y `(B, K, D)`, 1 / (alpha^2 c + sigma^2), and `log w_k N(x; ...)` `(B, K)`."""
+        k, d = self.centres.shape
+        t = t.reshape(-1, 1, 1) if t.ndim else t.reshape(1, 1, 1)
+        alpha, sigma = self.process.alpha(t).to(self.means.dtype), self.process.sigma(t).to(self.means.dtype)
+        y = (x.reshape(-1, d).to(self.means.dtype) @ self.basis).view(-1, k, d) - alpha * self.centres
+        inverse = 1 / (alpha**2 * self.variances + sigma**2)
+        log_density = self.log_weights + 0.5 * (
+            inverse.log().sum(-1) - (y**2 * inverse).sum(-1) - d * math.log(2 * math.pi)
+        )
+        return alpha, sigma, y, inverse, log_density
+
+    def _mean(self, per_component: Tensor, log_density: Tensor) -> Tensor:
+        weighted = per_component * torch.softmax(log_density, dim=-1).unsqueeze(-1)
+        return weighted.flatten(1) @ self.basis.T
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        alpha, sigma, y, inverse, log_density = self._parts(x, t)
+        inner = self.centres + alpha * self.variances * inverse * y if self.predicts == "x0" else sigma * inverse * y
+        value = self._mean(inner, log_density).reshape(x.shape).to(x.dtype)
+        return Prediction(value, self.predicts, x, t, self.process)
+
+    def log_likelihood(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """`log p_t(x)` `(B,)` in nats; t defaults to the clean data's time."""
+        time = torch.as_tensor(self.process.t_zero, dtype=torch.float64) if t is None else t
+        return self._parts(x, time)[-1].logsumexp(-1)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n exact samples `(n, *shape)` of the data."""
+        generator = torch.Generator().manual_seed(seed)
+        k, d = self.centres.shape
+        choice = torch.multinomial(self.log_weights.exp().cpu(), n, replacement=True, generator=generator)
+        choice = choice.to(self.means.device)
+        normal = torch.randn(n, d, generator=generator, dtype=self.means.dtype).to(self.means.device)
+        vectors = self.basis.view(d, k, d).permute(1, 0, 2)
+        spread = torch.einsum("nde,ne->nd", vectors[choice], self.variances[choice].sqrt() * normal)
+        return (self.means[choice] + spread).reshape(n, *self.shape)

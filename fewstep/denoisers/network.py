@@ -1,0 +1,113 @@
+"""A network as a denoiser: its process, what it predicts, and its preconditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
+from fewstep.core.prediction import KINDS, Prediction, coefficients, expand, scales
+from fewstep.core.process import Process
+
+METHODS = (
+    Method(
+        "network",
+        paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
+        arxiv="2206.00364",
+        claim="any network under any process, with or without EDM's preconditioning",
+        use="NetworkDenoiser",
+    ),
+)
+
+PRECONDITIONS = ("none", "edm")
+
+
+class NetworkDenoiser(Denoiser):
+    """`network(x, noise, **condition)` with a process.
+
+    precondition "none": the network sees x and the process time, and returns `predicts` itself.
+
+    precondition "edm" (Karras et al., Table 1, written for any alpha; `x / alpha` is theirs): with
+    `norm = sqrt(sigma^2 + alpha^2 data_std^2)` the network sees `x / norm` and `log(sigma / alpha) / 4`, and its
+    output F makes `x0 = alpha data_std^2 / norm^2 x + sigma data_std / norm F`: near the data mostly x, in the noise
+    mostly F, with unit variance in and out.
+
+    The state may be of any float dtype; the network works in its own.
+
+    Args:
+        predicts: kind of the network's output, one of x0, eps, v, velocity, score ("edm" always gives x0).
+        shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        predicts: str = "eps",
+        shape: tuple[int, ...] | None = None,
+        conditions: Mapping[str, Label] | None = None,
+        precondition: str = "none",
+        data_std: float = 0.5,
+        value_range: tuple[float, float] | None = (-1.0, 1.0),
+    ):
+        super().__init__()
+        if predicts not in KINDS:
+            raise suggest("prediction kind", predicts, KINDS)
+        if precondition not in PRECONDITIONS:
+            raise suggest("precondition", precondition, PRECONDITIONS)
+        if precondition == "edm" and predicts != "x0":
+            raise ValueError(f"EDM's preconditioning predicts 'x0', not {predicts!r}")
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive, got {data_std}")
+        self.network, self.process, self.predicts = network, process, predicts
+        self.shape = tuple(shape) if shape is not None else None
+        self.conditions = dict(conditions or {})
+        self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's dtype: that of its first parameter."""
+        return next((p.dtype for p in self.network.parameters()), torch.float32)
+
+    def _call(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        # The noise level stays in float32: bfloat16 has three digits, too few to tell two steps apart.
+        noise = noise.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
+        return self.network(x.to(self.dtype), noise.expand(x.shape[0]), **condition).to(x.dtype)
+
+    def _edm(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_in, c_noise, c_skip, c_out."""
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        norm = (sigma**2 + alpha**2 * self.data_std**2).sqrt()
+        c_noise = (-self.process.log_snr(t) / 4).clamp(-5.0, 5.0)  # infinite at pure noise
+        return (
+            expand(1 / norm, x),
+            c_noise,
+            expand(alpha * self.data_std**2 / norm**2, x),
+            expand(sigma * self.data_std / norm, x),
+        )
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        if self.precondition == "none":
+            return Prediction(self._call(x, t, condition), self.predicts, x, t, self.process)
+        c_in, c_noise, c_skip, c_out = self._edm(x, t)
+        output = self._call(c_in * x, c_noise, condition)
+        return Prediction(torch.addcmul(c_skip * x, c_out, output), "x0", x, t, self.process)
+
+    def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The network's output at `alpha x0 + sigma eps` and what it should have been, both `(B, *shape)`.
+
+        Their squared difference is the training loss: in the network's own kind, and for EDM's preconditioning the
+        one in which every noise level has the same weight (their `lambda(sigma) c_out^2 = 1`).
+        """
+        alpha, sigma, dalpha, dsigma = scales(self.process, t)
+        x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+        if self.precondition == "edm":
+            c_in, c_noise, c_skip, c_out = self._edm(x, t)
+            return self._call(c_in * x, c_noise, condition), (x0 - c_skip * x) / c_out
+        a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
+        return self._call(x, t, condition), expand(a, x0) * x0 + expand(b, x0) * eps

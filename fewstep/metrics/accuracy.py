@@ -1,0 +1,57 @@
+"""How many conditional samples are of the class they were asked to be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.core.methods import Method
+from fewstep.metrics.common import Result, check_samples
+
+METHODS = (
+    Method(
+        "accuracy",
+        claim="near 1 on real digits, 1/10 on labels dealt at random",
+        use="class_accuracy",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Accuracy(Result):
+    """Share of `n` samples, in [0, 1], that the classifier gives the label they were drawn for; `error` is its
+    standard error, sqrt(p (1 - p) / n)."""
+
+    error: float
+
+
+def class_accuracy(
+    samples: Tensor,
+    labels: Tensor | int,
+    classifier: Callable[[Tensor], Tensor] | None = None,
+) -> Accuracy:
+    """Accuracy of `samples` (N, *shape) under a classifier (B, *shape) -> logits (B, classes).
+
+    `labels` is (N,) integers in [0, classes) or one for all. The classifier is that of the 8x8 digits if none
+    is given; whether its dropout and the like are off is the caller's affair. Raises ValueError for samples
+    that are not finite, fewer than two, labels that do not fit, and logits of another shape.
+    """
+    samples = check_samples(samples, "samples")
+    n = len(samples)
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim > 1 or (labels.ndim and len(labels) != n):
+        raise ValueError(f"labels must be an integer or ({n},) integers, not {tuple(labels.shape)} of {labels.dtype}")
+    if classifier is None:
+        from fewstep.metrics.digits_classifier import digits_classifier
+
+        classifier = digits_classifier(samples.device)
+    with torch.no_grad():
+        logits = torch.cat([classifier(part) for part in samples.split(1024)])
+    if logits.ndim != 2 or len(logits) != n:
+        raise ValueError(f"the classifier must give ({n}, classes) for {n} samples, not {tuple(logits.shape)}")
+    classes = logits.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels must lie in [0, {classes}), not in [{int(labels.min())}, {int(labels.max())}]")
+    share = (logits.argmax(1).cpu() == labels.cpu()).double().mean().item()
+    return Accuracy(share, n, (share * (1 - share) / n) ** 0.5)

@@ -1,0 +1,43 @@
+"""What the metrics share: the checks on what comes in, and the form of what goes out."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A measured figure: `value` is the number to compare, `n` the number of samples it was measured on."""
+
+    value: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def check_samples(x: Tensor, what: str, at_least: int = 2) -> Tensor:
+    """`x` itself, (N, *shape) and finite, detached. ValueError if it is not, or has fewer than `at_least` rows."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{what} must be a tensor (N, *shape), not {type(x).__name__}")
+    if x.ndim < 2 or x[0].numel() == 0:
+        raise ValueError(f"{what} must have a sample axis and at least one value a sample, not the shape {tuple(x.shape)}")
+    if len(x) < at_least:
+        raise ValueError(f"{what} has {len(x)} samples: at least {at_least} are needed")
+    if x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{what} must hold real numbers, not {x.dtype}")
+    x = x.detach()
+    if x.is_floating_point():
+        bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+        if bad:
+            raise ValueError(f"{what} has values that are not finite, in {bad} of {len(x)} samples")
+    return x
+
+
+def check_same_shape(x: Tensor, real: Tensor, what: str = "samples", other: str = "real") -> None:
+    """ValueError unless a sample of one has the shape of a sample of the other."""
+    if x.shape[1:] != real.shape[1:]:
+        raise ValueError(f"{what} are {tuple(x.shape[1:])} each but {other} are {tuple(real.shape[1:])}")

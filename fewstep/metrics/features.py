@@ -1,0 +1,77 @@
+"""Feature spaces in which samples are compared: pixels, the digits classifier's last hidden layer, or any function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.core.errors import suggest
+from fewstep.metrics.common import check_same_shape, check_samples
+
+
+@dataclass(frozen=True)
+class Features:
+    """A named map from samples (B, *shape) to vectors (B, F); `dim` is F, or None where it follows the samples."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    dim: int | None = None
+
+    def __call__(self, x: Tensor, what: str = "samples", batch: int = 1024) -> Tensor:
+        """Vectors (N, F), float64 on the CPU, of samples (N, *shape); the function sees `batch` of them at a time.
+
+        Raises ValueError for samples or vectors that are not finite, fewer than two samples, and a function
+        that does not give one vector a sample.
+        """
+        x = check_samples(x, what)
+        with torch.no_grad():
+            parts = [self._vectors(part, what) for part in x.split(batch)]
+        return torch.cat(parts)
+
+    def _vectors(self, x: Tensor, what: str) -> Tensor:
+        y = self.function(x)
+        if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x) or y.shape[1] == 0:
+            got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}")
+        if self.dim not in (None, y.shape[1]):
+            raise ValueError(f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}")
+        y = y.to("cpu", torch.float64)  # as one step: MPS has no float64, and samples and data may be on different devices
+        if not torch.isfinite(y).all():
+            raise ValueError(f"features {self.name!r} of {what} are not finite")
+        return y
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def _digits(x: Tensor) -> Tensor:
+    from fewstep.metrics.digits_classifier import digits_classifier
+
+    return digits_classifier(x.device).features(x)
+
+
+_KNOWN = {f.name: f for f in (Features("pixels", _pixels), Features("digits", _digits, 64))}
+
+
+def find_features(features: "str | Features | Callable[[Tensor], Tensor]") -> Features:
+    """The features of that name ("pixels", "digits"), or a callable (B, *shape) -> (B, F) under its own name.
+
+    Raises ValueError for an unknown name (with the close ones) and for what is no function.
+    """
+    if isinstance(features, Features):
+        return features
+    if isinstance(features, str):
+        if features not in _KNOWN:
+            raise suggest("features", features, _KNOWN)
+        return _KNOWN[features]
+    if callable(features):
+        return Features(getattr(features, "__name__", type(features).__name__), features)
+    raise ValueError(f"features must be one of {', '.join(_KNOWN)}, or a function of samples, not {features!r}")
+
+
+def feature_pair(samples: Tensor, real: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+    """The vectors of `samples` and of `real`, (N, F) and (M, F). ValueError if the two do not belong together."""
+    check_same_shape(check_samples(samples, "samples"), check_samples(real, "real"))
+    return features(samples), features(real, "real")

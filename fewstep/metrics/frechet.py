@@ -1,0 +1,98 @@
+"""Frechet distance between samples and real data, beside the distance that real data keep from themselves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.core.methods import Method
+from fewstep.metrics.common import Result
+from fewstep.metrics.features import Features, feature_pair, find_features
+
+METHODS = (
+    Method(
+        "frechet",
+        paper="GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017)",
+        arxiv="1706.08500",
+        claim="the closed form on Gaussians, and a floor of real against real at equal n",
+        use="frechet",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Frechet(Result):
+    """A Frechet distance: of `n` samples to `n_real` real rows, in the space of `features`.
+
+    `floor` is the distance of `floor_n` of the real rows to the other `n_real - floor_n`: what samples that are
+    real data would score. It is None with fewer than four real rows. The distance of finite sets is biased
+    upwards, more so for small ones: a value is read against its floor, and where `floor_n < n` (fewer than
+    2n real rows) the floor is on the high side.
+    """
+
+    n_real: int
+    features: str
+    floor: float | None
+    floor_n: int
+
+
+def frechet(
+    samples: Tensor,
+    real: Tensor,
+    features: str | Features | Callable[[Tensor], Tensor] = "pixels",
+    seed: int = 0,
+) -> Frechet:
+    """Frechet distance between Gaussians fitted to `samples` (N, *shape) and to `real` (M, *shape), in feature space.
+
+    `features` is a name ("pixels", "digits"), a `Features`, or a function (B, *shape) -> (B, F). `seed` draws
+    the rows of the floor. Raises ValueError for values that are not finite, fewer than two rows, different
+    shapes, and unknown features.
+    """
+    found = find_features(features)
+    a, b = feature_pair(samples, real, found)
+    floor, floor_n = None, min(len(a), len(b) // 2)
+    if floor_n >= 2:
+        order = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))
+        floor = _between(b[order[:floor_n]], b[order[floor_n:]])
+    else:
+        floor_n = 0
+    return Frechet(_between(a, b), len(a), len(b), found.name, floor, floor_n)
+
+
+def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians: means (F,), covariances (F, F), singular ones included.
+
+        |m_a - m_b|^2 + tr(S_a) + tr(S_b) - 2 tr sqrt(S_a^1/2 S_b S_a^1/2)      (Dowson and Landau, 1982)
+
+    The last trace is the sum of the singular values of S_a^1/2 S_b^1/2. That never forms the product S_a S_b,
+    so its small eigenvalues keep their digits, and a singular covariance needs no offset on its diagonal.
+    """
+    mean_a, cov_a, mean_b, cov_b = (x.detach().to("cpu", torch.float64) for x in (mean_a, cov_a, mean_b, cov_b))
+    dim = mean_a.numel()
+    if not mean_a.shape == mean_b.shape == (dim,) or not cov_a.shape == cov_b.shape == (dim, dim):
+        shapes = [tuple(x.shape) for x in (mean_a, cov_a, mean_b, cov_b)]
+        raise ValueError(f"means must be (F,) and covariances (F, F), both the same F, not {shapes}")
+    if not all(torch.isfinite(x).all() for x in (mean_a, cov_a, mean_b, cov_b)):
+        raise ValueError("means and covariances must be finite")
+    overlap = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
+    return max(0.0, distance.item())  # equal Gaussians cancel to rounding error of either sign
+
+
+def _between(a: Tensor, b: Tensor) -> float:
+    """The distance of two sets of rows (N, F), (M, F), with unbiased covariances."""
+    return gaussian_frechet(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+
+
+def _covariance(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(0)
+    return centred.T @ centred / (len(rows) - 1)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root. Eigenvalues that are zero up to rounding are zero: their roots would be 1e-8."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    rounding = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    values = torch.where(values > rounding, values, torch.zeros_like(values))
+    return (vectors * values.sqrt()) @ vectors.T

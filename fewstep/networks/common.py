@@ -1,0 +1,103 @@
+"""Pieces shared by the networks: the embedding of noise level and class, attention, size checks.
+
+Every network of this room is called as `network(x, noise, label=None)`: `x` is (B, C, H, W), `noise` is (B,) or one
+number for the batch (a function of the noise level, of order one: EDM's log(sigma) / 4, or a process time in 0 to 1),
+`label` is (B,) integers in 0 to `classes`, where `classes` itself, like None, means "no label".
+
+`network.blocks` is a dictionary from names to modules, in the order in which they run, each called exactly once per
+forward pass as `block(x, embedding)` and returning the new `x`. A name is also the path of the module inside the
+network (`network.get_submodule(name)`), so features are read, cached or replaced by hooks or by name.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Angular frequencies of the Fourier features, in radians per unit of `noise`. The lowest is monotone over a range of
+# six; the highest resolves a hundredth. Much higher ones would make the output rough in t, which consistency and
+# flow-map training differentiate.
+LOWEST, HIGHEST = 0.5, 32.0
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+def as_pair(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
+    """`size` as (height, width); a single number is square. Raises ValueError unless both are at least 1."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(f"{name} must be a positive integer or (height, width), got {size!r}")
+    return pair[0], pair[1]
+
+
+def plain(size: tuple[int, int]) -> int | list[int]:
+    """(height, width) as JSON: one number when square."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def head_count(width: int) -> int:
+    """The most heads that divide `width` evenly into at least 32 channels each (1 when width < 64).
+
+    Narrower heads cost more time than they bring: attention with 8 channels a head is several times slower.
+    """
+    return max(heads for heads in range(1, max(width // 32, 1) + 1) if width % heads == 0)
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention from stacked queries, keys and values: (B, N, 3 W) to (B, N, W)."""
+    batch, tokens, triple = qkv.shape
+    query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(query, key, value)
+    return out.transpose(1, 2).reshape(batch, tokens, triple // 3)
+
+
+def zeroed(layer: _Layer) -> _Layer:
+    """The layer with all its parameters set to zero, so that its branch starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class Embedding(nn.Module):
+    """Noise level and class as one vector: MLP(Fourier features of `noise`) + a row of a table, (B, width).
+
+    The table has one row more than there are classes; the last one stands for "no label", as classifier-free
+    guidance needs (Ho and Salimans, 2022, arXiv:2207.12598).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, classes: int | None, features: int = 64) -> None:
+        super().__init__()
+        if classes is not None and classes < 1:
+            raise ValueError(f"classes must be at least 1, or None for an unconditional network, got {classes}")
+        self.classes = classes
+        exponents = torch.linspace(math.log(LOWEST), math.log(HIGHEST), features // 2)
+        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        if classes is not None:
+            self.label = nn.Embedding(classes + 1, width)
+            nn.init.normal_(self.label.weight, std=width**-0.5)
+
+    def forward(self, noise: Tensor, label: Tensor | None, batch: int) -> Tensor:
+        if noise.shape not in ((), (batch,)):
+            raise ValueError(f"noise must be one number or have shape ({batch},), got {tuple(noise.shape)}")
+        # The phases are taken in float32 whatever the network computes in: bfloat16 would round the noise level.
+        phase = noise.float().expand(batch)[:, None] * self.frequencies.float()
+        features = torch.cat([phase.cos(), phase.sin()], dim=1)
+        out = self.mlp(features.to(self.mlp[0].weight.dtype))
+        if self.classes is None:
+            if label is not None:
+                raise ValueError("this network was built without classes (classes=None), yet a label was given")
+            return out
+        if label is None:
+            label = torch.full((batch,), self.classes, device=noise.device)
+        elif label.shape != (batch,) or label.is_floating_point() or label.dtype == torch.bool:
+            raise ValueError(
+                f"label must be {batch} integers in 0 to {self.classes} ({self.classes} means no label), "
+                f"got shape {tuple(label.shape)} of {label.dtype}"
+            )
+        return out + self.label(label)

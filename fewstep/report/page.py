@@ -1,0 +1,100 @@
+"""The report of a job: one HTML page with its pictures, plots and tables inside, that opens anywhere, offline."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.report.files import write_text
+from fewstep.report.grid import VISIBLE, png_bytes, to_pixels
+from fewstep.report.plot import Plot, svg
+from fewstep.report.table import Table, cells, format_number, numeric_columns
+
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Samples side by side: `images` (R, C, channels, H, W), a row a setting ("unipc, 8 steps"), a column a noise."""
+
+    title: str
+    images: Tensor
+    row_labels: Sequence[str]
+    note: str = ""
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 5 or self.images.numel() == 0:
+            raise ValueError(
+                f"images of {self.title!r} must be (rows, columns, channels, H, W), not {tuple(self.images.shape)}"
+            )
+        if len(self.row_labels) != len(self.images):
+            raise ValueError(f"{self.title!r} has {len(self.images)} rows of images but {len(self.row_labels)} labels")
+
+
+Section = Pictures | Plot | Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page: `lead` is one paragraph or several, `facts` (name, value) pairs, `sections` in the order of reading."""
+
+    title: str
+    lead: str | Sequence[str] = ()
+    facts: Sequence[tuple[str, Any]] = ()
+    sections: Sequence[Section] = ()
+
+
+def write_report(folder: str | Path, report: Report) -> Path:
+    """Render `report` to `folder`/report.html, whole or not at all; give its path. The folder is made if need be.
+
+    The page refers to nothing outside itself. All text is escaped.
+    """
+    page = render(report)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_text(folder / "report.html", page)
+
+
+def render(report: Report) -> str:
+    """The page as text. The same report gives the same page. Raises ValueError for a section of another kind."""
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(
+        title=report.title,
+        lead=[report.lead] if isinstance(report.lead, str) else list(report.lead),
+        facts=[(name, format_number(value)) for name, value in report.facts],
+        sections=[_section(section, f"s{index}") for index, section in enumerate(report.sections, 1)],
+    )
+
+
+def _section(section: Section, name: str) -> dict[str, Any]:
+    """What the template shows of a section; `name` is its id on the page."""
+    if not isinstance(section, Section):
+        raise ValueError(f"a section must be Pictures, Plot or Table, not {type(section).__name__}")
+    shown: dict[str, Any] = {"id": name, "title": section.title, "note": section.note, "best": False}
+    if isinstance(section, Pictures):
+        columns, _, height, width = section.images.shape[1:]
+        size = {"columns": columns, "height": height, "width": width, "sharp": min(height, width) < VISIBLE}
+        return shown | {"kind": "pictures", "rows": _pictures(section)} | size
+    if isinstance(section, Plot):
+        from markupsafe import Markup
+
+        return shown | {"kind": "plot", "svg": Markup(svg(section, name))}  # its text was escaped as it was drawn
+    heads = zip(section.columns, numeric_columns(section), strict=True)
+    return shown | {"kind": "table", "heads": list(heads), "rows": cells(section), "best": bool(section.best)}
+
+
+def _pictures(section: Pictures) -> list[tuple[str, list[str]]]:
+    """Rows of data URIs. Pixels are kept as they are: the page enlarges small images, and sharply."""
+    pixels = to_pixels(section.images, section.value_range)
+    return [
+        (label, ["data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii") for image in row])
+        for label, row in zip(section.row_labels, pixels, strict=True)
+    ]

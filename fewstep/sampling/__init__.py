@@ -1,0 +1,1 @@
+"""Solvers, each written as its paper writes it and traced to a Plan."""

@@ -1,0 +1,1 @@
+"""Rules that place the times of a sampling grid."""

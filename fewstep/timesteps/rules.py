@@ -1,0 +1,143 @@
+"""The rules: where a sampling grid puts its times.
+
+A rule maps (process, steps, end) to `steps + 1` decreasing times. `end` is "zero" (the grid ends at the clean sample,
+sigma = 0) or "min" (it ends at the process's `t_min`). Rules that live on the noise level (log-SNR, sigma) cannot
+place sigma = 0, so with "zero" they run down to `t_min` and jump from there; rules in time simply end at `t_zero`
+where that lies within reach of the clock (VE's and the discrete processes' clean time is one jump below `t_min`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from fewstep.core.errors import suggest
+from fewstep.core.methods import Method, find, methods
+from fewstep.core.process import Process
+
+_EDM = "Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)"
+_FLAWED = "Common Diffusion Noise Schedules and Sample Steps Are Flawed (Lin et al., 2024)"
+METHODS = (
+    Method("uniform", claim="equal steps in the process's own time", use="uniform"),
+    Method(
+        "log-snr",
+        paper="DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022)",
+        arxiv="2206.00927",
+        claim="equal steps in log-SNR",
+        use="log_snr",
+    ),
+    Method("karras", paper=_EDM, arxiv="2206.00364", claim="equal steps in sigma^(1/rho), rho = 7", use="karras"),
+    Method(
+        "quadratic",
+        paper="Denoising Diffusion Implicit Models (Song et al., 2021)",
+        arxiv="2010.02502",
+        claim="equal steps in the square root of time: finer near the data",
+        use="quadratic",
+    ),
+    Method("exponential", paper=_EDM, arxiv="2206.00364", claim="equal steps in log sigma", use="exponential"),
+    Method("polyexponential", claim="powers of equal steps, in log sigma", use="polyexponential"),
+    Method(
+        "beta",
+        paper="Beta Sampling is All You Need (Lee et al., 2024)",
+        arxiv="2407.12173",
+        claim="quantiles of a Beta(0.6, 0.6) distribution over time: finer at both ends",
+        use="beta",
+    ),
+    Method("leading", paper=_FLAWED, arxiv="2305.08891", claim="DDPM's convention: multiples of T/steps from 0", use="leading"),
+    Method("linspace", paper=_FLAWED, arxiv="2305.08891", claim="first and last step of the table and equal steps between", use="linspace"),
+    Method("trailing", paper=_FLAWED, arxiv="2305.08891", claim="multiples of T/steps down from T: starts at the last step", use="trailing"),
+)
+
+Rule = Callable[..., list[float]]
+
+
+def _ramp(n: int) -> list[float]:
+    """n + 1 numbers from 1 down to 0; one step alone is [1, 0]."""
+    return [1 - i / n for i in range(n)] + [0.0]
+
+
+def _on_clock(process: Process, steps: int, end: str, warp: Callable[[float], float]) -> list[float]:
+    """Times at `warp(ramp)` of the clock, `warp` increasing from 0 to 1."""
+    low, high = process.t_min, process.t_max
+    if end == "min":
+        return [low + (high - low) * warp(u) for u in _ramp(steps)]
+    if process.t_zero < 0:  # the clean sample is off the clock: one jump below t_min
+        return [low + (high - low) * warp(u) for u in _ramp(steps - 1)][: steps] + [process.t_zero] if steps > 1 else [high, process.t_zero]
+    return [high * warp(u) for u in _ramp(steps)]
+
+
+def _on_noise(process: Process, steps: int, end: str, log_snr: Callable[[float, float, float], float]) -> list[float]:
+    """Times whose log-SNR is `log_snr(u, low, high)`, u from 1 (the noise, low) to 0 (high)."""
+    n = steps if end == "min" else steps - 1
+    high = process.log_snr(process.t_min)
+    low = process.log_snr(process.t_max)
+    if math.isinf(low):  # pure noise has no log-SNR: start there, and space the rest from just below it
+        low = process.log_snr(process.t_max - 1e-3 * (process.t_max - process.t_min))
+    times = [process.t_max]
+    if n > 0:
+        times += [process.time(log_snr(u, low, high)) for u in _ramp(n)[1:-1]] + [process.t_min]
+    return times + ([process.t_zero] if end == "zero" else [])
+
+
+def uniform(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """Equal steps in the process's own time."""
+    return _on_clock(process, steps, end, lambda u: u)
+
+
+def quadratic(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """`t = t_max u^2` (DDIM's quadratic spacing)."""
+    return _on_clock(process, steps, end, lambda u: u * u)
+
+
+def beta(process: Process, steps: int, end: str = "zero", a: float = 0.6, b: float = 0.6) -> list[float]:
+    """Quantiles of Beta(a, b) over the process's time."""
+    from scipy.special import betaincinv
+
+    return _on_clock(process, steps, end, lambda u: float(betaincinv(a, b, u)))
+
+
+def log_snr(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """Equal steps in log-SNR."""
+    return _on_noise(process, steps, end, lambda u, low, high: high + u * (low - high))
+
+
+def karras(process: Process, steps: int, end: str = "zero", rho: float = 7.0) -> list[float]:
+    """Equal steps in `(sigma/alpha)^(1/rho)` (eq. 5)."""
+
+    def value(u: float, low: float, high: float) -> float:
+        return -rho * math.log(math.exp(-high / rho) + u * (math.exp(-low / rho) - math.exp(-high / rho)))
+
+    return _on_noise(process, steps, end, value)
+
+
+def exponential(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """Equal steps in `log sigma`, for variance-preserving processes a little denser in the noise than log-SNR."""
+    return polyexponential(process, steps, end, rho=1.0)
+
+
+def polyexponential(process: Process, steps: int, end: str = "zero", rho: float = 2.0) -> list[float]:
+    """`log(sigma/alpha)` at `u^rho`: with rho above 1 finer near the data."""
+    return _on_noise(process, steps, end, lambda u, low, high: high + u**rho * (low - high))
+
+
+def _table(process: Process, steps: int, end: str, indices: Sequence[float]) -> list[float]:
+    """Grid of a discrete convention: its `steps` times, then the end (the clean sample, or step 0)."""
+    scale = (process.t_max - process.t_min) / 999  # continuous processes: the same fractions of their clock
+    times = [process.t_min + scale * i for i in indices]
+    last = process.t_zero if end == "zero" else process.t_min
+    return times if times[-1] == last else [*times, last]
+
+
+def leading(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """Steps at `k floor(1000 / steps)`, k = steps - 1 ... 0 (starts below the noisiest step)."""
+    return _table(process, steps, end, [k * (1000 // steps) for k in reversed(range(steps))])
+
+
+def linspace(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """Steps at `steps` equally spaced numbers from 999 to 0, not rounded."""
+    return _table(process, steps, end, [999 * u for u in _ramp(steps - 1)] if steps > 1 else [999.0])
+
+
+def trailing(process: Process, steps: int, end: str = "zero") -> list[float]:
+    """Steps at `1000 k / steps - 1`, k = steps ... 1: starts at the noisiest step."""
+    return _table(process, steps, end, [1000 * k / steps - 1 for k in range(steps, 0, -1)])
