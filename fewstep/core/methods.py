@@ -48,13 +48,24 @@ class Method:
 
 
 def _cards(path: Path, module: str) -> list[Method]:
+    """The METHODS literal of a file. A name in it may stand for a string that the file assigns above it."""
+    strings: dict[str, str] = {}
+
+    def value(node: ast.expr) -> Any:
+        return strings[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
+
     found = []
     for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "METHODS":
-            for call in node.value.elts:  # type: ignore[attr-defined]
-                args = [ast.literal_eval(arg) for arg in call.args]
-                kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-                found.append(Method(*args, **kwargs, module=module))
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        name = node.targets[0].id
+        if name == "METHODS" and isinstance(node.value, ast.Tuple):
+            for call in node.value.elts:
+                assert isinstance(call, ast.Call)
+                kwargs = {str(keyword.arg): value(keyword.value) for keyword in call.keywords}
+                found.append(Method(*map(value, call.args), **kwargs, module=module))
+        elif isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            strings[name] = node.value.value
     return found
 
 

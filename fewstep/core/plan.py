@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.core.denoiser import Denoiser
+    from fewstep.core.process import Process
     from fewstep.core.table import Table
 
 FORMAT = "fewstep-plan-1"
@@ -92,6 +93,14 @@ class Plan:
         from fewstep.core.table import lower
 
         return lower(self)
+
+    def fits(self, process: Process) -> bool:
+        """Whether the plan was made for this process (the same kind and parameters)."""
+        if self.__dict__.get("_fitted") is not process:  # remembered: comparing a long table costs more than a step
+            if process.config() != dict(self.process):
+                return False
+            self.__dict__["_fitted"] = process
+        return True
 
     def __call__(self, model: Denoiser, noise: Tensor, **options: Any) -> Tensor:
         """Run and return the samples; the options are those of `fewstep.core.run.run`."""

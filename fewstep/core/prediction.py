@@ -16,14 +16,15 @@ from fewstep.core.process import Process
 
 Number = TypeVar("Number", float, Tensor)
 
-KINDS = ("x0", "eps", "v", "velocity", "score")
+KINDS = ("x0", "eps", "v", "velocity", "score", "flow")
 
 
 def coefficients(kind: str, alpha: Number, sigma: Number, dalpha: Number, dsigma: Number) -> tuple[Number, Number]:
     """`(a, b)` with `value = a x0 + b eps`.
 
     x0 (1, 0); eps (0, 1); v (-sigma, alpha) (Salimans & Ho, 2022); velocity (alpha', sigma'), which is `eps - x0` for
-    the rectified flow; score (0, -1/sigma), infinite at sigma = 0.
+    the rectified flow; score (0, -1/sigma), infinite at sigma = 0; flow (-1, 1), the rectified flow's velocity
+    `eps - x0` under any process.
     """
     one, zero = alpha * 0 + 1, alpha * 0
     if kind == "x0":
@@ -36,6 +37,8 @@ def coefficients(kind: str, alpha: Number, sigma: Number, dalpha: Number, dsigma
         return dalpha, dsigma
     if kind == "score":
         return zero, -1 / sigma
+    if kind == "flow":
+        return -one, one
     raise suggest("prediction kind", kind, KINDS)
 
 

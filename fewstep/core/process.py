@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -28,6 +29,11 @@ class Process:
     t_max: float
     t_zero: float
 
+    @property
+    def table_steps(self) -> int | None:
+        """Number of steps of a process that was given as a table; None for a continuous one."""
+        return None
+
     # What a process defines, on float64 tensors.
     def _alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -47,35 +53,44 @@ class Process:
     def _log_snr(self, t: Tensor) -> Tensor:
         return self._alpha(t).log() - self._sigma(t).log()
 
-    @staticmethod
-    def _apply(function: Any, t: Time) -> Time:
+    @cached_property
+    def _known(self) -> dict[tuple[str, float], float]:
+        return {}
+
+    def _apply(self, name: str, t: Time) -> Time:
         if isinstance(t, Tensor):
-            return function(t.double())
-        return float(function(torch.tensor(t, dtype=torch.float64)))
+            return getattr(self, name)(t.double())
+        # Solvers ask for the same few times over and over, so a float's answer is remembered.
+        value = self._known.get((name, t))
+        if value is None:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            value = self._known[name, t] = float(getattr(self, name)(torch.tensor(t, dtype=torch.float64)))
+        return value
 
     def alpha(self, t: Time) -> Time:
         """Signal coefficient, in [0, 1]."""
-        return self._apply(self._alpha, t)
+        return self._apply("_alpha", t)
 
     def sigma(self, t: Time) -> Time:
         """Noise coefficient, at least 0."""
-        return self._apply(self._sigma, t)
+        return self._apply("_sigma", t)
 
     def dalpha(self, t: Time) -> Time:
         """Derivative of alpha in t."""
-        return self._apply(self._dalpha, t)
+        return self._apply("_dalpha", t)
 
     def dsigma(self, t: Time) -> Time:
         """Derivative of sigma in t."""
-        return self._apply(self._dsigma, t)
+        return self._apply("_dsigma", t)
 
     def log_snr(self, t: Time) -> Time:
         """`log(alpha / sigma)`: +inf where sigma is 0, -inf where alpha is 0."""
-        return self._apply(self._log_snr, t)
+        return self._apply("_log_snr", t)
 
     def time(self, log_snr: Time) -> Time:
         """The time at which `log_snr(t)` has the given value: the inverse of `log_snr`."""
-        return self._apply(self._time, log_snr)
+        return self._apply("_time", log_snr)
 
     def config(self) -> dict[str, Any]:
         """JSON from which `process_from_config` makes this process again."""

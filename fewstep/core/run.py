@@ -6,6 +6,7 @@ read back from the device, and nothing is allocated but by the network.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
-from fewstep.core.table import Stage, Table
+from fewstep.core.table import Bound, Table
 
 Callback = Callable[[int, float, Tensor, Prediction], None]
 
@@ -45,7 +46,7 @@ def _check(plan: Plan, model: Denoiser, noise: Tensor, dtype: torch.dtype) -> No
     if model.shape is not None and tuple(noise.shape[1:]) != tuple(model.shape):
         raise ValueError(f"noise of shape {tuple(noise.shape)} does not fit the model: it takes (B, {_comma(model.shape)})")
     own = getattr(model, "process", None)
-    if own is not None and own.config() != dict(plan.process):
+    if own is not None and not plan.fits(own):
         raise ValueError(
             f"the plan was made for the process {plan.process.get('process')!r}, the model has {own.config()['process']!r}"
             " or other parameters of it: make the plan with fs.plan(model.process, ...)"
@@ -56,29 +57,10 @@ def _comma(shape: Sequence[int]) -> str:
     return ", ".join(str(n) for n in shape)
 
 
-def _evaluate(
-    model: Denoiser, x: Tensor, t: Tensor, condition: dict[str, Tensor], stage: Stage, number: int
-) -> Prediction:
-    prediction = model(x, t, **condition)
-    if prediction.value.shape != x.shape:
-        raise ValueError(
-            f"the network returned shape {tuple(prediction.value.shape)} for an input of shape {tuple(x.shape)}"
-            f" at evaluation {number}, t = {stage.evaluate.t:.6g}"  # type: ignore[union-attr]
-        )
-    return prediction
-
-
-def _combine(weights: Tensor, stage: Stage, reads: Tensor, writes: Tensor, order: Sequence[int]) -> None:
-    """`writes = weights @ reads`.
-
-    On the CPU one matrix product reads each row once. Elsewhere products may be rounded to TF32 by a global setting,
-    so the rows are added up, with the weights as kernel arguments.
-    """
-    if weights.device.type == "cpu":
-        torch.mm(weights, reads, out=writes)
-        return
-    for row, out in zip(stage.weights, writes, strict=True):
-        terms = [(c, reads[j]) for c, j in zip(row, order, strict=True) if c != 0.0]
+def _add_up(weights: Sequence[Sequence[float]], rows: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
+    """The combination row by row, for devices on which a global setting may round matrix products to TF32."""
+    for row, out in zip(weights, writes, strict=False):
+        terms = [(c, value) for c, value in zip(row, rows, strict=True) if c != 0.0]
         if not terms:
             out.zero_()
             continue
@@ -129,7 +111,8 @@ def run(
         x += init.to(dtype) * plan.start[0]
     table, source = plan.table, Noise(seed, first)
     samples, kept, count = _loop(plan, table, model, x, source, named, callback, progress, trajectory)
-    if not bool(torch.isfinite(samples).all()):
+    # A sum is the cheapest reading that any NaN or infinity reaches; only if it is off are the elements looked at.
+    if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):
         _blame(plan, table, model, x, source, named)
     return Result(samples, plan.nfe, count, time.perf_counter() - begin, tuple(kept))
 
@@ -146,42 +129,61 @@ def _loop(
     trajectory: bool,
 ) -> tuple[Tensor, list[Tensor], int]:
     shape, r, m = start.shape, table.states, table.memory
-    rows = torch.zeros((2 * r + m, start.numel()), dtype=start.dtype, device=start.device)
-    rows[0].copy_(start.reshape(-1))
-    # Every view is made before the loop: state i in block A or B, memory row j, the rows read and written.
-    views = [row.view(shape) for row in rows.unbind()]
-    blocks = (rows[: r + m], rows[r:])
-    order = (range(r + m), [*range(m, m + r), *range(m)])
-    weights = table.weights(start.device, start.dtype)
-    times = torch.tensor([e.t for e in plan.evaluations], dtype=start.dtype, device=start.device).unbind()
-    kept: list[Tensor] = []
-    count = 0
+    rows = torch.zeros((2 * r + m, *shape), dtype=start.dtype, device=start.device)
+    views = rows.unbind()
+    views[0].copy_(start)
+    # Every view is made before the loop, which makes none. Even stages read [A | memory] and write B, odd stages read
+    # [memory | B] and write A.
+    memory = views[r : r + m]
+    state = (views[:r], views[r + m :])
+    flat = rows.view(2 * r + m, -1)
+    reads = (flat[: r + m], flat[r:])
+    writes = {n: (flat[r + m : r + m + n], flat[:n]) for n in table.widths}
+    on_cpu = start.device.type == "cpu"  # one product reads each row once
+    times = table.times(start.device, start.dtype)
+    bound: Bound | None = None
+    mm, kept, count = torch.mm, [], 0
+    watched = trajectory or progress or callback is not None
     with _bar(progress, plan) as advance:
         for i, stage in enumerate(table.stages):
-            odd = i % 2
+            odd = i & 1
             if stage.evaluate is not None:
-                x = views[stage.x + (r + m if odd else 0)]
-                prediction = _evaluate(model, x, times[count], condition, stage, count + 1)
-                value = prediction.value
-                for kind, slot in stage.outputs:
-                    if kind == prediction.kind:
-                        views[r + slot].copy_(value)
-                    else:
-                        p, q = stage.convert(prediction.kind, kind)
-                        torch.mul(x, p, out=views[r + slot]).add_(value, alpha=q)
+                x = state[odd][stage.x]
+                prediction = model(x, times[count], **condition)
+                value, kind = prediction.value, prediction.kind
                 count += 1
-                if trajectory:
-                    kept.append(x.clone())
-                if callback is not None:
-                    callback(count, stage.evaluate.t, x, prediction)
-                if advance is not None:
-                    advance()
+                if value.shape != shape:
+                    raise ValueError(
+                        f"the network returned shape {tuple(value.shape)} for an input of shape {tuple(shape)}"
+                        f" at evaluation {count}, t = {stage.evaluate.t:.6g}"
+                    )
+                if bound is None:
+                    bound = table.bind(kind)
+                    weights = bound.tensors(start.device, start.dtype)
+                    first_kind = kind
+                elif kind != first_kind:  # a wrapper that changes its mind: the table is bound to the first kind
+                    value = prediction.to(first_kind)
+                for (_, slot), ratio in zip(stage.outputs, bound.ratios[i], strict=True):
+                    if ratio is None:
+                        memory[slot].copy_(value)
+                    else:
+                        torch.add(value, x, alpha=ratio, out=memory[slot])
+                if watched:
+                    if trajectory:
+                        kept.append(x.clone())
+                    if callback is not None:
+                        callback(count, stage.evaluate.t, x, prediction)
+                    if advance is not None:
+                        advance()
             for draw, slot in stage.draws:
-                views[r + slot].copy_(source.normal(draw, tuple(shape), start.device, start.dtype))
-            n = len(stage.weights)
-            base = 0 if odd else r + m
-            _combine(weights[i], stage, blocks[odd], rows[base : base + n], order[odd])
-    samples = views[table.result + (0 if len(table.stages) % 2 == 0 else r + m)].clone()
+                memory[slot].copy_(source.normal(draw, shape, start.device, start.dtype))
+            if bound is None:  # before the first evaluation: noise and states alone, no kind matters
+                _add_up(stage.weights, [*state[odd], *memory], state[1 - odd])
+            elif on_cpu:
+                mm(weights[i], reads[odd], out=writes[len(stage.weights)][odd])
+            else:
+                _add_up(bound.weights[i], [*state[odd], *memory], state[1 - odd])
+    samples = state[len(table.stages) & 1][table.result].clone()
     if trajectory:
         kept.append(samples)
     return samples, kept, count

@@ -26,7 +26,8 @@ from fewstep.core.prediction import conversion
 class Stage:
     """Evaluate state row `x` (None: no evaluation), store the outputs and draws in memory rows, then combine.
 
-    `weights` has one row a new state, and columns `[states | memory]`, as Python floats.
+    `weights` has one row a new state, and columns `[states | memory]`, as Python floats. `holds` are the memory rows
+    that hold predictions when the stage combines: (row, stage of the evaluation, kind).
     """
 
     evaluate: Evaluate | None
@@ -34,6 +35,7 @@ class Stage:
     outputs: tuple[tuple[str, int], ...]
     draws: tuple[tuple[int, int], ...]
     weights: tuple[tuple[float, ...], ...]
+    holds: tuple[tuple[int, int, str], ...] = ()
     conversions: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict, compare=False)
 
     def convert(self, source: str, target: str) -> tuple[float, float]:
@@ -41,7 +43,15 @@ class Stage:
         pair = self.conversions.get((source, target))
         if pair is None:
             assert self.evaluate is not None
-            pair = self.conversions[source, target] = conversion(source, target, *self.evaluate.scales)
+            try:
+                pair = conversion(source, target, *self.evaluate.scales)
+            except ZeroDivisionError:
+                raise ValueError(
+                    f"a prediction of {source!r} says nothing about {target!r} at t = {self.evaluate.t:g}, where alpha ="
+                    f" {self.evaluate.scales[0]:g} and sigma = {self.evaluate.scales[1]:g}: the network must predict v,"
+                    " velocity or x0 to start from pure noise, or start a little later"
+                ) from None
+            self.conversions[source, target] = pair
         return pair
 
 
@@ -55,21 +65,67 @@ class Table:
     result: int
 
     @cached_property
-    def matrices(self) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    def _times(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]:
         return {}
 
-    def weights(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        """Each stage's weight matrix, its columns in the order of the rows it reads; one transfer, then cached."""
-        cached = self.matrices.get((device, dtype))
+    def times(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The evaluations' times as scalar tensors; one transfer, then cached."""
+        if (device, dtype) not in self._times:
+            times = [stage.evaluate.t for stage in self.stages if stage.evaluate is not None]
+            self._times[device, dtype] = torch.tensor(times, dtype=dtype, device=device).unbind()
+        return self._times[device, dtype]
+
+    @cached_property
+    def widths(self) -> frozenset[int]:
+        """How many new states the stages make."""
+        return frozenset(len(stage.weights) for stage in self.stages)
+
+    @cached_property
+    def _bound(self) -> dict[str, Bound]:
+        return {}
+
+    def bind(self, kind: str) -> Bound:
+        """The table for a network that predicts `kind`; cached."""
+        bound = self._bound.get(kind)
+        if bound is None:
+            bound = self._bound[kind] = Bound(self, kind)
+        return bound
+
+
+class Bound:
+    """A table for one kind of prediction, with the conversions folded into the weights.
+
+    A row wanted as `P x + Q value` is stored as `(P / Q) x + value`, one operation and no more than a copy costs, and
+    the weights that read it are multiplied by Q. `ratios[stage][output]` is P / Q, or None where nothing is converted.
+    """
+
+    def __init__(self, table: Table, kind: str):
+        self.table = table
+        self.ratios: list[tuple[float | None, ...]] = []
+        self.weights: list[list[list[float]]] = []
+        factors: list[dict[str, float]] = []
+        for stage in table.stages:
+            pairs = {wanted: stage.convert(kind, wanted) for wanted, _ in stage.outputs if wanted != kind}
+            self.ratios.append(tuple(pairs[wanted][0] / pairs[wanted][1] if wanted in pairs else None for wanted, _ in stage.outputs))
+            factors.append({wanted: pair[1] for wanted, pair in pairs.items()})
+            weights = [list(row) for row in stage.weights]
+            for memory_row, source, wanted in stage.holds:
+                for row in weights:
+                    row[table.states + memory_row] *= factors[source].get(wanted, 1.0)
+            self.weights.append(weights)
+        self._on: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+
+    def tensors(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        """Each stage's weights, columns in the order of the rows it reads; one transfer, then cached."""
+        cached = self._on.get((device, dtype))
         if cached is None:
-            flat = []
-            for i, stage in enumerate(self.stages):
-                for row in stage.weights:
-                    flat += row if i % 2 == 0 else row[self.states :] + row[: self.states]
-            columns = self.states + self.memory
-            parts = [len(stage.weights) * columns for stage in self.stages]
-            split = torch.tensor(flat, dtype=dtype, device=device).split(parts)
-            cached = self.matrices[device, dtype] = [part.view(-1, columns) for part in split]
+            r, flat = self.table.states, []
+            for i, weights in enumerate(self.weights):
+                for row in weights:
+                    flat += row if i % 2 == 0 else row[r:] + row[:r]
+            columns = r + self.table.memory
+            split = torch.tensor(flat, dtype=dtype, device=device).split([len(w) * columns for w in self.weights])
+            cached = self._on[device, dtype] = [part.view(-1, columns) for part in split]
         return cached
 
 
@@ -115,6 +171,7 @@ def lower(plan: Plan) -> Table:
 
     rows = {0: 0}  # state rows at the entry of the current segment
     memory: dict[int, int] = {}
+    made_by: dict[int, tuple[int, str]] = {}  # slot of a prediction: its stage and kind
     free: list[int] = []
     size = 0
     drafts = []
@@ -128,11 +185,14 @@ def lower(plan: Plan) -> Table:
                 free.append(size)
                 size += 1
             memory[slot] = free.pop(0)
+        made_by |= {slot: (i, kind) for kind, slot in new if kind}
         outputs = tuple((kind, memory[slot]) for kind, slot in new if kind)
         draws = tuple((op.draw, memory[op.slot]) for op in segment if isinstance(op, Draw) and op.slot in memory)
         alive = [slot for slot in (*rows, *made) if last.get(slot, -1) > i]
         terms_of = [made.get(slot, {slot: 1.0}) for slot in alive]
-        drafts.append((evaluate, rows.get(evaluate.x, 0) if evaluate else 0, outputs, draws, terms_of, rows, dict(memory)))
+        x = rows.get(evaluate.x, 0) if evaluate else 0
+        holds = tuple((row, *made_by[slot]) for slot, row in memory.items() if slot in made_by)
+        drafts.append((evaluate, x, outputs, draws, terms_of, rows, dict(memory), holds))
         rows = {slot: row for row, slot in enumerate(alive)}
         for slot in [slot for slot in memory if last[slot] <= i]:
             free.append(memory.pop(slot))
@@ -140,12 +200,12 @@ def lower(plan: Plan) -> Table:
     states = max(len(draft[4]) for draft in drafts)
     states = max(states, 1)
     stages = []
-    for evaluate, x, outputs, draws, terms_of, entry, held in drafts:
+    for evaluate, x, outputs, draws, terms_of, entry, held, holds in drafts:
         weights = []
         for terms in terms_of:
             row = [0.0] * (states + size)
             for slot, c in terms.items():
                 row[entry[slot] if slot in entry else states + held[slot]] += c
             weights.append(tuple(row))
-        stages.append(Stage(evaluate, x, outputs, draws, tuple(weights)))
+        stages.append(Stage(evaluate, x, outputs, draws, tuple(weights), holds))
     return Table(tuple(stages), states, size, rows[plan.result])

@@ -79,6 +79,7 @@ class Trace:
         self._ops: list[Any] = []
         self._slots = 1  # slot 0 is the start
         self._draws = 0
+        self._states = {0}  # slots the network can be fed: the start and combinations
 
     def _slot(self) -> int:
         self._slots += 1
@@ -90,9 +91,10 @@ class Trace:
 
     def keep(self, value: Value) -> Value:
         """Give a value a slot of its own; the value itself is from now on that slot."""
-        if list(value.terms.values()) == [1.0]:
+        if list(value.terms.values()) == [1.0] and self._states.issuperset(value.terms):
             return value
         slot = self._slot()
+        self._states.add(slot)
         self._ops.append(Combine(slot, tuple(value.terms.items())))
         value.terms = {slot: 1.0}
         return value
@@ -112,7 +114,7 @@ class Trace:
         self._ops.append(Draw(slot, self._draws))
         return Value({slot: 1.0})
 
-    def plan(self, result: Value, times: Sequence[float], **about: Any) -> Plan:
+    def plan(self, result: Value, times: Sequence[float], about: dict[str, Any]) -> Plan:
         """The recorded program as an immutable plan."""
         self.keep(result)
         ops = []
@@ -133,7 +135,9 @@ class Trace:
         )
 
 
-def record(solver: Solver, process: Process, times: Sequence[float], options: dict[str, Any], **about: Any) -> Plan:
+def record(
+    solver: Solver, process: Process, times: Sequence[float], options: dict[str, Any], about: dict[str, Any]
+) -> Plan:
     """Trace `solver(trace, process, times, **options)` on a grid of decreasing times."""
     trace = Trace(process)
-    return trace.plan(solver(trace, process, list(times), **options), times, **about)
+    return trace.plan(solver(trace, process, list(times), **options), times, about)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fewstep.core.errors import suggest
-from fewstep.data.spec import DataSpec, Dataset, split_rows
+from fewstep.data.spec import Dataset, DataSpec, split_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fewstep.data.spec import DataSpec, Dataset, split_rows
+from fewstep.data.spec import Dataset, DataSpec, split_rows
 
 
-def open_npz(
-    path: Path, split: str, value_range: tuple[float, float] | None, validation: float, seed: int
-) -> Dataset:
+def open_npz(path: Path, split: str, value_range: tuple[float, float] | None, validation: float, seed: int) -> Dataset:
     """The arrays `images`, (N, H, W) or (N, H, W, C), and optionally `labels`, (N,) whole numbers from 0.
 
     Bytes (uint8) become -1 to 1. Floats stay as they are and need their range stated, by `value_range` or by an array
     `value_range` of two numbers in the file; every value must lie within. Pickled objects are refused.
     """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz file (a zip of NumPy arrays)")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _read(file, name, path) for name in ("images", "labels", "value_range") if name in file}
             names = file.files
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is not a whole .npz file: {error}") from None
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     if "images" not in arrays:
         raise ValueError(f"{path} has no array 'images'; it has {', '.join(names) or 'nothing'}")
     images = arrays["images"]

@@ -1,1 +1,1 @@
-"""Measures of samples: against real data (Frechet distance and kin), against labels, and against a reference run."""
+"""Measures of samples: against real data, against the labels asked for, and against a reference run."""

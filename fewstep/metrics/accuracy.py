@@ -20,8 +20,10 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Accuracy(Result):
-    """Share of `n` samples, in [0, 1], that the classifier gives the label they were drawn for; `error` is its
-    standard error, sqrt(p (1 - p) / n)."""
+    """`value`: share of samples, in [0, 1], that the classifier gives the label they were drawn for.
+
+    `error` is its standard error, sqrt(p (1 - p) / n).
+    """
 
     error: float
 
@@ -40,8 +42,11 @@ def class_accuracy(
     samples = check_samples(samples, "samples")
     n = len(samples)
     labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim > 1 or (labels.ndim and len(labels) != n):
-        raise ValueError(f"labels must be an integer or ({n},) integers, not {tuple(labels.shape)} of {labels.dtype}")
+    integer = not labels.is_floating_point() and labels.dtype != torch.bool
+    if not integer or labels.shape not in ((), (n,)):
+        raise ValueError(
+            f"labels must be an integer or ({n},) integers, not {tuple(labels.shape)} of {labels.dtype}"
+        )
     if classifier is None:
         from fewstep.metrics.digits_classifier import digits_classifier
 
@@ -49,9 +54,13 @@ def class_accuracy(
     with torch.no_grad():
         logits = torch.cat([classifier(part) for part in samples.split(1024)])
     if logits.ndim != 2 or len(logits) != n:
-        raise ValueError(f"the classifier must give ({n}, classes) for {n} samples, not {tuple(logits.shape)}")
+        raise ValueError(
+            f"the classifier must give ({n}, classes) for {n} samples, not {tuple(logits.shape)}"
+        )
     classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must lie in [0, {classes}), not in [{int(labels.min())}, {int(labels.max())}]")
+        raise ValueError(
+            f"labels must lie in [0, {classes}), not in [{int(labels.min())}, {int(labels.max())}]"
+        )
     share = (logits.argmax(1).cpu() == labels.cpu()).double().mean().item()
     return Accuracy(share, n, (share * (1 - share) / n) ** 0.5)

@@ -20,11 +20,13 @@ class Result:
 
 
 def check_samples(x: Tensor, what: str, at_least: int = 2) -> Tensor:
-    """`x` itself, (N, *shape) and finite, detached. ValueError if it is not, or has fewer than `at_least` rows."""
+    """`x` itself, detached. ValueError unless it is (N, *shape), real, finite, with N >= `at_least`."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{what} must be a tensor (N, *shape), not {type(x).__name__}")
     if x.ndim < 2 or x[0].numel() == 0:
-        raise ValueError(f"{what} must have a sample axis and at least one value a sample, not the shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{what} must have a sample axis and at least one value a sample, not the shape {tuple(x.shape)}"
+        )
     if len(x) < at_least:
         raise ValueError(f"{what} has {len(x)} samples: at least {at_least} are needed")
     if x.is_complex() or x.dtype == torch.bool:

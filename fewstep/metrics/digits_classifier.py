@@ -1,9 +1,13 @@
-"""A small classifier of the 8x8 digits: ships with its weights, and is re-made by `python -m fewstep.metrics.digits_classifier`."""
+"""A small classifier of the 8x8 digits, with its weights.
+
+They are made again by `python -m fewstep.metrics.digits_classifier`, in about a minute.
+"""
 
 import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -38,7 +42,9 @@ class DigitsClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The penultimate layer: (B, 64)."""
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"the digits classifier takes images (B, 1, 8, 8) in [-1, 1], not {tuple(x.shape)}")
+            raise ValueError(
+                f"the digits classifier takes images (B, 1, 8, 8) in [-1, 1], not {tuple(x.shape)}"
+            )
         return self.body(x.to(self.head.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,9 +52,12 @@ class DigitsClassifier(nn.Module):
         return self.head(self.features(x))
 
 
+Trained = tuple[DigitsClassifier, dict[str, float]]
+
+
 @functools.lru_cache(maxsize=4)
 def digits_classifier(device: torch.device | str = "cpu") -> DigitsClassifier:
-    """The classifier that ships with the package, in evaluation mode, its weights frozen (one copy a device)."""
+    """The classifier with the weights of the package, in evaluation mode and frozen (one copy a device)."""
     from safetensors.torch import load
 
     model = DigitsClassifier()
@@ -56,16 +65,27 @@ def digits_classifier(device: torch.device | str = "cpu") -> DigitsClassifier:
     return model.eval().requires_grad_(False).to(device)
 
 
-def train_digits_classifier(seed: int = 0, epochs: int = 150) -> tuple[DigitsClassifier, dict[str, float]]:
+def train_digits_classifier(seed: int = 0, epochs: int = 150) -> Trained:
     """Train on the digits' train split; give the model and its accuracy on both splits.
 
     Images are shifted by up to one pixel and given a little noise, so that the features forgive what a
     generated digit may do without being another digit. The validation split chooses nothing: it is read
-    once, at the end. About a minute on one core.
+    once, at the end.
     """
     from fewstep.data import digits
 
-    images, labels = digits.load(split="train")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # sums in one order, so that the weights repeat; batches are too small to share out
+    try:
+        return _train(digits.load, seed, epochs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(load: Callable[..., tuple[Tensor, Tensor]], seed: int, epochs: int) -> Trained:
+    images, labels = load(split="train")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # weights and dropout draw from the global generator
@@ -77,19 +97,21 @@ def train_digits_classifier(seed: int = 0, epochs: int = 150) -> tuple[DigitsCla
         for _ in range(epochs):
             order = torch.randperm(len(images), generator=generator)
             for rows in order[: len(order) // batch * batch].split(batch):
-                loss = functional.cross_entropy(model(_augment(images[rows], generator)), labels[rows], label_smoothing=0.05)
+                logits = model(_augment(images[rows], generator))
+                loss = functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 schedule.step()
     model.eval()
     with torch.no_grad():
-        measured = {f"{split}_accuracy": _accuracy(model, *digits.load(split=split)) for split in ("train", "validation")}
+        splits = ("train", "validation")
+        measured = {f"{split}_accuracy": _accuracy(model, *load(split=split)) for split in splits}
     return model, measured
 
 
 def save_digits_classifier(model: DigitsClassifier, facts: dict[str, float], path: str | Path) -> Path:
-    """Write the weights as float32 safetensors with `facts` as JSON in the metadata; the file appears whole or not at all."""
+    """Write float32 safetensors with `facts` as JSON in the metadata, whole or not at all."""
     from safetensors.torch import save
 
     path = Path(path)
@@ -113,9 +135,9 @@ def facts(path: str | Path | None = None) -> dict[str, float]:
 
 def main() -> None:
     """Train with seed 0 and write the weights beside this file, or to the path given on the command line."""
-    torch.set_num_threads(1)  # sums in one order, so that the weights can be made again on the same machine
     model, measured = train_digits_classifier()
-    path = save_digits_classifier(model, measured, sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_name(WEIGHTS))
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name(WEIGHTS)
+    save_digits_classifier(model, measured, path)
     print(f"{path}: {path.stat().st_size} bytes, {json.dumps(measured)}")
 
 

@@ -19,17 +19,19 @@ METHODS = (
 
 @dataclass(frozen=True)
 class EndpointError(Result):
-    """`value`: mean distance to the reference over the mean norm of the reference; `median`: of the samples'
-    own relative errors, which a few samples that went to another mode do not move."""
+    """`value`: mean distance to the reference over the mean norm of the reference.
+
+    `median` is that of the samples' own relative errors: a few that went to another mode do not move it.
+    """
 
     median: float
 
 
 def endpoint_error(x: Tensor, reference: Tensor) -> EndpointError:
-    """Relative L2 error of samples `x` (N, *shape) against `reference`, row by row the solution from the same noise.
+    """Relative L2 error of samples `x` (N, *shape) against `reference`, row by row from the same noise.
 
-    In float64. Raises ValueError for values that are not finite, fewer than two samples, different shapes, and
-    a reference with a sample that is zero throughout, to which nothing is relative.
+    In float64. Raises ValueError for values that are not finite, fewer than two samples, different shapes,
+    and a reference with a sample that is zero throughout, to which nothing is relative.
     """
     x, reference = check_samples(x, "x"), check_samples(reference, "reference")
     check_same_shape(x, reference, "samples of x", "those of the reference")

@@ -1,4 +1,4 @@
-"""Feature spaces in which samples are compared: pixels, the digits classifier's last hidden layer, or any function."""
+"""Feature spaces in which samples are compared: pixels, a layer of the digits classifier, or any function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from fewstep.metrics.common import check_same_shape, check_samples
 
 @dataclass(frozen=True)
 class Features:
-    """A named map from samples (B, *shape) to vectors (B, F); `dim` is F, or None where it follows the samples."""
+    """A named map from samples (B, *shape) to vectors (B, F); `dim` is F, or None if it varies."""
 
     name: str
     function: Callable[[Tensor], Tensor]
     dim: int | None = None
 
     def __call__(self, x: Tensor, what: str = "samples", batch: int = 1024) -> Tensor:
-        """Vectors (N, F), float64 on the CPU, of samples (N, *shape); the function sees `batch` of them at a time.
+        """Vectors (N, F), float64 on the CPU, of samples (N, *shape); the function sees `batch` at a time.
 
         Raises ValueError for samples or vectors that are not finite, fewer than two samples, and a function
         that does not give one vector a sample.
@@ -33,10 +33,14 @@ class Features:
         y = self.function(x)
         if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x) or y.shape[1] == 0:
             got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}")
+            raise ValueError(
+                f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}"
+            )
         if self.dim not in (None, y.shape[1]):
-            raise ValueError(f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}")
-        y = y.to("cpu", torch.float64)  # as one step: MPS has no float64, and samples and data may be on different devices
+            raise ValueError(
+                f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}"
+            )
+        y = y.cpu().double()  # the CPU first: not every device has float64, and both sets must meet on one
         if not torch.isfinite(y).all():
             raise ValueError(f"features {self.name!r} of {what} are not finite")
         return y
@@ -68,10 +72,12 @@ def find_features(features: "str | Features | Callable[[Tensor], Tensor]") -> Fe
         return _KNOWN[features]
     if callable(features):
         return Features(getattr(features, "__name__", type(features).__name__), features)
-    raise ValueError(f"features must be one of {', '.join(_KNOWN)}, or a function of samples, not {features!r}")
+    raise ValueError(
+        f"features must be one of {', '.join(_KNOWN)}, or a function of samples, not {features!r}"
+    )
 
 
 def feature_pair(samples: Tensor, real: Tensor, features: Features) -> tuple[Tensor, Tensor]:
-    """The vectors of `samples` and of `real`, (N, F) and (M, F). ValueError if the two do not belong together."""
+    """The vectors of `samples` and of `real`, (N, F) and (M, F). ValueError if their shapes differ."""
     check_same_shape(check_samples(samples, "samples"), check_samples(real, "real"))
     return features(samples), features(real, "real")

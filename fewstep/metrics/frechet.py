@@ -25,10 +25,10 @@ METHODS = (
 class Frechet(Result):
     """A Frechet distance: of `n` samples to `n_real` real rows, in the space of `features`.
 
-    `floor` is the distance of `floor_n` of the real rows to the other `n_real - floor_n`: what samples that are
-    real data would score. It is None with fewer than four real rows. The distance of finite sets is biased
-    upwards, more so for small ones: a value is read against its floor, and where `floor_n < n` (fewer than
-    2n real rows) the floor is on the high side.
+    `floor` is the distance of `floor_n` of the real rows to the other `n_real - floor_n`: what samples that
+    are real data would score. It is None with fewer than four real rows. The distance of finite sets is
+    biased upwards, more so for small ones: a value is read against its floor, and where `floor_n < n` (fewer
+    than 2n real rows) the floor is on the high side.
     """
 
     n_real: int
@@ -43,7 +43,7 @@ def frechet(
     features: str | Features | Callable[[Tensor], Tensor] = "pixels",
     seed: int = 0,
 ) -> Frechet:
-    """Frechet distance between Gaussians fitted to `samples` (N, *shape) and to `real` (M, *shape), in feature space.
+    """Frechet distance of Gaussians fitted to features of `samples` (N, *shape) and `real` (M, *shape).
 
     `features` is a name ("pixels", "digits"), a `Features`, or a function (B, *shape) -> (B, F). `seed` draws
     the rows of the floor. Raises ValueError for values that are not finite, fewer than two rows, different
@@ -61,14 +61,16 @@ def frechet(
 
 
 def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians: means (F,), covariances (F, F), singular ones included.
+    """Squared 2-Wasserstein distance of two Gaussians: means (F,), covariances (F, F), also singular.
 
         |m_a - m_b|^2 + tr(S_a) + tr(S_b) - 2 tr sqrt(S_a^1/2 S_b S_a^1/2)      (Dowson and Landau, 1982)
 
     The last trace is the sum of the singular values of S_a^1/2 S_b^1/2. That never forms the product S_a S_b,
     so its small eigenvalues keep their digits, and a singular covariance needs no offset on its diagonal.
     """
-    mean_a, cov_a, mean_b, cov_b = (x.detach().to("cpu", torch.float64) for x in (mean_a, cov_a, mean_b, cov_b))
+    mean_a, cov_a, mean_b, cov_b = (
+        x.detach().to("cpu", torch.float64) for x in (mean_a, cov_a, mean_b, cov_b)
+    )
     dim = mean_a.numel()
     if not mean_a.shape == mean_b.shape == (dim,) or not cov_a.shape == cov_b.shape == (dim, dim):
         shapes = [tuple(x.shape) for x in (mean_a, cov_a, mean_b, cov_b)]
@@ -91,7 +93,7 @@ def _covariance(rows: Tensor) -> Tensor:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root. Eigenvalues that are zero up to rounding are zero: their roots would be 1e-8."""
+    """The symmetric square root. Eigenvalues of the size of rounding count as zero: their roots do not."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     rounding = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     values = torch.where(values > rounding, values, torch.zeros_like(values))

@@ -1,4 +1,4 @@
-"""Precision and recall of samples from nearest neighbours, with their outlier-proof kin, density and coverage."""
+"""Precision and recall of samples from nearest neighbours, and their kin, density and coverage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def precision_recall(
     features: str | Features | Callable[[Tensor], Tensor] = "pixels",
     k: int = 3,
 ) -> PrecisionRecall:
-    """Precision, recall, density and coverage of `samples` (N, *shape) against `real` (M, *shape), in feature space.
+    """Precision, recall, density and coverage of `samples` (N, *shape) against `real` (M, *shape).
 
     The ball of a row reaches to its k-th nearest neighbour in its own set, itself not counted, and is closed.
     Raises ValueError as `frechet` does, and unless 1 <= k < min(N, M).
@@ -55,7 +55,9 @@ def precision_recall(
     found = find_features(features)
     a, b = feature_pair(samples, real, found)
     if not 1 <= k < min(len(a), len(b)):
-        raise ValueError(f"k must be from 1 to one less than the smaller set ({len(a)} samples, {len(b)} real), not {k}")
+        raise ValueError(
+            f"k must be from 1 to one less than the smaller set ({len(a)} samples, {len(b)} real), not {k}"
+        )
     radius_a, radius_b = _radii(a, k), _radii(b, k)
     inside_real, inside_samples, nearest = [], [], torch.full((len(b),), torch.inf, dtype=torch.float64)
     for rows in a.split(CHUNK):

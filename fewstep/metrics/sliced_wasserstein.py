@@ -22,7 +22,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class SlicedWasserstein(Result):
-    """Root mean square, over `projections` unit directions, of the 2-Wasserstein distance along a direction."""
+    """`value`: root mean square, over `projections` directions, of the 2-Wasserstein distance along each."""
 
     n_real: int
     features: str
@@ -52,7 +52,7 @@ def sliced_wasserstein(
 
 
 def _directions(dim: int, count: int, seed: int) -> Tensor:
-    """Unit vectors as columns (F, count): frames of min(F, what is left) orthonormal ones, each drawn afresh."""
+    """Unit vectors as columns (F, count): frames of up to F orthonormal ones, each drawn afresh."""
     generator = torch.Generator().manual_seed(seed)
     frames: list[Tensor] = []
     while (left := count - sum(frame.shape[1] for frame in frames)) > 0:

@@ -77,7 +77,7 @@ class Embedding(nn.Module):
         self.classes = classes
         exponents = torch.linspace(math.log(LOWEST), math.log(HIGHEST), features // 2)
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.first, self.second = nn.Linear(features, width), nn.Linear(width, width)
         if classes is not None:
             self.label = nn.Embedding(classes + 1, width)
             nn.init.normal_(self.label.weight, std=width**-0.5)
@@ -88,7 +88,7 @@ class Embedding(nn.Module):
         # The phases are taken in float32 whatever the network computes in: bfloat16 would round the noise level.
         phase = noise.float().expand(batch)[:, None] * self.frequencies.float()
         features = torch.cat([phase.cos(), phase.sin()], dim=1)
-        out = self.mlp(features.to(self.mlp[0].weight.dtype))
+        out = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
         if self.classes is None:
             if label is not None:
                 raise ValueError("this network was built without classes (classes=None), yet a label was given")

@@ -22,6 +22,10 @@ METHODS = (
 )
 
 
+def _levels(levels: nn.ModuleList) -> list[nn.ModuleDict]:
+    return [level for level in levels if isinstance(level, nn.ModuleDict)]
+
+
 def _norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, 8), channels, affine=affine)
 
@@ -165,11 +169,11 @@ class UNet(nn.Module):
         return dict(self._walk())
 
     def _walk(self) -> Iterator[tuple[str, nn.Module]]:
-        for level, modules in enumerate(self.down):
+        for level, modules in enumerate(_levels(self.down)):
             yield from ((f"down.{level}.{name}", module) for name, module in modules.items())
         yield from ((f"mid.{name}", module) for name, module in self.mid.items())
-        for level in reversed(range(len(self.up))):
-            yield from ((f"up.{level}.{name}", module) for name, module in self.up[level].items())
+        for level, modules in reversed(list(enumerate(_levels(self.up)))):
+            yield from ((f"up.{level}.{name}", module) for name, module in modules.items())
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON, with the registered name under "network"."""
@@ -192,7 +196,7 @@ class UNet(nn.Module):
         self._check_size((x.shape[2], x.shape[3]))
         embedding = F.silu(self.embedding(noise, label, len(x)))
         hidden, skips = self.first(F.pixel_unshuffle(x, self.patch)), []
-        for modules in self.down:
+        for modules in _levels(self.down):
             for index in range(self.blocks_per_level):
                 hidden = modules[f"res{index}"](hidden, embedding)
                 if f"attn{index}" in modules:
@@ -202,7 +206,7 @@ class UNet(nn.Module):
                 hidden = modules["down"](hidden, embedding)
         for module in self.mid.values():
             hidden = module(hidden, embedding)
-        for modules in reversed(self.up):
+        for modules in reversed(_levels(self.up)):
             for index in range(self.blocks_per_level):
                 hidden = modules[f"res{index}"](torch.cat([hidden, skips.pop()], dim=1), embedding)
                 if f"attn{index}" in modules:

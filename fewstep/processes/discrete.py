@@ -79,6 +79,10 @@ class Discrete(Process):
         return float(len(self.alphas_cumprod) - 1)
 
     @property
+    def table_steps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
     def _zero_terminal(self) -> bool:
         return self.alphas_cumprod[-1] == 0
 

@@ -39,14 +39,16 @@ def image_grid(
     gap: int = 4,
     fill: int = 255,
 ) -> NDArray[np.uint8]:
-    """One picture, (height, width) grey or (height, width, 3) colour, of images (R, C, *shape) or (N, *shape).
+    """One picture, (height, width) or (height, width, 3), of images (R, C, *shape) or (N, *shape).
 
     N images go row by row into a grid as square as can be, wider than high. Each pixel becomes a block of
     `scale` x `scale`, by default as many as bring the shorter side to 64 pixels; `gap` pixels of grey level
     `fill` lie between images and in places left over. Raises ValueError for no images and other shapes.
     """
     if images.ndim not in (4, 5) or images.numel() == 0:
-        raise ValueError(f"images must be (R, C, channels, H, W) or (N, channels, H, W), not {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be (R, C, channels, H, W) or (N, channels, H, W), not {tuple(images.shape)}"
+        )
     if gap < 0 or (scale is not None and scale < 1):
         raise ValueError(f"scale must be at least 1 and gap at least 0, not {scale} and {gap}")
     columns = images.shape[1] if images.ndim == 5 else int(np.ceil(np.sqrt(len(images))))
@@ -86,5 +88,5 @@ def png_bytes(array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = Non
 
 
 def save_png(path: str | Path, array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = None) -> Path:
-    """Write pixels as a PNG file with its parameters inside (see `png_bytes`), whole or not at all; give the path."""
+    """Write a PNG file with its parameters inside (see `png_bytes`), whole or not at all; give its path."""
     return write_bytes(path, png_bytes(array, metadata))

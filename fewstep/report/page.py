@@ -1,4 +1,4 @@
-"""The report of a job: one HTML page with its pictures, plots and tables inside, that opens anywhere, offline."""
+"""The report of a job: one HTML page with pictures, plots and tables inside, that opens anywhere, offline."""
 
 import base64
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ TEMPLATE = "report.html.jinja"
 
 @dataclass(frozen=True)
 class Pictures:
-    """Samples side by side: `images` (R, C, channels, H, W), a row a setting ("unipc, 8 steps"), a column a noise."""
+    """Samples side by side: `images` (R, C, channels, H, W).
+
+    A row is a setting, with its label ("unipc, 8 steps"), a column one initial noise.
+    """
 
     title: str
     images: Tensor
@@ -29,11 +32,12 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 5 or self.images.numel() == 0:
-            raise ValueError(
-                f"images of {self.title!r} must be (rows, columns, channels, H, W), not {tuple(self.images.shape)}"
-            )
+            got = tuple(self.images.shape)
+            raise ValueError(f"images of {self.title!r} must be (rows, columns, channels, H, W), not {got}")
         if len(self.row_labels) != len(self.images):
-            raise ValueError(f"{self.title!r} has {len(self.images)} rows of images but {len(self.row_labels)} labels")
+            raise ValueError(
+                f"{self.title!r} has {len(self.images)} rows of images but {len(self.row_labels)} labels"
+            )
 
 
 Section = Pictures | Plot | Table
@@ -41,7 +45,7 @@ Section = Pictures | Plot | Table
 
 @dataclass(frozen=True)
 class Report:
-    """A page: `lead` is one paragraph or several, `facts` (name, value) pairs, `sections` in the order of reading."""
+    """A page: `lead` is one paragraph or several, `facts` are (name, value) pairs."""
 
     title: str
     lead: str | Sequence[str] = ()
@@ -50,9 +54,9 @@ class Report:
 
 
 def write_report(folder: str | Path, report: Report) -> Path:
-    """Render `report` to `folder`/report.html, whole or not at all; give its path. The folder is made if need be.
+    """Render `report` to `folder`/report.html, whole or not at all; give its path.
 
-    The page refers to nothing outside itself. All text is escaped.
+    The folder is made if need be. The page refers to nothing outside itself; all text is escaped.
     """
     page = render(report)
     folder = Path(folder)
@@ -61,11 +65,13 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 
 def render(report: Report) -> str:
-    """The page as text. The same report gives the same page. Raises ValueError for a section of another kind."""
+    """The page as text, the same for the same report. ValueError for a section of another kind."""
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(source).render(
         title=report.title,
         lead=[report.lead] if isinstance(report.lead, str) else list(report.lead),
@@ -86,7 +92,10 @@ def _section(section: Section, name: str) -> dict[str, Any]:
     if isinstance(section, Plot):
         from markupsafe import Markup
 
-        return shown | {"kind": "plot", "svg": Markup(svg(section, name))}  # its text was escaped as it was drawn
+        return shown | {
+            "kind": "plot",
+            "svg": Markup(svg(section, name)),
+        }  # its text was escaped as it was drawn
     heads = zip(section.columns, numeric_columns(section), strict=True)
     return shown | {"kind": "table", "heads": list(heads), "rows": cells(section), "best": bool(section.best)}
 
@@ -95,6 +104,9 @@ def _pictures(section: Pictures) -> list[tuple[str, list[str]]]:
     """Rows of data URIs. Pixels are kept as they are: the page enlarges small images, and sharply."""
     pixels = to_pixels(section.images, section.value_range)
     return [
-        (label, ["data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii") for image in row])
+        (
+            label,
+            ["data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii") for image in row],
+        )
         for label, row in zip(section.row_labels, pixels, strict=True)
     ]

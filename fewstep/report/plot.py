@@ -18,7 +18,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines over a common axis. `series`: (name, xs, ys), NaN breaks a line; `lines`: (label, y), horizontal."""
+    """Curves over a common axis: `series` are (name, xs, ys), `lines` are horizontal, (label, y)."""
 
     title: str
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]]
@@ -49,10 +49,11 @@ def svg(plot: Plot, prefix: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 10, "text.color": INK, "text.parse_math": False,
-        "axes.edgecolor": QUIET, "axes.labelcolor": INK, "xtick.color": QUIET, "ytick.color": QUIET,
-        "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": prefix,
+        "font.size": 10, "text.color": INK, "text.parse_math": False, "axes.labelcolor": INK,
+        "axes.edgecolor": QUIET, "axes.spines.top": False, "axes.spines.right": False,
+        "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
@@ -60,7 +61,7 @@ def svg(plot: Plot, prefix: str) -> str:
         axes = figure.add_subplot()
         _draw(axes, plot)
         _scale(axes, plot)
-        if len(plot.series) > 1:
+        if plot.series:
             longest = max(len(name) for name, _, _ in plot.series)
             columns = max(1, min(len(plot.series), 90 // (longest + 8)))
             figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.8)
@@ -106,7 +107,10 @@ def _scale(axes: Any, plot: Plot) -> None:
     axes.grid(True, axis="y", color=RULE, linewidth=0.8)
     axes.tick_params(length=3)
     points = [
-        (float(x), float(y)) for _, xs, ys in plot.series for x, y in zip(xs, ys, strict=True) if _seen(plot, x, y)
+        (float(x), float(y))
+        for _, xs, ys in plot.series
+        for x, y in zip(xs, ys, strict=True)
+        if _seen(plot, x, y)
     ]
     if plot.log_x and points:
         axes.set_xscale("log")
@@ -115,12 +119,22 @@ def _scale(axes: Any, plot: Plot) -> None:
             axes.set_xticks(sorted({x for x, _ in points}))
     if plot.log_y and points:
         axes.set_yscale("log")
-        _log_ticks(axes.yaxis, sorted([y for _, y in points] + [float(y) for _, y in plot.lines if _seen(plot, 1.0, y)]))
+        _log_ticks(
+            axes.yaxis,
+            sorted([y for _, y in points] + [float(y) for _, y in plot.lines if _seen(plot, 1.0, y)]),
+        )
 
 
 def _log_ticks(axis: Any, values: list[float]) -> None:
-    """Ticks in plain numbers, as many to a decade as leave a handful in view (Matplotlib's own may be one or none)."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+    """Ticks in plain numbers, a handful in view whatever the span (Matplotlib's own may be one or none)."""
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+        NullLocator,
+    )
 
     decades = math.log10(values[-1] / values[0])
     if decades >= 2.5:
@@ -136,7 +150,7 @@ def _log_ticks(axis: Any, values: list[float]) -> None:
 
 
 def _inline(drawing: str, prefix: str, alt: str) -> str:
-    """A file's SVG made part of a page: namespaces, fixed size and stand-in colours taken out, ids made its own."""
+    """A file's SVG made part of a page: no namespaces, no fixed size, its colours, its ids."""
     names = {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES, 1)}
     names |= {INK: "var(--ink)", RULE: "var(--rule)", QUIET: "var(--quiet)"}
 
@@ -149,4 +163,7 @@ def _inline(drawing: str, prefix: str, alt: str) -> str:
     drawing = re.sub(r"<[^<>]+>", own, drawing)
     box = re.search(r'viewBox="[^"]*"', drawing)
     assert box is not None, "Matplotlib gives every SVG a viewBox"
-    return f'<svg {box[0]} role="img" aria-label="{html.escape(alt)}">' + drawing[drawing.index(">") + 1 :].strip()
+    return (
+        f'<svg {box[0]} role="img" aria-label="{html.escape(alt)}">'
+        + drawing[drawing.index(">") + 1 :].strip()
+    )

@@ -9,7 +9,7 @@ DASH = "\N{EN DASH}"
 
 
 def format_number(value: Any) -> str:
-    """A cell's text: floats with three significant digits, integers whole, None and what is not finite a dash.
+    """A cell's text: three significant digits of a float, integers whole, a dash for None and the not finite.
 
     1234.5 is "1,230", 0.5 is "0.500", 0.0000123 is "1.23e-5". Strings stay as they are.
     """
@@ -36,7 +36,7 @@ def format_number(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under `columns`; a reader can sort by any. `best`: column -> "low" or "high", whose best value is marked."""
+    """Rows under `columns`, which a reader can sort by. `best` maps a column to "low" or "high"."""
 
     title: str
     columns: Sequence[str]
@@ -47,15 +47,17 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"a row of table {self.title!r} has {len(row)} cells for {len(self.columns)} columns: {row}")
+                sizes = f"{len(row)} cells for {len(self.columns)} columns"
+                raise ValueError(f"a row of table {self.title!r} has {sizes}: {row}")
         for column, way in self.best.items():
             if column not in self.columns or way not in ("low", "high"):
-                raise ValueError(f'best of table {self.title!r} must map a column to "low" or "high", not {column!r} to {way!r}')
+                wanted = 'a column to "low" or "high"'
+                raise ValueError(f"best of table {self.title!r} must map {wanted}, not {column!r} to {way!r}")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as it is shown: its text, the number to sort by (None: sort by text), and whether it is the best."""
+    """A value as shown: its text, the number to sort by (None: by text), whether it is the best."""
 
     text: str
     number: float | None
@@ -63,7 +65,7 @@ class Cell:
 
 
 def cells(table: Table) -> list[list[Cell]]:
-    """The rows of a table as cells. All equal best values of a column are marked; none where all values are equal."""
+    """The rows of a table as cells. Of a column every best value is marked, none where all are equal."""
     numbers = [[_number(value) for value in row] for row in table.rows]
     best: dict[int, float] = {}
     for column, way in table.best.items():
@@ -84,7 +86,8 @@ def numeric_columns(table: Table) -> list[bool]:
     """Whether each column holds numbers (and dashes) alone: such columns are set flush right."""
     values = [[_python(row[index]) for row in table.rows] for index in range(len(table.columns))]
     return [
-        all(value is None or isinstance(value, int | float) for value in column) and any(v is not None for v in column)
+        all(value is None or isinstance(value, int | float) for value in column)
+        and any(v is not None for v in column)
         for column in values
     ]
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from fewstep.core.errors import suggest
-from fewstep.core.methods import Method, find, methods
+from fewstep.core.methods import Method
 from fewstep.core.process import Process
 
 _EDM = "Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)"
@@ -34,7 +33,7 @@ METHODS = (
         claim="equal steps in the square root of time: finer near the data",
         use="quadratic",
     ),
-    Method("exponential", paper=_EDM, arxiv="2206.00364", claim="equal steps in log sigma", use="exponential"),
+    Method("exponential", paper=_EDM, arxiv="2206.00364", claim="equal steps in log(sigma/alpha): another name of log-snr", use="exponential"),
     Method("polyexponential", claim="powers of equal steps, in log sigma", use="polyexponential"),
     Method(
         "beta",
@@ -48,7 +47,6 @@ METHODS = (
     Method("trailing", paper=_FLAWED, arxiv="2305.08891", claim="multiples of T/steps down from T: starts at the last step", use="trailing"),
 )
 
-Rule = Callable[..., list[float]]
 
 
 def _ramp(n: int) -> list[float]:
@@ -62,7 +60,8 @@ def _on_clock(process: Process, steps: int, end: str, warp: Callable[[float], fl
     if end == "min":
         return [low + (high - low) * warp(u) for u in _ramp(steps)]
     if process.t_zero < 0:  # the clean sample is off the clock: one jump below t_min
-        return [low + (high - low) * warp(u) for u in _ramp(steps - 1)][: steps] + [process.t_zero] if steps > 1 else [high, process.t_zero]
+        on_clock = [low + (high - low) * warp(u) for u in _ramp(steps - 1)] if steps > 1 else [high]
+        return [*on_clock, process.t_zero]
     return [high * warp(u) for u in _ramp(steps)]
 
 
@@ -111,33 +110,39 @@ def karras(process: Process, steps: int, end: str = "zero", rho: float = 7.0) ->
 
 
 def exponential(process: Process, steps: int, end: str = "zero") -> list[float]:
-    """Equal steps in `log sigma`, for variance-preserving processes a little denser in the noise than log-SNR."""
+    """Equal steps in `log(sigma/alpha)`: k-diffusion's name for `log-snr`."""
     return polyexponential(process, steps, end, rho=1.0)
 
 
-def polyexponential(process: Process, steps: int, end: str = "zero", rho: float = 2.0) -> list[float]:
+def polyexponential(process: Process, steps: int, end: str = "zero", rho: float = 1.5) -> list[float]:
     """`log(sigma/alpha)` at `u^rho`: with rho above 1 finer near the data."""
     return _on_noise(process, steps, end, lambda u, low, high: high + u**rho * (low - high))
 
 
-def _table(process: Process, steps: int, end: str, indices: Sequence[float]) -> list[float]:
-    """Grid of a discrete convention: its `steps` times, then the end (the clean sample, or step 0)."""
-    scale = (process.t_max - process.t_min) / 999  # continuous processes: the same fractions of their clock
-    times = [process.t_min + scale * i for i in indices]
+def _table(process: Process, end: str, indices: Callable[[int], Sequence[float]]) -> list[float]:
+    """The grid of a discrete convention, `indices(T)` for a table of T steps, and then the end.
+
+    Continuous processes get the same fractions of their clock, as a table of 1000 steps has them.
+    """
+    total = process.table_steps or 1000
+    scale = (process.t_max - process.t_min) / (total - 1)
+    times = [process.t_min + scale * i for i in indices(total)]
     last = process.t_zero if end == "zero" else process.t_min
     return times if times[-1] == last else [*times, last]
 
 
 def leading(process: Process, steps: int, end: str = "zero") -> list[float]:
-    """Steps at `k floor(1000 / steps)`, k = steps - 1 ... 0 (starts below the noisiest step)."""
-    return _table(process, steps, end, [k * (1000 // steps) for k in reversed(range(steps))])
+    """Steps at `k floor(T / n)`, k = n - 1 ... 0: starts below the noisiest step."""
+    n = steps if end == "zero" else steps + 1
+    return _table(process, end, lambda total: [k * (total // n) for k in reversed(range(n))])
 
 
 def linspace(process: Process, steps: int, end: str = "zero") -> list[float]:
-    """Steps at `steps` equally spaced numbers from 999 to 0, not rounded."""
-    return _table(process, steps, end, [999 * u for u in _ramp(steps - 1)] if steps > 1 else [999.0])
+    """Equally spaced from step T - 1 to step 0, not rounded."""
+    n = steps if end == "zero" else steps + 1
+    return _table(process, end, lambda total: [(total - 1) * u for u in _ramp(n - 1)] if n > 1 else [total - 1.0])
 
 
 def trailing(process: Process, steps: int, end: str = "zero") -> list[float]:
-    """Steps at `1000 k / steps - 1`, k = steps ... 1: starts at the noisiest step."""
-    return _table(process, steps, end, [1000 * k / steps - 1 for k in range(steps, 0, -1)])
+    """Steps at `T k / steps - 1`, k = steps ... 1: starts at the noisiest step."""
+    return _table(process, end, lambda total: [total * k / steps - 1 for k in range(steps, 0, -1)])

@@ -51,7 +51,7 @@ def test_pickles_are_refused_and_never_run(tmp_path, name):
         open_data(path)
     assert not trap.path.exists()
     path.write_bytes(pickle.dumps([1]))
-    with pytest.raises(ValueError, match="is not a whole .npz file"):
+    with pytest.raises(ValueError, match="is not an .npz file"):
         open_data(path)
 
 

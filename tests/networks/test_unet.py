@@ -63,7 +63,8 @@ def test_gradient_reaches_every_parameter():
     network(x, noise, label).square().sum().backward()
     for name, parameter in network.named_parameters():
         # Every row of the table too: each class and "no label" is in the batch.
-        assert (parameter.grad.flatten(1) if "label" in name else parameter.grad.flatten()[None]).abs().sum(1).all(), name
+        gradient = parameter.grad if "label" in name else parameter.grad.view(1, -1)
+        assert gradient.abs().sum(1).all(), name
 
 
 def test_condition_and_noise_reach_the_output():

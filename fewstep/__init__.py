@@ -1,0 +1,65 @@
+"""fewstep: diffusion and flow models in few steps.
+
+    import fewstep as fs
+    model = fs.load("digits")
+    x = fs.sample(model, 64, label=3, steps=8, seed=0)
+
+Everything here is imported on first use, so `import fewstep` loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fewstep.accelerate.evaluate import evaluate as evaluate
+    from fewstep.accelerate.pipeline import accelerate as accelerate
+    from fewstep.core.denoiser import Denoiser as Denoiser
+    from fewstep.core.denoiser import Label as Label
+    from fewstep.core.methods import find as find
+    from fewstep.core.methods import methods as methods
+    from fewstep.core.noise import Noise as Noise
+    from fewstep.core.plan import Plan as Plan
+    from fewstep.core.prediction import Prediction as Prediction
+    from fewstep.core.process import Process as Process
+    from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
+    from fewstep.hub.models import load as load
+    from fewstep.hub.models import save as save
+    from fewstep.sampling.build import plan as plan
+    from fewstep.sampling.sample import sample as sample
+    from fewstep.training.trainer import train as train
+
+_HOMES = {
+    "accelerate": "fewstep.accelerate.pipeline",
+    "evaluate": "fewstep.accelerate.evaluate",
+    "Denoiser": "fewstep.core.denoiser",
+    "Label": "fewstep.core.denoiser",
+    "find": "fewstep.core.methods",
+    "methods": "fewstep.core.methods",
+    "Noise": "fewstep.core.noise",
+    "Plan": "fewstep.core.plan",
+    "Prediction": "fewstep.core.prediction",
+    "Process": "fewstep.core.process",
+    "NetworkDenoiser": "fewstep.denoisers.network",
+    "load": "fewstep.hub.models",
+    "save": "fewstep.hub.models",
+    "plan": "fewstep.sampling.build",
+    "sample": "fewstep.sampling.sample",
+    "train": "fewstep.training.trainer",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # a room of the same name (fewstep.accelerate) must not win on the next look
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,125 @@
+"""From names to a plan: `fs.plan(process, "dpmpp-2m", steps=8, timesteps="karras")`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fewstep.core.errors import suggest
+from fewstep.core.methods import find
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process
+from fewstep.core.trace import record
+from fewstep.processes.shifted import Shifted
+from fewstep.timesteps.grid import check_times, make_times
+
+DEFAULT_SOLVER = "dpmpp-3m"
+DEFAULT_TIMES = "log-snr"
+
+
+def solver_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """The solver behind a name, its options checked against its signature."""
+    solver = find(name, room="sampling", what="solver")
+    known = list(inspect.signature(solver).parameters)[3:]
+    for option in options:
+        if option not in known:
+            raise suggest(f"option of {name!r}", option, known) if known else ValueError(f"the solver {name!r} has no options, got {option!r}")
+    return solver
+
+
+def plan(
+    process: Process,
+    solver: str | Callable[..., Any] = DEFAULT_SOLVER,
+    steps: int | None = None,
+    timesteps: str | Sequence[float] | Callable[..., list[float]] = DEFAULT_TIMES,
+    *,
+    nfe: int | None = None,
+    end: str = "zero",
+    strength: float = 1.0,
+    shift: float | None = None,
+    **options: Any,
+) -> Plan:
+    """A plan: a solver on a grid of times, traced for one process.
+
+    Args:
+        solver: a method's name (`fewstep methods` lists them; `unipc-3` is `unipc` of order 3), or a function
+            `(trace, process, times, **options) -> Value`.
+        steps: intervals of the grid; or give `nfe` instead: the largest plan with at most that many evaluations.
+        timesteps: a rule's name, a function, or an explicit list of decreasing times (then `steps` is not needed).
+        end: "zero" ends at the clean sample, "min" at the process's smallest noise.
+        strength: start in the middle: the last `round(strength * steps)` steps of the grid (image-to-image).
+        shift: resolution shift of the grid (`Shifted`), not of the process the network was trained on.
+        **options: the solver's own (order, eta, variant, ...).
+
+    Raises:
+        ValueError: unknown names (close ones offered), times that do not fall, fewer steps than the solver needs.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    explicit = not isinstance(timesteps, str) and not callable(timesteps)
+    if explicit:
+        if steps is not None and steps != len(timesteps) - 1:  # type: ignore[arg-type]
+            raise ValueError(f"{len(timesteps)} times are {len(timesteps) - 1} steps, but steps={steps}")  # type: ignore[arg-type]
+        steps = len(timesteps) - 1  # type: ignore[arg-type]
+    elif (steps is None) == (nfe is None):
+        raise ValueError("give either steps or nfe")
+    elif steps is None:
+        return _within(process, solver, nfe, timesteps, end=end, strength=strength, shift=shift, **options)  # type: ignore[arg-type]
+    assert steps is not None
+
+    function = solver_function(solver, options) if isinstance(solver, str) else solver
+    name = solver if isinstance(solver, str) else getattr(solver, "__name__", "solver")
+    if shift is None or explicit:
+        if explicit and shift is not None:
+            raise ValueError("explicit times are used as they stand: shift them yourself, or name a rule")
+        times = make_times(process, steps, timesteps, end)
+    else:
+        if isinstance(process, Shifted):
+            raise ValueError(f"the process is already shifted by {process.shift}: a shift is applied exactly once")
+        shifted = Shifted(process, shift)
+        times = make_times(shifted, steps, timesteps, end)
+        ends = {process.t_max, process.t_min, process.t_zero}
+        times = check_times(process, [t if t in ends else process.time(shifted.log_snr(t)) for t in times])
+    kept = max(1, round(strength * steps))
+    times = times[steps - kept :]
+    rule = timesteps if isinstance(timesteps, str) else "explicit" if explicit else getattr(timesteps, "__name__", "rule")
+    about: dict[str, Any] = {"solver": name, "timesteps": rule, "steps": kept, "end": end}
+    about |= {key: value for key, value in (("shift", shift), ("strength", strength)) if value not in (None, 1.0)}
+    return record(function, process, times, options, about | ({"options": options} if options else {}))
+
+
+def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any) -> Plan:
+    """The plan with the most steps that needs at most `nfe` evaluations."""
+    if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
+        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")
+    make = functools.partial(plan, process, solver, timesteps=timesteps, **rest)
+    steps = int(nfe)
+    candidate = make(steps=steps)
+    while candidate.nfe > nfe:
+        if steps == 1:
+            name = solver if isinstance(solver, str) else getattr(solver, "__name__", "the solver")
+            raise ValueError(f"{name!r} needs at least {candidate.nfe} evaluations, got nfe={nfe}")
+        steps = max(1, min(steps - 1, steps * nfe // candidate.nfe))
+        candidate = make(steps=steps)
+    while True:  # evaluations never fall as steps grow
+        try:
+            larger = make(steps=steps + 1)
+        except ValueError:  # a rule that cannot place more
+            return candidate
+        if larger.nfe > nfe:
+            return candidate
+        candidate, steps = larger, steps + 1
+
+
+@functools.cache
+def solver_names() -> tuple[str, ...]:
+    """Every solver that can be named, orders spelt out."""
+    from fewstep.core.methods import methods
+
+    names: list[str] = []
+    for method in methods("sampling"):
+        orders = method.facts.get("orders")
+        names += [f"{method.name}-{p}" for p in orders] if orders else [method.name]
+    return tuple(names)

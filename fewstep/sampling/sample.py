@@ -1,0 +1,113 @@
+"""Draw samples: `fs.sample(model, 64, label=3, steps=8, solver="unipc", seed=0)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import Noise
+from fewstep.core.plan import Plan
+from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
+from fewstep.sampling.build import plan as make_plan
+
+DEFAULT_STEPS = 10
+
+
+def choose_plan(
+    model: Denoiser,
+    steps: int | None = None,
+    nfe: int | None = None,
+    solver: str | Callable[..., Any] | None = None,
+    timesteps: str | Sequence[float] | None = None,
+    strength: float = 1.0,
+    **options: Any,
+) -> Plan:
+    """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names."""
+    own = model.plan
+    asked = solver is not None or timesteps is not None or options
+    if own is not None and not asked and strength == 1.0 and steps in (None, own.nfe) and nfe in (None, own.nfe):
+        return own
+    if steps is None and nfe is None and (timesteps is None or isinstance(timesteps, str)):
+        steps = DEFAULT_STEPS
+    return make_plan(
+        model.process,
+        solver if solver is not None else DEFAULT_SOLVER,
+        steps,
+        timesteps if timesteps is not None else DEFAULT_TIMES,
+        nfe=nfe,
+        strength=strength,
+        **options,
+    )
+
+
+def sample(
+    model: Denoiser,
+    n: int,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    solver: str | Callable[..., Any] | None = None,
+    timesteps: str | Sequence[float] | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    first: int = 0,
+    shape: Sequence[int] | None = None,
+    batch_size: int = 256,
+    init: Tensor | None = None,
+    strength: float = 1.0,
+    options: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+    callback: Callable[..., None] | None = None,
+    **condition: Any,
+) -> Tensor:
+    """n samples `(n, *shape)` on the model's device.
+
+    Sample i depends on (seed, first + i) and on nothing else: not on n, the batch size or the device.
+
+    Args:
+        steps, nfe, solver, timesteps, options: what `fs.plan` takes; with none of them the model's own plan (that of an
+            accelerated model), or ten steps of the default solver.
+        plan: a plan instead.
+        shape: one sample's shape, for denoisers that take any.
+        init, strength: start from a clean batch `(n, *shape)`, noised to where the last `strength` of the steps begin.
+        callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
+        **condition: `label=3`, or one label a sample.
+
+    Raises:
+        ValueError: as `fs.plan` and `Plan.run`; n below 1; init and strength that do not belong together.
+    """
+    if isinstance(n, bool) or int(n) != n or n < 1:
+        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    size = tuple(shape) if shape is not None else model.shape
+    if size is None:
+        raise ValueError("this denoiser takes any shape: say which, with shape=(...)")
+    if init is None and strength != 1.0:
+        raise ValueError("strength below 1 starts from a clean batch: give init=(n, *shape)")
+    if init is not None and tuple(init.shape) != (n, *size):
+        raise ValueError(f"init must have shape {(n, *size)}, got {tuple(init.shape)}")
+    chosen = plan or choose_plan(model, steps, nfe, solver, timesteps, strength, **(options or {}))
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    named = model.check_condition(condition, n, device)
+    out = torch.empty((n, *size), dtype=dtype, device=device)
+    for begin in range(0, n, batch_size):
+        end = min(begin + batch_size, n)
+        noise = Noise(seed, first + begin).normal(0, (end - begin, *size), device, dtype)
+        out[begin:end] = chosen(
+            model,
+            noise,
+            seed=seed,
+            first=first + begin,
+            init=None if init is None else init[begin:end].to(device),
+            dtype=dtype,
+            callback=callback,
+            progress=progress,
+            **{name: value[begin:end] for name, value in named.items()},
+        )
+    return out

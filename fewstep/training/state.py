@@ -1,0 +1,243 @@
+"""The state of a training run and its one step: weights, average, optimiser, generators, position in the data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.denoiser import Label
+from fewstep.data.spec import Dataset, open_data
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
+from fewstep.training.draws import Draws
+from fewstep.training.ema import EMA
+from fewstep.training.noise_levels import NoiseLevels
+from fewstep.training.recipe import DataPart, Recipe, differences
+
+# A resumed run may change these: they say how long and how often, not what a step does.
+FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_every")
+DECILES = 10
+VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-out loss
+
+
+class Loss(nn.Module):
+    """The denoiser's training loss as a module, so that data-parallel and autocast wrappers see one forward pass.
+
+    (x0, eps, t, label) to the mean squared error of each sample, (B,).
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        condition = {} if label is None else {"label": label}
+        output, target = self.denoiser.loss_pair(x0, eps, t, **condition)
+        return (output.float() - target.float()).square().flatten(1).mean(1)
+
+
+class TrainingState:
+    """The state of a run and its single step. `train` surrounds it with folders, logs and signals.
+
+    Seeds torch's global generator (for the weights, and in every step for dropout layers); `train` puts it back.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        settings = recipe.train
+        if settings.batch % accelerator.num_processes:
+            raise ValueError(
+                f"train.batch = {settings.batch} does not divide among {accelerator.num_processes} processes"
+            )
+        self.data = _open(recipe.data, "train")
+        if recipe.data.labels and self.data.labels is None:
+            raise ValueError(f"data.labels = true, yet {recipe.data.source!r} comes without labels")
+        if settings.label_dropout and not recipe.data.labels:
+            raise ValueError("train.label_dropout hides labels: it needs data.labels = true")
+        self.held = _open(recipe.data, "validation") if settings.validate_every else None
+        self.levels: NoiseLevels = recipe.make_levels()
+        torch.manual_seed(settings.seed)
+        self.denoiser = _denoiser(recipe, self.data)
+        self.loss = accelerator.prepare(Loss(self.denoiser))
+        self.network = self.denoiser.network
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.network, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
+        )
+        self.ema = EMA(self.network, settings.ema)
+        self.draws = Draws(settings.seed, len(self.data))
+        self.step = 0
+        # Sums since the last record, on the device, so that no step waits for it: steps, loss, gradient norm; then
+        # loss and count of each decile of the noise levels.
+        self.sums = torch.zeros(3 + 2 * DECILES, device=accelerator.device)
+        self.first_bad = torch.full((), torch.iinfo(torch.int64).max, device=accelerator.device)
+
+    def advance(self) -> None:
+        """One step of the optimiser."""
+        settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
+        share = settings.batch // self.accelerator.num_processes
+        mine = slice(rank * share, (rank + 1) * share)
+        rows = self.draws.rows(self.step * settings.batch, settings.batch)[mine]
+        x0, label = self.data[rows]
+        eps = self.draws.normal(settings.batch, *x0.shape[1:])[mine]
+        quantile = self.draws.shares(settings.batch)[mine]
+        hidden = self.draws.hidden(settings.batch, settings.label_dropout)[mine]
+        label = self._condition(label, hidden)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(self.step)
+        torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
+        losses = self.loss(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), label)
+        self.accelerator.backward(losses.mean())
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.network)
+        self.step += 1
+        self._record(losses.detach(), norm, (quantile * DECILES).long().to(device))
+
+    def _condition(self, label: Tensor | None, hidden: Tensor | None = None) -> Tensor | None:
+        """The labels on the device, the hidden ones as "no label"; None when the recipe does not use them."""
+        if label is None or not self.recipe.data.labels or self.data.spec.classes is None:
+            return None
+        label = label if hidden is None else label.masked_fill(hidden, self.data.spec.classes)
+        return label.to(self.accelerator.device)
+
+    def _record(self, losses: Tensor, norm: Tensor, decile: Tensor) -> None:
+        mean = losses.mean()
+        self.sums[:3] += torch.stack([torch.ones_like(mean), mean, norm.to(mean)])
+        self.sums[3 : 3 + DECILES].index_add_(0, decile, losses)
+        self.sums[3 + DECILES :].index_add_(0, decile, torch.ones_like(losses))
+        finite = mean.isfinite() & norm.isfinite()
+        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=self.step))
+
+    def check_finite(self) -> None:
+        """Raises FloatingPointError, naming the step, if a loss or gradient since the start was not finite."""
+        bad = int(self.accelerator.gather(self.first_bad.view(1)).min())
+        if bad <= self.step:
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite at step {bad}: a lower train.lr, a longer warmup or a "
+                "smaller train.clip may do; the checkpoints before it are untouched"
+            )
+
+    def means(self) -> dict[str, Any]:
+        """Loss and gradient norm, averaged over the steps since `forget` and over all processes; nan if none."""
+        sums = self.accelerator.reduce(self.sums, "sum").tolist()
+        losses, counts = sums[3 : 3 + DECILES], sums[3 + DECILES :]
+        deciles = [loss / count if count else None for loss, count in zip(losses, counts, strict=True)]
+        steps = sums[0] or math.nan
+        return {"loss": sums[1] / steps, "grad_norm": sums[2] / steps, "loss_by_noise_decile": deciles}
+
+    def forget(self) -> None:
+        """Starts the sums anew."""
+        self.sums.zero_()
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """The loss of the averaged model on the held-out split: fixed noise, noise levels evenly over the quantiles."""
+        assert self.held is not None
+        loss, device = Loss(self.averaged()), self.accelerator.device
+        repeats = math.ceil(VALIDATION_DRAWS / len(self.held))
+        total, batch = len(self.held) * repeats, max(self.recipe.train.batch, 256)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.arange(total) % len(self.held)
+        shares = (torch.randperm(total, generator=generator) + 0.5) / total
+        summed = 0.0
+        for start in range(0, total, batch):
+            chosen = slice(start, start + batch)
+            x0, label = self.held[rows[chosen]]
+            eps = torch.randn(x0.shape, generator=generator)
+            t = self.levels.quantile(shares[chosen]).to(device)
+            summed += float(loss(x0.to(device), eps.to(device), t, self._condition(label)).sum())
+        return summed / total
+
+    def averaged(self) -> NetworkDenoiser:
+        """A copy of the denoiser with the averaged weights, in evaluation mode."""
+        model = copy.deepcopy(self.denoiser)
+        self.ema.copy_to(model.network)
+        return model.eval()
+
+    def save(self, out: Path, elapsed: float) -> None:
+        """Writes a checkpoint (the main process does). Raises FloatingPointError before it would hold bad weights."""
+        self.check_finite()
+        sums = self.accelerator.reduce(self.sums, "sum")
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
+        moments = optimizer_tensors(self.network, self.optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
+        tensors |= {f"generator.{name}": value for name, value in self.draws.state().items()}
+        facts = {
+            "recipe": self.recipe.to_dict(),
+            "samples": len(self.data),
+            "seen": self.step * self.recipe.train.batch,
+            "ema_updates": self.ema.updates,
+            "elapsed": elapsed,
+        }
+        if self.accelerator.is_main_process:
+            save_checkpoint(out, self.step, tensors | {"sums": sums}, facts)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, path: Path) -> float:
+        """Takes the state from a checkpoint; returns the seconds spent before it.
+
+        Raises ValueError for a damaged one, or one of another recipe or data set.
+        """
+        tensors, facts = load_checkpoint(path)
+        found = differences(facts["recipe"], self.recipe.to_dict())
+        if changed := [entry for entry in found if entry.split(" ")[0] not in FREE]:
+            raise ValueError(f"the checkpoint {path} is of another recipe: {'; '.join(changed)}")
+        if facts["samples"] != len(self.data):
+            raise ValueError(
+                f"the checkpoint {path} was trained on {facts['samples']} samples; "
+                f"{self.recipe.data.source!r} has {len(self.data)} now"
+            )
+        self.network.load_state_dict(part(tensors, "network"))
+        self.ema.load(part(tensors, "ema"), facts["ema_updates"])
+        restore_optimizer(self.network, self.optimizer, part(tensors, "optimizer"))
+        self.draws.restore(part(tensors, "generator"))
+        self.step = facts["step"]
+        if self.accelerator.is_main_process:  # the others' shares are in it already
+            self.sums.copy_(tensors["sums"])
+        return facts["elapsed"]
+
+
+def _open(data: DataPart, split: str) -> Dataset:
+    return open_data(
+        data.source,
+        split=split,
+        size=data.size,
+        mode=data.mode,
+        labels=data.labels,
+        value_range=data.value_range,
+        validation=data.validation,
+        seed=data.seed,
+    )
+
+
+def _denoiser(recipe: Recipe, data: Dataset) -> NetworkDenoiser:
+    network, given = recipe.make_network(data.spec), recipe.denoiser
+    measured = given.precondition == "edm" and given.data_std is None
+    return NetworkDenoiser(
+        network,
+        recipe.make_process(),
+        predicts=given.predicts,
+        shape=data.spec.shape,
+        conditions={"label": Label(data.spec.classes)} if recipe.data.labels and data.spec.classes else {},
+        precondition=given.precondition,
+        data_std=data.std() if measured else given.data_std or 1.0,
+        value_range=data.spec.value_range,
+    )
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; biases and the scales of norms do not."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [entry for entry in parameters if entry.ndim > 1], "weight_decay": weight_decay},
+        {"params": [entry for entry in parameters if entry.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
