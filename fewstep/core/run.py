@@ -19,7 +19,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
-from fewstep.core.table import Bound, Table
+from fewstep.core.table import Bound, Structure, Table
 
 Callback = Callable[[int, float, Tensor, Prediction], None]
 
@@ -225,7 +225,7 @@ def _blame(
 
 
 def unrolled(
-    table: Table,
+    structure: Structure,
     model: Denoiser,
     x: Tensor,
     times: Sequence[Tensor],
@@ -234,32 +234,30 @@ def unrolled(
     noises: Sequence[Tensor],
     condition: dict[str, Tensor],
 ) -> Tensor:
-    """The same program as pure tensor operations: differentiable, and one graph under `torch.compile`.
+    """The same program as pure tensor operations: differentiable, and one graph under `torch.compile(fullgraph=True)`.
 
-    Times, weights (one `(new states, states + memory)` matrix a stage) and conversions (a `(outputs, 2)` matrix of P
-    and Q a stage) are tensors, so another schedule of the same solver neither recompiles nor reads from the device.
-    `noises[k]` is draw k + 1.
+    `table.structure` holds whole numbers alone (which rows, which columns); times, weights (a matrix a stage) and
+    conversions (P and Q of every output) are tensors, from `table.numbers(kind, ...)`. So another schedule of the same
+    solver neither recompiles nor reads from the device. `noises[k]` is draw k + 1.
     """
     states: list[Tensor] = [x]
-    memory: list[Tensor | None] = [None] * table.memory
+    memory: dict[int, Tensor] = {}
     count = 0
-    for i, stage in enumerate(table.stages):
-        if stage.evaluate is not None:
-            current = states[stage.x]
+    for stage, (fed, outputs, draws, rows) in enumerate(structure.stages):
+        if fed is not None:
+            current = states[fed]
             value = model(current, times[count], **condition).value.to(x.dtype)
-            for j, (_, slot) in enumerate(stage.outputs):
-                pair = conversions[i][j]
-                memory[slot] = pair[0] * current + pair[1] * value
+            for j, slot in enumerate(outputs):
+                memory[slot] = conversions[stage][j, 0] * current + conversions[stage][j, 1] * value
             count += 1
-        for draw, slot in stage.draws:
+        for draw, slot in draws:
             memory[slot] = noises[draw - 1]
         after = []
-        for k, row in enumerate(stage.weights):
-            used = [(j, value) for j, value in enumerate((*states, *[None] * (table.states - len(states)), *memory)) if row[j] != 0]
-            first, value = used[0]
-            new = weights[i][k, first] * value
-            for j, value in used[1:]:
-                new = new + weights[i][k, j] * value
+        for k, columns in enumerate(rows):
+            sources = [states[j] if j < structure.states else memory[j - structure.states] for j in columns]
+            new = weights[stage][k, columns[0]] * sources[0]
+            for j, source in zip(columns[1:], sources[1:], strict=True):
+                new = new + weights[stage][k, j] * source
             after.append(new)
         states = after
-    return states[table.result]
+    return states[structure.result]

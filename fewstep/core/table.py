@@ -84,12 +84,46 @@ class Table:
     def _bound(self) -> dict[str, Bound]:
         return {}
 
+    @cached_property
+    def structure(self) -> Structure:
+        stages = tuple(
+            (
+                stage.x if stage.evaluate is not None else None,
+                tuple(slot for _, slot in stage.outputs),
+                stage.draws,
+                tuple(tuple(j for j, c in enumerate(row) if c != 0) or (0,) for row in stage.weights),
+            )
+            for stage in self.stages
+        )
+        return Structure(stages, self.states, self.result)
+
+    def numbers(
+        self, kind: str, device: torch.device, dtype: torch.dtype
+    ) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+        """Times, weights and conversions for `unrolled`, for a network that predicts `kind`."""
+        weights = [torch.tensor(stage.weights, dtype=dtype, device=device) for stage in self.stages]
+        pairs = [[stage.convert(kind, wanted) for wanted, _ in stage.outputs] for stage in self.stages]
+        conversions = [torch.tensor(pair, dtype=dtype, device=device).reshape(-1, 2) for pair in pairs]
+        return self.times(device, dtype), weights, conversions
+
     def bind(self, kind: str) -> Bound:
         """The table for a network that predicts `kind`; cached."""
         bound = self._bound.get(kind)
         if bound is None:
             bound = self._bound[kind] = Bound(self, kind)
         return bound
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A table without its numbers: per stage the state row fed, memory rows stored, draws, and columns read by each
+    new state. Equal for every schedule of a solver with as many steps."""
+
+    stages: tuple[
+        tuple[int | None, tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]], ...
+    ]
+    states: int
+    result: int
 
 
 class Bound:

@@ -63,6 +63,7 @@ def save_model(model: NetworkDenoiser, folder: str | os.PathLike[str], card: str
         "data_std": model.data_std,
         "shape": model.shape,
         "value_range": model.value_range,
+        "data": model.data,
         "conditions": {name: {"kind": "label", "classes": label.classes} for name, label in model.conditions.items()},
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -130,6 +131,7 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
             precondition=config["precondition"],
             data_std=config["data_std"],
             value_range=tuple(config["value_range"]) if config["value_range"] else None,
+            data=config.get("data"),
         )
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is not safetensors: {error}") from None

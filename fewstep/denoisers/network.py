@@ -42,6 +42,7 @@ class NetworkDenoiser(Denoiser):
     Args:
         predicts: kind of the network's output, one of x0, eps, v, velocity, score ("edm" always gives x0).
         shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
+        data: name of the data set it was trained on, where that can be opened again (fewstep.data.spec.open_data).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class NetworkDenoiser(Denoiser):
         precondition: str = "none",
         data_std: float = 0.5,
         value_range: tuple[float, float] | None = (-1.0, 1.0),
+        data: str | None = None,
     ):
         super().__init__()
         if predicts not in KINDS:
@@ -68,6 +70,7 @@ class NetworkDenoiser(Denoiser):
         self.shape = tuple(shape) if shape is not None else None
         self.conditions = dict(conditions or {})
         self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
+        self.data = data
 
     @property
     def dtype(self) -> torch.dtype:

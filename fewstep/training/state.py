@@ -230,6 +230,7 @@ def _denoiser(recipe: Recipe, data: Dataset) -> NetworkDenoiser:
         precondition=given.precondition,
         data_std=data.std() if measured else given.data_std or 1.0,
         value_range=data.spec.value_range,
+        data=data.spec.name if data.spec.name in BUILT_IN else None,
     )
 
 

@@ -100,6 +100,7 @@ def train(
             if main:
                 _export(state.averaged(), folder)
                 bar.say(f"trained {state.step} of {settings.steps} steps; the model is in {folder / 'model'}")
+            accelerator.wait_for_everyone()
     return Result(folder, state.step, loss, folder / "model")
 
 

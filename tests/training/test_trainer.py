@@ -177,6 +177,35 @@ def test_kill_9_after_a_checkpoint_loses_nothing_but_the_steps_since(make_recipe
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+SHARED = """
+import json, sys, torch
+torch.set_num_threads(1)
+from fewstep.training.recipe import Recipe
+from fewstep.training.trainer import train
+recipe = Recipe.from_dict(json.loads(sys.argv[1]))
+train(recipe, sys.argv[2], device="cpu", progress=False, steps=6)
+train(recipe, sys.argv[2], device="cpu", progress=False, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps_as_one(make_recipe, tmp_path):
+    recipe = make_recipe({"network": {"name": "unet", "width": [8, 12], "attention": [2]}}, steps=14)
+    quiet(recipe, tmp_path / "one")
+    (tmp_path / "shared.py").write_text(SHARED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(tmp_path / "shared.py"), json.dumps(recipe.to_dict()), str(tmp_path / "two")]
+    root = Path(state_module.__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for one, two in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-3)  # the same draws, summed in another order
+        assert one["loss_by_noise_decile"] == pytest.approx(two["loss_by_noise_decile"], abs=1e-2)
+
+
 def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe(save_every=5)
     advance = TrainingState.advance

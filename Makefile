@@ -1,0 +1,52 @@
+# Everything a user or the continuous integration runs. Needs python 3.11 or later, git and make.
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,$(shell \
+	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint evidence bench docs figures clean
+
+demo: .venv/.package
+	$(BIN)/fewstep demo
+
+# One thread a process: the two test processes share the cores.
+test: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+lint: .venv/.test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+# Runs every claim and writes docs/evidence.json.
+evidence: .venv/.package
+	$(BIN)/python -m claims
+
+bench: .venv/.package
+	$(BIN)/python -m benchmarks
+
+docs: .venv/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+# Puts the figures of the last demo into the README and the docs.
+figures: .venv/.package
+	$(BIN)/python tools/figures.py runs/demo
+
+clean:
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache
+
+# Stamps: nothing is installed again until what was asked for changes.
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: python 3.11 or later is needed, and none was found" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.package: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e .
+	@touch $@
+
+.venv/.test: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[test]'
+	@touch $@ .venv/.package
+
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[docs]'
+	@touch $@ .venv/.package

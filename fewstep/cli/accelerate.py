@@ -1,0 +1,76 @@
+"""`fewstep accelerate`: the best plan of few evaluations, as a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import common
+
+if TYPE_CHECKING:
+    from fewstep.accelerate.pipeline import Accelerated
+
+COLUMNS = (
+    ("plan", "name"),
+    ("planned NFE", "planned_nfe"),
+    ("actual NFE", "nfe"),
+    ("endpoint error", "endpoint"),
+    ("median error", "median"),
+    ("Frechet distance", "frechet"),
+    ("seconds", "seconds"),
+)
+SHOWN = 8  # rows of the verdict, the plan found and the reference among them
+
+
+def accelerate(
+    model: common.Model,
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the plan wanted.")] = 4,
+    seconds: Annotated[float, typer.Option(help="Time to spend on learning a plan.")] = 60.0,
+    metric: Annotated[str, typer.Option(help="What decides: 'endpoint' or 'frechet'.")] = "endpoint",
+    out: Annotated[Path | None, typer.Option(help="A new folder for the accelerated model [default: runs/NAME-NFE].")] = None,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+) -> None:
+    """Find the best plan of few evaluations.
+
+    Scores every solver, learns a plan from the best, and judges all on fresh noises. The result is a model folder whose own plan `fewstep sample` uses.
+
+    \b
+    Example:
+        fewstep accelerate digits --nfe 4 --out runs/digits-4
+        fewstep sample runs/digits-4 -n 64 --label 3
+    """
+    from fewstep.denoisers.folder import claim_folder
+
+    folder = out if out is not None else Path("runs") / f"{Path(model).resolve().name}-{nfe}"
+    claim_folder(folder)  # before the work
+    common.check_writable(folder)
+    common.check_positive("--nfe", nfe)
+    common.check_positive("--seconds", seconds, 0)
+    opened = common.open_model(model, device)
+
+    from fewstep.accelerate.pipeline import accelerate as run
+
+    found = run(opened, nfe, seconds=seconds, metric=metric, seed=seed, progress=True)
+    found.save(folder)
+    if as_json:
+        plan = {"nfe": found.plan.nfe, "about": dict(found.plan.about)}
+        common.print_json(
+            {"out": folder, "plan": plan, "rows": found.rows, "figures": found.figures, "notes": list(found.notes)}
+        )
+        return
+    rows = verdict(found)
+    common.print_table([name for name, _ in COLUMNS], [[row.get(key) for _, key in COLUMNS] for row in rows])
+    for note in found.notes:
+        typer.echo(note)
+    typer.echo(f"{found.plan.name} at {found.plan.nfe} evaluations: {folder}")
+
+
+def verdict(found: Accelerated, shown: int = SHOWN) -> list[dict[str, Any]]:
+    """The best rows; the reference, the baseline and the learned plan are among them wherever they came."""
+    special = [row for row in found.rows if row.get("role") != "candidate"]
+    others = [row for row in found.rows if row.get("role") == "candidate"][: max(1, shown - len(special))]
+    return [row for row in found.rows if any(row is one for one in special + others)]

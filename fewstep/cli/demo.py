@@ -1,0 +1,269 @@
+"""`fewstep demo`: the main job from end to end, as a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.accelerate.pipeline import Accelerated
+    from fewstep.core.plan import Plan
+    from fewstep.denoisers.network import NetworkDenoiser
+
+FORMAT = "fewstep-demo-1"
+MODEL = "digits"
+SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3", "deis-3")
+NFES = (4, 5, 6, 8, 10, 20)
+TIMESTEPS = "log-snr"
+REFERENCE_NFE = 100
+FAST_NFE = 4
+SECONDS = 60.0  # of learning
+N = 256  # noises, each with one label, the classes in turn
+COLUMNS = 10  # noises shown
+OURS = ("result.json", "report.html", "samples.png", "accelerated")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the report goes. A demo's own former output is replaced.")] = Path(
+        "runs/demo"
+    ),
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+) -> None:
+    """Compare solvers on digits, and report.
+
+    Draws the same noises with the common solvers, accelerates the model to four evaluations, and compares all with a
+    reference of a hundred. Takes about three minutes on two cores. Writes report.html, samples.png, result.json and the accelerated model.
+
+    \b
+    Example:
+        fewstep demo
+        fewstep sample runs/demo/accelerated -n 64 --label 3
+    """
+    _check_out(out)
+    begin = time.perf_counter()
+    stages = common.Stages()
+    common.say("loading torch and the model")
+    model = common.open_model(MODEL, device)
+    job = Job(model, seed, stages)
+    job.reference()
+    job.solvers()
+    from fewstep.accelerate.pipeline import accelerate
+
+    common.say(f"accelerating to {FAST_NFE} evaluations")
+    found = accelerate(model, FAST_NFE, seconds=SECONDS, seed=seed, progress=True)
+    job.accelerated(found)
+    result = job.result(found, time.perf_counter() - begin)
+    _write(out, job, found, result)
+    if as_json:
+        common.print_json(result)
+    else:
+        for line in summary(result, out):
+            typer.echo(line)
+
+
+class Job:
+    """The measurements: every sampler from the same noises, which neither search nor learning sees.
+
+    `rows` holds one dict a sampler with its figures, `shown` the first samples of each.
+    """
+
+    def __init__(self, model: NetworkDenoiser, seed: int, stages: common.Stages) -> None:
+        import torch
+
+        from fewstep.data import digits
+
+        self.model, self.seed, self.stages = model, seed, stages
+        self.stream = seed + 1  # `accelerate` draws from the stream of `seed`
+        self.device = next(model.parameters()).device
+        self.labels = torch.arange(N) % digits.CLASSES
+        self.real, _ = digits.load("train")
+        self.held_out, _ = digits.load("validation")
+        self.rows: list[dict[str, Any]] = []
+        self.shown: list[Tensor] = []
+
+    def reference(self) -> None:
+        """The reference's samples and how far they are from those with half the evaluations."""
+        from fewstep.accelerate.reference import reference_plan, relative_error
+
+        with self.stages.stage(f"reference, {REFERENCE_NFE} evaluations", REFERENCE_NFE) as advance:
+            plan = reference_plan(self.model, REFERENCE_NFE)
+            self.truth, facts = self._draw(plan, N, advance)
+        self._record("reference", plan, self.truth, facts, REFERENCE_NFE)
+        few = min(N, 64)
+        with self.stages.stage("the reference's own error", REFERENCE_NFE // 2) as advance:
+            coarse, _ = self._draw(reference_plan(self.model, REFERENCE_NFE // 2), few, advance)
+        self.reference_error = relative_error(coarse, self.truth[:few])
+
+    def solvers(self) -> None:
+        """Every solver at every number of evaluations; a plan that serves two numbers is run once."""
+        from fewstep.sampling.build import plan as make_plan
+
+        plans = []
+        for solver in SOLVERS:
+            known: dict[int, Plan] = {}
+            for nfe in NFES:
+                plan = make_plan(self.model.process, solver, nfe=nfe, timesteps=TIMESTEPS)
+                plans.append((solver, nfe, known.setdefault(plan.nfe, plan)))
+        text = f"{len(SOLVERS)} solvers at {', '.join(map(str, NFES))} evaluations"
+        done: dict[int, tuple[Tensor | None, dict[str, Any]]] = {}
+        with self.stages.stage(text, sum({id(plan): plan.nfe for _, _, plan in plans}.values())) as advance:
+            for solver, nfe, plan in plans:
+                if id(plan) not in done:
+                    done[id(plan)] = self._draw(plan, N, advance)
+                self._record(solver, plan, *done[id(plan)], nfe)
+
+    def accelerated(self, found: Accelerated) -> None:
+        """The plan that `accelerate` found, on the same noises."""
+        with self.stages.stage(f"the accelerated plan, {found.plan.nfe} evaluations", found.plan.nfe) as advance:
+            samples, facts = self._draw(found.plan, N, advance)
+        self._record("accelerated", found.plan, samples, facts, FAST_NFE)
+
+    def _draw(self, plan: Plan, n: int, advance: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
+        """Samples, or None where they are not finite, with the evaluations made and the seconds."""
+        from fewstep.accelerate.evaluate import solve
+
+        condition = {"label": self.labels[:n].to(self.device)}
+        begin = time.perf_counter()
+        try:
+            samples, nfe = solve(
+                plan, self.model, n, self.stream, condition, self.device, lambda *_: nullcontext(advance)
+            )
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
+            return None, {"actual_nfe": None, "seconds": None}
+        return samples, {"actual_nfe": nfe, "seconds": time.perf_counter() - begin}
+
+    def _record(self, name: str, plan: Plan, samples: Tensor | None, facts: dict[str, Any], asked: int) -> None:
+        import torch
+
+        from fewstep.metrics.accuracy import class_accuracy
+        from fewstep.metrics.endpoint import endpoint_error
+        from fewstep.metrics.frechet import frechet
+
+        row: dict[str, Any] = {"name": name, "timesteps": plan.about.get("timesteps"), "asked_nfe": asked}
+        row |= {"planned_nfe": plan.nfe} | facts
+        row |= dict.fromkeys(("endpoint", "median", "frechet", "accuracy"))
+        if samples is not None:
+            if name != "reference":
+                error = endpoint_error(samples, self.truth)
+                row |= {"endpoint": error.value, "median": error.median}
+            row["frechet"] = frechet(samples, self.real).value
+            row["accuracy"] = class_accuracy(samples, self.labels).value
+        self.rows.append(row)
+        self.shown.append(samples[:COLUMNS] if samples is not None else torch.full_like(self.truth[:COLUMNS], -1.0))
+
+    def result(self, found: Accelerated, seconds: float) -> dict[str, Any]:
+        """Everything measured, as JSON."""
+        import torch
+
+        import fewstep
+        from fewstep.metrics.frechet import frechet
+
+        against = frechet(self.truth, self.real)
+        return {
+            "format": FORMAT,
+            "model": MODEL,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "n": N,
+            "seed": self.seed,
+            "timesteps": TIMESTEPS,
+            "fast_nfe": FAST_NFE,
+            "reference_nfe": REFERENCE_NFE,
+            "reference_error": self.reference_error,
+            "features": against.features,
+            "floor": {"value": against.floor, "n": against.floor_n},
+            "validation": {"value": frechet(self.held_out, self.real).value, "n": len(self.held_out)},
+            "rows": self.rows,
+            "accelerate": {"rows": found.rows, "figures": found.figures, "notes": list(found.notes)},
+            "seconds": seconds,
+            "machine": {
+                "fewstep": fewstep.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "threads": torch.get_num_threads(),
+                "device": str(self.device),
+            },
+        }
+
+
+def pick(result: dict[str, Any], name: str, nfe: int) -> dict[str, Any]:
+    """The row of a sampler at the number of evaluations that was asked for."""
+    return next(row for row in result["rows"] if row["name"] == name and row["asked_nfe"] == nfe)
+
+
+def summary(result: dict[str, Any], out: Path) -> list[str]:
+    """Five lines: the main figures and where the files are."""
+    from fewstep.report.table import format_number as text
+
+    fast = pick(result, "accelerated", result["fast_nfe"])
+    slow = pick(result, "ddim", max(NFES))
+    reference = pick(result, "reference", result["reference_nfe"])
+
+    def line(name: str, row: dict[str, Any], error: str) -> str:
+        return f"{name:12} {row['planned_nfe']:4d} evaluations  error {error:6}  Frechet distance {text(row['frechet'])}"
+
+    ratio = fast["endpoint"] / slow["endpoint"]
+    apart = fast["frechet"] / reference["frechet"] - 1
+    return [
+        line("accelerated", fast, text(fast["endpoint"])),
+        line("ddim", slow, text(slow["endpoint"])),
+        line("reference", reference, text(result["reference_error"])) + f", real data {text(result['floor']['value'])}",
+        f"accelerated: {text(ratio)} of ddim's error, Frechet distance {apart:+.1%} from the reference's,"
+        f" in {result['seconds']:.0f} s",
+        f"{out / 'report.html'}, samples.png, result.json; sample with: fewstep sample {out / 'accelerated'}",
+    ]
+
+
+def _check_out(out: Path) -> None:
+    """A folder that is new, empty, or a former demo's; `ValueError` otherwise."""
+    from fewstep.denoisers.folder import claim_folder
+
+    if not (out.is_dir() and any(out.iterdir())):
+        claim_folder(out)
+        common.check_writable(out)
+        return
+    try:
+        former = json.loads((out / "result.json").read_text("utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        former = False
+    if not former:
+        raise ValueError(f"the folder {out} is not empty and no former demo's: choose another with --out")
+    common.check_writable(out / OURS[0])
+
+
+def _write(out: Path, job: Job, found: Accelerated, result: dict[str, Any]) -> None:
+    """All files beside their place first, then moved: a former demo's are replaced, others in the folder stay."""
+    from fewstep.cli.demo_page import page, picture
+    from fewstep.report.files import write_json
+    from fewstep.report.page import write_report
+
+    out.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".demo.", dir=out))
+    try:
+        write_json(fresh / "result.json", result)
+        write_report(fresh, page(result, job.shown))
+        picture(fresh / "samples.png", result, job.shown)
+        found.save(fresh / "accelerated")
+        for name in OURS:  # result.json, the marker, first: whatever happens, a rerun knows its own output
+            if (out / name).is_dir():
+                os.replace(out / name, fresh / f"former-{name}")
+            os.replace(fresh / name, out / name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

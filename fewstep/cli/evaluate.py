@@ -1,0 +1,78 @@
+"""`fewstep evaluate`: what a model's samples are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.cli import common
+
+
+def evaluate(
+    model: common.Model,
+    solver: common.Solver = None,
+    steps: common.Steps = None,
+    timesteps: common.Timesteps = None,
+    nfe: common.Nfe = None,
+    n: Annotated[int, typer.Option("-n", help="How many samples.")] = 1000,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Of frechet, precision-recall, sliced-wasserstein, accuracy, endpoint; by default all that apply."),
+    ] = None,
+    features: Annotated[str, typer.Option(help="Space of the comparisons with data: 'pixels' or 'digits'.")] = "pixels",
+    data: Annotated[Path | None, typer.Option(help="What to compare with: a folder of images, or an .npz.")] = None,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+) -> None:
+    """Measure a model's samples.
+
+    Against its data, against the labels asked for, and against the exact end of its ODE from the same noises.
+
+    \b
+    Example:
+        fewstep evaluate digits --solver dpmpp-3m --steps 8 -n 1000 --metrics frechet,endpoint --features digits
+    """
+    common.check_positive("-n", n, 2)
+    opened = common.open_model(model, device)
+    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe)
+    names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
+    if names == []:
+        raise ValueError("--metrics names none")
+
+    from fewstep.accelerate.evaluate import evaluate as measure
+
+    bars = common.Stages()
+    out = measure(opened, plan, n, names, features, seed, bars.stage, data=data)
+    if as_json:
+        common.print_json({"model": model} | out)
+        return
+    typer.echo(
+        f"{model}: {n} samples by {out['plan']}, {out['planned_nfe']} evaluations planned and {out['actual_nfe']:g} made,"
+        f" {out['seconds']:.1f} s" + (f"; data: {out['data']}" if out["data"] else "")
+    )
+    common.print_table(("metric", "value", "n", ""), [_row(name, found) for name, found in out["figures"].items()])
+    for note in out["notes"]:
+        typer.echo(note)
+
+
+def _row(name: str, found: dict[str, Any]) -> list[Any]:
+    """A metric's line: its value, n, and what it is read against."""
+    from fewstep.report.table import format_number as text
+
+    if name == "frechet":
+        floor = "" if found["floor"] is None else f"real against real {text(found['floor'])} (n {found['floor_n']})"
+        beside = f"{found['features']}; {floor}".rstrip("; ")
+    elif name == "validation_frechet":
+        name, beside = "  of held-out data", "real images the model never saw: what a perfect generator scores"
+    elif name == "precision-recall":
+        beside = ", ".join(f"{key} {text(found[key])}" for key in ("precision", "recall", "density", "coverage"))
+    elif name == "sliced-wasserstein":
+        beside = found["features"]
+    elif name == "accuracy":
+        beside = f"standard error {text(found['error'])}"
+    else:
+        beside = f"median {text(found['median'])}; reference's own error about {text(found['reference_error'])}"
+    return [name, found["value"], found["n"], beside]

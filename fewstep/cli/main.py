@@ -1,0 +1,95 @@
+"""The command line: `fewstep demo | sample | train | accelerate | evaluate | methods | info`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from fewstep.cli.accelerate import accelerate
+from fewstep.cli.demo import demo
+from fewstep.cli.evaluate import evaluate
+from fewstep.cli.info import info
+from fewstep.cli.methods import methods
+from fewstep.cli.sample import sample
+from fewstep.cli.train import train
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# Plain help: Rich's panels would double the time that `fewstep --help` takes.
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import fewstep
+
+        typer.echo(fewstep.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; goes before or after the command.")
+    ] = False,
+) -> None:
+    """Diffusion and flow models in few steps: sample, train, accelerate and measure.
+
+    \b
+    Example:
+        fewstep demo
+        fewstep sample digits -n 64 --label 3 --steps 8 --out threes.png
+    """
+
+
+for command in (demo, sample, train, accelerate, evaluate, methods, info):
+    app.command()(command)
+
+
+def run(arguments: Sequence[str], debug: bool = False) -> int:
+    """Run one command line; the exit code. With `debug` errors are raised, otherwise each is one line on stderr."""
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="fewstep", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # `fewstep methods | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"fewstep: {_one_line(error)}", file=sys.stderr)
+        return 2
+    if code == INTERRUPTED:
+        print("fewstep: interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _one_line(error: Exception) -> str:
+    said = getattr(error, "format_message", None)  # the command line's own errors: unknown options and the like
+    if said is not None:
+        text = said() or "a command is missing"
+        command = getattr(getattr(error, "ctx", None), "command_path", "fewstep")
+        return " ".join(f"{text.rstrip('.')}; see '{command} --help'".split())
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif not isinstance(error, ValueError | FloatingPointError):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return " ".join(text.split())
+
+
+def main() -> None:
+    """The entry point: exit code 0, 2 for an error, 130 after Ctrl-C."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    sys.exit(run([word for word in arguments if word != "--debug"], debug))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""`fewstep demo`, small: what it writes, what its figures mean, and what it replaces."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+import fewstep as fs
+from fewstep.accelerate import pipeline
+from fewstep.accelerate.pipeline import Accelerated
+from fewstep.cli import demo
+
+
+@pytest.fixture
+def small(monkeypatch, folder):
+    """Few noises, solvers and evaluations, and a search that answers at once."""
+    for name, value in {
+        "MODEL": str(folder), "SOLVERS": ("ddim", "heun"), "NFES": (4, 5, 6), "REFERENCE_NFE": 24, "N": 90, "FAST_NFE": 5,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(demo, name, value)
+
+    def answer(model, nfe, **options):
+        plan = fs.plan(model.process, "dpmpp-2m", steps=nfe)
+        row = {"role": "learned", "name": "own", "planned_nfe": nfe, "n": 9, "endpoint": 0.5, "frechet": None}
+        return Accelerated(model, plan, [row], {"searched": 1}, ["A note."])
+
+    monkeypatch.setattr(pipeline, "accelerate", answer)
+
+
+def test_the_report(fewstep, small, tmp_path):
+    code, out, err = fewstep("demo", "--out", "runs/demo", "--seed", 3)
+    assert code == 0 and len(out.splitlines()) == 5 and "reference, 24 evaluations" in err
+    assert sorted(os.listdir("runs/demo")) == ["accelerated", "report.html", "result.json", "samples.png"]
+    assert os.listdir("runs") == ["demo"]
+    result = json.loads((tmp_path / "runs/demo/result.json").read_text())
+    assert result["format"] == "fewstep-demo-1" and result["n"] == 90 and result["seed"] == 3
+    assert [row["name"] for row in result["rows"]] == ["reference"] + ["ddim"] * 3 + ["heun"] * 3 + ["accelerated"]
+    heun = {row["asked_nfe"]: row for row in result["rows"] if row["name"] == "heun"}
+    assert {asked: row["planned_nfe"] for asked, row in heun.items()} == {4: 3, 5: 5, 6: 5}
+    assert all(row["actual_nfe"] == row["planned_nfe"] for row in result["rows"])
+    assert {**heun[5], "asked_nfe": 6} == heun[6]  # one plan, run once
+
+    # The figures are those of the same noises under the same plans.
+    model = fs.load(demo.MODEL)
+    labels = [i % 10 for i in range(90)]
+    truth = fs.sample(model, 90, plan=fs.plan(model.process, "vab-3", nfe=24, timesteps="karras"), seed=4, label=labels)
+    drawn = fs.sample(model, 90, solver="ddim", steps=5, seed=4, label=labels)
+    error = (drawn - truth).flatten(1).norm(dim=1).mean() / truth.flatten(1).norm(dim=1).mean()
+    assert demo.pick(result, "ddim", 5)["endpoint"] == pytest.approx(float(error), rel=1e-4)
+    assert result["floor"]["n"] == 90
+
+    page = (tmp_path / "runs/demo/report.html").read_text()
+    assert page.count("<svg") >= 2 and "A note." in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    facts = json.loads(fewstep("sample", "runs/demo/accelerated", "-n", 2, "--json")[1])
+    assert facts["solver"] == "dpmpp-2m" and facts["actual_nfe"] == 5
+    assert json.loads(fewstep("info", "runs/demo/samples.png", "--json")[1])["rows"][1]["name"] == "accelerated"
+
+
+def test_a_rerun_replaces_its_own_output_alone(fewstep, small, tmp_path):
+    assert fewstep("demo", "--out", "d")[0] == 0
+    (tmp_path / "d" / "notes.txt").write_text("mine")
+    (tmp_path / "d" / "accelerated" / "stale").write_text("")
+    code, out, _ = fewstep("demo", "--out", "d", "--seed", 1, "--json")
+    assert code == 0 and json.loads(out)["seed"] == 1
+    assert json.loads((tmp_path / "d" / "result.json").read_text())["seed"] == 1
+    assert (tmp_path / "d" / "notes.txt").read_text() == "mine"
+    assert sorted(os.listdir("d/accelerated")) == ["README.md", "config.json", "model.safetensors", "plan.json"]
+    assert not [name for name in os.listdir("d") if name.startswith(".")]
+
+
+def test_a_folder_of_others_is_refused(fails, small, tmp_path):
+    (tmp_path / "full").mkdir()
+    for text in (None, "{}", '{"format": "other"}', "[]", "{"):
+        if text is not None:
+            (tmp_path / "full" / "result.json").write_text(text)
+        (tmp_path / "full" / "thesis.txt").write_text("mine")
+        assert fails("demo", "--out", "full").startswith("the folder full is not empty and no former demo's")
+    assert "cannot write to" in fails("demo", "--out", "/proc/none/demo")
+
+
+def test_a_failure_leaves_nothing(fewstep, small, tmp_path, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr("fewstep.cli.demo_page.picture", broken)
+    code, _, err = fewstep("demo", "--out", "d")
+    assert code == 2 and err.splitlines()[-1] == "fewstep: no" and os.listdir("d") == []
+
+
+def test_a_solver_that_diverges_has_no_figures(fewstep, small, monkeypatch, tmp_path):
+    def solve(plan, *rest, **named):
+        if plan.name == "heun":
+            raise ValueError("the samples are not finite")
+        return real(plan, *rest, **named)
+
+    from fewstep.accelerate import evaluate
+
+    real = evaluate.solve
+    monkeypatch.setattr(evaluate, "solve", solve)
+    assert fewstep("demo", "--out", "d")[0] == 0
+    result = json.loads((tmp_path / "d" / "result.json").read_text())
+    assert demo.pick(result, "heun", 5)["endpoint"] is None and demo.pick(result, "ddim", 5)["endpoint"] > 0

@@ -1,0 +1,27 @@
+"""`fewstep evaluate`: the table, the JSON and the errors; the measures are tested with `fewstep.accelerate.evaluate`."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_table_and_json(fewstep, folder):
+    words = ("evaluate", folder, "--solver", "heun", "--nfe", 4, "-n", 30, "--metrics", "frechet, accuracy")
+    code, out, _ = fewstep(*words, "--features", "digits", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["planned_nfe"] == found["actual_nfe"] == 3 and found["n"] == 30
+    assert set(found["figures"]) == {"frechet", "validation_frechet", "accuracy"}
+    code, out, _ = fewstep(*words, "--features", "digits")
+    assert code == 0 and "3 evaluations planned and 3 made" in out and "real against real" in out
+    assert "held-out" in out and "standard error" in out
+
+
+def test_bad_input(fails, folder, unconditional):
+    assert fails("evaluate", folder, "--metrics", "frechett") == "unknown metric 'frechett': did you mean 'frechet'?"
+    assert "unknown features 'pixel'" in fails("evaluate", folder, "--features", "pixel")
+    assert fails("evaluate", folder, "-n", 1) == "-n must be at least 2, got 1"
+    assert "--metrics names none" in fails("evaluate", folder, "--metrics", ",")
+    assert "unknown solver" in fails("evaluate", folder, "--solver", "dimm")
+    message = fails("evaluate", unconditional, "--metrics", "frechet")
+    assert message.startswith("the metric 'frechet' does not apply: the model's data set is not known")
+    assert "no data at 'none.npz'" in fails("evaluate", unconditional, "--data", "none.npz")

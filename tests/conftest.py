@@ -1,0 +1,33 @@
+"""Shared problems: a smooth mixture whose probability-flow ODE every solver can be measured on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewstep.core.process import Process
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.processes.vp import VP
+
+torch.set_num_threads(1)
+
+
+def mixture(process: Process, shape: tuple[int, ...] = (2,), predicts: str = "x0", spread: float = 0.8) -> GaussianMixture:
+    """Five broad anisotropic components (standard deviations 0.35 to 0.6)."""
+    d = int(torch.tensor(shape).prod())
+    generator = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(5, d, d, generator=generator, dtype=torch.float64))
+    std = 0.35 + 0.25 * torch.rand(5, d, generator=generator, dtype=torch.float64)
+    weights = 0.5 + torch.rand(5, generator=generator, dtype=torch.float64)
+    means = spread * torch.randn(5, *shape, generator=generator, dtype=torch.float64)
+    return GaussianMixture(weights, means, basis @ torch.diag_embed(std**2) @ basis.mT, process, predicts)
+
+
+@pytest.fixture(scope="session")
+def smooth() -> GaussianMixture:
+    return mixture(VP())
+
+
+@pytest.fixture(scope="session")
+def make_mixture():
+    return mixture

@@ -1,0 +1,138 @@
+"""Put the figures of a demo into the README and the docs: `python tools/figures.py [runs/demo]`.
+
+With a demo's folder its figures become docs/figures.json, and its picture docs/images/digits.png. The tables between the
+markers are then written from docs/figures.json; `--check` only says whether they are up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "docs" / "figures.json"
+PICTURE = ROOT / "docs" / "images" / "digits.png"
+PAGES = ("README.md", "docs/choose.md")
+END = "<!-- end -->"
+
+
+def collect(demo: Path) -> dict[str, Any]:
+    """What the pages need of a demo's result."""
+    result = json.loads((demo / "result.json").read_text("utf-8"))
+    if result.get("format") != "fewstep-demo-1":
+        raise ValueError(f"{demo / 'result.json'} is not a demo's result")
+    keys = (
+        "model", "n", "seed", "timesteps", "fast_nfe", "reference_nfe", "reference_error", "features", "floor", "validation",
+        "seconds", "machine", "rows",
+    )  # fmt: skip
+    found = {key: result[key] for key in keys}
+    found["notes"] = result["accelerate"]["notes"]
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def digits(figures: dict[str, Any]) -> list[str]:
+    """The README's table: the accelerated plan, the best solver at as many evaluations, DDIM at most, the reference."""
+    rows, nfe = figures["rows"], figures["fast_nfe"]
+    reference, others = rows[0], [row for row in rows[1:] if row["endpoint"] is not None]
+    fast = next(row for row in others if row["name"] == "accelerated")
+    hand = [row for row in others if row["name"] != "accelerated" and row["planned_nfe"] <= nfe]
+    ddim = max((row for row in others if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
+    top = [
+        row for row in others if row["name"] not in ("accelerated", "ddim") and row["planned_nfe"] == ddim["planned_nfe"]
+    ]
+    chosen = [fast, min(hand, key=lambda row: row["endpoint"]), ddim, *sorted(top, key=lambda row: row["endpoint"])[:1]]
+    body = [
+        [row["name"], str(row["actual_nfe"]).removesuffix(".0"), _number(row["endpoint"]), _number(row["frechet"])]
+        for row in chosen
+    ]
+    own = f"{_number(figures['reference_error'])} (its own, estimated)"
+    body.append([f"reference ({reference['timesteps']})", str(reference["planned_nfe"]), own, _number(reference["frechet"])])
+    body.append(["real images against real images", "", "", _number(figures["floor"]["value"])])
+    machine = figures["machine"]
+    caption = (
+        f"Rows of the picture: the reference, the accelerated plan at {fast['planned_nfe']} evaluations,"
+        f" `ddim` at {ddim['planned_nfe']} and at {min(row['planned_nfe'] for row in others if row['name'] == 'ddim')}."
+    )
+    told = (
+        f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule `{figures['timesteps']}`; Frechet distance"
+        f" in {figures['features']} to the training images. Error: mean distance from the reference's sample of the same noise"
+        f" over the mean norm. The whole demo took {figures['seconds']:.0f} s on {machine['device']} ({machine['threads']} threads)."
+    )
+    return [caption, "", *_table(["sampler", "evaluations", "error", "Frechet distance"], body), "", told]
+
+
+def choose(figures: dict[str, Any]) -> list[str]:
+    """The error of every solver at every number of evaluations; the best of each column is bold."""
+    rows = [row for row in figures["rows"][1:] if row["name"] != "accelerated"]
+    asked = sorted({row["asked_nfe"] for row in rows})
+    at = {(row["name"], row["asked_nfe"]): row for row in rows}
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    best = {nfe: min(at[name, nfe]["endpoint"] or float("inf") for name in names) for nfe in asked}
+
+    def cell(name: str, nfe: int) -> str:
+        row = at[name, nfe]
+        text = _number(row["endpoint"])
+        text = f"**{text}**" if row["endpoint"] == best[nfe] else text
+        return text if row["planned_nfe"] == nfe else f"{text} ({row['planned_nfe']})"
+
+    fast = next(row for row in figures["rows"] if row["name"] == "accelerated")
+    body = [[f"`{name}`", *(cell(name, nfe) for nfe in asked)] for name in names]
+    learned = [_number(fast["endpoint"]) if nfe == fast["planned_nfe"] else "" for nfe in asked]
+    told = (
+        f"Endpoint error on the model `{figures['model']}`, {figures['n']} noises, rule `{figures['timesteps']}`, against"
+        f" {figures['reference_nfe']} evaluations (whose own error is about {_number(figures['reference_error'])}). In brackets:"
+        " the evaluations used where they are fewer than allowed. Bold: the best of the column."
+    )
+    head = ["solver", *(str(nfe) for nfe in asked)]
+    return [told, "", *_table(head, [*body, ["`fewstep accelerate`", *learned]])]
+
+
+def fill(text: str, figures: dict[str, Any]) -> str:
+    """The page with its tables written anew."""
+    for name, make in (("digits", digits), ("choose", choose)):
+        begin = f"<!-- figures: {name} -->"
+        if begin in text:
+            before, rest = text.split(begin, 1)
+            after = rest.split(END, 1)[1]
+            text = "\n".join([before + begin, "", *make(figures), "", END]) + after
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("demo", nargs="?", type=Path, help="a demo's folder, such as runs/demo")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
+    given = parser.parse_args()
+    if given.demo is not None:
+        figures = collect(given.demo)
+        FIGURES.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        PICTURE.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(given.demo / "samples.png", PICTURE)
+    figures = json.loads(FIGURES.read_text("utf-8"))
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text("utf-8")
+        new = fill(old, figures)
+        if new != old:
+            stale.append(page)
+            if not given.check:
+                path.write_text(new, "utf-8")
+    print(f"{'out of date' if given.check else 'written'}: {', '.join(stale)}" if stale else "up to date")
+    return 1 if given.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

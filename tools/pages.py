@@ -1,0 +1,93 @@
+"""Pages that MkDocs makes from elsewhere: the README, the contributing guide, the changelog, and the methods.
+
+The methods page comes from the method cards, which are read with `ast`, and from docs/evidence.json where it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {
+    "processes": "The forward processes: how a sample turns into noise.",
+    "timesteps": "Where a sampling grid puts its times.",
+    "sampling": "Solvers. Every one compiles to a plan; `unipc-3` is `unipc` of order 3.",
+    "denoisers": "What predicts: networks and closed forms.",
+    "networks": "Networks for images.",
+    "training": "Training.",
+    "metrics": "Measures of samples.",
+    "accelerate": "The search for a plan of few evaluations.",
+}
+
+
+def methods_page(evidence: dict[str, Any] | None = None) -> str:
+    """The methods as Markdown, one table a room, with the figures of their claims."""
+    sys.path.insert(0, str(ROOT))
+    from fewstep.core.methods import methods
+
+    cards = methods()
+    found = _by_method(evidence or {})
+    lines = ["# Methods", "", f"{len(cards)} methods, from the files that hold them. `fewstep methods WORD` searches them.", ""]
+    rooms = [*ROOMS, *sorted({card.room for card in cards} - set(ROOMS))]
+    for room in rooms:
+        inside = [card for card in cards if card.room == room]
+        if not inside:
+            continue
+        lines += [f"## {room}", ""]
+        if room in ROOMS:
+            lines += [ROOMS[room], ""]
+        measured = any(card.name in found for card in inside)
+        head = ["name", "paper", "claim", *(["measured"] if measured else []), "file"]
+        lines += [_row(head), _row(["---"] * len(head))]
+        for card in inside:
+            paper = f"[{card.paper}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.paper
+            figures = [found.get(card.name, "")] if measured else []
+            lines.append(_row([f"`{card.name}`", paper, _plain(card.claim), *figures, f"`{card.file}`"]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown sees no emphasis."""
+    return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+
+
+def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
+    """What the claims measured, as a line a method; a claim that fails says so."""
+    lines: dict[str, list[str]] = {}
+    for claim in evidence.get("claims", []):
+        way = "below" if claim.get("better", "low") == "low" else "above"
+        holds = "" if claim["holds"] else "**fails:** "
+        text = f"{holds}{claim['ours']:.3g}, {way} {claim['theirs']:.3g} ({claim['against']})"
+        lines.setdefault(claim["method"], []).append(text)
+    return {name: "; ".join(texts) for name, texts in lines.items()}
+
+
+def read_evidence() -> dict[str, Any] | None:
+    path = ROOT / "docs" / "evidence.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs' hook: adds the pages."""
+    from mkdocs.structure.files import File
+
+    def from_root(name: str) -> str:
+        return (ROOT / name).read_text("utf-8").replace("](docs/", "](").replace("](LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
+
+    pages = {
+        "index.md": from_root("README.md"),
+        "contributing.md": from_root("CONTRIBUTING.md"),
+        "changelog.md": from_root("CHANGELOG.md"),
+        "methods.md": methods_page(read_evidence()),
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
