@@ -188,10 +188,8 @@ def _data(model: Denoiser, data: str | Path | Dataset | None) -> Dataset:
     return real
 
 
-def _labels(
-    model: Denoiser, real: Dataset | None, n: int, seed: int, device: torch.device
-) -> dict[str, Tensor]:
-    """A label for each sample in the proportions of the data: its labels dealt out in a shuffled order, again and again.
+def _labels(model: Denoiser, real: Dataset | None, n: int, seed: int, device: torch.device) -> dict[str, Tensor]:
+    """A label for each sample in the proportions of the data: its labels in a shuffled order, again and again.
 
     Without labelled data the classes come in turn.
     """
@@ -249,7 +247,9 @@ def _endpoint(
     runs = []
     for nfe in (COARSE, FINE):
         reference = reference_plan(model.process, plan, nfe)
-        runs.append(solve(reference, model, n, seed, condition, device, bar, f"reference, {reference.nfe} evaluations")[0])
+        runs.append(
+            solve(reference, model, n, seed, condition, device, bar, f"reference, {reference.nfe} evaluations")[0]
+        )
     coarse, fine = runs
     estimate = endpoint_error(coarse, fine).value
     return endpoint_error(samples, fine).as_dict() | {"reference_nfe": FINE, "reference_error": estimate}

@@ -14,7 +14,7 @@ import torch
 
 from fewstep.accelerate.candidates import Candidate, hand_made, rank
 from fewstep.accelerate.learn import learn
-from fewstep.accelerate.point import Point, Problem, draw
+from fewstep.accelerate.point import Point, draw
 from fewstep.accelerate.reference import error_estimate, reference_plan, solve
 from fewstep.accelerate.verdict import judge
 from fewstep.core.denoiser import Denoiser
@@ -68,21 +68,43 @@ class Accelerated:
         return "\n".join(lines) + "\n"
 
 
-def _sizes(model: Denoiser, seconds: float, noises: int | None, dtype: torch.dtype) -> tuple[int, float]:
-    """How many noises to use, and the seconds of one evaluation of 32.
+@dataclass(frozen=True)
+class Sizes:
+    """How many noises to learn from, to hold out, and to judge on."""
 
-    Without a number given, as many as the reference can solve in a third of the budget: 96 to 1280.
+    train: int
+    held_out: int
+    verdict: int
+
+    @property
+    def total(self) -> int:
+        return self.train + self.held_out + self.verdict
+
+
+def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype) -> Sizes:
+    """Enough to learn from (forty residuals a parameter, at least 128 noises, at most 512), 128 held out, 512 to judge.
+
+    All shrink together, to 96 at least, when the reference would take over a third of the budget for so many; or to
+    the number given.
     """
-    noise, condition = draw(model, 0, 0, 32, dtype)
-    times = torch.tensor(model.process.t_max, dtype=dtype, device=noise.device)
-    with torch.no_grad():
-        model(noise, times, **condition)
-        begin = time.perf_counter()
-        model(noise, times, **condition)
-        cost = time.perf_counter() - begin
+    parameters = 2 * nfe - 1 + nfe * (nfe + 1) // 2
+    train = min(512, max(128, 40 * parameters // math.prod(model.shape or (1,))))
+    wanted = Sizes(train, 128, 512)
     if noises is None:
-        noises = min(1280, max(96, int(seconds / 3 / (cost * REFERENCE_NFE) * 32)))
-    return noises, cost
+        noise, condition = draw(model, 0, 0, 32, dtype)
+        time_ = torch.tensor(model.process.t_max, dtype=dtype, device=noise.device)
+        with torch.no_grad():
+            model(noise, time_, **condition)
+            begin = time.perf_counter()
+            float(model(noise, time_, **condition).value.sum())
+            cost = time.perf_counter() - begin
+        noises = max(96, int(seconds / 3 / (cost * REFERENCE_NFE) * 32))
+    if noises >= wanted.total:
+        return wanted
+    part = noises / wanted.total
+    held_out = max(8, int(part * wanted.held_out))
+    train = max(16, int(part * wanted.train))
+    return Sizes(train, held_out, noises - train - held_out)
 
 
 def accelerate(
@@ -100,7 +122,8 @@ def accelerate(
 
     (a) The probability-flow ODE is solved for fresh noises by a third-order method in 100 evaluations, with an estimate
     of its error. (b) Every deterministic solver x timestep rule x end point is scored at `nfe`. (c) Times and
-    coefficients of the best ones are fitted by gradient to land on the reference, stopped early on held-out noises.
+    coefficients of the best ones are fitted to land on the reference, by Gauss-Newton steps that stop early on held-out
+    noises.
     (d) All are judged on noises that neither search nor learning has seen. The best of the judged is returned: never
     something worse than the best hand-made plan.
 
@@ -108,9 +131,8 @@ def accelerate(
         seconds: budget for (c); (a), (b) and (d) take about as long again.
         metric: "endpoint" (distance to the reference from the same noise) or "frechet" (distance of distributions, to
             the model's data where known, else to the reference's samples): what the returned plan is best in.
-        noises: how many in all (two fifths to learn from, a fifth held out, two fifths for the verdict); as many as the
-            budget allows where not given. With `iterations` (gradient steps, in place of `seconds`) it makes the
-            result repeatable to the bit.
+        noises: how many in all, to learn from, to hold out and to judge on; where not given, up to 1152 as the budget
+            allows. With `iterations` (of the fit, in place of `seconds`) it makes the result repeatable to the bit.
 
     Raises:
         ValueError: an unknown metric, nfe below 1, a model without a shape.
@@ -134,11 +156,13 @@ def accelerate(
         took[name], clock = time.perf_counter() - clock, time.perf_counter()
 
     with _Progress(progress) as bar:
-        n, cost = _sizes(model, seconds, noises, dtype)
-        bar.stage(f"reference: {n} noises, {REFERENCE_NFE} evaluations")
-        problem = solve(model, seed, 0, n, REFERENCE_NFE, dtype)
+        sizes = _sizes(model, nfe, seconds, noises, dtype)
+        bar.stage(f"reference: {sizes.total} noises, {REFERENCE_NFE} evaluations")
+        problem = solve(model, seed, 0, sizes.total, REFERENCE_NFE, dtype)
         error = error_estimate(model, problem, REFERENCE_NFE)
-        train, held_out, test = _split(problem)
+        train = problem.part(0, sizes.train)
+        held_out = problem.part(sizes.train, sizes.train + sizes.held_out)
+        test = problem.part(sizes.train + sizes.held_out, sizes.total)
         lap("reference")
 
         bar.stage(f"search: every hand-made plan at {nfe} evaluations")
@@ -151,7 +175,7 @@ def accelerate(
 
         bar.stage("learning times and coefficients", total=1.0)
         learned, facts = learn(
-            model, candidates, train, held_out, seconds=seconds, iterations=iterations, seed=seed, advance=bar.fraction
+            model, candidates, train, held_out, seconds=seconds, iterations=iterations, advance=bar.fraction
         )
         lap("learn")
 
@@ -181,11 +205,6 @@ def accelerate(
     for row in rows:
         row.pop("plan")
     return Accelerated(model, plan, rows, figures, notes)
-
-
-def _split(problem: Problem) -> tuple[Problem, Problem, Problem]:
-    n = len(problem)
-    return problem.part(0, 2 * n // 5), problem.part(2 * n // 5, 3 * n // 5), problem.part(3 * n // 5, n)
 
 
 def _choose(

@@ -29,14 +29,17 @@ def accelerate(
     nfe: Annotated[int, typer.Option(help="Network evaluations of the plan wanted.")] = 4,
     seconds: Annotated[float, typer.Option(help="Time to spend on learning a plan.")] = 60.0,
     metric: Annotated[str, typer.Option(help="What decides: 'endpoint' or 'frechet'.")] = "endpoint",
-    out: Annotated[Path | None, typer.Option(help="A new folder for the accelerated model [default: runs/NAME-NFE].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for the accelerated model [default: runs/NAME-NFE].")
+    ] = None,
     seed: common.Seed = 0,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
     """Find the best plan of few evaluations.
 
-    Scores every solver, learns a plan from the best, and judges all on fresh noises. The result is a model folder whose own plan `fewstep sample` uses.
+    Scores every solver, learns a plan from the best, and judges all on fresh noises. The result is a model folder whose
+    own plan `fewstep sample` uses.
 
     \b
     Example:

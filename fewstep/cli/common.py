@@ -56,9 +56,7 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def chosen_plan(
-    model: Denoiser, solver: str | None, steps: int | None, timesteps: str | None, nfe: int | None
-) -> Plan:
+def chosen_plan(model: Denoiser, solver: str | None, steps: int | None, timesteps: str | None, nfe: int | None) -> Plan:
     """The plan the options ask for: the model's own where nothing is asked."""
     from fewstep.sampling.sample import choose_plan
 
@@ -74,7 +72,7 @@ def check_positive(what: str, value: float, least: float = 1) -> None:
 
 
 def check_new_file(path: Path, force: bool) -> None:
-    """`ValueError` unless a file can be written at `path`: its folder is there or can be made, nothing is overwritten."""
+    """`ValueError` unless a file can be written at `path`, without replacing one unless `force`."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file")
     if path.exists() and not force:
@@ -132,8 +130,14 @@ class Stages:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True)
         self.shown = console.is_terminal

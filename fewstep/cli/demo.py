@@ -48,7 +48,8 @@ def demo(
     """Compare solvers on digits, and report.
 
     Draws the same noises with the common solvers, accelerates the model to four evaluations, and compares all with a
-    reference of a hundred. Takes about three minutes on two cores. Writes report.html, samples.png, result.json and the accelerated model.
+    reference of a hundred. Takes about three minutes on two cores. Writes report.html, samples.png, result.json and the
+    accelerated model.
 
     \b
     Example:
@@ -217,7 +218,7 @@ def summary(result: dict[str, Any], out: Path) -> list[str]:
     reference = pick(result, "reference", result["reference_nfe"])
 
     def line(name: str, row: dict[str, Any], error: str) -> str:
-        return f"{name:12} {row['planned_nfe']:4d} evaluations  error {error:6}  Frechet distance {text(row['frechet'])}"
+        return f"{name:12} {row['planned_nfe']:4d} evaluations, error {error}, Frechet distance {text(row['frechet'])}"
 
     ratio = fast["endpoint"] / slow["endpoint"]
     apart = fast["frechet"] / reference["frechet"] - 1

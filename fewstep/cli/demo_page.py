@@ -45,9 +45,9 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         curves("endpoint"),
         "network evaluations",
         "relative error of the end point",
-        note="Mean distance from the reference's sample of the same noise, over the samples' mean norm. The line is how far"
-        f" the reference moves when its evaluations are halved. All solvers use the rule {result['timesteps']!r}. Errors above"
-        f" {PLOTTED:g} are in the table alone.",
+        note="Mean distance from the reference's sample of the same noise, over the samples' mean norm. The line is"
+        " how far the reference moves when its evaluations are halved. All solvers use the rule"
+        f" {result['timesteps']!r}. Errors above {PLOTTED:g} are in the table alone.",
         log_x=True,
         log_y=True,
         lines=[("reference's own error", result["reference_error"])],
@@ -57,12 +57,15 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         curves("frechet"),
         "network evaluations",
         f"Frechet distance ({result['features']})",
-        note=f"To the {result['model']} training images, from {n} samples. The floor is what {result['floor']['n']} real"
-        f" training images score against the others; {result['validation']['n']} held-out images score"
-        f" {result['validation']['value']:.3g}.",
+        note=f"To the {result['model']} training images, from {n} samples. The floor is what"
+        f" {result['floor']['n']} real training images score against the others; {result['validation']['n']} held-out"
+        f" images score {result['validation']['value']:.3g}.",
         log_x=True,
         log_y=True,
-        lines=[(f"reference, {reference['planned_nfe']}", reference["frechet"]), ("real data", result["floor"]["value"])],
+        lines=[
+            (f"reference, {reference['planned_nfe']}", reference["frechet"]),
+            ("real data", result["floor"]["value"]),
+        ],
     )
     grids = []
     for count in asked:
@@ -80,8 +83,8 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         "All samplers",
         columns,
         list(unique.values()),
-        f"{n} samples each, from the same noises. Accuracy: the share that a classifier gives the label asked for. A dash: "
-        "not finite, or not defined.",
+        f"{n} samples each, from the same noises. Accuracy: the share that a classifier gives the label asked for. A"
+        " dash: not finite, or not defined.",
         best={"error": "low", "Frechet distance": "low"},
     )
     judged = result["accelerate"]["rows"][:VERDICT_ROWS]
@@ -92,9 +95,9 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         " ".join(result["accelerate"]["notes"]),
     )
     lead = (
-        f"The embedded model {result['model']!r} draws {n} handwritten digits from the same noises with the common solvers,"
-        f" at few evaluations of the network, and with a plan made for it by `fewstep accelerate`. The reference solves"
-        f" the same equation in {reference['planned_nfe']} evaluations."
+        f"The embedded model {result['model']!r} draws {n} handwritten digits from the same noises with the common"
+        " solvers, at few evaluations of the network, and with a plan made for it by `fewstep accelerate`. The"
+        f" reference solves the same equation in {reference['planned_nfe']} evaluations."
     )
     facts = [
         (f"error, accelerated at {fast['planned_nfe']}", fast["endpoint"]),

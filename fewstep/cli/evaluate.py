@@ -19,7 +19,9 @@ def evaluate(
     n: Annotated[int, typer.Option("-n", help="How many samples.")] = 1000,
     metrics: Annotated[
         str | None,
-        typer.Option(help="Of frechet, precision-recall, sliced-wasserstein, accuracy, endpoint; by default all that apply."),
+        typer.Option(
+            help="Of frechet, precision-recall, sliced-wasserstein, accuracy, endpoint [default: all that apply]."
+        ),
     ] = None,
     features: Annotated[str, typer.Option(help="Space of the comparisons with data: 'pixels' or 'digits'.")] = "pixels",
     data: Annotated[Path | None, typer.Option(help="What to compare with: a folder of images, or an .npz.")] = None,
@@ -50,8 +52,8 @@ def evaluate(
         common.print_json({"model": model} | out)
         return
     typer.echo(
-        f"{model}: {n} samples by {out['plan']}, {out['planned_nfe']} evaluations planned and {out['actual_nfe']:g} made,"
-        f" {out['seconds']:.1f} s" + (f"; data: {out['data']}" if out["data"] else "")
+        f"{model}: {n} samples by {out['plan']}, {out['planned_nfe']} evaluations planned and"
+        f" {out['actual_nfe']:g} made, {out['seconds']:.1f} s" + (f"; data: {out['data']}" if out["data"] else "")
     )
     common.print_table(("metric", "value", "n", ""), [_row(name, found) for name, found in out["figures"].items()])
     for note in out["notes"]:

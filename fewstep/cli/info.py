@@ -13,7 +13,9 @@ from fewstep.cli.sample import KEY
 
 
 def info(
-    what: Annotated[str, typer.Argument(metavar="MODEL|PLAN|PNG", help="A model, a plan.json, or a PNG that sample wrote.")],
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL|PLAN|PNG", help="A model, a plan.json, or a PNG that sample wrote.")
+    ],
     as_json: common.Json = False,
 ) -> None:
     """Show what a model, plan or picture is.
@@ -72,7 +74,9 @@ def _plan(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     plan = Plan.load(path)
-    return {"nfe": plan.nfe, "process": dict(plan.process), "about": dict(plan.about), "times": list(plan.times)}, str(plan)
+    return {"nfe": plan.nfe, "process": dict(plan.process), "about": dict(plan.about), "times": list(plan.times)}, str(
+        plan
+    )
 
 
 def _model(name: str) -> tuple[dict[str, Any], str]:

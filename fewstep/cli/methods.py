@@ -11,8 +11,12 @@ from fewstep.cli import common
 
 
 def methods(
-    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only methods whose name, paper or claim has this word.")] = "",
-    room: Annotated[str | None, typer.Option(help="Only the methods of one room, such as sampling or timesteps.")] = None,
+    word: Annotated[
+        str, typer.Argument(metavar="[WORD]", help="Only methods whose name, paper or claim has this word.")
+    ] = "",
+    room: Annotated[
+        str | None, typer.Option(help="Only the methods of one room, such as sampling or timesteps.")
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
     """List methods by name, paper, claim and file.

@@ -24,7 +24,9 @@ BATCH = 256
 def sample(
     model: common.Model,
     n: Annotated[int, typer.Option("-n", help="How many samples.")] = 64,
-    label: Annotated[int | None, typer.Option(help="The class; without it a conditional model draws without one.")] = None,
+    label: Annotated[
+        int | None, typer.Option(help="The class; without it a conditional model draws without one.")
+    ] = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -50,7 +52,7 @@ def sample(
     _check_out(out, force)
     opened = common.open_model(model, device)
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe)
-    condition = {} if label is None else {"label": label}
+    condition: dict[str, Any] = {} if label is None else {"label": label}
     classes = opened.conditions["label"].classes if "label" in opened.conditions else None
     if label is not None and classes is not None and label >= classes:  # the index `classes` stands for no label
         raise ValueError(f"label {label} is out of range: 0 to {classes - 1}; leave --label out for none")

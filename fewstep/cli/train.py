@@ -16,7 +16,9 @@ def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/digits.toml.")],
     out: Annotated[Path, typer.Option(help="The run's folder: the log, checkpoints, and the model at the end.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Stop here although the recipe goes further; --resume goes on.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Stop here although the recipe goes further; --resume goes on.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to OUT/tensorboard.")] = False,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's train.seed.")] = None,
     device: common.Device = None,
@@ -24,7 +26,8 @@ def train(
 ) -> None:
     """Train a model from a recipe.
 
-    The averaged weights end in OUT/model. Ctrl-C saves a checkpoint. On several GPUs: accelerate launch -m fewstep train RECIPE --out OUT.
+    The averaged weights end in OUT/model. Ctrl-C saves a checkpoint. On several GPUs:
+    accelerate launch -m fewstep train RECIPE --out OUT.
 
     \b
     Example:

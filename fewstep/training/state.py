@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Label
-from fewstep.data.spec import Dataset, open_data
+from fewstep.data.spec import BUILT_IN, Dataset, open_data
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
 from fewstep.training.draws import Draws
