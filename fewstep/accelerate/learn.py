@@ -35,9 +35,9 @@ from fewstep.core.process import Process
 METHODS = (
     Method(
         "learned-plan",
-        paper="S4S: Solving for a Fast Diffusion Model Solver (Frankel et al., 2025), with free times and a full table",
+        paper="S4S: Solving for a Diffusion Model Solver (Frankel et al., 2025)",
         arxiv="2502.17423",
-        claim="times and coefficients fitted to the reference's end points beat every hand-made plan at 4 to 10 evaluations",
+        claim="fitted times and coefficients beat every hand-made plan at 4 to 10 evaluations",
         use="learn",
     ),
 )

@@ -26,7 +26,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 METHODS = (
     Method(
         "accelerate",
-        claim="the same images at a few evaluations: searched, learned and judged, never worse than the best hand-made plan",
+        claim="searched, learned and judged; never worse than the best hand-made plan",
         use="accelerate",
     ),
 )
@@ -54,8 +54,10 @@ class Accelerated:
         from fewstep.denoisers.folder import save_model
 
         if not isinstance(self.denoiser, NetworkDenoiser):
-            raise ValueError(f"only a network denoiser can be saved as a folder, not {type(self.denoiser).__name__};"
-                             " save the plan alone with plan.save(path)")
+            raise ValueError(
+                f"only a network denoiser can be saved as a folder, not {type(self.denoiser).__name__};"
+                " save the plan alone with plan.save(path)"
+            )
         return save_model(self.denoiser, folder, card=self.card(), plan=self.plan)
 
     def card(self) -> str:

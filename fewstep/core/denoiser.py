@@ -65,6 +65,4 @@ class Denoiser(nn.Module):
                 if value is None:
                     continue
                 raise ValueError(f"this model is unconditional: it takes no {name!r}")
-        return {
-            name: kind.check(name, condition.get(name), batch, device) for name, kind in self.conditions.items()
-        }
+        return {name: kind.check(name, condition.get(name), batch, device) for name, kind in self.conditions.items()}

@@ -63,7 +63,7 @@ def _cards(path: Path, module: str) -> list[Method]:
             for call in node.value.elts:
                 assert isinstance(call, ast.Call)
                 kwargs = {str(keyword.arg): value(keyword.value) for keyword in call.keywords}
-                found.append(Method(*map(value, call.args), **kwargs, module=module))
+                found.append(Method(*map(value, call.args), **(kwargs | {"module": module})))
         elif isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             strings[name] = node.value.value
     return found

@@ -181,7 +181,13 @@ class Plan:
     def _check(self) -> None:
         known = {0}
         for op in self.ops:
-            used = [op.x] if isinstance(op, Evaluate) else [slot for slot, _ in op.terms] if isinstance(op, Combine) else []
+            used = (
+                [op.x]
+                if isinstance(op, Evaluate)
+                else [slot for slot, _ in op.terms]
+                if isinstance(op, Combine)
+                else []
+            )
             if unknown := [slot for slot in used if slot not in known]:
                 raise ValueError(f"slot {unknown[0]} is used before it is made")
             known |= {slot for _, slot in op.outputs} if isinstance(op, Evaluate) else {op.slot}

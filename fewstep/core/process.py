@@ -104,7 +104,11 @@ class Process:
 def process_from_config(config: dict[str, Any]) -> Process:
     """The process of a configuration; `ValueError` for an unknown name or parameter."""
     values = {
-        key: process_from_config(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        key: process_from_config(value)
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
         for key, value in config.items()
         if key != "process"
     }

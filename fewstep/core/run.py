@@ -44,12 +44,14 @@ def _check(plan: Plan, model: Denoiser, noise: Tensor, dtype: torch.dtype) -> No
     if noise.ndim < 2:
         raise ValueError(f"noise must have a batch dimension, (B, *shape), got shape {tuple(noise.shape)}")
     if model.shape is not None and tuple(noise.shape[1:]) != tuple(model.shape):
-        raise ValueError(f"noise of shape {tuple(noise.shape)} does not fit the model: it takes (B, {_comma(model.shape)})")
+        raise ValueError(
+            f"noise of shape {tuple(noise.shape)} does not fit the model: it takes (B, {_comma(model.shape)})"
+        )
     own = getattr(model, "process", None)
     if own is not None and not plan.fits(own):
         raise ValueError(
-            f"the plan was made for the process {plan.process.get('process')!r}, the model has {own.config()['process']!r}"
-            " or other parameters of it: make the plan with fs.plan(model.process, ...)"
+            f"the plan was made for the process {plan.process.get('process')!r}, the model has"
+            f" {own.config()['process']!r} or other parameters of it: make the plan with fs.plan(model.process, ...)"
         )
 
 
@@ -221,7 +223,9 @@ def _blame(
             raise ValueError(f"the network {what} values that are not finite at evaluation {number}, t = {t:.6g}")
 
     _loop(plan, table, model, start, source, condition, check, False, False)
-    raise ValueError("the samples are not finite, although every answer of the network is: the plan's coefficients overflow")
+    raise ValueError(
+        "the samples are not finite, although every answer of the network is: the plan's coefficients overflow"
+    )
 
 
 def unrolled(

@@ -47,8 +47,8 @@ class Stage:
                 pair = conversion(source, target, *self.evaluate.scales)
             except ZeroDivisionError:
                 raise ValueError(
-                    f"a prediction of {source!r} says nothing about {target!r} at t = {self.evaluate.t:g}, where alpha ="
-                    f" {self.evaluate.scales[0]:g} and sigma = {self.evaluate.scales[1]:g}: the network must predict v,"
+                    f"a prediction of {source!r} says nothing about {target!r} at t = {self.evaluate.t:g}, where"
+                    f" alpha = {self.evaluate.scales[0]:g} and sigma = {self.evaluate.scales[1]:g}: the network must predict v,"
                     " velocity or x0 to start from pure noise, or start a little later"
                 ) from None
             self.conversions[source, target] = pair
@@ -119,9 +119,7 @@ class Structure:
     """A table without its numbers: per stage the state row fed, memory rows stored, draws, and columns read by each
     new state. Equal for every schedule of a solver with as many steps."""
 
-    stages: tuple[
-        tuple[int | None, tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]], ...
-    ]
+    stages: tuple[tuple[int | None, tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]], ...]
     states: int
     result: int
 
@@ -140,7 +138,9 @@ class Bound:
         factors: list[dict[str, float]] = []
         for stage in table.stages:
             pairs = {wanted: stage.convert(kind, wanted) for wanted, _ in stage.outputs if wanted != kind}
-            self.ratios.append(tuple(pairs[wanted][0] / pairs[wanted][1] if wanted in pairs else None for wanted, _ in stage.outputs))
+            self.ratios.append(
+                tuple(pairs[wanted][0] / pairs[wanted][1] if wanted in pairs else None for wanted, _ in stage.outputs)
+            )
             factors.append({wanted: pair[1] for wanted, pair in pairs.items()})
             weights = [list(row) for row in stage.weights]
             for memory_row, source, wanted in stage.holds:
@@ -193,9 +193,9 @@ def lower(plan: Plan) -> Table:
     combined = [_expanded(segment) for segment in segments]
 
     last: dict[int, int] = {plan.result: len(segments)}  # the last segment that reads a slot
-    for i, (segment, made) in enumerate(zip(segments, combined, strict=True)):
-        if isinstance(segment[0] if segment else None, Evaluate):
-            last[segment[0].x] = max(last.get(segment[0].x, 0), i)  # type: ignore[union-attr]
+    for i, segment in enumerate(segments):
+        if segment and isinstance(segment[0], Evaluate):
+            last[segment[0].x] = max(last.get(segment[0].x, 0), i)
     # A combination that nobody reads afterwards is not computed, so its sources are not alive for it.
     for i in reversed(range(len(segments))):
         for slot, terms in combined[i].items():

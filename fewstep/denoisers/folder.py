@@ -44,7 +44,9 @@ def claim_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def save_model(model: NetworkDenoiser, folder: str | os.PathLike[str], card: str = "", plan: Plan | None = None) -> Path:
+def save_model(
+    model: NetworkDenoiser, folder: str | os.PathLike[str], card: str = "", plan: Plan | None = None
+) -> Path:
     """Write a model as a folder that `load_model` reads; the folder must be absent or empty.
 
     Raises:
@@ -53,7 +55,9 @@ def save_model(model: NetworkDenoiser, folder: str | os.PathLike[str], card: str
     if not isinstance(model, NetworkDenoiser) or not hasattr(model.network, "config"):
         raise ValueError(f"only a network denoiser can be saved, got {type(model).__name__}")
     path = claim_folder(folder)
-    weights = dump_tensors({key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()})
+    weights = dump_tensors(
+        {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
+    )
     config = {
         "format": FORMAT,
         "network": model.network.config(),  # type: ignore[operator]
@@ -114,7 +118,9 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
     config = _read_config(path)
     weights = (path / WEIGHTS).read_bytes()
     if weights[:2] == b"PK" or weights[:1] == b"\x80":
-        raise ValueError(f"{path / WEIGHTS} is a pickle, not safetensors: it is not loaded, because a pickle can run code")
+        raise ValueError(
+            f"{path / WEIGHTS} is a pickle, not safetensors: it is not loaded, because a pickle can run code"
+        )
     if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
         raise ValueError(f"{path / WEIGHTS} is truncated or changed: its checksum is not the one in {CONFIG}")
     try:

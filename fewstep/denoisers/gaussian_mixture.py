@@ -23,7 +23,7 @@ METHODS = (
 
 
 class GaussianMixture(Denoiser):
-    """`p(x0) = sum_k w_k N(m_k, C_k)` under a process: at time t it is the mixture of `N(alpha m_k, alpha^2 C_k + sigma^2)`.
+    """`p(x0) = sum_k w_k N(m_k, C_k)`; at time t it is the mixture of `N(alpha m_k, alpha^2 C_k + sigma^2)`.
 
     With the eigenvectors `U_k` and eigenvalues `c_k` of `C_k`, and `y = U_k^T (x - alpha m_k)`,
 
@@ -116,4 +116,4 @@ class GaussianMixture(Denoiser):
         normal = torch.randn(n, d, generator=generator, dtype=self.means.dtype).to(self.means.device)
         vectors = self.basis.view(d, k, d).permute(1, 0, 2)
         spread = torch.einsum("nde,ne->nd", vectors[choice], self.variances[choice].sqrt() * normal)
-        return (self.means[choice] + spread).reshape(n, *self.shape)
+        return (self.means[choice] + spread).reshape(n, *(self.shape or ()))

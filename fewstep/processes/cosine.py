@@ -39,7 +39,9 @@ class Cosine(Process):
 
     def __post_init__(self) -> None:
         if self.s < 0 or not 0 < self.t_min < self.t_max <= 1:
-            raise ValueError(f"cosine needs s >= 0 and 0 < t_min < t_max <= 1, got {self.s}, {self.t_min}, {self.t_max}")
+            raise ValueError(
+                f"cosine needs s >= 0 and 0 < t_min < t_max <= 1, got {self.s}, {self.t_min}, {self.t_max}"
+            )
 
     @property
     def _rate(self) -> float:
@@ -54,7 +56,9 @@ class Cosine(Process):
         return torch.sin(self._rate * (1 - t)) / math.cos(self._theta0)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return (torch.sin(self._rate * t) * torch.sin(self._rate * t + 2 * self._theta0)).sqrt() / math.cos(self._theta0)
+        return (torch.sin(self._rate * t) * torch.sin(self._rate * t + 2 * self._theta0)).sqrt() / math.cos(
+            self._theta0
+        )
 
     def _dalpha(self, t: Tensor) -> Tensor:
         return -self._rate * torch.cos(self._rate * (1 - t)) / math.cos(self._theta0)

@@ -25,7 +25,11 @@ def solver_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
     known = list(inspect.signature(solver).parameters)[3:]
     for option in options:
         if option not in known:
-            raise suggest(f"option of {name!r}", option, known) if known else ValueError(f"the solver {name!r} has no options, got {option!r}")
+            raise (
+                suggest(f"option of {name!r}", option, known)
+                if known
+                else ValueError(f"the solver {name!r} has no options, got {option!r}")
+            )
     return solver
 
 
@@ -84,7 +88,9 @@ def plan(
         times = check_times(process, [t if t in ends else process.time(shifted.log_snr(t)) for t in times])
     kept = max(1, round(strength * steps))
     times = times[steps - kept :]
-    rule = timesteps if isinstance(timesteps, str) else "explicit" if explicit else getattr(timesteps, "__name__", "rule")
+    rule = (
+        timesteps if isinstance(timesteps, str) else "explicit" if explicit else getattr(timesteps, "__name__", "rule")
+    )
     about: dict[str, Any] = {"solver": name, "timesteps": rule, "steps": kept, "end": end}
     about |= {key: value for key, value in (("shift", shift), ("strength", strength)) if value not in (None, 1.0)}
     return record(function, process, times, options, about | ({"options": options} if options else {}))

@@ -5,8 +5,8 @@ The probability-flow ODE is linear in the state once the prediction is taken as 
     d(x / scale) = f d(mu),
 
 with f the prediction in the frame's kind, its step from a to b is
-`x_b = scale_b / scale_a x_a + scale_b * integral of f d(mu)`. Replacing f by the polynomial through known predictions, in
-some variable s, makes every Adams-type solver of this room:
+`x_b = scale_b / scale_a x_a + scale_b * integral of f d(mu)`. Replacing f by the polynomial through known predictions,
+in some variable s, makes every Adams-type solver of this room:
 
     frame   kind   scale          mu                     solvers
     eps     eps    alpha          sigma / alpha          DEIS (s = t), Adams-Bashforth (s = log-SNR), LMS (s = mu)
@@ -80,7 +80,9 @@ def _scale(kind: str, alpha: float, sigma: float) -> float:
     return {"eps": alpha, "x0": sigma, "flow": alpha + sigma}[kind]
 
 
-def step_weights(process: Process, frame: Frame, a: float, b: float, nodes: Sequence[float]) -> tuple[float, list[float]]:
+def step_weights(
+    process: Process, frame: Frame, a: float, b: float, nodes: Sequence[float]
+) -> tuple[float, list[float]]:
     """`x_b = A x_a + sum_j w_j f(t_j)`: A and w for the polynomial of f through the times `nodes`.
 
     The integrals are Gauss-Legendre sums: over mu where the polynomial is in mu (then exact), over log-SNR otherwise,
@@ -98,7 +100,7 @@ def step_weights(process: Process, frame: Frame, a: float, b: float, nodes: Sequ
     points, weights = gauss(32)
     log_snr = start + (stop - start) * points
     h = stop - start
-    # d(mu) times scale_b: eps -> -sigma_b e^(lambda_b - lambda) d lambda;  x0 -> alpha_b e^(lambda - lambda_b) d lambda.
+    # scale_b d(mu) is -sigma_b e^(lambda_b - lambda) d lambda for eps, alpha_b e^(lambda - lambda_b) d lambda for x0.
     if kind == "eps":
         measure = -to[1] * np.exp(stop - log_snr)
     else:

@@ -14,7 +14,7 @@ from fewstep.sampling.common import ddim
 METHODS = (
     Method(
         "dpm-solver",
-        paper="DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022)",
+        paper="DPM-Solver: A Fast ODE Solver for Diffusion Model Sampling in Around 10 Steps (Lu et al., 2022)",
         arxiv="2206.00927",
         claim="order p = 1, 2, 3 with p evaluations a step, stages at exact log-SNRs",
         use="dpm_solver",

@@ -13,9 +13,30 @@ from fewstep.sampling.common import Frame, adams_bashforth, ddim, noise_std
 
 _PAPER = "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022)"
 METHODS = (
-    Method("dpmpp-2m", paper=_PAPER, arxiv="2211.01095", claim="order 2 at one evaluation a step", use="dpmpp_2m", facts={"order": "2"}),
-    Method("dpmpp-3m", paper=_PAPER, arxiv="2211.01095", claim="order 3 at one evaluation a step", use="dpmpp_3m", facts={"order": "3"}),
-    Method("dpmpp-2s", paper=_PAPER, arxiv="2211.01095", claim="order 2 at two evaluations a step", use="dpmpp_2s", facts={"order": "2"}),
+    Method(
+        "dpmpp-2m",
+        paper=_PAPER,
+        arxiv="2211.01095",
+        claim="order 2 at one evaluation a step",
+        use="dpmpp_2m",
+        facts={"order": "2"},
+    ),
+    Method(
+        "dpmpp-3m",
+        paper=_PAPER,
+        arxiv="2211.01095",
+        claim="order 3 at one evaluation a step",
+        use="dpmpp_3m",
+        facts={"order": "3"},
+    ),
+    Method(
+        "dpmpp-2s",
+        paper=_PAPER,
+        arxiv="2211.01095",
+        claim="order 2 at two evaluations a step",
+        use="dpmpp_2s",
+        facts={"order": "2"},
+    ),
     Method(
         "dpmpp-2m-sde",
         paper=_PAPER,

@@ -13,7 +13,14 @@ from fewstep.sampling.common import ddim
 
 _EDM = "Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)"
 METHODS = (
-    Method("euler", paper=_EDM, arxiv="2206.00364", claim="order 1 in the process's own time", use="euler", facts={"order": "1"}),
+    Method(
+        "euler",
+        paper=_EDM,
+        arxiv="2206.00364",
+        claim="order 1 in the process's own time",
+        use="euler",
+        facts={"order": "1"},
+    ),
     Method(
         "heun",
         paper=_EDM,
@@ -25,10 +32,8 @@ METHODS = (
 )
 
 
-def _churned(
-    trace: Trace, process: Process, x: Value, t: float, gamma: float, s_noise: float
-) -> tuple[Value, float]:
-    """Raise the noise-to-signal ratio r by the factor 1 + gamma with fresh noise: `x / alpha` gains variance r'^2 - r^2."""
+def _churned(trace: Trace, process: Process, x: Value, t: float, gamma: float, s_noise: float) -> tuple[Value, float]:
+    """Raise the noise-to-signal ratio r by 1 + gamma with fresh noise: `x / alpha` gains variance r'^2 - r^2."""
     ratio = process.sigma(t) / process.alpha(t)
     raised = min(process.time(-math.log(ratio * (1 + gamma))), process.t_max)
     alpha = process.alpha(raised)
@@ -37,7 +42,7 @@ def _churned(
 
 
 def euler(trace: Trace, process: Process, times: Sequence[float]) -> Value:
-    """`x_b = x_a + (b - a) dx/dt` with `dx/dt = alpha' x0 + sigma' eps`; the step to sigma = 0 takes the predicted x0."""
+    """`x_b = x_a + (b - a) dx/dt`, `dx/dt = alpha' x0 + sigma' eps`; the step to sigma = 0 takes the predicted x0."""
     x = trace.start()
     for a, b in pairwise(times):
         prediction = trace.evaluate(x, a)

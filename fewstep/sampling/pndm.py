@@ -30,6 +30,7 @@ METHODS = (
     ),
 )
 
+
 def _transfer(process: Process, x: Value, eps: Value, a: float, b: float) -> Value:
     """DDIM's step with a given eps (eq. 11); alpha_a > 0."""
     ratio = process.alpha(b) / process.alpha(a)

@@ -12,12 +12,12 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.core.trace import SymbolicPrediction, Trace, Value
-from fewstep.sampling.common import Frame, Point, gauss, ddim, step
+from fewstep.sampling.common import Frame, Point, ddim, gauss, step
 
 METHODS = (
     Method(
         "unipc",
-        paper="UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models (Zhao et al., 2023)",
+        paper="UniPC: A Unified Predictor-Corrector Framework for Fast Sampling (Zhao et al., 2023)",
         arxiv="2302.04867",
         claim="order p + 1 at one evaluation a step",
         use="unipc",

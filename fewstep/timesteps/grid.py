@@ -45,7 +45,9 @@ def make_times(
         ValueError: an unknown rule or end, no steps, or times that do not fall strictly.
     """
     if end not in ENDS:
-        raise ValueError(f"unknown end {end!r}: a grid ends at 'zero' (the clean sample) or at 'min' (the smallest noise)")
+        raise ValueError(
+            f"unknown end {end!r}: a grid ends at 'zero' (the clean sample) or at 'min' (the smallest noise)"
+        )
     if not isinstance(rule, str) and not callable(rule):
         return check_times(process, rule)
     if isinstance(steps, bool) or int(steps) != steps or steps < 1:

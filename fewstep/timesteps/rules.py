@@ -20,7 +20,7 @@ METHODS = (
     Method("uniform", claim="equal steps in the process's own time", use="uniform"),
     Method(
         "log-snr",
-        paper="DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps (Lu et al., 2022)",
+        paper="DPM-Solver: A Fast ODE Solver for Diffusion Model Sampling in Around 10 Steps (Lu et al., 2022)",
         arxiv="2206.00927",
         claim="equal steps in log-SNR",
         use="log_snr",
@@ -33,7 +33,13 @@ METHODS = (
         claim="equal steps in the square root of time: finer near the data",
         use="quadratic",
     ),
-    Method("exponential", paper=_EDM, arxiv="2206.00364", claim="equal steps in log(sigma/alpha): another name of log-snr", use="exponential"),
+    Method(
+        "exponential",
+        paper=_EDM,
+        arxiv="2206.00364",
+        claim="equal steps in log(sigma/alpha): another name of log-snr",
+        use="exponential",
+    ),
     Method("polyexponential", claim="powers of equal steps, in log sigma", use="polyexponential"),
     Method(
         "beta",
@@ -42,11 +48,28 @@ METHODS = (
         claim="quantiles of a Beta(0.6, 0.6) distribution over time: finer at both ends",
         use="beta",
     ),
-    Method("leading", paper=_FLAWED, arxiv="2305.08891", claim="DDPM's convention: multiples of T/steps from 0", use="leading"),
-    Method("linspace", paper=_FLAWED, arxiv="2305.08891", claim="first and last step of the table and equal steps between", use="linspace"),
-    Method("trailing", paper=_FLAWED, arxiv="2305.08891", claim="multiples of T/steps down from T: starts at the last step", use="trailing"),
+    Method(
+        "leading",
+        paper=_FLAWED,
+        arxiv="2305.08891",
+        claim="DDPM's convention: multiples of T/steps from 0",
+        use="leading",
+    ),
+    Method(
+        "linspace",
+        paper=_FLAWED,
+        arxiv="2305.08891",
+        claim="first and last step of the table and equal steps between",
+        use="linspace",
+    ),
+    Method(
+        "trailing",
+        paper=_FLAWED,
+        arxiv="2305.08891",
+        claim="multiples of T/steps down from T: starts at the last step",
+        use="trailing",
+    ),
 )
-
 
 
 def _ramp(n: int) -> list[float]:
