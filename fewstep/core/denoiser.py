@@ -25,7 +25,10 @@ class Label:
         """The condition as a `(batch,)` long tensor; `ValueError` when out of range or of another length."""
         if value is None:
             value = self.classes
-        labels = torch.as_tensor(value)
+        try:
+            labels = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"{name} must be whole numbers, got {labels.dtype}")
         if labels.ndim > 1 or (labels.ndim == 1 and labels.shape[0] not in (1, batch)):

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.core.errors import suggest
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -179,27 +181,45 @@ class Plan:
         return plan
 
     def _check(self) -> None:
-        known = {0}
+        from fewstep.core.prediction import KINDS
+
+        known, states = {0}, {0}  # the network is fed states (the start and combinations), and the result is one
+        numbers = [*self.times, *self.start]
         for op in self.ops:
-            used = (
-                [op.x]
-                if isinstance(op, Evaluate)
-                else [slot for slot, _ in op.terms]
-                if isinstance(op, Combine)
-                else []
-            )
+            used: list[int] = []
+            if isinstance(op, Evaluate):
+                used = [op.x]
+            elif isinstance(op, Combine):
+                used = [slot for slot, _ in op.terms]
             if unknown := [slot for slot in used if slot not in known]:
                 raise ValueError(f"slot {unknown[0]} is used before it is made")
-            known |= {slot for _, slot in op.outputs} if isinstance(op, Evaluate) else {op.slot}
-        if self.result not in known:
-            raise ValueError(f"the result, slot {self.result}, is never made")
+            if isinstance(op, Evaluate):
+                if op.x not in states:
+                    raise ValueError(f"slot {op.x} is evaluated, but it is no state")
+                if other := [kind for kind, _ in op.outputs if kind not in KINDS]:
+                    raise suggest("prediction kind", other[0], KINDS)
+                numbers.append(op.t)
+            elif isinstance(op, Combine):
+                states.add(op.slot)
+                numbers += [c for _, c in op.terms]
+            made = [slot for _, slot in op.outputs] if isinstance(op, Evaluate) else [op.slot]
+            if twice := [slot for slot in made if slot in known or made.count(slot) > 1]:
+                raise ValueError(f"slot {twice[0]} is made twice")
+            known.update(made)
+        if self.result not in states:
+            raise ValueError(f"the result, slot {self.result}, is never made" + " by a combination" * (self.result in known))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("a time or a coefficient is not finite")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, under a temporary name first."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.to_json(), "utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(self.to_json(), "utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

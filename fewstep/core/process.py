@@ -96,8 +96,9 @@ class Process:
         """JSON from which `process_from_config` makes this process again."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         values = {field.name: getattr(self, field.name) for field in fields}
-        return {"process": self.name} | {
-            key: value.config() if isinstance(value, Process) else value for key, value in values.items()
+        return {"process": self.name} | {  # lists for tuples, as JSON gives them back
+            key: value.config() if isinstance(value, Process) else list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
         }
 
 

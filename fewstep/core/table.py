@@ -48,7 +48,7 @@ class Stage:
             except ZeroDivisionError:
                 raise ValueError(
                     f"a prediction of {source!r} says nothing about {target!r} at t = {self.evaluate.t:g}, where"
-                    f" alpha = {self.evaluate.scales[0]:g} and sigma = {self.evaluate.scales[1]:g}: the network must predict v,"
+                    f" alpha = {self.evaluate.scales[0]:g} and sigma = {self.evaluate.scales[1]:g}: it must predict v,"
                     " velocity or x0 to start from pure noise, or start a little later"
                 ) from None
             self.conversions[source, target] = pair
@@ -138,6 +138,8 @@ class Bound:
         factors: list[dict[str, float]] = []
         for stage in table.stages:
             pairs = {wanted: stage.convert(kind, wanted) for wanted, _ in stage.outputs if wanted != kind}
+            # Q = 0 where x alone says it (eps at alpha = 0): a power of two in its place drowns the value, exactly.
+            pairs = {wanted: (p, q or 2.0**-60) for wanted, (p, q) in pairs.items()}
             self.ratios.append(
                 tuple(pairs[wanted][0] / pairs[wanted][1] if wanted in pairs else None for wanted, _ in stage.outputs)
             )

@@ -143,7 +143,9 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
         raise ValueError(f"{path / WEIGHTS} is not safetensors: {error}") from None
     except KeyError as error:
         raise ValueError(f"{path / CONFIG} has no {error}") from None
-    except (TypeError, RuntimeError) as error:
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from None
+    except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path}: the weights or the configuration do not fit the network: {error}") from None
     model.plan = Plan.load(path / PLAN) if (path / PLAN).is_file() else None
     return model.eval()

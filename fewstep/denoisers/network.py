@@ -110,7 +110,9 @@ class NetworkDenoiser(Denoiser):
         alpha, sigma, dalpha, dsigma = scales(self.process, t)
         x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
         if self.precondition == "edm":
-            c_in, c_noise, c_skip, c_out = self._edm(x, t)
-            return self._call(c_in * x, c_noise, condition), (x0 - c_skip * x) / c_out
+            c_in, c_noise, _, _ = self._edm(x, t)
+            # (x0 - c_skip x) / c_out, written so that nothing cancels at small sigma.
+            target = expand(sigma, x0) * x0 / self.data_std - expand(alpha, x0) * self.data_std * eps
+            return self._call(c_in * x, c_noise, condition), c_in * target
         a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
         return self._call(x, t, condition), expand(a, x0) * x0 + expand(b, x0) * eps

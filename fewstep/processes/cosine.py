@@ -38,7 +38,7 @@ class Cosine(Process):
     t_zero = 0.0
 
     def __post_init__(self) -> None:
-        if self.s < 0 or not 0 < self.t_min < self.t_max <= 1:
+        if not 0 <= self.s < math.inf or not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"cosine needs s >= 0 and 0 < t_min < t_max <= 1, got {self.s}, {self.t_min}, {self.t_max}"
             )

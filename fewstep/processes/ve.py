@@ -44,7 +44,7 @@ class VE(Process):
     t_zero = -1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"ve needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     @property
@@ -80,7 +80,7 @@ class EDM(Process):
     t_zero = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"edm needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     @property

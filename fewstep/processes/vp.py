@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +44,9 @@ class VP(Process):
     t_zero = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(f"vp needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
-        if not 0 < self.t_min < self.t_max:
+        if not 0 < self.t_min < self.t_max < math.inf:
             raise ValueError(f"vp needs 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
 
     def _log_alpha(self, t: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ DEFAULT_TIMES = "log-snr"
 def solver_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
     """The solver behind a name, its options checked against its signature."""
     solver = find(name, room="sampling", what="solver")
+    if isinstance(solver, functools.partial) and "order" in options:
+        raise ValueError(f"the order is in the name already: {name!r}, got order={options['order']!r} as well")
     known = list(inspect.signature(solver).parameters)[3:]
     for option in options:
         if option not in known:
@@ -66,6 +68,8 @@ def plan(
     if explicit:
         if steps is not None and steps != len(timesteps) - 1:  # type: ignore[arg-type]
             raise ValueError(f"{len(timesteps)} times are {len(timesteps) - 1} steps, but steps={steps}")  # type: ignore[arg-type]
+        if nfe is not None:
+            raise ValueError("explicit times fix the evaluations: give either timesteps as a list or nfe")
         steps = len(timesteps) - 1  # type: ignore[arg-type]
     elif (steps is None) == (nfe is None):
         raise ValueError("give either steps or nfe")
@@ -109,7 +113,8 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
             raise ValueError(f"{name!r} needs at least {candidate.nfe} evaluations, got nfe={nfe}")
         steps = max(1, min(steps - 1, steps * nfe // candidate.nfe))
         candidate = make(steps=steps)
-    while True:  # evaluations never fall as steps grow
+    # Evaluations never fall as steps grow; the bound is for a solver that needs fewer than one a step.
+    while steps * rest.get("strength", 1.0) < nfe + 1:
         try:
             larger = make(steps=steps + 1)
         except ValueError:  # a rule that cannot place more
@@ -117,6 +122,7 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
         if larger.nfe > nfe:
             return candidate
         candidate, steps = larger, steps + 1
+    return candidate
 
 
 @functools.cache

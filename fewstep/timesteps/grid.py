@@ -50,12 +50,15 @@ def make_times(
         )
     if not isinstance(rule, str) and not callable(rule):
         return check_times(process, rule)
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, int | float) or steps != steps // 1 or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     make = find(rule, room="timesteps", what="timestep rule") if isinstance(rule, str) else rule
     times = make(process, int(steps), end)
     name = rule if isinstance(rule, str) else getattr(rule, "__name__", "rule")
     try:
-        return check_times(process, times)
+        grid = check_times(process, times)
+        if len(grid) != steps + 1:
+            raise ValueError(f"it gives {len(grid)} times, not {steps + 1}")
     except ValueError as error:
         raise ValueError(f"the rule {name!r} cannot place {steps} steps here: {error}") from None
+    return grid
