@@ -25,7 +25,7 @@ bench: .venv/.package
 	$(BIN)/python -m benchmarks
 
 docs: .venv/.docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Puts the figures of the last demo into the README and the docs.
 figures: .venv/.package

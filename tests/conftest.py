@@ -12,7 +12,9 @@ from fewstep.processes.vp import VP
 torch.set_num_threads(1)
 
 
-def mixture(process: Process, shape: tuple[int, ...] = (2,), predicts: str = "x0", spread: float = 0.8) -> GaussianMixture:
+def mixture(
+    process: Process, shape: tuple[int, ...] = (2,), predicts: str = "x0", spread: float = 0.8
+) -> GaussianMixture:
     """Five broad anisotropic components (standard deviations 0.35 to 0.6)."""
     d = int(torch.tensor(shape).prod())
     generator = torch.Generator().manual_seed(1)

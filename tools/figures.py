@@ -1,7 +1,7 @@
 """Put the figures of a demo into the README and the docs: `python tools/figures.py [runs/demo]`.
 
-With a demo's folder its figures become docs/figures.json, and its picture docs/images/digits.png. The tables between the
-markers are then written from docs/figures.json; `--check` only says whether they are up to date.
+With a demo's folder its figures become docs/figures.json, and its picture docs/images/digits.png. The tables between
+the markers are then written from docs/figures.json; `--check` only says whether they are up to date.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def collect(demo: Path) -> dict[str, Any]:
     if result.get("format") != "fewstep-demo-1":
         raise ValueError(f"{demo / 'result.json'} is not a demo's result")
     keys = (
-        "model", "n", "seed", "timesteps", "fast_nfe", "reference_nfe", "reference_error", "features", "floor", "validation",
-        "seconds", "machine", "rows",
+        "model", "n", "seed", "timesteps", "fast_nfe", "reference_nfe", "reference_error", "features", "floor",
+        "validation", "seconds", "machine", "rows",
     )  # fmt: skip
     found = {key: result[key] for key in keys}
     found["notes"] = result["accelerate"]["notes"]
@@ -50,7 +50,9 @@ def digits(figures: dict[str, Any]) -> list[str]:
     hand = [row for row in others if row["name"] != "accelerated" and row["planned_nfe"] <= nfe]
     ddim = max((row for row in others if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
     top = [
-        row for row in others if row["name"] not in ("accelerated", "ddim") and row["planned_nfe"] == ddim["planned_nfe"]
+        row
+        for row in others
+        if row["name"] not in ("accelerated", "ddim") and row["planned_nfe"] == ddim["planned_nfe"]
     ]
     chosen = [fast, min(hand, key=lambda row: row["endpoint"]), ddim, *sorted(top, key=lambda row: row["endpoint"])[:1]]
     body = [
@@ -58,17 +60,21 @@ def digits(figures: dict[str, Any]) -> list[str]:
         for row in chosen
     ]
     own = f"{_number(figures['reference_error'])} (its own, estimated)"
-    body.append([f"reference ({reference['timesteps']})", str(reference["planned_nfe"]), own, _number(reference["frechet"])])
+    body.append(
+        [f"reference ({reference['timesteps']})", str(reference["planned_nfe"]), own, _number(reference["frechet"])]
+    )
     body.append(["real images against real images", "", "", _number(figures["floor"]["value"])])
     machine = figures["machine"]
+    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
     caption = (
         f"Rows of the picture: the reference, the accelerated plan at {fast['planned_nfe']} evaluations,"
         f" `ddim` at {ddim['planned_nfe']} and at {min(row['planned_nfe'] for row in others if row['name'] == 'ddim')}."
     )
     told = (
-        f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule `{figures['timesteps']}`; Frechet distance"
-        f" in {figures['features']} to the training images. Error: mean distance from the reference's sample of the same noise"
-        f" over the mean norm. The whole demo took {figures['seconds']:.0f} s on {machine['device']} ({machine['threads']} threads)."
+        f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule `{figures['timesteps']}`; "
+        f"Frechet distance in {figures['features']} to the training images. Error: mean distance from the reference's"
+        " sample of the same noise over the mean norm. The whole demo took"
+        f" {figures['seconds']:.0f} s on {machine['device']} ({threads})."
     )
     return [caption, "", *_table(["sampler", "evaluations", "error", "Frechet distance"], body), "", told]
 
@@ -91,9 +97,10 @@ def choose(figures: dict[str, Any]) -> list[str]:
     body = [[f"`{name}`", *(cell(name, nfe) for nfe in asked)] for name in names]
     learned = [_number(fast["endpoint"]) if nfe == fast["planned_nfe"] else "" for nfe in asked]
     told = (
-        f"Endpoint error on the model `{figures['model']}`, {figures['n']} noises, rule `{figures['timesteps']}`, against"
-        f" {figures['reference_nfe']} evaluations (whose own error is about {_number(figures['reference_error'])}). In brackets:"
-        " the evaluations used where they are fewer than allowed. Bold: the best of the column."
+        f"Endpoint error on the model `{figures['model']}`, {figures['n']} noises, rule `{figures['timesteps']}`,"
+        f" against {figures['reference_nfe']} evaluations (whose own error is about"
+        f" {_number(figures['reference_error'])}). In brackets: the evaluations used where they are"
+        " fewer than allowed. Bold: the best of the column."
     )
     head = ["solver", *(str(nfe) for nfe in asked)]
     return [told, "", *_table(head, [*body, ["`fewstep accelerate`", *learned]])]

@@ -30,7 +30,12 @@ def methods_page(evidence: dict[str, Any] | None = None) -> str:
 
     cards = methods()
     found = _by_method(evidence or {})
-    lines = ["# Methods", "", f"{len(cards)} methods, from the files that hold them. `fewstep methods WORD` searches them.", ""]
+    lines = [
+        "# Methods",
+        "",
+        f"{len(cards)} methods, read from their files. `fewstep methods WORD` searches them.",
+        "",
+    ]
     rooms = [*ROOMS, *sorted({card.room for card in cards} - set(ROOMS))]
     for room in rooms:
         inside = [card for card in cards if card.room == room]
@@ -61,13 +66,15 @@ def _plain(text: str) -> str:
 
 def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
     """What the claims measured, as a line a method; a claim that fails says so."""
+    from fewstep.core.methods import card
+
     lines: dict[str, list[str]] = {}
     for claim in evidence.get("claims", []):
-        way = "below" if claim.get("better", "low") == "low" else "above"
-        holds = "" if claim["holds"] else "**fails:** "
-        text = f"{holds}{claim['ours']:.3g}, {way} {claim['theirs']:.3g} ({claim['against']})"
-        lines.setdefault(claim["method"], []).append(text)
-    return {name: "; ".join(texts) for name, texts in lines.items()}
+        way = "below" if claim["better"] == "low" else "above"
+        fails = "" if claim["holds"] else "**fails:** "
+        text = f"{fails}{claim['sentence']}: {claim['ours']:.3g}, {way} {claim['theirs']:.3g} ({claim['against']})"
+        lines.setdefault(card(claim["method"])[0].name, []).append(text)  # a claim may name an order: unipc-3
+    return {name: "<br>".join(texts) for name, texts in lines.items()}
 
 
 def read_evidence() -> dict[str, Any] | None:
@@ -79,8 +86,14 @@ def on_files(files: Any, config: Any) -> Any:
     """MkDocs' hook: adds the pages."""
     from mkdocs.structure.files import File
 
+    links = {"](docs/": "](", "](CONTRIBUTING.md)": "](contributing.md)"}
+    links["](LICENSE)"] = "](https://www.apache.org/licenses/LICENSE-2.0)"
+
     def from_root(name: str) -> str:
-        return (ROOT / name).read_text("utf-8").replace("](docs/", "](").replace("](LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
+        text = (ROOT / name).read_text("utf-8")
+        for old, new in links.items():
+            text = text.replace(old, new)
+        return text
 
     pages = {
         "index.md": from_root("README.md"),

@@ -21,7 +21,7 @@ from fewstep.sampling.build import plan as make_plan
 def _real(model: Denoiser, problem: Problem) -> tuple[Tensor, str]:
     """What the samples' distribution is compared with: the model's data where known, else the reference's samples."""
     name = getattr(model, "data", None)
-    if name is not None:
+    if isinstance(name, str):
         from fewstep.data.spec import open_data
 
         return open_data(name, split="train").images, f"{name}, train split"
@@ -74,10 +74,10 @@ def judge(
     metric: str,
 ) -> list[dict[str, Any]]:
     """One row a sampler, best first: the reference, the learned plan, DDIM at five times the evaluations, and every
-    hand-made candidate. The candidates that the search ranked in its better quarter are judged on all the noises, the
-    others on the first 64 (their rows say n = 64, and they have no Frechet distance)."""
+    hand-made candidate. The twelve candidates that the search ranked best are judged on all the noises, the others on the
+    first 64 (their rows say n = 64)."""
     real, against = _real(model, problem)
-    keep = max(12, len(candidates) // 4)
+    keep = 12
     nfe = candidates[0].plan.nfe
     rows = [_row("reference", reference_plan(model, reference_nfe), model, problem, real, against)]
     if learned is not None:

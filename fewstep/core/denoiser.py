@@ -17,7 +17,7 @@ from fewstep.core.process import Process
 
 @dataclass(frozen=True)
 class Label:
-    """A class label in [0, classes); the index `classes` (or None) means "no label"."""
+    """A class label in [0, classes); None means "no label", which in tensors is the index `classes`."""
 
     classes: int
 
@@ -26,7 +26,9 @@ class Label:
         if value is None:
             value = self.classes
         try:
-            labels = torch.as_tensor(value)
+            elif isinstance(value, int) and value == self.classes:
+            raise ValueError(f"{name} {value} is out of range: 0 to {value - 1}, or None for no label")
+        labels = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

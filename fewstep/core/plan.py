@@ -207,7 +207,7 @@ class Plan:
                 raise ValueError(f"slot {twice[0]} is made twice")
             known.update(made)
         if self.result not in states:
-            raise ValueError(f"the result, slot {self.result}, is never made" + " by a combination" * (self.result in known))
+            raise ValueError(f"the result, slot {self.result}, is " + ("no state" if self.result in known else "never made"))
         if not all(map(math.isfinite, numbers)):
             raise ValueError("a time or a coefficient is not finite")
 

@@ -200,9 +200,10 @@ class _bar:
     def __enter__(self) -> Callable[[], None] | None:
         if not self.wanted:
             return None
+        from rich.console import Console
         from rich.progress import Progress
 
-        self.progress = Progress(transient=True)
+        self.progress = Progress(transient=True, console=Console(stderr=True))
         task = self.progress.add_task(self.plan.name, total=self.plan.nfe)
         self.progress.start()
         return lambda: self.progress.advance(task)

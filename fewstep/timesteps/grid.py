@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 from fewstep.core.methods import find
 from fewstep.core.process import Process
@@ -50,7 +51,7 @@ def make_times(
         )
     if not isinstance(rule, str) and not callable(rule):
         return check_times(process, rule)
-    if isinstance(steps, bool) or not isinstance(steps, int | float) or steps != steps // 1 or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Real) or steps != steps // 1 or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     make = find(rule, room="timesteps", what="timestep rule") if isinstance(rule, str) else rule
     times = make(process, int(steps), end)

@@ -17,13 +17,15 @@ from fewstep.cli import demo
 def small(monkeypatch, folder):
     """Few noises, solvers and evaluations, and a search that answers at once."""
     for name, value in {
-        "MODEL": str(folder), "SOLVERS": ("ddim", "heun"), "NFES": (4, 5, 6), "REFERENCE_NFE": 24, "N": 90, "FAST_NFE": 5,
+        "MODEL": str(folder), "SOLVERS": ("ddim", "heun"), "NFES": (4, 5, 6), "REFERENCE_NFE": 24, "N": 90,
+        "FAST_NFE": 5,
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, value)
 
     def answer(model, nfe, **options):
         plan = fs.plan(model.process, "dpmpp-2m", steps=nfe)
-        row = {"role": "learned", "name": "own", "planned_nfe": nfe, "n": 9, "endpoint": 0.5, "frechet": None}
+        row = {"role": "learned", "name": "own", "planned_nfe": nfe, "nfe": nfe, "n": 9, "endpoint": 0.5,
+               "frechet": None}  # fmt: skip
         return Accelerated(model, plan, [row], {"searched": 1}, ["A note."])
 
     monkeypatch.setattr(pipeline, "accelerate", answer)
@@ -52,7 +54,11 @@ def test_the_report(fewstep, small, tmp_path):
     assert result["floor"]["n"] == 90
 
     page = (tmp_path / "runs/demo/report.html").read_text()
-    assert page.count("<svg") >= 2 and "A note." in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert (
+        page.count("<svg") >= 2
+        and "A note." in page
+        and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    )
     facts = json.loads(fewstep("sample", "runs/demo/accelerated", "-n", 2, "--json")[1])
     assert facts["solver"] == "dpmpp-2m" and facts["actual_nfe"] == 5
     assert json.loads(fewstep("info", "runs/demo/samples.png", "--json")[1])["rows"][1]["name"] == "accelerated"

@@ -1,4 +1,4 @@
-"""`fewstep evaluate`: the table, the JSON and the errors; the measures are tested with `fewstep.accelerate.evaluate`."""
+"""`fewstep evaluate`: the table, the JSON and the errors; the measures have tests of their own."""
 
 from __future__ import annotations
 

@@ -1,0 +1,42 @@
+"""Claims of fewstep/accelerate/learn.py."""
+
+from __future__ import annotations
+
+import functools
+
+from claims.claim import Claim, Outcome
+from claims.problems import exact
+from fewstep.accelerate.candidates import hand_made, rank, score
+from fewstep.accelerate.learn import learn
+from fewstep.accelerate.point import Problem
+from fewstep.core.process import Process
+from fewstep.processes.vp import VP
+
+TRAIN, HELD_OUT, VERDICT, ITERATIONS = 256, 128, 256, 400
+
+
+@functools.cache
+def _learned(process: Process, nfe: int, seed: int) -> Outcome:
+    problem = exact(process, seed, TRAIN + HELD_OUT + VERDICT)
+    whole = Problem(problem.noise, problem.reference, {}, seed, 0)
+    train, held = whole.part(0, TRAIN), whole.part(TRAIN, TRAIN + HELD_OUT)
+    unseen = whole.part(TRAIN + HELD_OUT, len(whole))
+    candidates = rank(list(hand_made(process, nfe)), problem.model, held)
+    plan, facts = learn(problem.model, candidates, train, held, iterations=ITERATIONS, seed=seed)
+    assert plan is not None
+    # The rival is the best of all candidates on the very noises of the verdict: the hand-made plans' best case.
+    best = min(((score(c.plan, problem.model, unseen), c.name) for c in candidates), key=lambda pair: pair[0])
+    return Outcome(
+        score(plan, problem.model, unseen),
+        best[0],
+        f"the best of {len(candidates)} hand-made plans ({best[1]})",
+        f"{nfe} evaluations, 8-component mixture, {process.name}; {TRAIN} noises to learn from, {HELD_OUT} held out,"
+        f" {VERDICT} unseen; {ITERATIONS} iterations, {facts['parameters']} numbers",
+        unit="relative end point error",
+    )
+
+
+CLAIMS = (
+    Claim("learned-plan", "beats every hand-made plan at 4 evaluations", lambda seed: _learned(VP(), 4, seed), quick=False),
+    Claim("learned-plan", "beats every hand-made plan at 8 evaluations", lambda seed: _learned(VP(), 8, seed), quick=False),
+)

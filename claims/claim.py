@@ -1,0 +1,85 @@
+"""What a claim is, and how the claims are found.
+
+A file `claims/ROOM/FILE.py` answers for the methods of `fewstep/ROOM/FILE.py`. It holds a tuple `CLAIMS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from fewstep.core.methods import Method, card
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Two figures of one kind: `ours`, the method's, and `theirs`, of what it is held `against`.
+
+    `better` is "low" or "high". `against` names the other method, or says that the figure is a tolerance; `conditions`
+    says what was measured and on what, evaluations included.
+
+    Raises:
+        ValueError: a figure that is not finite, or another word than "low" and "high".
+    """
+
+    ours: float
+    theirs: float
+    against: str
+    conditions: str
+    better: str = "low"
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.ours) and math.isfinite(self.theirs)):
+            raise ValueError(f"the figures of a claim must be finite, got {self.ours} and {self.theirs}")
+        if self.better not in ("low", "high"):
+            raise ValueError(f"better is 'low' or 'high', got {self.better!r}")
+
+    @property
+    def holds(self) -> bool:
+        """Whether ours is strictly better."""
+        return self.ours < self.theirs if self.better == "low" else self.ours > self.theirs
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence about a registered method and the experiment `run(seed)` that decides it.
+
+    `quick` ones take under two seconds and run in the test suite. Everything random in the experiment follows from
+    `seed`. Seeds, sizes and budgets were fixed before the outcome was seen; a claim that does not hold stays.
+    """
+
+    method: str
+    sentence: str
+    run: Callable[[int], Outcome]
+    quick: bool = True
+    seed: int = 0
+
+    @property
+    def card(self) -> Method:
+        return card(self.method)[0]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}: {self.sentence}"
+
+
+def files() -> list[Path]:
+    """The claim files, in order of their paths."""
+    return sorted(path for path in FOLDER.rglob("*.py") if path.parent != FOLDER)
+
+
+def collect(words: list[str] | None = None) -> list[Claim]:
+    """All claims, sorted by room, file, method and sentence; or those whose method or file contains one of the words."""
+    found: list[Claim] = []
+    for path in files():
+        module = import_module(".".join(path.relative_to(FOLDER.parent).with_suffix("").parts))
+        found += module.CLAIMS
+    words = [word.lower() for word in words or []]
+    kept = [claim for claim in found if not words or any(word in f"{claim.method} {claim.card.file}" for word in words)]
+    return sorted(kept, key=lambda claim: (claim.card.file, claim.method, claim.sentence))

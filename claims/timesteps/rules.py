@@ -1,0 +1,159 @@
+"""Claims of fewstep/timesteps/rules.py."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from claims.claim import Claim, Outcome
+from claims.problems import F64, exact, rules
+from fewstep.processes.discrete import Discrete
+from fewstep.processes.flow import Flow
+from fewstep.processes.ve import EDM
+from fewstep.processes.vp import VP
+from fewstep.timesteps.grid import make_times
+
+STEPS = (2, 3, 5, 10, 20, 50)
+
+
+def _worst(errors: list[float], conditions: str) -> Outcome:
+    return Outcome(max(errors), 1e-12, "tolerance", conditions, unit="largest error")
+
+
+def _equal_steps(seed: int) -> Outcome:
+    errors = []
+    for process in (VP(), Flow()):
+        for n in STEPS:
+            steps = -torch.tensor(make_times(process, n, "uniform"), dtype=F64).diff()
+            errors.append(float((steps * n / process.t_max - 1).abs().max()))
+    return _worst(errors, f"vp and flow, {STEPS} steps: each step against t_max / n")
+
+
+def _exponential(seed: int) -> Outcome:
+    errors = []
+    for process in (VP(), EDM(), Flow()):
+        for n in STEPS:
+            a, b = (torch.tensor(make_times(process, n, rule), dtype=F64) for rule in ("exponential", "log-snr"))
+            errors.append(float((a - b).abs().max() / process.t_max))
+    return _worst(errors, f"vp, edm and flow, {STEPS} steps: times against those of log-snr")
+
+
+def _karras_formula(seed: int) -> Outcome:
+    errors = []
+    for n in STEPS:
+        i = torch.arange(n, dtype=F64)
+        low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+        paper = (high + i / max(n - 1, 1) * (low - high)) ** 7  # eq. 5
+        ours = torch.tensor(make_times(EDM(0.002, 80.0), n, "karras"), dtype=F64)[:-1]
+        errors.append(float((ours / paper - 1).abs().max()))
+    return _worst(errors, f"sigma_0 ... sigma_(n - 1) of eq. 5, edm, {STEPS} steps, relative")
+
+
+def _conventions(rule: str):  # type: ignore[no-untyped-def]
+    """The table of Lin et al. (their Table 2), T = 1000, against ours, in steps of the table."""
+
+    def run(seed: int) -> Outcome:
+        errors = []
+        for n in (2, 5, 10, 20, 50):
+            if rule == "leading":
+                paper = [float(k * (1000 // n)) for k in reversed(range(n))]
+            else:
+                paper = [1000 - k * 1000 / n - 1 for k in range(n)]
+            ours = [t for t in make_times(Discrete.linear(), n, rule) if t >= 0]
+            errors.append(max(abs(a - b) for a, b in zip(ours, paper, strict=True)))
+        return Outcome(
+            max(errors), 1e-9, "tolerance", "T = 1000, 2 to 50 steps, against Lin et al., Table 2", unit="largest error, in steps"
+        )
+
+    return run
+
+
+def _reach(seed: int) -> Outcome:
+    process = Discrete.linear()
+    ends = {rule: make_times(process, 10, rule)[0] for rule in ("leading", "linspace", "trailing")}
+    levels = {rule: process.log_snr(t) for rule, t in ends.items()}
+    return Outcome(
+        abs(levels["trailing"] - process.log_snr(process.t_max)),
+        abs(levels["leading"] - process.log_snr(process.t_max)),
+        "leading",
+        f"10 steps, DDPM's table: first times {', '.join(f'{rule} {t:g}' for rule, t in ends.items())}",
+        unit="log-SNR above the noisiest step's",
+    )
+
+
+def _finer(seed: int) -> Outcome:
+    share = {}
+    for rule in ("beta", "uniform"):
+        times = torch.tensor(make_times(VP(), 50, rule), dtype=F64)
+        share[rule] = float(((times < 0.1) | (times > 0.9)).double().mean())
+    return Outcome(
+        share["beta"], share["uniform"], "uniform", "vp, 50 steps", better="high", unit="share of times in the first and the last tenth"
+    )
+
+
+def _polynomial(seed: int) -> Outcome:
+    errors = []
+    for n in STEPS[1:]:
+        times = make_times(EDM(), n, "polyexponential")[:-1]
+        u = torch.linspace(1, 0, n, dtype=F64)
+        wanted = u**1.5 * math.log(80 / 0.002) + math.log(0.002)
+        errors.append(float((torch.tensor(times, dtype=F64).log() - wanted).abs().max()))
+    return _worst(errors, f"log sigma against u^1.5, edm, {STEPS[1:]} steps")
+
+
+CLAIMS = (
+    Claim("uniform", "its steps are equal in the process's time", _equal_steps),
+    Claim(
+        "uniform",
+        "suits the flow better than equal steps in log-SNR, at 10 evaluations of Euler",
+        lambda seed: rules(exact(Flow(), seed), "uniform", "log-snr", "euler", 10),
+    ),
+    Claim(
+        "log-snr",
+        "beats uniform under VP, at 10 evaluations of dpmpp-2m",
+        lambda seed: rules(exact(VP(), seed), "log-snr", "uniform", "dpmpp-2m", 10),
+    ),
+    Claim("karras", "is equation 5 of the paper", _karras_formula),
+    Claim(
+        "karras",
+        "beats uniform under EDM, with 10 evaluations for Heun",
+        lambda seed: rules(exact(EDM(), seed), "karras", "uniform", "heun", 10),
+    ),
+    Claim(
+        "karras",
+        "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
+        lambda seed: rules(exact(EDM(), seed), "karras", "log-snr", "dpmpp-2m", 10),
+    ),
+    Claim(
+        "quadratic",
+        "beats uniform under VP, at 10 evaluations of ddim",
+        lambda seed: rules(exact(VP(), seed), "quadratic", "uniform", "ddim", 10),
+    ),
+    Claim("exponential", "is log-snr under another name", _exponential),
+    Claim("polyexponential", "log sigma follows a power of the step", _polynomial),
+    Claim(
+        "polyexponential",
+        "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
+        lambda seed: rules(exact(EDM(), seed), "polyexponential", "log-snr", "dpmpp-2m", 10),
+    ),
+    Claim("beta", "places more of its times near both ends than equal steps do", _finer),
+    Claim(
+        "beta",
+        "beats uniform under VP, at 10 evaluations of ddim",
+        lambda seed: rules(exact(VP(), seed), "beta", "uniform", "ddim", 10),
+    ),
+    Claim("leading", "has the published steps", _conventions("leading")),
+    Claim(
+        "linspace",
+        "beats leading on DDPM's table, at 10 evaluations of ddim",
+        lambda seed: rules(exact(Discrete.linear(), seed), "linspace", "leading", "ddim", 10),
+    ),
+    Claim("trailing", "has the published steps", _conventions("trailing")),
+    Claim("trailing", "starts where the noise is, leading above it", _reach),
+    Claim(
+        "trailing",
+        "beats leading on DDPM's table, at 10 evaluations of ddim",
+        lambda seed: rules(exact(Discrete.linear(), seed), "trailing", "leading", "ddim", 10),
+    ),
+)

@@ -1,0 +1,180 @@
+"""Rules of the grid: each against its formula, and strictly decreasing for every process, length and end.
+
+Methods: uniform, log-snr, karras, quadratic, exponential, polyexponential, beta, leading, linspace, trailing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fewstep.core.methods import methods
+from fewstep.processes.cosine import Cosine
+from fewstep.processes.discrete import Discrete
+from fewstep.processes.flow import Flow
+from fewstep.processes.ve import EDM, VE
+from fewstep.processes.vp import VP, SubVP
+from fewstep.timesteps import rules
+from fewstep.timesteps.grid import check_times, make_times
+
+RULES = [method.name for method in methods("timesteps")]
+PROCESSES = [VP(), SubVP(), Cosine(), Cosine(t_max=1.0), VE(), EDM(), Flow(), Discrete.linear(), Discrete.from_betas([1e-4 + 1e-4 * i for i in range(200)], True)]
+DDPM = Discrete.linear()
+
+
+def test_the_rules_are_these():
+    assert set(RULES) == {
+        "uniform", "log-snr", "karras", "quadratic", "exponential", "polyexponential", "beta", "leading", "linspace", "trailing",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["zero", "min"])
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.name}-{PROCESSES.index(p)}")
+@pytest.mark.parametrize("rule", RULES)
+def test_one_to_fifty_steps_fall_strictly_to_the_end(rule, process, end):
+    for steps in (*range(1, 51), 100):
+        times = make_times(process, steps, rule, end)
+        assert len(times) == steps + 1
+        assert all(t > s for t, s in zip(times, times[1:], strict=False))
+        assert times[-1] == (process.t_zero if end == "zero" else process.t_min)
+        if rule != "leading":
+            assert times[0] == pytest.approx(process.t_max, rel=1e-12)
+
+
+@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+def test_uniform_and_quadratic(process):
+    u = np.linspace(1, 0, 8)
+    np.testing.assert_allclose(make_times(process, 7, "uniform"), process.t_max * u, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(make_times(process, 7, "quadratic"), process.t_max * u**2, rtol=1e-12, atol=1e-15)
+    low = make_times(process, 7, "uniform", "min")
+    np.testing.assert_allclose(low, process.t_min + (process.t_max - process.t_min) * u, rtol=1e-12)
+
+
+def test_the_clean_time_off_the_clock_is_one_jump():
+    assert make_times(VE(), 5, "uniform") == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0, -1.0])
+    assert make_times(DDPM, 4, "uniform") == pytest.approx([999, 666, 333, 0, -1])
+    assert make_times(DDPM, 1, "uniform") == [999, -1]
+
+
+@pytest.mark.parametrize("process", [VP(), EDM(), DDPM], ids=lambda p: p.name)
+def test_log_snr_and_its_other_name(process):
+    for rule in ("log-snr", "exponential"):
+        level = [process.log_snr(t) for t in make_times(process, 9, rule, "min")]
+        np.testing.assert_allclose(np.diff(level), (level[-1] - level[0]) / 9, rtol=1e-6)
+
+
+def test_polyexponential():
+    process = EDM()
+    u = np.linspace(1, 0, 10)
+    expected = np.exp(u**1.5 * math.log(80 / 0.002) + math.log(0.002))
+    np.testing.assert_allclose(make_times(process, 9, "polyexponential", "min"), expected, rtol=1e-9)
+
+
+def test_karras_is_edm_equation_5():
+    n, rho, low, high = 10, 7, 0.002, 80.0
+    i = np.arange(n)
+    expected = (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    np.testing.assert_allclose(make_times(EDM(), n, "karras"), [*expected, 0.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", [VP(), DDPM], ids=lambda p: p.name)
+def test_karras_on_other_processes_is_in_sigma_over_alpha(process):
+    times = make_times(process, 8, "karras", "min")
+    root = [(process.sigma(t) / process.alpha(t)) ** (1 / 7) for t in times]
+    np.testing.assert_allclose(np.diff(root), (root[-1] - root[0]) / 8, rtol=1e-5)
+
+
+def test_beta_are_quantiles():
+    expected = stats.beta(0.6, 0.6).ppf(np.linspace(1, 0, 8))
+    np.testing.assert_allclose(make_times(Flow(), 7, "beta"), expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 10, 30, 50])
+def test_discrete_conventions_are_diffusers_unrounded(n):
+    """`timestep_spacing` in diffusers' schedulers over 1000 steps, before rounding, then the clean sample."""
+    leading = (np.arange(0, n) * (1000 // n))[::-1]
+    assert make_times(DDPM, n, "leading") == [*leading, -1.0]
+    linspace = np.linspace(0, 999, n)[::-1] if n > 1 else [999.0]
+    np.testing.assert_allclose(make_times(DDPM, n, "linspace"), [*linspace, -1.0], rtol=1e-12, atol=1e-10)
+    trailing = np.array([1000 * k / n for k in range(n, 0, -1)]) - 1
+    np.testing.assert_allclose(make_times(DDPM, n, "trailing"), [*trailing, -1.0], rtol=1e-12)
+
+
+def test_discrete_conventions_by_hand():
+    assert make_times(DDPM, 4, "leading") == [750, 500, 250, 0, -1]
+    assert make_times(DDPM, 4, "trailing") == [999, 749, 499, 249, -1]
+    assert make_times(DDPM, 4, "linspace") == pytest.approx([999, 666, 333, 0, -1])
+    assert make_times(DDPM, 4, "leading", "min") == [800, 600, 400, 200, 0]
+    assert make_times(DDPM, 4, "linspace", "min") == pytest.approx([999, 749.25, 499.5, 249.75, 0])
+
+
+def test_conventions_on_a_continuous_clock():
+    process = Flow()
+    scale = (1 - 1e-3) / 999
+    assert make_times(process, 4, "trailing") == pytest.approx([1e-3 + scale * i for i in (999, 749, 499, 249)] + [0])
+
+
+def test_a_start_at_pure_noise_is_spaced_from_just_below():
+    process = Flow()
+    times = make_times(process, 5, "log-snr", "min")
+    assert (times[0], times[-1]) == (1.0, process.t_min)
+    level = [process.log_snr(t) for t in times[1:]]
+    np.testing.assert_allclose(np.diff(level), np.diff(level)[0], rtol=1e-6)
+
+
+def test_explicit_lists_and_functions():
+    assert make_times(VP(), 99, [1, 0.5, 0.25]) == [1.0, 0.5, 0.25]
+    assert make_times(VP(), 2, np.array([0.9, 0.5, 0.0])) == [0.9, 0.5, 0.0]
+    assert make_times(VP(), 3, lambda process, steps, end: rules.karras(process, steps, end, rho=3.0))[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    "times,message",
+    [
+        ([1.0], r"at least two times, got \[1.0\]"),
+        ([], "at least two times"),
+        ([1.0, 0.5, 0.5], r"times must decrease strictly: times\[1\] = 0.5 is followed by 0.5"),
+        ([0.1, 0.9], r"times\[0\] = 0.1 is followed by 0.9"),
+        ([1.0, math.nan, 0.1], "decrease strictly"),
+        ([math.inf, 1.0], "times must be finite"),
+        ([1.5, 0.5], "times must lie between 0 and 1, got 1.5 ... 0.5"),
+        ([1.0, -0.5], "times must lie between 0 and 1"),
+    ],
+)
+def test_bad_lists(times, message):
+    with pytest.raises(ValueError, match=message):
+        check_times(VP(), times)
+    with pytest.raises(ValueError, match=message):
+        make_times(VP(), 2, times)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "abc", None, math.nan])
+def test_bad_steps(steps):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got"):
+        make_times(VP(), steps, "karras")
+
+
+def test_numbers_that_are_whole_will_do():
+    assert make_times(VP(), np.int64(3), "uniform") == make_times(VP(), 3.0, "uniform") == make_times(VP(), 3, "uniform")
+
+
+def test_bad_names_and_rules():
+    with pytest.raises(ValueError, match="unknown timestep rule 'karas': did you mean 'karras'"):
+        make_times(VP(), 4, "karas")
+    with pytest.raises(ValueError, match="unknown timestep rule 'ddim'"):
+        make_times(VP(), 4, "ddim")
+    with pytest.raises(ValueError, match="unknown end 'clean': a grid ends at 'zero'"):
+        make_times(VP(), 4, "karras", "clean")
+    with pytest.raises(ValueError, match="the rule 'leading' cannot place 50 steps here: times must decrease strictly"):
+        make_times(Discrete.linear(steps=40), 50, "leading")
+    with pytest.raises(ValueError, match="the rule 'trailing' cannot place 40 steps here: it gives 40 times, not 41"):
+        make_times(Discrete.linear(steps=40), 40, "trailing", "min")
+    with pytest.raises(ValueError, match="the rule 'short' cannot place 4 steps here: it gives 3 times, not 5"):
+
+        def short(process, steps, end):
+            return [1.0, 0.5, 0.0]
+
+        make_times(VP(), 4, short)
