@@ -13,10 +13,10 @@ from fewstep.accelerate.learn import learn
 from fewstep.accelerate.reference import error_estimate, solve
 
 NFES = (4, 5, 6, 8, 10)
-TRAIN, HELD_OUT, TEST, REFERENCE_NFE = 512, 256, 512, 200
+TRAIN, HELD_OUT, TEST, REFERENCE_NFE = 1536, 256, 512, 200
 
 
-def measure(nfes: tuple[int, ...] = NFES, seconds: float = 30.0) -> list[dict[str, Any]]:
+def measure(nfes: tuple[int, ...] = NFES, seconds: float = 60.0) -> list[dict[str, Any]]:
     """One row a process and NFE; errors are relative to the exact end points, on noises that nothing has seen."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

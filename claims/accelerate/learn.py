@@ -12,7 +12,8 @@ from fewstep.accelerate.point import Problem
 from fewstep.core.process import Process
 from fewstep.processes.vp import VP
 
-TRAIN, HELD_OUT, VERDICT, ITERATIONS = 256, 128, 256, 400
+TRAIN, HELD_OUT, VERDICT = 256, 128, 256
+ITERATIONS = 12  # of Gauss-Newton for the leader; they stop early on the held-out noises
 
 
 @functools.cache
@@ -22,7 +23,7 @@ def _learned(process: Process, nfe: int, seed: int) -> Outcome:
     train, held = whole.part(0, TRAIN), whole.part(TRAIN, TRAIN + HELD_OUT)
     unseen = whole.part(TRAIN + HELD_OUT, len(whole))
     candidates = rank(list(hand_made(process, nfe)), problem.model, held)
-    plan, facts = learn(problem.model, candidates, train, held, iterations=ITERATIONS, seed=seed)
+    plan, facts = learn(problem.model, candidates, train, held, iterations=ITERATIONS)
     assert plan is not None
     # The rival is the best of all candidates on the very noises of the verdict: the hand-made plans' best case.
     best = min(((score(c.plan, problem.model, unseen), c.name) for c in candidates), key=lambda pair: pair[0])
@@ -31,7 +32,7 @@ def _learned(process: Process, nfe: int, seed: int) -> Outcome:
         best[0],
         f"the best of {len(candidates)} hand-made plans ({best[1]})",
         f"{nfe} evaluations, 8-component mixture, {process.name}; {TRAIN} noises to learn from, {HELD_OUT} held out,"
-        f" {VERDICT} unseen; {ITERATIONS} iterations, {facts['parameters']} numbers",
+        f" {VERDICT} unseen; {facts['iterations']} iterations, {facts['parameters']} numbers",
         unit="relative end point error",
     )
 

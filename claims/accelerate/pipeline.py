@@ -8,7 +8,7 @@ from claims.claim import Claim, Outcome
 from fewstep.accelerate.pipeline import Accelerated, accelerate
 from fewstep.hub.models import load
 
-NOISES, ITERATIONS = 160, 100
+NOISES, ITERATIONS = 96, 5
 
 
 @functools.cache

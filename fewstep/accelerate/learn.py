@@ -4,8 +4,10 @@ Every deterministic plan with evaluations at falling times is, in the prediction
 
     x_{i+1} = s_i (sigma_{i+1} / sigma_i) x_i + (alpha_{i+1} - alpha_i sigma_{i+1} / sigma_i) sum_{j <= i} m_ij x0_j
 
-with s_i = 1 and rows of m that sum to 1 for a consistent solver. The times, s and the whole lower triangle m are the
-parameters: a few dozen numbers, started from the best hand-made plans. The form keeps a state on its noise level when a
+with s_i = 1 and rows of m that sum to 1 for a consistent solver, and x_0 = s_0 sigma_0 / sigma_start x_start. The times,
+s and the whole lower triangle m are the parameters. The first time is among them: at pure noise the network can only
+answer with the mean of the data, so with few evaluations it pays to ask it first a little later. They are
+a few dozen numbers, started from the best hand-made plans. The form keeps a state on its noise level when a
 time moves, so that times and coefficients can be learned together.
 
 With so few parameters and thousands of residuals, Gauss-Newton steps (Levenberg-Marquardt) reach in a dozen iterations
@@ -72,32 +74,35 @@ def tabulate(plan: Plan) -> tuple[list[float], np.ndarray] | None:
 class Learner:
     """A plan as a vector of parameters, and back.
 
-    The vector holds the log-SNRs of the evaluations after the first `(n - 1)`, s `(n)`, and the lower triangle of m
-    row by row `(n (n + 1) / 2)`, in float64; all of them are of order 1.
+    The vector holds the log-SNRs of the n evaluations, s `(n + 1)`, and the lower triangle of m row by row
+    `(n (n + 1) / 2)`, in float64; all of them are of order 1.
     """
 
     def __init__(self, process: Process, plan: Plan):
         table = tabulate(plan)
         assert table is not None
         times, rows = table
-        self.process, self.first, self.end, self.n = process, times[0], plan.times[-1], len(times)
+        self.process, self.start, self.end, self.n = process, times[0], plan.times[-1], len(times)
         self.source = plan
         alpha = [process.alpha(t) for t in (*times, self.end)]
         sigma = [process.sigma(t) for t in (*times, self.end)]
-        s, m = np.ones(self.n), np.zeros((self.n, self.n))
+        s, m = np.ones(self.n + 1), np.zeros((self.n, self.n))
         for i in range(self.n):
             carry = sigma[i + 1] / sigma[i]
             if carry > 0 and rows[i][0] != 0:
-                s[i] = rows[i + 1][0] / (carry * rows[i][0])
-            m[i] = (rows[i + 1] - s[i] * carry * rows[i])[1:] / (alpha[i + 1] - alpha[i] * carry)
+                s[i + 1] = rows[i + 1][0] / (carry * rows[i][0])
+            m[i] = (rows[i + 1] - s[i + 1] * carry * rows[i])[1:] / (alpha[i + 1] - alpha[i] * carry)
         self._triangle = np.tril_indices(self.n)
-        self.initial = np.concatenate(([process.log_snr(t) for t in times[1:]], s, m[self._triangle]))
-        self._low = process.log_snr(process.t_max - 1e-4 * (process.t_max - process.t_min))
+        # A start at alpha = 0 has no finite log-SNR; a parameter at or below `_low` stands for the start itself.
+        low = process.log_snr(self.start)
+        self._low = low if math.isfinite(low) else process.log_snr(process.time(-8.0))
         self._high = process.log_snr(process.t_min)
+        log_snr = [self._low, *(process.log_snr(t) for t in times[1:])]
+        self.initial = np.concatenate((log_snr, s, m[self._triangle]))
 
     def clamp(self, theta: np.ndarray) -> np.ndarray:
         """Log-SNRs that rise, inside the process's clock."""
-        theta, n, gap = theta.copy(), self.n - 1, 1e-3
+        theta, n, gap = theta.copy(), self.n, 1e-3
         log_snr = np.clip(theta[:n], self._low, self._high)
         for i in range(1, n):
             log_snr[i] = max(log_snr[i], log_snr[i - 1] + gap)
@@ -109,23 +114,26 @@ class Learner:
     def plan(self, theta: np.ndarray) -> Plan:
         """The parameters as a Plan."""
         process, n = self.process, self.n
-        times = [self.first, *(process.time(float(v)) for v in theta[: n - 1])]
-        s, m = theta[n - 1 : 2 * n - 1], np.zeros((n, n))
-        m[self._triangle] = theta[2 * n - 1 :]
-        ops: list[Evaluate | Combine] = []
-        x = 0
+        times = [process.time(float(v)) for v in theta[:n]]
+        if theta[0] <= self._low:
+            times[0] = self.start
+        s, m = theta[n : 2 * n + 1], np.zeros((n, n))
+        m[self._triangle] = theta[2 * n + 1 :]
+        later = process.sigma(times[0]) / process.sigma(self.start)
+        x = 2 * n + 1
+        ops: list[Evaluate | Combine] = [Combine(x, ((0, float(s[0]) * later),))]
         for i, (a, b) in enumerate(pairwise([*times, self.end])):
             carry = process.sigma(b) / process.sigma(a)
             pull = process.alpha(b) - process.alpha(a) * carry
             ops.append(Evaluate(x, a, (("x0", 2 * i + 1),), scales(process, a)))
-            terms = [(x, float(s[i]) * carry)] + [(2 * j + 1, float(m[i, j]) * pull) for j in range(i + 1)]
+            terms = [(x, float(s[i + 1]) * carry)] + [(2 * j + 1, float(m[i, j]) * pull) for j in range(i + 1)]
             x = 2 * i + 2
             ops.append(Combine(x, tuple(terms)))
         about = {key: self.source.about[key] for key in ("timesteps", "end") if key in self.source.about}
         return Plan(
             ops=tuple(ops),
             result=x,
-            times=(*times, self.end),
+            times=(*([self.start] if times[0] < self.start else []), *times, self.end),
             start=self.source.start,
             process=dict(self.source.process),
             about={"solver": "learned", "from": self.source.about["solver"], **about, "steps": n},
@@ -163,10 +171,10 @@ class Fit:
             return
         columns = []
         for k in range(len(theta)):
-            h = 1e-3 if k < self.learner.n - 1 else 2e-3
+            h = 2e-3
             moved = theta.copy()
-            # Away from the ends of the clock, where the learner would clamp the difference away.
-            moved[k] += h if k >= self.learner.n - 1 or theta[k] + h < self.learner._high else -h
+            # A log-SNR moves away from the upper end of the clock.
+            moved[k] += h if k >= self.learner.n or theta[k] + h < self.learner._high else -h
             there = self._residual(moved)
             columns.append(torch.zeros_like(residual) if there is None else (there - residual) / (moved[k] - theta[k]))
             tick()

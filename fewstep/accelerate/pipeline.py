@@ -84,13 +84,13 @@ class Sizes:
 
 
 def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype) -> Sizes:
-    """Enough to learn from (forty residuals a parameter, at least 128 noises, at most 512), 128 held out, 512 to judge.
+    """Enough to learn from (forty residuals a parameter, 128 to 2048 noises), 128 held out, 512 to judge.
 
     All shrink together, to 96 at least, when the reference would take over a third of the budget for so many; or to
     the number given.
     """
-    parameters = 2 * nfe - 1 + nfe * (nfe + 1) // 2
-    train = min(512, max(128, 40 * parameters // math.prod(model.shape or (1,))))
+    parameters = 2 * nfe + 1 + nfe * (nfe + 1) // 2
+    train = min(2048, max(128, 40 * parameters // math.prod(model.shape or (1,))))
     wanted = Sizes(train, 128, 512)
     if noises is None:
         noise, condition = draw(model, 0, 0, 32, dtype)
@@ -135,7 +135,7 @@ def accelerate(
         seconds: budget for (c); (a), (b) and (d) take about as long again.
         metric: "endpoint" (distance to the reference from the same noise) or "frechet" (distance of distributions, to
             the model's data where known, else to the reference's samples): what the returned plan is best in.
-        noises: how many in all, to learn from, to hold out and to judge on; where not given, up to 1152 as the budget
+        noises: how many in all, to learn from, to hold out and to judge on; where not given, up to 2688 as the budget
             allows. With `iterations` (of the fit, in place of `seconds`) it makes the result repeatable to the bit.
 
     Raises:

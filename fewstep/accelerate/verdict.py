@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.accelerate.candidates import Candidate
+from fewstep.accelerate.candidates import FINALISTS, Candidate
 from fewstep.accelerate.point import Problem, run_all
 from fewstep.accelerate.reference import reference_plan
 from fewstep.core.denoiser import Denoiser
@@ -75,15 +75,14 @@ def judge(
 ) -> list[dict[str, Any]]:
     """One row a sampler, best first: the reference, the learned plan, DDIM at five times the evaluations, and every
     hand-made candidate. The twelve candidates that the search ranked best are judged on all the noises, the others on the
-    first 64 (their rows say n = 64)."""
+    first 32 (their rows say n = 32)."""
     real, against = _real(model, problem)
-    keep = 12
     nfe = candidates[0].plan.nfe
     rows = [_row("reference", reference_plan(model, reference_nfe), model, problem, real, against)]
     if learned is not None:
         rows.append(_row("learned", learned, model, problem, real, against))
     rows.append(_row("baseline", make_plan(model.process, "ddim", 5 * nfe, "uniform"), model, problem, real, against))
-    rows += [_row("candidate", c.plan, model, problem, real, against) for c in candidates[:keep]]
-    few = problem.part(0, 64)
-    rows += [_row("candidate", c.plan, model, few, real, against) for c in candidates[keep:]]
+    rows += [_row("candidate", c.plan, model, problem, real, against) for c in candidates[:FINALISTS]]
+    few = problem.part(0, 32)
+    rows += [_row("candidate", c.plan, model, few, real, against) for c in candidates[FINALISTS:]]
     return sorted(rows, key=lambda row: float("inf") if row[metric] is None else row[metric])

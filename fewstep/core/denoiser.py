@@ -25,10 +25,10 @@ class Label:
         """The condition as a `(batch,)` long tensor; `ValueError` when out of range or of another length."""
         if value is None:
             value = self.classes
-        try:
-            elif isinstance(value, int) and value == self.classes:
+        elif isinstance(value, int) and value == self.classes:
             raise ValueError(f"{name} {value} is out of range: 0 to {value - 1}, or None for no label")
-        labels = torch.as_tensor(value)
+        try:
+            labels = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

@@ -10,6 +10,7 @@ these functions differ in the last bit between devices and between vector and sc
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -75,13 +76,20 @@ class Noise:
     seed: int = 0
     first: int = 0
 
+    def __post_init__(self) -> None:
+        for name, value in (("seed", self.seed), ("first", self.first)):
+            if not hasattr(value, "__index__"):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if self.first < 0:
+            raise ValueError(f"first must be at least 0, got {self.first}")
+
     def normal(
         self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normals of `shape` `(B, *sample)`, row i those of sample `first + i`."""
         batch, size = shape[0], math.prod(shape[1:])
         blocks = (size + 3) // 4  # one counter gives four words: two pairs of normals
-        seed = self.seed & 0xFFFFFFFFFFFFFFFF
+        seed = operator.index(self.seed) & 0xFFFFFFFFFFFFFFFF
         sample = torch.arange(self.first, self.first + batch, device=device).unsqueeze(1)
         position = torch.arange(blocks, device=device).unsqueeze(0)
         words = philox(

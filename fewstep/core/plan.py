@@ -207,7 +207,8 @@ class Plan:
                 raise ValueError(f"slot {twice[0]} is made twice")
             known.update(made)
         if self.result not in states:
-            raise ValueError(f"the result, slot {self.result}, is " + ("no state" if self.result in known else "never made"))
+            what = "no state" if self.result in known else "never made"
+            raise ValueError(f"the result, slot {self.result}, is {what}")
         if not all(map(math.isfinite, numbers)):
             raise ValueError("a time or a coefficient is not finite")
 

@@ -42,6 +42,8 @@ class DatasetDenoiser(Denoiser):
             raise ValueError(f"data must be (N, *shape) with N at least 1, got shape {tuple(data.shape)}")
         if labels is not None and labels.shape != data.shape[:1]:
             raise ValueError(f"labels must be {data.shape[0]} numbers, got shape {tuple(labels.shape)}")
+        if labels is not None and (missing := set(range(int(labels.max()) + 1)) ^ set(labels.tolist())):
+            raise ValueError(f"labels must be 0 to K - 1, each at least once: class {min(missing)} is not so")
         self.shape, self.process, self.value_range = tuple(data.shape[1:]), process, value_range
         self.register_buffer("data", data.flatten(1))
         self.register_buffer("norms", self.data.square().sum(1))

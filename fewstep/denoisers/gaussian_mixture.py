@@ -62,6 +62,8 @@ class GaussianMixture(Denoiser):
             covariances = torch.diag_embed(covariances)
         if covariances.shape != (k, d, d):
             raise ValueError(f"covariances must be {(k, d, d)}, {(k, d)} or {(k,)}, got {tuple(covariances.shape)}")
+        if not torch.allclose(covariances, covariances.mT):
+            raise ValueError("every covariance must be symmetric")
         variances, vectors = torch.linalg.eigh(covariances)
         if not bool((variances > 0).all()):
             raise ValueError("every covariance must be positive definite")

@@ -88,8 +88,12 @@ def sample(
     size = tuple(shape) if shape is not None else model.shape
     if size is None:
         raise ValueError("this denoiser takes any shape: say which, with shape=(...)")
+    if plan is not None and (strength != 1.0 or any(v is not None for v in (steps, nfe, solver, timesteps)) or options):
+        raise ValueError("a plan holds its solver, times and strength already: give either plan or those")
     if init is None and strength != 1.0:
         raise ValueError("strength below 1 starts from a clean batch: give init=(n, *shape)")
+    if init is not None and plan is None and strength == 1.0:
+        raise ValueError("at strength 1 nothing of init is left: give a strength below 1")
     if init is not None and tuple(init.shape) != (n, *size):
         raise ValueError(f"init must have shape {(n, *size)}, got {tuple(init.shape)}")
     chosen = plan or choose_plan(model, steps, nfe, solver, timesteps, strength, **(options or {}))

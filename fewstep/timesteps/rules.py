@@ -40,6 +40,11 @@ METHODS = (
         claim="equal steps in log(sigma/alpha): another name of log-snr",
         use="exponential",
     ),
+    Method(
+        "short",
+        claim="equal steps in log-SNR over its decisive middle, from noise taken for a later time: for a few evaluations",
+        use="short",
+    ),
     Method("polyexponential", claim="powers of equal steps, in log sigma", use="polyexponential"),
     Method(
         "beta",
@@ -140,6 +145,19 @@ def exponential(process: Process, steps: int, end: str = "zero") -> list[float]:
 def polyexponential(process: Process, steps: int, end: str = "zero", rho: float = 1.5) -> list[float]:
     """`log(sigma/alpha)` at `u^rho`: with rho above 1 finer near the data."""
     return _on_noise(process, steps, end, lambda u, low, high: high + u**rho * (low - high))
+
+
+def short(process: Process, steps: int, end: str = "zero", start: float = -1.6, stop: float = 2.0) -> list[float]:
+    """Evaluations at equal steps in log-SNR from `start` to `stop`, then straight to the end.
+
+    The noise is taken for a sample at `start`, where sigma/alpha is about 5: before, the network can say little but the
+    mean of the data, and after `stop` a single denoising step is nearly exact. With many steps both cuts cost more than
+    they save.
+    """
+    low, high = max(start, process.log_snr(process.t_max)), min(stop, process.log_snr(process.t_min))
+    times = [process.time(high + u * (low - high)) for u in _ramp(steps - 1)] if steps > 1 else [process.time(low)]
+    last = process.t_zero if end == "zero" else process.t_min
+    return [*times, last] if times[-1] > last else [*times[:-1], last]
 
 
 def _table(process: Process, end: str, indices: Callable[[int], Sequence[float]]) -> list[float]:

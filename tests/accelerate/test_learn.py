@@ -40,8 +40,8 @@ def test_rows_of_a_consistent_solver_sum_to_one():
     made = plan(VP(), "unipc-2", 5)
     learner = Learner(VP(), made)
     n = made.nfe
-    s, m = learner.initial[n - 1 : 2 * n - 1], np.zeros((n, n))
-    m[np.tril_indices(n)] = learner.initial[2 * n - 1 :]
+    s, m = learner.initial[n : 2 * n + 1], np.zeros((n, n))
+    m[np.tril_indices(n)] = learner.initial[2 * n + 1 :]
     np.testing.assert_allclose(m.sum(1), 1, atol=1e-9)
     np.testing.assert_allclose(s, 1, atol=1e-9)
 
@@ -83,7 +83,7 @@ def test_learning_beats_the_best_hand_made_plan_on_unseen_noises(make_mixture):
     made, figures = learn(model, ranked, train, held_out, iterations=3)
     assert score(made, model, test) < 0.5 * score(ranked[0].plan, model, test)
     assert figures["held_out_after"] < figures["held_out_before"]
-    assert figures["parameters"] == 3 + 4 + 10
+    assert figures["parameters"] == 4 + 5 + 10
     assert Plan.from_json(made.to_json()) == made
     again, _ = learn(model, ranked, train, held_out, iterations=3)
     assert again == made  # no randomness, no clock
@@ -103,7 +103,7 @@ def test_a_plan_that_diverges_scores_infinity(make_mixture):
     problem = solve(model, 0, 0, 8, 20, F64)
     wild = Learner(VP(), plan(VP(), "ddim", 3))
     theta = wild.initial.copy()
-    theta[2:5] = 1e200
+    theta[3:7] = 1e200
     assert score(wild.plan(theta), model, problem) == math.inf
 
 

@@ -75,7 +75,7 @@ def test_an_accelerated_network_is_a_folder_that_samples_with_its_own_plan(tmp_p
 
 def test_sizes_shrink_with_the_number_given(make_mixture):
     model = make_mixture(EDM())
-    assert _sizes(model, 4, 60, 5000, torch.float32).total == 340 + 128 + 512
+    assert _sizes(model, 4, 60, 5000, torch.float32).total == 380 + 128 + 512
     small = _sizes(model, 4, 60, 60, torch.float32)
     assert small.total == 60 and small.train >= 16 and small.held_out >= 8
 

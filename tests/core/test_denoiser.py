@@ -28,6 +28,7 @@ def test_labels_as_long_tensors(value, expected):
 @pytest.mark.parametrize(
     "value,message",
     [
+        (7, "label 7 is out of range: 0 to 6, or None for no label"),
         (8, "label 8 is out of range: 0 to 6, or None for no label"),
         (-1, "label -1 is out of range"),
         ([0, 9, 1], "label 9 is out of range"),

@@ -41,7 +41,9 @@ def known(process, batch=3, dtype=F64):
 def test_every_kind_to_every_kind(process, source, target):
     t, x, values = known(process)
     prediction = Prediction(values[source], source, x, t, process)
-    torch.testing.assert_close(prediction.to(target), values[target], rtol=1e-9, atol=1e-9 * float(values[target].abs().max()))
+    torch.testing.assert_close(
+        prediction.to(target), values[target], rtol=1e-9, atol=1e-9 * float(values[target].abs().max())
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,12 +108,18 @@ def test_x0_is_finite_at_the_clean_end(source):
     """At sigma = 0 the state is x0, whatever else is predicted."""
     x0, eps = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     at = (1.0, 0.0, -1.0, 1.0)
-    value = torch.zeros_like(eps) if source == "score" else sum(c * v for c, v in zip(coefficients(source, *at), (x0, eps), strict=True))
+    value = (
+        torch.zeros_like(eps)
+        if source == "score"
+        else sum(c * v for c, v in zip(coefficients(source, *at), (x0, eps), strict=True))
+    )
     p, q = conversion(source, "x0", *at)
     torch.testing.assert_close(p * x0 + q * value, x0)
 
 
-@pytest.mark.parametrize("source,target", [("v", "eps"), ("v", "x0"), ("eps", "x0"), ("eps", "v"), ("flow", "eps"), ("score", "x0")])
+@pytest.mark.parametrize(
+    "source,target", [("v", "eps"), ("v", "x0"), ("eps", "x0"), ("eps", "v"), ("flow", "eps"), ("score", "x0")]
+)
 def test_float32_keeps_its_digits_at_small_sigma(source, target):
     process = EDM() if source == "score" else VP()
     t = torch.tensor([process.t_min] * 2, dtype=F64)

@@ -73,7 +73,11 @@ def test_log_snr_is_the_log_of_the_ratio_and_falls(process):
     t = inside(process, 501)
     torch.testing.assert_close(process.log_snr(t), (process.alpha(t) / process.sigma(t)).log(), rtol=1e-9, atol=1e-9)
     assert bool((process.log_snr(t).diff() < 0).all())
-    assert bool((process.alpha(t).diff() <= 0).all()) and bool((process.sigma(t).diff() >= 0).all()) or process.name == "shifted"
+    assert (
+        bool((process.alpha(t).diff() <= 0).all())
+        and bool((process.sigma(t).diff() >= 0).all())
+        or process.name == "shifted"
+    )
 
 
 @each
@@ -125,7 +129,9 @@ def test_which_processes_reach_pure_noise():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("process", [p for p in PROCESSES if p.name in ("vp", "cosine", "discrete")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "process", [p for p in PROCESSES if p.name in ("vp", "cosine", "discrete")], ids=lambda p: p.name
+)
 def test_variance_preserving(process):
     t = inside(process)
     torch.testing.assert_close(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones_like(t), rtol=1e-13, atol=0)
@@ -241,7 +247,9 @@ def test_the_shifted_flow_is_the_papers_formula():
 def test_a_shift_multiplies_sigma_over_alpha(base):
     shifted = Shifted(base, 2.5)
     t = inside(base)
-    torch.testing.assert_close(shifted.sigma(t) / shifted.alpha(t), 2.5 * base.sigma(t) / base.alpha(t), rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        shifted.sigma(t) / shifted.alpha(t), 2.5 * base.sigma(t) / base.alpha(t), rtol=1e-8, atol=0
+    )
 
 
 def test_a_shift_is_applied_once():

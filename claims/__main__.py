@@ -1,0 +1,121 @@
+"""`python -m claims [WORD ...]`: run the claims and write docs/evidence.json.
+
+With words, only the claims run whose method or file contains one of them; the others' figures stay as they were
+written. The word `tables` runs the comparison of solvers; without words everything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from claims.claim import FOLDER, Claim, collect
+from claims.tables import NOISES, PROCESSES, RULES, SEED, comparison, solvers
+from fewstep.report.files import write_json
+
+EVIDENCE = FOLDER.parent / "docs" / "evidence.json"
+TABLE = "endpoint"
+
+
+def measure(claim: Claim) -> dict[str, Any]:
+    """Run a claim; its entry in the evidence."""
+    begin = time.perf_counter()
+    outcome = claim.run(claim.seed)
+    seconds = time.perf_counter() - begin
+    return {
+        "method": claim.method,
+        "claim": claim.sentence,
+        "file": f"claims/{claim.card.file.removeprefix('fewstep/')}",
+        "ours": outcome.ours,
+        "theirs": outcome.theirs,
+        "against": outcome.against,
+        "better": outcome.better,
+        "holds": outcome.holds,
+        "unit": outcome.unit,
+        "conditions": outcome.conditions,
+        "seed": claim.seed,
+        "quick": claim.quick,
+        "seconds": round(seconds, 2),
+    }
+
+
+def read(path: Path = EVIDENCE) -> dict[str, Any]:
+    """The evidence as written last; empty where there is none."""
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"claims": [], "tables": {}}
+
+
+def merged(entries: list[dict[str, Any]], before: dict[str, Any]) -> list[dict[str, Any]]:
+    """The fresh entries, and the old ones of the claims that did not run; those of claims that are gone are dropped."""
+    named = {(entry["method"], entry["claim"]): entry for entry in [*before["claims"], *entries]}
+    every = [(claim.method, claim.sentence) for claim in collect()]
+    return [named[name] for name in every if name in named]
+
+
+def _show(entry: dict[str, Any]) -> str:
+    mark = "[green]holds[/]" if entry["holds"] else "[red]fails[/]"
+    sign = "<" if entry["better"] == "low" else ">"
+    figures = f"{entry['ours']:.3g} {sign if entry['holds'] else 'not ' + sign} {entry['theirs']:.3g}"
+    return f"{mark}  [bold]{entry['method']}[/] {entry['claim']}: {figures} ({entry['against']}), {entry['seconds']:.1f} s"
+
+
+def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
+    """Run what was asked for, show it, and write the evidence in one move."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    parser = argparse.ArgumentParser(prog="python -m claims", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="a method's name or a part of its file's path, or 'tables'")
+    parser.add_argument("--json", action="store_true", help="print the figures of this run as JSON")
+    options = parser.parse_args(arguments)
+    words = [word for word in options.words if word != "tables"]
+    chosen = collect(words) if words or not options.words else []
+    table = "tables" in options.words or not options.words
+    if not chosen and not table:
+        parser.error(f"no claim is about {' or '.join(repr(word) for word in words)}")
+
+    torch.set_num_threads(1)  # sums in one order, so that figures repeat
+    before, begin = read(path), time.perf_counter()
+    entries: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("claims", total=len(chosen), visible=bool(chosen))
+        for claim in chosen:
+            progress.update(task, description=claim.name if len(claim.name) < 60 else claim.name[:59] + "…")
+            entries.append(measure(claim))
+            console.print(_show(entries[-1]), highlight=False)
+            progress.advance(task)
+        if table:
+            task = progress.add_task("comparison of solvers", total=len(PROCESSES) * len(solvers()))
+            for process, solver, row in comparison():
+                rows.setdefault(process, {})[solver] = row
+                progress.advance(task)
+
+    tables = {TABLE: rows} if table else {}
+    about = {
+        "problem": "8-component mixture",
+        "noises": NOISES,
+        "seed": SEED,
+        "rules": list(RULES),
+        "figure": "relative end point error, the best rule's",
+    }
+    evidence = {
+        "claims": merged(entries, before),
+        "tables": before["tables"] | tables,
+        "about_tables": {TABLE: about},
+    }
+    write_json(path, evidence)
+    holding = sum(entry["holds"] for entry in entries)
+    console.print(f"{holding} of {len(entries)} claims hold; {time.perf_counter() - begin:.0f} s; figures in {path}")
+    if options.json:
+        print(json.dumps({"claims": entries, "tables": tables}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Every registered method has a claim at the mirrored path; the quick ones run here, and those that held still hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from claims.__main__ import EVIDENCE, main, merged, read  # noqa: E402
+from claims.claim import FOLDER, Claim, Outcome, collect, files  # noqa: E402
+from claims.problems import exact, first_order_start, order, stated  # noqa: E402
+from fewstep.core.methods import methods  # noqa: E402
+from fewstep.processes.vp import VP  # noqa: E402
+from fewstep.sampling.build import plan  # noqa: E402
+
+torch.set_num_threads(1)
+CLAIMS = collect()
+QUICK = [claim for claim in CLAIMS if claim.quick]
+HELD = {(entry["method"], entry["claim"]): entry["holds"] for entry in read()["claims"]}
+
+
+@pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
+def test_every_method_has_a_claim_at_the_mirrored_path(method):
+    path = FOLDER / Path(method.file).relative_to("fewstep")
+    assert path.is_file(), f"{method.name} needs a claim in claims/{Path(method.file).relative_to('fewstep')}"
+    namespace = sys.modules[".".join(path.relative_to(ROOT).with_suffix("").parts)]
+    assert method.name in {claim.method for claim in namespace.CLAIMS}
+
+
+def test_claims_are_of_the_methods_of_their_file():
+    for path in files():
+        relative = path.relative_to(FOLDER)
+        module = sys.modules[".".join(path.relative_to(ROOT).with_suffix("").parts)]
+        for claim in module.CLAIMS:
+            assert claim.card.file == f"fewstep/{relative.as_posix()}", claim.name
+    names = [claim.name for claim in CLAIMS]
+    assert len(names) == len(set(names)) > len(methods())
+
+
+@pytest.mark.parametrize("claim", QUICK, ids=lambda claim: claim.name)
+def test_a_quick_claim_comes_out_as_it_is_written(claim):
+    outcome = claim.run(claim.seed)
+    assert math.isfinite(outcome.ours) and math.isfinite(outcome.theirs)
+    assert outcome.against and outcome.conditions
+    if HELD.get((claim.method, claim.sentence)):
+        assert outcome.holds, f"held in docs/evidence.json, now {outcome.ours:.3g} against {outcome.theirs:.3g}"
+
+
+def test_the_evidence_is_of_all_claims():
+    written = {(entry["method"], entry["claim"]) for entry in read()["claims"]}
+    assert written == {(claim.method, claim.sentence) for claim in CLAIMS}, "run `make evidence`"
+    for entry in read()["claims"]:
+        low = entry["better"] == "low"
+        assert entry["holds"] == (entry["ours"] < entry["theirs"] if low else entry["ours"] > entry["theirs"])
+    table = read()["tables"]["endpoint"]
+    assert set(table) == {"vp", "edm", "flow"} and set(table["vp"]["dpmpp-3m"]) == {"4", "5", "6", "8", "10", "15", "20"}
+
+
+def test_an_outcome_is_strict_and_finite():
+    assert Outcome(1.0, 2.0, "a", "b").holds and not Outcome(2.0, 2.0, "a", "b").holds
+    assert Outcome(2.0, 1.0, "a", "b", better="high").holds and not Outcome(1.0, 1.0, "a", "b", better="high").holds
+    with pytest.raises(ValueError, match="must be finite, got inf"):
+        Outcome(math.inf, 1.0, "a", "b")
+    with pytest.raises(ValueError, match="'low' or 'high', got 'lower'"):
+        Outcome(0.0, 1.0, "a", "b", better="lower")
+
+
+def test_the_shared_answer_is_exact():
+    """Another solver, on other times, lands where the reference does."""
+    problem = exact(VP(), 0)
+    other = plan(VP(), "vab-3", 600, "karras")
+    assert problem.error(other) < 2e-5
+    assert problem.part(7).error(other) < 2e-5 and len(problem.part(7).noise) == 7
+
+
+def test_orders_are_read_from_the_cards():
+    assert (stated("unipc-3"), stated("deis-4"), stated("dpmpp-3m")) == (4, 4, 3)
+    assert order(VP(), first_order_start, 0) == pytest.approx(2, abs=0.1)
+
+
+def test_a_run_of_some_claims_keeps_the_others(tmp_path, capsys):
+    path = tmp_path / "evidence.json"
+    main(["leading"], path)
+    main(["exponential", "--json"], path)
+    written = json.loads(path.read_text())
+    assert [entry["method"] for entry in written["claims"]] == ["exponential", "leading"]
+    printed = json.loads(capsys.readouterr().out)
+    assert [entry["method"] for entry in printed["claims"]] == ["exponential"] and printed["claims"][0]["holds"]
+    gone = {"method": "leading", "claim": "is no more"}
+    assert merged([], {"claims": [gone]}) == []
+    with pytest.raises(SystemExit):
+        main(["no-such-method"], path)
+    assert list(tmp_path.iterdir()) == [path] and path != EVIDENCE
+
+
+def test_a_claim_names_a_registered_method():
+    with pytest.raises(ValueError, match="did you mean 'ddim'"):
+        _ = Claim("dimm", "is fast", lambda seed: Outcome(0.0, 1.0, "a", "b")).card

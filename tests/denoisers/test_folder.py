@@ -1,0 +1,197 @@
+"""Model folders: exact, checked, and whole or absent."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from fewstep.core.denoiser import Label
+from fewstep.denoisers.folder import load_model, save_model
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.unet import UNet
+from fewstep.processes.discrete import Discrete
+from fewstep.processes.vp import VP
+from fewstep.sampling.build import plan
+
+
+def small(process=None, **options) -> NetworkDenoiser:
+    torch.manual_seed(0)
+    network = UNet(channels=2, size=(4, 8), width=(8, 12), attention=(), classes=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    options = {
+        "predicts": "v",
+        "shape": (2, 4, 8),
+        "conditions": {"label": Label(3)},
+        "value_range": (0.0, 2.0),
+    } | options
+    return NetworkDenoiser(network, process or VP(beta_max=15.0), **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(small(), tmp_path / "model", card="# A card\n")
+
+
+@pytest.mark.parametrize(
+    "process,options",
+    [
+        (VP(beta_max=15.0), {}),
+        (Discrete.linear(steps=20), {"predicts": "x0", "precondition": "edm", "data_std": 0.37, "value_range": None}),
+    ],
+    ids=["v", "edm"],
+)
+def test_save_and_load_are_bit_equal(process, options, tmp_path):
+    model = small(process, **options)
+    made = plan(process, "dpmpp-2m", 3)
+    path = save_model(model, tmp_path / "deep" / "model", card="# Mine\n", plan=made)
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", "config.json", "model.safetensors", "plan.json"]
+    again = load_model(path)
+    assert not again.training and again.plan == made and again.process == process
+    for name in ("predicts", "precondition", "data_std", "shape", "value_range", "conditions", "data"):
+        assert getattr(again, name) == getattr(model, name), name
+    assert again.network.config() == model.network.config()
+    weights, loaded = model.network.state_dict(), again.network.state_dict()
+    assert weights.keys() == loaded.keys() and all(torch.equal(weights[k], loaded[k]) for k in weights)
+    noise = torch.randn(3, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.plan(again, noise, label=2), made(model.eval(), noise, label=2))
+    assert not torch.equal(again.plan(again, noise, label=1), again.plan(again, noise, label=2))
+
+
+def test_a_folder_with_something_in_it_is_refused(folder, tmp_path):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(ValueError, match="the folder .*model is not empty: choose another, or remove it first"):
+        save_model(small(), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="is a file; name a folder that does not exist yet"):
+        save_model(small(), tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot write to .*: .*file is not a folder"):
+        save_model(small(), tmp_path / "file" / "inside")
+    (tmp_path / "empty").mkdir()
+    assert load_model(save_model(small(), tmp_path / "empty")).predicts == "v"
+
+
+def test_only_networks_of_ours_are_saved(tmp_path, make_mixture):
+    with pytest.raises(ValueError, match="only a network denoiser can be saved, got GaussianMixture"):
+        save_model(make_mixture(VP()), tmp_path / "model")
+    with pytest.raises(ValueError, match="only a network denoiser can be saved"):
+        save_model(NetworkDenoiser(torch.nn.Linear(2, 2), VP()), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["os.replace", "pathlib.Path.write_text", "pathlib.Path.write_bytes"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_failed_write_leaves_nothing(name, empty, tmp_path, monkeypatch):
+    if empty:
+        (tmp_path / "model").mkdir()
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(name, fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(small(), tmp_path / "model", plan=plan(VP(), "ddim", 2))
+    monkeypatch.undo()
+    assert [p for p in tmp_path.rglob("*") if p != tmp_path / "model"] == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(name, folder):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"the model folder .* has no {name}"):
+        load_model(folder)
+
+
+def test_no_folder_at_all(tmp_path):
+    with pytest.raises(ValueError, match="nothing is not a model folder"):
+        load_model(tmp_path / "nothing")
+
+
+def test_truncated_and_tampered_weights(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    for content in (whole[:-7], whole[:40], b"", bytes(flipped)):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match="model.safetensors is truncated or changed: its checksum is not the one in config.json"
+        ):
+            load_model(folder)
+
+
+class Danger:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_pickles_are_refused(kind, folder):
+    path = folder / "model.safetensors"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Danger()))
+    else:
+        torch.save({"a": Danger()}, path)
+    with pytest.raises(
+        ValueError, match="is a pickle, not safetensors: it is not loaded, because a pickle can run code"
+    ):
+        load_model(folder)
+    path.rename(folder / "model.pt")
+    with pytest.raises(ValueError, match="has no model.safetensors; model.pt is a pickle, which is never loaded"):
+        load_model(folder)
+
+
+def rewrite(folder, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda c: c.pop("format"), "is not a fewstep model: format None, expected 'fewstep-model-1'"),
+        (lambda c: c.pop("predicts"), "config.json has no 'predicts'"),
+        (lambda c: c.update(predicts="epsilon"), "config.json: unknown prediction kind 'epsilon'"),
+        (lambda c: c.update(process={"process": "vpp"}), "config.json: unknown process 'vpp': did you mean 'vp'"),
+        (lambda c: c.update(process=[]), "configuration do not fit"),
+        (lambda c: c.update(network=None), "configuration do not fit"),
+        (lambda c: c.update(conditions=["label"]), "configuration do not fit"),
+        (lambda c: c["network"].update(network="unett"), "config.json: unknown network 'unett': did you mean 'unet'"),
+        (lambda c: c["network"].update(width=[8, 16]), "the weights or the configuration do not fit the network"),
+        (lambda c: c["network"].update(depth=3), "configuration do not fit the network: .*depth"),
+        (lambda c: c.update(weights_sha256="0" * 64), "truncated or changed"),
+    ],
+)
+def test_a_changed_configuration(change, message, folder):
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b'"x"'])
+def test_a_configuration_that_is_none(content, folder):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="config.json is not"):
+        load_model(folder)
+
+
+def test_foreign_weights_with_the_right_checksum(folder):
+    import hashlib
+
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    rewrite(folder, lambda c: c.update(weights_sha256=hashlib.sha256(b"x" * 100).hexdigest()))
+    with pytest.raises(ValueError, match="model.safetensors is not safetensors"):
+        load_model(folder)
+
+
+def test_a_damaged_plan_is_named(folder):
+    (folder / "plan.json").write_text('{"format": "fewstep-plan-1"')
+    with pytest.raises(ValueError, match="plan.json: not a fewstep plan"):
+        load_model(folder)
