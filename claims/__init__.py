@@ -1,1 +1,1 @@
-"""Evidence: for every method a short, repeatable experiment against what it claims to beat. `python -m claims` runs all."""
+"""Evidence: a short, repeatable experiment for every method, against what it claims to beat (`python -m claims`)."""

@@ -60,7 +60,8 @@ def _show(entry: dict[str, Any]) -> str:
     mark = "[green]holds[/]" if entry["holds"] else "[red]fails[/]"
     sign = "<" if entry["better"] == "low" else ">"
     figures = f"{entry['ours']:.3g} {sign if entry['holds'] else 'not ' + sign} {entry['theirs']:.3g}"
-    return f"{mark}  [bold]{entry['method']}[/] {entry['claim']}: {figures} ({entry['against']}), {entry['seconds']:.1f} s"
+    head = f"{mark}  [bold]{entry['method']}[/] {entry['claim']}"
+    return f"{head}: {figures} ({entry['against']}), {entry['seconds']:.1f} s"
 
 
 def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     parser = argparse.ArgumentParser(prog="python -m claims", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="a method's name or a part of its file's path, or 'tables'")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="a part of a method's name or file, or 'tables'")
     parser.add_argument("--json", action="store_true", help="print the figures of this run as JSON")
     options = parser.parse_args(arguments)
     words = [word for word in options.words if word != "tables"]
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
         for claim in chosen:
             progress.update(task, description=claim.name if len(claim.name) < 60 else claim.name[:59] + "…")
             entries.append(measure(claim))
-            console.print(_show(entries[-1]), highlight=False)
+            console.print(_show(entries[-1]), highlight=False, soft_wrap=True)
             progress.advance(task)
         if table:
             task = progress.add_task("comparison of solvers", total=len(PROCESSES) * len(solvers()))

@@ -50,8 +50,9 @@ class Outcome:
 class Claim:
     """A sentence about a registered method and the experiment `run(seed)` that decides it.
 
-    `quick` ones take under two seconds and run in the test suite. Everything random in the experiment follows from
-    `seed`. Seeds, sizes and budgets were fixed before the outcome was seen; a claim that does not hold stays.
+    `quick` ones take under two seconds, a shared reference aside, and run in the test suite. Everything random in the
+    experiment follows from `seed`. Seeds, sizes and budgets were fixed before the outcome was seen; a claim that does
+    not hold stays.
     """
 
     method: str
@@ -75,7 +76,7 @@ def files() -> list[Path]:
 
 
 def collect(words: list[str] | None = None) -> list[Claim]:
-    """All claims, sorted by room, file, method and sentence; or those whose method or file contains one of the words."""
+    """All claims, or those whose method or file contains one of the words, sorted by file, method and sentence."""
     found: list[Claim] = []
     for path in files():
         module = import_module(".".join(path.relative_to(FOLDER.parent).with_suffix("").parts))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,11 +18,12 @@ from fewstep.core.methods import card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
+from fewstep.core.trace import Trace, Value
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
 from fewstep.sampling.build import plan
-from fewstep.sampling.common import Frame
+from fewstep.sampling.common import Frame, step
 
 F64 = torch.float64
 NOISES = 256
@@ -151,8 +154,8 @@ def _smooth_answer(process: Process, seed: int) -> tuple[Tensor, Tensor]:
     return noise, plan(process, "ab-5", timesteps=spread_grid(process, 800))(smooth(process), noise, dtype=F64)
 
 
-def order(process: Process, solver, seed: int, steps: int = 96) -> float:  # type: ignore[no-untyped-def]
-    """The measured order of a solver (a name or a function): log2 of the error at `steps` over that at twice as many."""
+def order(process: Process, solver: str | Callable[..., Value], seed: int, steps: int = 96) -> float:
+    """The measured order of a solver: log2 of the error at `steps` over that at twice as many."""
     noise, answer = _smooth_answer(process, seed)
     errors = []
     for n in (steps, 2 * steps):
@@ -164,7 +167,8 @@ def order(process: Process, solver, seed: int, steps: int = 96) -> float:  # typ
 def stated(name: str) -> int:
     """The order that a solver's card states; `name` may carry p (`unipc-3`)."""
     method, p = card(name, "sampling")
-    return {"p": lambda: p or 0, "p + 1": lambda: (p or 0) + 1}.get(method.facts["order"], lambda: int(method.facts["order"]))()
+    text = str(method.facts["order"])  # "2", "p" or "p + 1"
+    return sum(p or 0 if part == "p" else int(part) for part in text.split(" + "))
 
 
 def orders(process: Process, method: str, seed: int) -> Outcome:
@@ -182,18 +186,18 @@ def orders(process: Process, method: str, seed: int) -> Outcome:
     )
 
 
-def first_order_start(trace, process, times):  # type: ignore[no-untyped-def]
+def first_order_start(trace: Trace, process: Process, times: Sequence[float]) -> Value:
     """The third-order multistep solver whose orders rise by one a step, with nothing corrected: the usual warm-up."""
-    from fewstep.sampling.common import step
-
     x, points = trace.start(), []
-    for a, b in zip(times, times[1:], strict=False):
+    for a, b in pairwise(times):
         points.append((a, trace.evaluate(x, a)))
         x = step(process, Frame("x0", "log_snr"), x, a, b, points[-3:])
     return x
 
 
-def distance(process: Process, solver: str, nfe: int, timesteps: str, seed: int, n: int = 4096, spread: float = 1.0) -> float:
+def distance(
+    process: Process, solver: str, nfe: int, timesteps: str, seed: int, n: int = 4096, spread: float = 1.0
+) -> float:
     """Sliced Wasserstein distance of n samples from n exact ones; `spread` multiplies the initial noise."""
     model = mixture(process)
     noise = spread * Noise(seed).normal(0, (n, 2), "cpu", F64)
@@ -202,7 +206,9 @@ def distance(process: Process, solver: str, nfe: int, timesteps: str, seed: int,
     return sliced_wasserstein(samples, model.sample(n, seed + 1), projections=64).value
 
 
-def stochastic_duel(process: Process, ours: str, theirs: str, nfe: int, timesteps: str, seed: int, spread: float = 1.0) -> Outcome:
+def stochastic_duel(
+    process: Process, ours: str, theirs: str, nfe: int, timesteps: str, seed: int, spread: float = 1.0
+) -> Outcome:
     """Sliced Wasserstein distances of two solvers from exact samples, beside that of exact samples from each other."""
     model, n = mixture(process), 4096
     floor = sliced_wasserstein(model.sample(n, seed + 2), model.sample(n, seed + 1), projections=64).value
@@ -246,7 +252,8 @@ def identities(process: Process, largest: float, what: str) -> Outcome:
         max(largest, inverse, derivative),
         1e-12,
         "tolerance",
-        f"{what} {largest:.1g}, time(log_snr(t)) against t {inverse:.1g}, derivatives against autograd {derivative:.1g}",
+        f"{what} {largest:.1g}, time(log_snr(t)) against t {inverse:.1g},"
+        f" derivatives against autograd {derivative:.1g}",
         unit="largest error",
     )
 
@@ -254,5 +261,3 @@ def identities(process: Process, largest: float, what: str) -> Outcome:
 def clock(process: Process, points: int = 201) -> Tensor:
     """Times over the whole clock, float64."""
     return torch.linspace(process.t_min, process.t_max, points, dtype=F64)
-
-

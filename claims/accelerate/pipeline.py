@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import functools
+import math
 
 from claims.claim import Claim, Outcome
+from claims.problems import mixture
 from fewstep.accelerate.pipeline import Accelerated, accelerate
-from fewstep.hub.models import load
+from fewstep.processes.vp import VP
 
-NOISES, ITERATIONS = 96, 5
+EVALUATIONS, NOISES, ITERATIONS = 4, 640, 12
 
 
 @functools.cache
-def _digits(seed: int) -> Accelerated:
-    return accelerate(load("digits"), 4, noises=NOISES, iterations=ITERATIONS, seed=seed, progress=False)
+def _mixture(seed: int) -> Accelerated:
+    return accelerate(mixture(VP()), EVALUATIONS, noises=NOISES, iterations=ITERATIONS, seed=seed)
 
 
 def _outcome(seed: int, role: str, against: str) -> Outcome:
-    found = _digits(seed)
-    theirs = min(row["endpoint"] for row in found.rows if row["role"] == role and row["endpoint"] is not None)
-    ours = min(row["endpoint"] for row in found.rows if row["role"] in ("learned", "candidate") and row["endpoint"] is not None)
+    """The returned plan's error on the verdict's noises, beside the best of another role."""
+    found = _mixture(seed)
+    best: dict[str, float] = {}
+    for row in found.rows:
+        if row["endpoint"] is not None:
+            best[row["role"]] = min(row["endpoint"], best.get(row["role"], math.inf))
+    ours = best["learned"] if found.plan.name == "learned" else best["candidate"]
     return Outcome(
         ours,
-        theirs,
+        best[role],
         against,
-        f"embedded digits, 4 evaluations, {NOISES} noises (two fifths unseen, for the verdict), {ITERATIONS} iterations",
+        f"{EVALUATIONS} evaluations, 8-component mixture, vp, {found.figures['noises']['verdict']} unseen noises of"
+        f" {NOISES}, {found.figures['searched']} plans searched, {ITERATIONS} iterations",
         unit="relative end point error",
     )
 
@@ -32,13 +39,13 @@ def _outcome(seed: int, role: str, against: str) -> Outcome:
 CLAIMS = (
     Claim(
         "accelerate",
-        "4 evaluations land nearer to the reference than 20 of ddim",
-        lambda seed: _outcome(seed, "baseline", "ddim, 20 evaluations"),
+        "4 evaluations land nearer to the reference than 20 of ddim on uniform times",
+        lambda seed: _outcome(seed, "baseline", "ddim, 20 evaluations, times uniform"),
         quick=False,
     ),
     Claim(
         "accelerate",
-        "beats every hand-made plan of 4 evaluations on the embedded digits",
+        "returns something better than every hand-made plan of 4 evaluations",
         lambda seed: _outcome(seed, "candidate", "the best hand-made plan"),
         quick=False,
     ),

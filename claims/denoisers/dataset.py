@@ -58,7 +58,8 @@ def _optimal(seed: int) -> Outcome:
             total += float((x0 - images).square().mean())
         errors.append(total / 4)
     return Outcome(
-        *errors,
+        errors[0],
+        errors[1],
         "the embedded network",
         "256 training digits with labels, sigma 0.2, 0.5, 1 and 2",
         unit="mean squared error of x0",

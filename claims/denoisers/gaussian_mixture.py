@@ -22,7 +22,11 @@ def _score(seed: int) -> Outcome:
         score = model(x.detach(), time).score
         worst = max(worst, float(((score - wanted).norm(dim=1) / wanted.norm(dim=1).mean()).max()))
     return Outcome(
-        worst, 1e-9, "tolerance", f"8-component mixture, vp, t in {TIMES}, 256 points each", unit="largest relative difference"
+        worst,
+        1e-9,
+        "tolerance",
+        f"8-component mixture, vp, t in {TIMES}, 256 points each",
+        unit="largest relative difference",
     )
 
 

@@ -86,7 +86,8 @@ def _small_noise(seed: int) -> Outcome:
             float((_denoiser(kind, 1.0)(x, t).x0 - _denoiser(kind, 0.0)(x, t).x0).abs().max()) for kind in ("edm", "x0")
         ]
     return Outcome(
-        *change,
+        change[0],
+        change[1],
         "a plain network that predicts x0",
         f"sigma = {SIGMAS[0]}",
         unit="change of x0 per change of the output",

@@ -21,7 +21,11 @@ def _dealt(seed: int) -> Outcome:
     mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     found = class_accuracy(images, mixed)
     return Outcome(
-        abs(found.value - 0.1), 0.05, "tolerance", f"{found.n} held-out digits, labels shuffled", unit="|accuracy - 1/10|"
+        abs(found.value - 0.1),
+        0.05,
+        "tolerance",
+        f"{found.n} held-out digits, labels shuffled",
+        unit="|accuracy - 1/10|",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from claims.claim import Claim, Outcome
-from claims.problems import F64, exact
+from claims.problems import F64, exact, mixture
 from fewstep.core.noise import Noise
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.metrics.endpoint import endpoint_error
@@ -41,7 +41,7 @@ def _steady(seed: int) -> Outcome:
     problem = exact(VP(), seed)
     made = plan(VP(), "ddim", timesteps="uniform", nfe=20)
     samples = made(problem.model, problem.noise, dtype=F64)
-    real = problem.model.sample(2000, seed)
+    real = mixture(VP()).sample(2000, seed)
     parts = list(zip(samples.split(32), problem.reference.split(32), strict=True))
     ours = torch.tensor([endpoint_error(x, reference).value for x, reference in parts])
     theirs = torch.tensor([frechet(x, real).value for x, _ in parts])

@@ -27,7 +27,11 @@ def _closed_form(seed: int) -> Outcome:
     mean_a, cov_a, mean_b, cov_b, wanted = _pair(seed, 1e-3)
     found = gaussian_frechet(mean_a, cov_a, mean_b, cov_b)
     return Outcome(
-        abs(found / wanted - 1), 1e-9, "tolerance", "32 dimensions, variances 1 to 1e-3, common axes", unit="relative error"
+        abs(found / wanted - 1),
+        1e-9,
+        "tolerance",
+        "32 dimensions, variances 1 to 1e-3, common axes",
+        unit="relative error",
     )
 
 

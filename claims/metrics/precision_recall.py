@@ -44,8 +44,8 @@ def _strays(seed: int) -> Outcome:
         abs(bad.precision / good.precision - 0.75),
         0.05,
         "tolerance",
-        f"a quarter of the samples moved between the modes: precision {good.precision:.3f} to {bad.precision:.3f}, recall"
-        f" {good.recall:.3f} to {bad.recall:.3f}",
+        f"a quarter of the samples moved between the modes: precision {good.precision:.3f} to {bad.precision:.3f},"
+        f" recall {good.recall:.3f} to {bad.recall:.3f}",
         unit="|share of precision kept - 3/4|",
     )
 

@@ -21,13 +21,16 @@ def _spread(seed: int) -> Outcome:
     for process in (Cosine(), VP()):
         alpha = process.alpha(clock(process))
         share.append(float((alpha**2 < 0.01).double().mean()))
-    return Outcome(*share, "VP with linear beta", "times with alpha^2 below 0.01", unit="share of the clock")
+    return Outcome(
+        share[0], share[1], "VP with linear beta", "times with alpha^2 below 0.01", unit="share of the clock"
+    )
 
 
 def _ddim(seed: int) -> Outcome:
     errors = [exact(p, seed).error(plan(p, "ddim", timesteps="uniform", nfe=10)) for p in (Cosine(), VP())]
     return Outcome(
-        *errors,
+        errors[0],
+        errors[1],
         "VP with linear beta, each against its own ODE",
         "ddim, 10 uniform steps, 8-component mixture, 256 noises",
         unit="relative end point error",

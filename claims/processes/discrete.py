@@ -22,8 +22,10 @@ def _unit(seed: int) -> Outcome:
     process = Discrete.linear()
     t = clock(process)
     unit = float((process.alpha(t) ** 2 + process.sigma(t) ** 2 - 1).abs().max())
-    table = (process.alpha(torch.arange(1000, dtype=F64)) ** 2 - torch.tensor(process.alphas_cumprod, dtype=F64)).abs().max()
-    return identities(process, max(unit, float(table)), "alpha^2 + sigma^2 against 1 and the table's values")
+    table = process.alpha(torch.arange(1000, dtype=F64)) ** 2 - torch.tensor(process.alphas_cumprod, dtype=F64)
+    return identities(
+        process, max(unit, float(table.abs().max())), "alpha^2 + sigma^2 against 1 and the table's values"
+    )
 
 
 class _Rounded(Denoiser):
@@ -68,7 +70,7 @@ def _ends(seed: int) -> Outcome:
 
 
 def _brightness(seed: int) -> Outcome:
-    """Pictures of 4x4 pixels that share one brightness, far from 0. Noise without a mean of its own carries none of it."""
+    """Pictures of 4x4 pixels that share a brightness far from 0. Noise whose mean is 0 carries none of it."""
     d, mean, shared, own = 16, 2.0, 0.3, 0.1
     covariance = shared**2 * torch.ones(1, d, d, dtype=F64) + own**2 * torch.eye(d, dtype=F64)
     noise = Noise(seed).normal(0, (512, d), "cpu", F64)
@@ -80,7 +82,8 @@ def _brightness(seed: int) -> Outcome:
         samples = plan(process, "vab-3", 50, "karras")(model, noise, dtype=F64)
         bias.append(abs(float(samples.mean()) - mean))
     return Outcome(
-        *bias,
+        bias[0],
+        bias[1],
         "the table as it was",
         "one Gaussian, 16 pixels, mean 2, common deviation 0.3, own 0.1; vab-3, 50 evaluations, 1024 noises in pairs",
         unit="|mean brightness - true|",

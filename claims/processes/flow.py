@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from claims.claim import Claim, Outcome
 from claims.problems import clock, exact, identities
 from fewstep.processes.flow import Flow
@@ -14,11 +16,12 @@ def _straight_line(seed: int) -> Outcome:
     return identities(Flow(), float((Flow().alpha(t) + Flow().sigma(t) - 1).abs().max()), "alpha + sigma against 1")
 
 
-def _euler(nfe: int):  # type: ignore[no-untyped-def]
+def _euler(nfe: int) -> Callable[[int], Outcome]:
     def run(seed: int) -> Outcome:
         errors = [exact(p, seed).error(plan(p, "euler", timesteps="uniform", nfe=nfe)) for p in (Flow(), VP())]
         return Outcome(
-            *errors,
+            errors[0],
+            errors[1],
             "VP, each against its own ODE",
             f"Euler, {nfe} uniform steps, 8-component mixture, 256 noises",
             unit="relative end point error",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from claims.claim import Claim, Outcome
-from claims.problems import F64, exact, rules
+from claims.problems import F64, digits, exact, rules
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
@@ -50,7 +51,7 @@ def _karras_formula(seed: int) -> Outcome:
     return _worst(errors, f"sigma_0 ... sigma_(n - 1) of eq. 5, edm, {STEPS} steps, relative")
 
 
-def _conventions(rule: str):  # type: ignore[no-untyped-def]
+def _conventions(rule: str) -> Callable[[int], Outcome]:
     """The table of Lin et al. (their Table 2), T = 1000, against ours, in steps of the table."""
 
     def run(seed: int) -> Outcome:
@@ -63,7 +64,11 @@ def _conventions(rule: str):  # type: ignore[no-untyped-def]
             ours = [t for t in make_times(Discrete.linear(), n, rule) if t >= 0]
             errors.append(max(abs(a - b) for a, b in zip(ours, paper, strict=True)))
         return Outcome(
-            max(errors), 1e-9, "tolerance", "T = 1000, 2 to 50 steps, against Lin et al., Table 2", unit="largest error, in steps"
+            max(errors),
+            1e-9,
+            "tolerance",
+            "T = 1000, 2 to 50 steps, against Lin et al., Table 2",
+            unit="largest error, in steps",
         )
 
     return run
@@ -88,7 +93,12 @@ def _finer(seed: int) -> Outcome:
         times = torch.tensor(make_times(VP(), 50, rule), dtype=F64)
         share[rule] = float(((times < 0.1) | (times > 0.9)).double().mean())
     return Outcome(
-        share["beta"], share["uniform"], "uniform", "vp, 50 steps", better="high", unit="share of times in the first and the last tenth"
+        share["beta"],
+        share["uniform"],
+        "uniform",
+        "vp, 50 steps",
+        better="high",
+        unit="share of times in the first and the last tenth",
     )
 
 
@@ -129,6 +139,22 @@ CLAIMS = (
         "quadratic",
         "beats uniform under VP, at 10 evaluations of ddim",
         lambda seed: rules(exact(VP(), seed), "quadratic", "uniform", "ddim", 10),
+    ),
+    Claim(
+        "short",
+        "beats log-snr under VP, at 4 evaluations of dpmpp-2m",
+        lambda seed: rules(exact(VP(), seed), "short", "log-snr", "dpmpp-2m", 4),
+    ),
+    Claim(
+        "short",
+        "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
+        lambda seed: rules(digits(seed), "short", "log-snr", "dpmpp-2m", 4),
+        quick=False,
+    ),
+    Claim(
+        "log-snr",
+        "beats short under VP, at 20 evaluations of dpmpp-2m, where cutting the ends costs more than it saves",
+        lambda seed: rules(exact(VP(), seed), "log-snr", "short", "dpmpp-2m", 20),
     ),
     Claim("exponential", "is log-snr under another name", _exponential),
     Claim("polyexponential", "log sigma follows a power of the step", _polynomial),

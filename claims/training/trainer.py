@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from claims.claim import Claim, Outcome

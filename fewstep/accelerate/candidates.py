@@ -53,18 +53,22 @@ def _short(start: float, stop: float) -> Rule:
     return rule
 
 
+# `short` with several cuts, because the best ones depend on the data's scale and on the evaluations; on the solvers that
+# do best in few steps.
+_CUTS = [_short(start, stop) for start in (-3.0, -2.3, -1.6, -1.0) for stop in (2.0, 3.0, 4.0)]
+_CUT_SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-2", "vab-3")
+
+
 def hand_made(process: Process, nfe: int) -> Iterator[Plan]:
-    """The deterministic plans of exactly `nfe` evaluations, each once. Discrete rules only where there is a table; the
-    rule `short` with several cuts, because the best ones depend on the data's scale and on the evaluations."""
+    """The deterministic plans of exactly `nfe` evaluations, each once. Discrete rules only where there is a table."""
     seen = set()
     rules: list[str | Rule] = [method.name for method in methods("timesteps")]
-    rules += [_short(start, stop) for start in (-3.0, -2.3, -1.6, -1.0) for stop in (2.0, 3.0, 4.0)]
     if process.table_steps is None:
         rules = [rule for rule in rules if rule not in ("leading", "linspace", "trailing")]
     for solver in solver_names():
         if card(solver, "sampling")[0].facts.get("stochastic"):
             continue
-        for rule in rules:
+        for rule in rules + (_CUTS if solver in _CUT_SOLVERS else []):
             for end in ENDS:
                 try:
                     plan = make_plan(process, solver, timesteps=rule, nfe=nfe, end=end)

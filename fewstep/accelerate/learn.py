@@ -4,10 +4,10 @@ Every deterministic plan with evaluations at falling times is, in the prediction
 
     x_{i+1} = s_i (sigma_{i+1} / sigma_i) x_i + (alpha_{i+1} - alpha_i sigma_{i+1} / sigma_i) sum_{j <= i} m_ij x0_j
 
-with s_i = 1 and rows of m that sum to 1 for a consistent solver, and x_0 = s_0 sigma_0 / sigma_start x_start. The times,
-s and the whole lower triangle m are the parameters. The first time is among them: at pure noise the network can only
-answer with the mean of the data, so with few evaluations it pays to ask it first a little later. They are
-a few dozen numbers, started from the best hand-made plans. The form keeps a state on its noise level when a
+with s_i = 1 and rows of m that sum to 1 for a consistent solver, and x_0 = s_0 sigma_0 / sigma_start x_start. The
+times, s and the whole lower triangle m are the parameters: a few dozen numbers, started from the best hand-made plans.
+The first time is among them: at pure noise the network can only answer with the mean of the data, so with few
+evaluations it pays to ask it first a little later. The form keeps a state on its noise level when a
 time moves, so that times and coefficients can be learned together.
 
 With so few parameters and thousands of residuals, Gauss-Newton steps (Levenberg-Marquardt) reach in a dozen iterations

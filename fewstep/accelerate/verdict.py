@@ -74,14 +74,14 @@ def judge(
     metric: str,
 ) -> list[dict[str, Any]]:
     """One row a sampler, best first: the reference, the learned plan, DDIM at five times the evaluations, and every
-    hand-made candidate. The twelve candidates that the search ranked best are judged on all the noises, the others on the
-    first 32 (their rows say n = 32)."""
+    hand-made candidate. The twelve candidates that the search ranked best are judged on all the noises, the others on
+    the first 32 (their rows say n = 32)."""
     real, against = _real(model, problem)
     nfe = candidates[0].plan.nfe
     rows = [_row("reference", reference_plan(model, reference_nfe), model, problem, real, against)]
     if learned is not None:
         rows.append(_row("learned", learned, model, problem, real, against))
-    rows.append(_row("baseline", make_plan(model.process, "ddim", 5 * nfe, "uniform"), model, problem, real, against))
+    rows.append(_row("baseline", make_plan(model.process, "ddim", 5 * nfe), model, problem, real, against))
     rows += [_row("candidate", c.plan, model, problem, real, against) for c in candidates[:FINALISTS]]
     few = problem.part(0, 32)
     rows += [_row("candidate", c.plan, model, few, real, against) for c in candidates[FINALISTS:]]

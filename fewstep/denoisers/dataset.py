@@ -61,7 +61,7 @@ class DatasetDenoiser(Denoiser):
         t = t.reshape(-1, 1)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t).clamp_min(1e-30)
         # |x - alpha x_i|^2 up to a constant in i, divided by 2 sigma^2 in float64, where it may be huge.
-        logits = (alpha * (flat @ self.data.T).double() - 0.5 * alpha**2 * self.norms.double()) / sigma**2
+        logits = (alpha * (flat.double() @ self.data.double().T) - 0.5 * alpha**2 * self.norms.double()) / sigma**2
         if label is not None and self.labels is not None:
             other = (self.labels.unsqueeze(0) != label.unsqueeze(1)) & (
                 label < self.conditions["label"].classes

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -69,8 +70,10 @@ def save_model(
         "value_range": model.value_range,
         "data": model.data,
         "conditions": {name: {"kind": "label", "classes": label.classes} for name, label in model.conditions.items()},
+        "dtype": str(model.dtype).removeprefix("torch."),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+    config["config_sha256"] = _fingerprint(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -90,6 +93,12 @@ def save_model(
     return path
 
 
+def _fingerprint(config: dict[str, Any]) -> str:
+    """Checksum of a configuration, but for the checksum itself."""
+    rest = {key: value for key, value in config.items() if key != "config_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"{path} is not a model folder")
@@ -105,6 +114,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         given = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f"{path / CONFIG} is not a fewstep model: format {given!r}, expected {FORMAT!r}")
+    if config.get("config_sha256") != _fingerprint(config):
+        raise ValueError(f"{path / CONFIG} was changed by hand or damaged: it does not have the checksum it states")
     return config
 
 
@@ -127,7 +138,7 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
         tensors = load_tensors(weights)
         network_config = dict(config["network"])
         network = find(network_config.pop("network"), room="networks", what="network")(**network_config)
-        network.load_state_dict(tensors)
+        network.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
         model = NetworkDenoiser(
             network,
             process_from_config(config["process"]),

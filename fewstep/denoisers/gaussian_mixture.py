@@ -99,6 +99,8 @@ class GaussianMixture(Denoiser):
         return weighted.flatten(1) @ self.basis.T
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"the mixture takes (B, *{self.shape}), got shape {tuple(x.shape)}")
         alpha, sigma, y, inverse, log_density = self._parts(x, t)
         inner = self.centres + alpha * self.variances * inverse * y if self.predicts == "x0" else sigma * inverse * y
         value = self._mean(inner, log_density).reshape(x.shape).to(x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,19 @@ def solver_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
                 else ValueError(f"the solver {name!r} has no options, got {option!r}")
             )
     return solver
+
+
+class _Clock(Shifted):
+    """The shifted clock from the process's own first noise level to its last: a grid never leaves the process."""
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        log_snr = self.base.log_snr(self.base.t_max)
+        return self.time(log_snr) if math.isfinite(log_snr) else self.base.t_max
+
+    @property
+    def t_min(self) -> float:  # type: ignore[override]
+        return self.time(self.base.log_snr(self.base.t_min))
 
 
 def plan(
@@ -86,10 +100,11 @@ def plan(
     else:
         if isinstance(process, Shifted):
             raise ValueError(f"the process is already shifted by {process.shift}: a shift is applied exactly once")
-        shifted = Shifted(process, shift)
+        shifted = _Clock(process, shift)
         times = make_times(shifted, steps, timesteps, end)
-        ends = {process.t_max, process.t_min, process.t_zero}
-        times = check_times(process, [t if t in ends else process.time(shifted.log_snr(t)) for t in times])
+        ends = {shifted.t_max: process.t_max, shifted.t_min: process.t_min, process.t_zero: process.t_zero}
+        times = [ends[t] if t in ends else process.time(shifted.log_snr(t)) for t in times]
+        times = check_times(process, times)
     kept = max(1, round(strength * steps))
     times = times[steps - kept :]
     rule = (

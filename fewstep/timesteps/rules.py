@@ -42,7 +42,7 @@ METHODS = (
     ),
     Method(
         "short",
-        claim="equal steps in log-SNR over its decisive middle, from noise taken for a later time: for a few evaluations",
+        claim="equal steps in log-SNR over its decisive middle: for a few evaluations",
         use="short",
     ),
     Method("polyexponential", claim="powers of equal steps, in log sigma", use="polyexponential"),
@@ -90,7 +90,10 @@ def _on_clock(process: Process, steps: int, end: str, warp: Callable[[float], fl
     if process.t_zero < 0:  # the clean sample is off the clock: one jump below t_min
         on_clock = [low + (high - low) * warp(u) for u in _ramp(steps - 1)] if steps > 1 else [high]
         return [*on_clock, process.t_zero]
-    return [high * warp(u) for u in _ramp(steps)]
+    times = [high * warp(u) for u in _ramp(steps)]
+    if steps > 1 and times[-2] < low:  # never evaluate below t_min, where no network was trained
+        return [low + (high - low) * warp(u) for u in _ramp(steps - 1)] + [process.t_zero]
+    return times
 
 
 def _on_noise(process: Process, steps: int, end: str, log_snr: Callable[[float, float, float], float]) -> list[float]:
@@ -155,9 +158,9 @@ def short(process: Process, steps: int, end: str = "zero", start: float = -1.6, 
     they save.
     """
     low, high = max(start, process.log_snr(process.t_max)), min(stop, process.log_snr(process.t_min))
-    times = [process.time(high + u * (low - high)) for u in _ramp(steps - 1)] if steps > 1 else [process.time(low)]
-    last = process.t_zero if end == "zero" else process.t_min
-    return [*times, last] if times[-1] > last else [*times[:-1], last]
+    reached = high == process.log_snr(process.t_min) and end == "min"  # then the last of the equal steps is the end
+    ramp = _ramp(steps)[:-1] if reached else _ramp(steps - 1) if steps > 1 else [1.0]
+    return [process.time(high + u * (low - high)) for u in ramp] + [process.t_zero if end == "zero" else process.t_min]
 
 
 def _table(process: Process, end: str, indices: Callable[[int], Sequence[float]]) -> list[float]:

@@ -60,7 +60,7 @@ def test_a_solver_of_a_linear_problem_is_found_exactly():
     process = EDM()
     model = GaussianMixture(torch.ones(1), torch.full((1, 3), 0.3), torch.tensor([0.25]), process)
     problem = solve(model, 0, 0, 96, 200, F64)
-    start = [Candidate(plan(process, "dpmpp-2m", 2, "karras"), 1.0)]
+    start = [Candidate(plan(process, "dpmpp-2m", 2, "short"), 1.0)]
     before = score(start[0].plan, model, problem)
     made, figures = learn(model, start, problem.part(0, 64), problem.part(64, 96), iterations=15)
     assert made is not None and figures["learned"]

