@@ -53,8 +53,8 @@ def _short(start: float, stop: float) -> Rule:
     return rule
 
 
-# `short` with several cuts, because the best ones depend on the data's scale and on the evaluations; on the solvers that
-# do best in few steps.
+# `short` with several cuts, because the best ones depend on the data's scale and on the evaluations; for the solvers
+# that do best in few steps.
 _CUTS = [_short(start, stop) for start in (-3.0, -2.3, -1.6, -1.0) for stop in (2.0, 3.0, 4.0)]
 _CUT_SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-2", "vab-3")
 
