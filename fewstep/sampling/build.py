@@ -37,7 +37,8 @@ def solver_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
 
 
 class _Clock(Shifted):
-    """The shifted clock from the process's own first noise level to its last: a grid never leaves the process."""
+    """The shifted clock, cut where it would leave the process: from its first noise level to its last, or to `t_min`
+    where a clock cannot go on to that level (a table ends there)."""
 
     @property
     def t_max(self) -> float:  # type: ignore[override]
@@ -46,7 +47,7 @@ class _Clock(Shifted):
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
-        return self.time(self.base.log_snr(self.base.t_min))
+        return max(self.base.t_min, self.time(self.base.log_snr(self.base.t_min)))
 
 
 def plan(
@@ -103,7 +104,7 @@ def plan(
         shifted = _Clock(process, shift)
         times = make_times(shifted, steps, timesteps, end)
         ends = {shifted.t_max: process.t_max, shifted.t_min: process.t_min, process.t_zero: process.t_zero}
-        times = [ends[t] if t in ends else process.time(shifted.log_snr(t)) for t in times]
+        times = [ends[t] if t in (times[0], times[-1]) else process.time(shifted.log_snr(t)) for t in times]
         times = check_times(process, times)
     kept = max(1, round(strength * steps))
     times = times[steps - kept :]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.core.denoiser import Label
-from fewstep.denoisers.folder import load_model, save_model
+from fewstep.denoisers.folder import _fingerprint, load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.unet import UNet
 from fewstep.processes.discrete import Discrete
@@ -147,8 +147,10 @@ def test_pickles_are_refused(kind, folder):
 
 
 def rewrite(folder, change) -> None:
+    """Change the configuration as a program would that knows of its checksum."""
     config = json.loads((folder / "config.json").read_text())
     change(config)
+    config["config_sha256"] = _fingerprint(config)
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -180,6 +182,21 @@ def test_a_configuration_that_is_none(content, folder):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match="config.json is not"):
         load_model(folder)
+
+
+def test_a_configuration_changed_by_hand_is_refused(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"data_std": ', '"data_std": 1'))
+    with pytest.raises(ValueError, match="config.json was changed by hand or damaged"):
+        load_model(folder)
+
+
+def test_the_networks_dtype_is_kept(folder, tmp_path):
+    model = load_model(folder).to(torch.bfloat16)
+    again = load_model(save_model(model, tmp_path / "half"))
+    assert again.dtype == torch.bfloat16
+    for key, value in model.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[key], value)
 
 
 def test_foreign_weights_with_the_right_checksum(folder):

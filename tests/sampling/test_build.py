@@ -7,10 +7,11 @@ import math
 import pytest
 
 from fewstep.core.plan import Plan
+from fewstep.processes.cosine import Cosine
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.shifted import Shifted
-from fewstep.processes.ve import EDM
+from fewstep.processes.ve import EDM, VE
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import DEFAULT_SOLVER, plan, solver_names
 from fewstep.sampling.ddim import ddim
@@ -135,3 +136,17 @@ def test_messages(arguments, options, message):
 
 def test_a_plan_is_a_plan():
     assert isinstance(plan(VP(), "ddim", 2), Plan)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_works_on_every_process_and_stays_inside_it(shift):
+    """The grid starts and ends where the process does; in between it is noisier on the whole for a shift above 1."""
+    for process in (VP(), Cosine(), VE(), EDM(), Flow(), Discrete.linear()):
+        for end in ("zero", "min"):
+            plain = plan(process, "ddim", 20, "uniform", end=end).times
+            moved = plan(process, "ddim", 20, "uniform", end=end, shift=shift).times
+            assert moved[0] == process.t_max and moved[-1] == plain[-1]
+            change = [process.log_snr(a) - process.log_snr(b) for a, b in zip(moved[1:-1], plain[1:-1], strict=True)]
+            total = sum(change) * (1 if shift < 1 else -1)
+            # Equal steps in sigma (EDM) have no scale, so there a shift of the clock between fixed ends is no change.
+            assert total > -1e-9 if process.name == "edm" else total > 0, (process.name, end)

@@ -192,3 +192,11 @@ def test_bad_names_and_rules():
             return [1.0, 0.5, 0.0]
 
         make_times(VP(), 4, short)
+
+
+@pytest.mark.parametrize("process", [VP(), Flow()], ids=lambda p: p.name)
+def test_no_rule_in_time_evaluates_below_the_smallest_time(process):
+    """A network was trained down to t_min: only the end of the grid may lie below it."""
+    for steps in (5, 31, 50, 200):
+        for rule in ("uniform", "quadratic", "beta"):
+            assert make_times(process, steps, rule)[-2] >= process.t_min * (1 - 1e-12)
