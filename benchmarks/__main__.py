@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def table(columns: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
@@ -43,14 +43,13 @@ def _overhead(rows: list[dict[str, Any]]) -> str:
     return (
         "## Time of the loop beyond the network\n\nMicroseconds an evaluation (median) with a null network that"
         " predicts eps, 20 steps, one thread; and the ratio to a loop of DPM-Solver++ 2M written by"
-        " hand, in the same run.\n\n"
-        + _table(columns, table)
+        " hand, in the same run.\n\n" + table(columns, table)
     )
 
 
 def _imports(rows: list[dict[str, Any]]) -> str:
     table = [[row["case"], f"{row['seconds']:.2f}"] for row in rows]
-    return "## Start-up\n\nSeconds of a fresh process, median of five.\n\n" + _table(["case", "seconds"], table)
+    return "## Start-up\n\nSeconds of a fresh process, median of five.\n\n" + table(["case", "seconds"], table)
 
 
 def _learned(rows: list[dict[str, Any]]) -> str:
@@ -68,7 +67,7 @@ def _learned(rows: list[dict[str, Any]]) -> str:
     return (
         "## Learned plans on the exact mixture\n\nRelative endpoint error on 512 noises that neither search nor"
         " learning has seen; two dimensions, eight components, the exact denoiser in float64, one thread.\n\n"
-        + _table(["process", "NFE", "best hand-made plan", "learned", "ratio", "seconds to learn"], table)
+        + table(["process", "NFE", "best hand-made plan", "learned", "ratio", "seconds to learn"], table)
     )
 
 

@@ -86,7 +86,7 @@ class Sizes:
 def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype) -> Sizes:
     """Enough to learn from (forty residuals a parameter, 128 to 2048 noises), 128 held out, 512 to judge.
 
-    All shrink together, to 96 at least, when the reference would take over a third of the budget for so many; or to
+    All shrink together, to 96 at least, when the reference would take over half of the budget for so many; or to
     the number given.
     """
     parameters = 2 * nfe + 1 + nfe * (nfe + 1) // 2
@@ -102,7 +102,7 @@ def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype:
                 float(model(noise, time_, **condition).value.sum())
                 costs.append(time.perf_counter() - begin)
             cost = min(costs)
-        noises = max(96, int(seconds / 3 / (cost * REFERENCE_NFE) * 32))
+        noises = max(96, int(seconds / 2 / (cost * REFERENCE_NFE) * 32))
     if noises >= wanted.total:
         return wanted
     part = noises / wanted.total

@@ -1,0 +1,1 @@
+"""Accuracy beside diffusers, k-diffusion and azula on exact problems: the adapter to the harness, and its summary."""
