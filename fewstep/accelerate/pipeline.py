@@ -86,8 +86,8 @@ class Sizes:
 def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype) -> Sizes:
     """Enough to learn from (forty residuals a parameter, 128 to 2048 noises), 128 held out, 512 to judge.
 
-    All shrink together, to 96 at least, when the reference would take over half of the budget for so many; or to
-    the number given.
+    When the reference would take over half of the budget for so many, or when a smaller number is given (96 at least):
+    two fifths of it to learn from at most, three twentieths held out, the rest to judge.
     """
     parameters = 2 * nfe + 1 + nfe * (nfe + 1) // 2
     train = min(2048, max(128, 40 * parameters // math.prod(model.shape or (1,))))
@@ -105,9 +105,7 @@ def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype:
         noises = max(96, int(seconds / 2 / (cost * REFERENCE_NFE) * 32))
     if noises >= wanted.total:
         return wanted
-    part = noises / wanted.total
-    held_out = max(8, int(part * wanted.held_out))
-    train = max(16, int(part * wanted.train))
+    train, held_out = min(train, 2 * noises // 5), min(128, 3 * noises // 20)
     return Sizes(train, held_out, noises - train - held_out)
 
 

@@ -43,6 +43,7 @@ TIMESTEPS = "log-snr"
 REFERENCE_NFE = 100
 FAST_NFE = 4
 SECONDS = 60.0  # of learning
+NOISES = 512  # to learn from, to hold out, and to judge on
 N = 256  # noises, each with one label, the classes in turn
 COLUMNS = 10  # noises shown
 OURS = ("result.json", "report.html", "samples.png", "accelerated")
@@ -78,7 +79,7 @@ def demo(
     from fewstep.accelerate.pipeline import accelerate
 
     common.say(f"accelerating to {FAST_NFE} evaluations")
-    found = accelerate(model, FAST_NFE, seconds=SECONDS, seed=seed, progress=True)
+    found = accelerate(model, FAST_NFE, seconds=SECONDS, noises=NOISES, seed=seed, progress=True)
     job.accelerated(found)
     result = job.result(found, time.perf_counter() - begin)
     _write(out, job, found, result)

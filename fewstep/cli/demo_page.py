@@ -46,7 +46,7 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         "network evaluations",
         "relative error of the end point",
         note="Mean distance from the reference's sample of the same noise, over the samples' mean norm. The line is"
-        " how far the reference moves when its evaluations are halved. All solvers use the rule"
+        " how far the reference moves when its evaluations are halved. Where none is named, the rule is"
         f" {result['timesteps']!r}. Errors above {PLOTTED:g} are in the table alone.",
         log_x=True,
         log_y=True,
