@@ -71,9 +71,10 @@ def digits(figures: dict[str, Any]) -> list[str]:
         f" `ddim` at {ddim['planned_nfe']} and at {min(row['planned_nfe'] for row in others if row['name'] == 'ddim')}."
     )
     told = (
-        f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule `{figures['timesteps']}` where none is named; "
-        f"Frechet distance in {figures['features']} to the training images. Error: mean distance from the reference's"
-        " sample of the same noise over the mean norm. The whole demo took"
+        f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule"
+        f" `{figures['timesteps']}` where none is named; Frechet distance in {figures['features']} to the"
+        " training images. Error: mean distance from the reference's sample of the same noise over the mean norm."
+        " The whole demo took"
         f" {figures['seconds']:.0f} s on {machine['device']} ({threads})."
     )
     return [caption, "", *_table(["sampler", "evaluations", "error", "Frechet distance"], body), "", told]
@@ -97,9 +98,10 @@ def choose(figures: dict[str, Any]) -> list[str]:
     body = [[f"`{name}`", *(cell(name, nfe) for nfe in asked)] for name in names]
     learned = [_number(fast["endpoint"]) if nfe == fast["planned_nfe"] else "" for nfe in asked]
     told = (
-        f"Endpoint error on the model `{figures['model']}`, {figures['n']} noises, rule `{figures['timesteps']}` where none is named,"
-        f" against {figures['reference_nfe']} evaluations (whose own error is about"
-        f" {_number(figures['reference_error'])}). In brackets: the evaluations used where they are"
+        f"Endpoint error on the model `{figures['model']}`, {figures['n']} noises, rule"
+        f" `{figures['timesteps']}` where none is named, against {figures['reference_nfe']}"
+        f" evaluations (whose own error is about {_number(figures['reference_error'])})."
+        " In brackets: the evaluations used where they are"
         " fewer than allowed. Bold: the best of the column."
     )
     head = ["solver", *(str(nfe) for nfe in asked)]
