@@ -70,9 +70,10 @@ def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
 
     lines: dict[str, list[str]] = {}
     for claim in evidence.get("claims", []):
-        way = "below" if claim["better"] == "low" else "above"
-        fails = "" if claim["holds"] else "**fails:** "
-        text = f"{fails}{claim['sentence']}: {claim['ours']:.3g}, {way} {claim['theirs']:.3g} ({claim['against']})"
+        holds = "" if claim["holds"] else "**does not hold:** "
+        way = "lower" if claim["better"] == "low" else "higher"
+        figures = f"{claim['ours']:.3g} against {claim['theirs']:.3g}"
+        text = f"{holds}{claim['claim']}: {figures} ({claim['against']}; {way} is better)"
         lines.setdefault(card(claim["method"])[0].name, []).append(text)  # a claim may name an order: unipc-3
     return {name: "<br>".join(texts) for name, texts in lines.items()}
 

@@ -83,10 +83,10 @@ def test_the_methods_page_has_every_method():
     page = tool.methods_page()
     for card in methods():
         assert f"| `{card.name}` |" in page and card.file in page
-    claim = {"method": "unipc-3", "sentence": "beats ddim", "ours": 0.5, "theirs": 2.0, "against": "ddim"}
+    claim = {"method": "unipc-3", "claim": "beats ddim", "ours": 0.5, "theirs": 2.0, "against": "ddim"}
     lines = tool.methods_page({"claims": [claim | {"better": "high", "holds": False}]}).splitlines()
     (line,) = [line for line in lines if line.startswith("| `unipc` |")]
-    assert "**fails:** beats ddim: 0.5, above 2 (ddim)" in line
+    assert "**does not hold:** beats ddim: 0.5 against 2 (ddim; higher is better)" in line
 
 
 def test_the_site_asks_for_nothing_outside():
