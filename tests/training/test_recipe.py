@@ -109,4 +109,5 @@ def test_differences_are_named_with_their_path():
 
 @pytest.mark.parametrize("path", sorted((Path(fewstep.__file__).parents[1] / "recipes").glob("*.toml")), ids=str)
 def test_recipes_of_the_library_are_valid(path):
-    Recipe.read(path)
+    recipe = Recipe.read(path)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe and recipe.train.steps > 0
