@@ -35,25 +35,25 @@ def _overhead(rows: list[dict[str, Any]]) -> str:
         by.setdefault(row["solver"], {})[row["shape"]] = row
     shapes = list(overhead.SHAPES)
     columns = ["solver", "evaluations"] + [f"{shape}: us, times floor" for shape in shapes]
-    table = [
-        [name, str(cells[shapes[0]]["evaluations"])]
-        + [f"{cells[s]['us_per_evaluation']:.1f}, {cells[s]['times_floor']:.2f}" for s in shapes]
-        for name, cells in by.items()
+    cells = [
+        [name, str(by_shape[shapes[0]]["evaluations"])]
+        + [f"{by_shape[s]['us_per_evaluation']:.1f}, {by_shape[s]['times_floor']:.2f}" for s in shapes]
+        for name, by_shape in by.items()
     ]
     return (
         "## Time of the loop beyond the network\n\nMicroseconds an evaluation (median) with a null network that"
         " predicts eps, 20 steps, one thread; and the ratio to a loop of DPM-Solver++ 2M written by"
-        " hand, in the same run.\n\n" + table(columns, table)
+        " hand, in the same run.\n\n" + table(columns, cells)
     )
 
 
 def _imports(rows: list[dict[str, Any]]) -> str:
-    table = [[row["case"], f"{row['seconds']:.2f}"] for row in rows]
-    return "## Start-up\n\nSeconds of a fresh process, median of five.\n\n" + table(["case", "seconds"], table)
+    cells = [[row["case"], f"{row['seconds']:.2f}"] for row in rows]
+    return "## Start-up\n\nSeconds of a fresh process, median of five.\n\n" + table(["case", "seconds"], cells)
 
 
 def _learned(rows: list[dict[str, Any]]) -> str:
-    table = [
+    cells = [
         [
             row["process"],
             str(row["nfe"]),
@@ -67,7 +67,7 @@ def _learned(rows: list[dict[str, Any]]) -> str:
     return (
         "## Learned plans on the exact mixture\n\nRelative endpoint error on 512 noises that neither search nor"
         " learning has seen; two dimensions, eight components, the exact denoiser in float64, one thread.\n\n"
-        + table(["process", "NFE", "best hand-made plan", "learned", "ratio", "seconds to learn"], table)
+        + table(["process", "NFE", "best hand-made plan", "learned", "ratio", "seconds to learn"], cells)
     )
 
 
