@@ -137,7 +137,15 @@ def test_ctrl_c_finishes_the_step_saves_and_resumes(make_recipe, tmp_path, monke
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_second_ctrl_c_stops_at_once(make_recipe, tmp_path, monkeypatch):
+@pytest.fixture
+def ordinary_ctrl_c():
+    """Python's own answer to Ctrl-C: test workers may run with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once(make_recipe, tmp_path, monkeypatch, ordinary_ctrl_c):
     def stubborn(self):
         first = signal.getsignal(signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
