@@ -215,12 +215,12 @@ def learn(
 ) -> tuple[Plan | None, dict[str, object]]:
     """Fit plans from the first learnable starts (three at most) and return the best on held-out noises, with figures.
 
-    Two iterations for each start, then the rest of the budget for the one that leads. Fitting stops early when two
-    iterations in a row bring no gain on the held-out noises.
+    Two iterations for each start, then the rest of the budget for the one that leads. A fit stops early when two
+    iterations in a row bring no gain on the held-out noises; then the next best start goes on.
 
     Args:
         starts: candidates, best first; those that evaluate a time twice cannot be learned and are passed over.
-        seconds: the budget; `iterations`, where given, is the budget of the leader instead, and makes the result
+        seconds: the budget; `iterations`, where given, is the budget after the starts instead, and makes the result
             repeatable.
 
     Returns:
@@ -250,11 +250,14 @@ def learn(
                 break
             fit.step(tick)
             total += 1
-    leader = min(fits, key=lambda fit: fit.score)
     rounds = 0
-    while leader.stalled < 2 and (rounds < iterations if iterations is not None else spent() < 1):
-        leader.step(tick)
+    # The leader goes on; when it has stalled, the next best start has its chance with what is left.
+    while active := [fit for fit in fits if fit.stalled < 2]:
+        if rounds >= iterations if iterations is not None else spent() >= 1:
+            break
+        min(active, key=lambda fit: fit.score).step(tick)
         rounds += 1
+    leader = min(fits, key=lambda fit: fit.score)
     return leader.learner.plan(leader.best), {
         "learned": True,
         "from": learnable[fits.index(leader)].name,
