@@ -39,8 +39,8 @@ def _outcome(seed: int, role: str, against: str) -> Outcome:
 CLAIMS = (
     Claim(
         "accelerate",
-        "4 evaluations land nearer to the reference than 20 of ddim on uniform times",
-        lambda seed: _outcome(seed, "baseline", "ddim, 20 evaluations, times uniform"),
+        "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
+        lambda seed: _outcome(seed, "baseline", "ddim, 20 evaluations, times log-snr"),
         quick=False,
     ),
     Claim(
