@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fewstep.hub.models import save as save
     from fewstep.sampling.build import plan as plan
     from fewstep.sampling.sample import sample as sample
+    from fewstep.search.search import search as search
     from fewstep.training.trainer import train as train
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "save": "fewstep.hub.models",
     "plan": "fewstep.sampling.build",
     "sample": "fewstep.sampling.sample",
+    "search": "fewstep.search.search",
     "train": "fewstep.training.trainer",
 }
 __all__ = sorted(_HOMES)

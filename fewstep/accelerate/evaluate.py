@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.accelerate.reference import SOLVER, TIMES
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.noise import Noise
@@ -20,6 +19,7 @@ from fewstep.data.spec import BUILT_IN, Dataset, open_data
 from fewstep.metrics.features import find_features
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import choose_plan
+from fewstep.search.reference import SOLVER, TIMES
 from fewstep.timesteps.grid import make_times
 
 METRICS = ("frechet", "precision-recall", "sliced-wasserstein", "accuracy", "endpoint")

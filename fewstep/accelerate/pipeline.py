@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from fewstep.accelerate.candidates import Candidate, hand_made, rank
-from fewstep.accelerate.learn import learn
-from fewstep.accelerate.point import Point, draw
-from fewstep.accelerate.reference import error_estimate, reference_plan, solve
+from fewstep.accelerate.point import Point
 from fewstep.accelerate.verdict import judge
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.search.candidates import Candidate, hand_made, rank
+from fewstep.search.learn import learn
+from fewstep.search.problem import draw
+from fewstep.search.reference import error_estimate, reference_plan, solve
 
 METHODS = (
     Method(

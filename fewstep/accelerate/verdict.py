@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.accelerate.candidates import FINALISTS, Candidate
-from fewstep.accelerate.point import Problem, run_all
-from fewstep.accelerate.reference import reference_plan
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import plan as make_plan
+from fewstep.search.candidates import FINALISTS, Candidate
+from fewstep.search.problem import Problem, run_all
+from fewstep.search.reference import reference_plan
 
 
 def _real(model: Denoiser, problem: Problem) -> tuple[Tensor, str]:

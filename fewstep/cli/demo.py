@@ -112,7 +112,7 @@ class Job:
 
     def reference(self) -> None:
         """The reference's samples and how far they are from those with half the evaluations."""
-        from fewstep.accelerate.reference import reference_plan, relative_error
+        from fewstep.search.reference import reference_plan, relative_error
 
         with self.stages.stage(f"reference, {REFERENCE_NFE} evaluations", REFERENCE_NFE) as advance:
             plan = reference_plan(self.model, REFERENCE_NFE)

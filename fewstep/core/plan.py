@@ -46,10 +46,14 @@ class Combine:
 
 @dataclass(frozen=True)
 class Draw:
-    """Slot = standard normal noise, draw number `draw` of the sample's stream."""
+    """Slot = standard normal noise, draw number `draw` of the sample's stream.
+
+    `span` are the times between which the step adds it, where it is a stretch of the reverse SDE's Brownian path.
+    """
 
     slot: int
     draw: int
+    span: tuple[float, float] | None = None
 
 
 Op = Evaluate | Combine | Draw
@@ -147,7 +151,7 @@ class Plan:
             elif isinstance(op, Combine):
                 ops.append(["combine", op.slot, [list(pair) for pair in op.terms]])
             else:
-                ops.append(["draw", op.slot, op.draw])
+                ops.append(["draw", op.slot, op.draw, list(op.span) if op.span else None])
         return json.dumps(
             {
                 "format": FORMAT,
@@ -240,5 +244,6 @@ def _op(entry: list[Any]) -> Op:
     if name == "combine":
         return Combine(int(entry[1]), tuple((int(slot), float(c)) for slot, c in entry[2]))
     if name == "draw":
-        return Draw(int(entry[1]), int(entry[2]))
+        _, slot, draw, span = entry
+        return Draw(int(slot), int(draw), None if span is None else (float(span[0]), float(span[1])))
     raise ValueError(f"unknown operation {name!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,13 +26,17 @@ Callback = Callable[[int, float, Tensor, Prediction], None]
 
 @dataclass(frozen=True)
 class Result:
-    """Samples `(B, *shape)`, the evaluations planned and made, seconds, and the network's inputs where asked for."""
+    """Samples `(B, *shape)`, the evaluations planned and made, seconds, and the network's inputs where asked for.
+
+    `report` holds what else the run has to say: a `Loop` that skips or rejects gives `nfe_per_sample` `(B,)`, for one.
+    """
 
     samples: Tensor
     planned_nfe: int
     nfe: int
     seconds: float
     trajectory: tuple[Tensor, ...] = ()
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 def _check(plan: Plan, model: Denoiser, noise: Tensor, dtype: torch.dtype) -> None:
@@ -71,6 +75,20 @@ def _add_up(weights: Sequence[Sequence[float]], rows: Sequence[Tensor], writes: 
             out.add_(value, alpha=c)
 
 
+def begin_run(
+    plan: Plan, model: Denoiser, noise: Tensor, init: Tensor | None, dtype: torch.dtype, condition: dict[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The start of a run, checked: the state at the plan's first time, and the conditions as tensors."""
+    _check(plan, model, noise, dtype)
+    named = model.check_condition(condition, noise.shape[0], noise.device)
+    x = noise.to(dtype) * plan.start[1]
+    if init is not None:
+        if init.shape != noise.shape:
+            raise ValueError(f"init has shape {tuple(init.shape)}, the noise {tuple(noise.shape)}")
+        x += init.to(dtype) * plan.start[0]
+    return x, named
+
+
 @torch.no_grad()
 def run(
     plan: Plan,
@@ -84,6 +102,7 @@ def run(
     callback: Callback | None = None,
     progress: bool = False,
     trajectory: bool = False,
+    source: Noise | None = None,
     **condition: Any,
 ) -> Result:
     """Run a plan.
@@ -96,22 +115,16 @@ def run(
         callback: `callback(evaluation, t, x, prediction)` after each evaluation; its tensors are views that the next
             step overwrites, clone what you keep.
         trajectory: also return the network's inputs and the result, `plan.nfe + 1` tensors.
+        source: where the steps' noise comes from, by default `Noise(seed, first)`.
         **condition: what the denoiser is conditioned on.
 
     Raises:
         ValueError: noise of a wrong shape or dtype, an unknown condition, a network that returns another shape, or one
             whose answers are not finite (checked once, on the result, then traced to its evaluation and time).
     """
-    _check(plan, model, noise, dtype)
     begin = time.perf_counter()
-    batch, device = noise.shape[0], noise.device
-    named = model.check_condition(condition, batch, device)
-    x = noise.to(dtype) * plan.start[1]
-    if init is not None:
-        if init.shape != noise.shape:
-            raise ValueError(f"init has shape {tuple(init.shape)}, the noise {tuple(noise.shape)}")
-        x += init.to(dtype) * plan.start[0]
-    table, source = plan.table, Noise(seed, first)
+    x, named = begin_run(plan, model, noise, init, dtype, condition)
+    table, source = plan.table, source or Noise(seed, first)
     samples, kept, count = _loop(plan, table, model, x, source, named, callback, progress, trajectory)
     # A sum is the cheapest reading that any NaN or infinity reaches; only if it is off are the elements looked at.
     if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):

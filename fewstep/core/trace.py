@@ -107,11 +107,11 @@ class Trace:
         self._ops.append((slot, float(t), outputs))
         return SymbolicPrediction(self, outputs)
 
-    def noise(self) -> Value:
-        """Fresh standard normal noise."""
+    def noise(self, a: float | None = None, b: float | None = None) -> Value:
+        """Fresh standard normal noise; with times, that of the reverse SDE's step from a to b."""
         self._draws += 1
         slot = self._slot()
-        self._ops.append(Draw(slot, self._draws))
+        self._ops.append(Draw(slot, self._draws, None if a is None or b is None else (float(a), float(b))))
         return Value({slot: 1.0})
 
     def plan(self, result: Value, times: Sequence[float], about: dict[str, Any]) -> Plan:

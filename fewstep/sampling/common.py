@@ -168,7 +168,7 @@ def adams_bashforth(trace: Trace, process: Process, times: Sequence[float], fram
             x = x if noise is None else x + noise
         x = step(process, frame, x, a, b, points[-order:])
         if (std := noise_std(process, frame.eta, a, b)) > 0:
-            fresh = trace.noise() * std
+            fresh = trace.noise(a, b) * std
             if k < warm_up:
                 carried = noise * step_weights(process, frame, a, b, [a])[0] if noise is not None else Value({})
                 noise = carried + fresh

@@ -56,7 +56,7 @@ def ddim(trace: Trace, process: Process, times: Sequence[float], eta: float = 0.
         # eps = (x - alpha_a x0) / sigma_a keeps one prediction a step; sigma_a > 0 at every evaluation.
         x = x * (direction / sigma_a) + prediction.x0 * (process.alpha(b) - process.alpha(a) * direction / sigma_a)
         if s > 0:
-            x = x + trace.noise() * s
+            x = x + trace.noise(a, b) * s
     return x
 
 

@@ -93,7 +93,7 @@ def dpmpp_2m_sde(trace: Trace, process: Process, times: Sequence[float], eta: fl
             shrink = process.sigma(b) / process.sigma(a) * math.exp(-eta * h)
             x = x * shrink - guess * (process.alpha(b) * math.expm1(-(1 + eta) * h))
         if (std := noise_std(process, eta, a, b)) > 0:
-            x = x + trace.noise() * std
+            x = x + trace.noise(a, b) * std
         last = (x0, h)
     return x
 
@@ -124,18 +124,18 @@ def dpmpp_2s_sde(trace: Trace, process: Process, times: Sequence[float], eta: fl
         if math.isinf(h):
             x = ddim(process, x, a, b, prediction) if eta == 0 else prediction.x0 * process.alpha(b)
             if (std := noise_std(process, eta, a, b)) > 0:
-                x = x + trace.noise() * std
+                x = x + trace.noise(a, b) * std
             continue
         s = process.time(process.log_snr(a) + 0.5 * h)
         middle = _pull(process, x, prediction.x0, a, s, eta)
         noise = None
         if eta > 0:
-            noise = trace.noise() * noise_std(process, eta, a, s)
+            noise = trace.noise(a, s) * noise_std(process, eta, a, s)
             middle = middle + noise
         x = _pull(process, x, trace.evaluate(middle, s).x0, a, b, eta)
         if noise is not None:
             carried = process.sigma(b) / process.sigma(s) * math.exp(-0.5 * eta * h)
-            x = x + noise * carried + trace.noise() * noise_std(process, eta, s, b)
+            x = x + noise * carried + trace.noise(s, b) * noise_std(process, eta, s, b)
     return x
 
 

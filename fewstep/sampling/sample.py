@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
@@ -31,7 +32,8 @@ def choose_plan(
     asked = solver is not None or timesteps is not None or options
     if own is not None and not asked and strength == 1.0 and steps in (None, own.nfe) and nfe in (None, own.nfe):
         return own
-    if steps is None and nfe is None and (timesteps is None or isinstance(timesteps, str)):
+    adaptive = isinstance(solver, str) and card(solver, "sampling", "solver")[0].facts.get("adaptive")
+    if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
     return make_plan(
         model.process,

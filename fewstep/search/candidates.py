@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fewstep.accelerate.point import Problem, run_all
-from fewstep.accelerate.reference import relative_error
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, methods
 from fewstep.core.plan import Combine, Evaluate, Plan
 from fewstep.core.process import Process
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.build import solver_names
+from fewstep.search.problem import Problem, run_all
+from fewstep.search.reference import relative_error
 from fewstep.timesteps.grid import ENDS
 from fewstep.timesteps.rules import short
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.accelerate.candidates import Candidate, hand_made, rank, score
-from fewstep.accelerate.learn import Learner, learn, tabulate
-from fewstep.accelerate.point import Problem
-from fewstep.accelerate.reference import error_estimate, relative_error, solve
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
+from fewstep.search.candidates import Candidate, hand_made, rank, score
+from fewstep.search.learn import Learner, learn, tabulate
+from fewstep.search.problem import Problem
+from fewstep.search.reference import error_estimate, relative_error, solve
 
 F64 = torch.float64
 

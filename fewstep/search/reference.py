@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.accelerate.point import Problem, draw, run_all
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 from fewstep.sampling.build import plan as make_plan
+from fewstep.search.problem import Problem, draw, run_all
 
 SOLVER, TIMES = "vab-3", "karras"
 

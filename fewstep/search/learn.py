@@ -21,18 +21,20 @@ import math
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.accelerate.candidates import Candidate, score
-from fewstep.accelerate.point import Problem, run_all
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.plan import Combine, Evaluate, Plan
 from fewstep.core.prediction import conversion, scales
 from fewstep.core.process import Process
+from fewstep.search.candidates import Candidate, hand_made, rank, score
+from fewstep.search.job import Job
+from fewstep.search.problem import Problem, run_all
 
 METHODS = (
     Method(
@@ -40,7 +42,8 @@ METHODS = (
         paper="S4S: Solving for a Diffusion Model Solver (Frankel et al., 2025)",
         arxiv="2502.17423",
         claim="fitted times and coefficients beat every hand-made plan at 4 to 10 evaluations",
-        use="learn",
+        use="learned_plan",
+        facts={"search": True},
     ),
 )
 
@@ -149,6 +152,17 @@ class Fit:
         self.residual = self._residual(self.theta)
         self.best, self.score = self.theta, self._held_out(self.theta)
 
+    def state(self) -> dict[str, object]:
+        """The fit as JSON, to go on from."""
+        best, theta = self.best.tolist(), self.theta.tolist()
+        return {"theta": theta, "best": best, "score": self.score, "damping": self.damping, "stalled": self.stalled}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.theta, self.best = np.array(state["theta"]), np.array(state["best"])
+        self.score, self.damping, self.stalled = state["score"], state["damping"], state["stalled"]
+        self.residual = self._residual(self.theta)
+
     def _residual(self, theta: np.ndarray) -> Tensor | None:
         """`(B, D)` in float64, or None where the plan diverges."""
         part = self.train
@@ -203,6 +217,29 @@ class Fit:
             self.best, self.score = self.theta, value
 
 
+def learned_plan(job: Job, iterations: int = 12) -> None:
+    """Fit times and coefficients from the three best hand-made plans (`learn`), as many iterations as asked."""
+    starts = rank(list(hand_made(job.process, job.nfe)), job.model, job.held_out)
+    for start in starts[:1]:
+        job.offer(start.plan)
+    fits = [Fit(Learner(job.process, c.plan), job.model, job.train, job.held_out) for c in _learnable(starts)]
+    done = 0
+    if job.state is not None:
+        done = job.state["done"]
+        for fit, kept in zip(fits, job.state["fits"], strict=True):
+            fit.restore(kept)
+    while done < iterations and (active := [fit for fit in fits if fit.stalled < 2]):
+        fit = active[done // 2] if done // 2 < len(active) else min(active, key=lambda fit: fit.score)
+        fit.step(lambda: None)
+        done += 1
+        job.offer(fit.learner.plan(fit.best))
+        job.save({"done": done, "fits": [fit.state() for fit in fits]})
+
+
+def _learnable(starts: list[Candidate]) -> list[Candidate]:
+    return [c for c in starts if math.isfinite(c.score) and tabulate(c.plan) is not None][:3]
+
+
 def learn(
     model: Denoiser,
     starts: list[Candidate],
@@ -226,7 +263,7 @@ def learn(
     Returns:
         The plan, or None when there is nothing to learn from; and figures: iterations, held-out score before and after.
     """
-    learnable = [c for c in starts if math.isfinite(c.score) and tabulate(c.plan) is not None][:3]
+    learnable = _learnable(starts)
     if not learnable:
         return None, {"learned": False, "reason": "no hand-made plan can be learned from"}
     begin = time.perf_counter()

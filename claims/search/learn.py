@@ -6,12 +6,12 @@ import functools
 
 from claims.claim import Claim, Outcome
 from claims.problems import digits, exact
-from fewstep.accelerate.candidates import hand_made, rank, score
-from fewstep.accelerate.learn import learn
-from fewstep.accelerate.point import Problem
 from fewstep.core.process import Process
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
+from fewstep.search.candidates import hand_made, rank, score
+from fewstep.search.learn import learn
+from fewstep.search.problem import Problem
 
 TRAIN, HELD_OUT, VERDICT = 256, 128, 256
 ITERATIONS = 8  # of Gauss-Newton for the leader; they stop early on the held-out noises

@@ -1,0 +1,1 @@
+"""Find the plan of few evaluations that suits a model best."""
