@@ -29,7 +29,8 @@ class Live:
     """What a sampler sees of its run: the model's answers, counted, and the samples' own noise.
 
     `nfe` counts the calls, `made` `(B,)` the evaluations of each sample (a call may be for some of them); `report` is
-    the sampler's to fill: it becomes `Result.report`.
+    the sampler's to fill: it becomes `Result.report`. `counting` says that the run only counts evaluations, on a state
+    of shape `(1, 2)` whatever the samples' shape is.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Live:
         source: Noise,
         condition: Mapping[str, Tensor],
         callback: Callback | None = None,
+        counting: bool = False,
     ):
+        self.counting = counting
         self.model, self.process, self.source, self.condition = model, process, source, dict(condition)
         self._start, self._callback, self._draws = x, callback, 0
         self.nfe = 0
@@ -115,7 +118,7 @@ class Loop(Plan):
             return self.most
         process = process_from_config(dict(self.process))
         x = torch.full((1, 2), float(self.start[1]), dtype=torch.float64)
-        live = Live(_Zero(process), process, x, Noise(0), {})
+        live = Live(_Zero(process), process, x, Noise(0), {}, counting=True)
         with torch.no_grad():
             self.solver(live, process, list(self.times), **self.options)
         return live.nfe

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,17 +132,15 @@ def run(
     return Result(samples, plan.nfe, count, time.perf_counter() - begin, tuple(kept))
 
 
-def _loop(
-    plan: Plan,
-    table: Table,
-    model: Denoiser,
-    start: Tensor,
-    source: Noise,
-    condition: dict[str, Tensor],
-    callback: Callback | None,
-    progress: bool,
-    trajectory: bool,
-) -> tuple[Tensor, list[Tensor], int]:
+# Yields the network's input and time, is sent the answer and its kind, and returns the samples.
+Program = Generator[tuple[Tensor, Tensor], tuple[Tensor, str], Tensor]
+
+
+def program(table: Table, start: Tensor, source: Noise) -> Program:
+    """The plan's arithmetic without the network: whoever drives it evaluates `(x, t)` and sends `(value, kind)` back.
+
+    x is a view that the next step overwrites. `value` must have x's shape.
+    """
     shape, r, m = start.shape, table.states, table.memory
     rows = torch.zeros((2 * r + m, *shape), dtype=start.dtype, device=start.device)
     views = rows.unbind()
@@ -157,48 +155,79 @@ def _loop(
     on_cpu = start.device.type == "cpu"  # one product reads each row once
     times = table.times(start.device, start.dtype)
     bound: Bound | None = None
-    mm, kept, count = torch.mm, [], 0
+    mm, count = torch.mm, 0
+    for i, stage in enumerate(table.stages):
+        odd = i & 1
+        if stage.evaluate is not None:
+            x = state[odd][stage.x]
+            value, kind = yield x, times[count]
+            count += 1
+            if bound is None:
+                bound = table.bind(kind)
+                weights = bound.tensors(start.device, start.dtype)
+                first_kind = kind
+            elif kind != first_kind:  # a wrapper that changes its mind: the table is bound to the first kind
+                p, q = stage.convert(kind, first_kind)
+                value = p * x + q * value
+            for (_, slot), ratio in zip(stage.outputs, bound.ratios[i], strict=True):
+                if ratio is None:
+                    memory[slot].copy_(value)
+                else:
+                    torch.add(value, x, alpha=ratio, out=memory[slot])
+        for draw, slot in stage.draws:
+            memory[slot].copy_(source.normal(draw, shape, start.device, start.dtype))
+        if bound is None:  # before the first evaluation: noise and states alone, no kind matters
+            _add_up(stage.weights, [*state[odd], *memory], state[1 - odd])
+        elif on_cpu:
+            mm(weights[i], reads[odd], out=writes[len(stage.weights)][odd])
+        else:
+            _add_up(bound.weights[i], [*state[odd], *memory], state[1 - odd])
+    return state[len(table.stages) & 1][table.result].clone()
+
+
+def check_answer(value: Tensor, x: Tensor, count: int, t: float) -> None:
+    """`ValueError` where the network's answer has another shape than its input."""
+    if value.shape != x.shape:
+        raise ValueError(
+            f"the network returned shape {tuple(value.shape)} for an input of shape {tuple(x.shape)}"
+            f" at evaluation {count}, t = {t:.6g}"
+        )
+
+
+def _loop(
+    plan: Plan,
+    table: Table,
+    model: Denoiser,
+    start: Tensor,
+    source: Noise,
+    condition: dict[str, Tensor],
+    callback: Callback | None,
+    progress: bool,
+    trajectory: bool,
+) -> tuple[Tensor, list[Tensor], int]:
+    kept: list[Tensor] = []
+    count, shape = 0, start.shape
     watched = trajectory or progress or callback is not None
+    steps = program(table, start, source)
     with _bar(progress, plan) as advance:
-        for i, stage in enumerate(table.stages):
-            odd = i & 1
-            if stage.evaluate is not None:
-                x = state[odd][stage.x]
-                prediction = model(x, times[count], **condition)
-                value, kind = prediction.value, prediction.kind
+        try:
+            x, t = next(steps)
+            while True:
+                prediction = model(x, t, **condition)
+                value = prediction.value
                 count += 1
                 if value.shape != shape:
-                    raise ValueError(
-                        f"the network returned shape {tuple(value.shape)} for an input of shape {tuple(shape)}"
-                        f" at evaluation {count}, t = {stage.evaluate.t:.6g}"
-                    )
-                if bound is None:
-                    bound = table.bind(kind)
-                    weights = bound.tensors(start.device, start.dtype)
-                    first_kind = kind
-                elif kind != first_kind:  # a wrapper that changes its mind: the table is bound to the first kind
-                    value = prediction.to(first_kind)
-                for (_, slot), ratio in zip(stage.outputs, bound.ratios[i], strict=True):
-                    if ratio is None:
-                        memory[slot].copy_(value)
-                    else:
-                        torch.add(value, x, alpha=ratio, out=memory[slot])
+                    check_answer(value, x, count, plan.evaluations[count - 1].t)
                 if watched:
                     if trajectory:
                         kept.append(x.clone())
                     if callback is not None:
-                        callback(count, stage.evaluate.t, x, prediction)
+                        callback(count, plan.evaluations[count - 1].t, x, prediction)
                     if advance is not None:
                         advance()
-            for draw, slot in stage.draws:
-                memory[slot].copy_(source.normal(draw, shape, start.device, start.dtype))
-            if bound is None:  # before the first evaluation: noise and states alone, no kind matters
-                _add_up(stage.weights, [*state[odd], *memory], state[1 - odd])
-            elif on_cpu:
-                mm(weights[i], reads[odd], out=writes[len(stage.weights)][odd])
-            else:
-                _add_up(bound.weights[i], [*state[odd], *memory], state[1 - odd])
-    samples = state[len(table.stages) & 1][table.result].clone()
+                x, t = steps.send((value, prediction.kind))
+        except StopIteration as stop:
+            samples = stop.value
     if trajectory:
         kept.append(samples)
     return samples, kept, count

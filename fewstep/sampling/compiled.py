@@ -1,0 +1,169 @@
+"""A plan compiled: the network and the combination after it in one graph, for every step of every schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import Method
+from fewstep.core.noise import Noise
+from fewstep.core.plan import Plan
+from fewstep.core.run import begin_run
+from fewstep.core.table import Table
+
+METHODS = (
+    Method(
+        "compile",
+        claim="network and combination in one graph, the same for every step, schedule and step count",
+        use="compile",
+    ),
+)
+
+
+def step(
+    model: Denoiser,
+    states: Tensor,
+    memory: Tensor,
+    feed: Tensor,
+    t: Tensor,
+    slots: Tensor,
+    pairs: Tensor,
+    noise: Tensor | None,
+    noise_slots: Tensor | None,
+    weights: Tensor,
+    condition: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """One stage on tensors alone, so that no number of it is part of the graph.
+
+    `states` `(R, B, *shape)`, `memory` `(M, B, *shape)`; `feed` `(1,)` is the state evaluated; each output k of the
+    stage is `pairs[k, 0] x + pairs[k, 1] value` and goes to row `slots[k]`; `weights` `(R, R + M)`.
+    """
+    x = states.index_select(0, feed)[0]
+    value = model(x, t, **condition).value.to(x.dtype)
+    wide = (-1, *[1] * x.ndim)
+    memory = memory.index_copy(0, slots, pairs[:, 0].view(wide) * x + pairs[:, 1].view(wide) * value)
+    if noise is not None and noise_slots is not None:
+        memory = memory.index_copy(0, noise_slots, noise)
+    rows = torch.cat([states, memory]).flatten(1)
+    # A sum instead of a matrix product, which a global setting may round to TF32.
+    return (weights.unsqueeze(-1) * rows).sum(1).view_as(states), memory
+
+
+class Compiled:
+    """`compiled(noise, ...)` runs the plan; `compiled.use(plan)` gives the same graph with another plan.
+
+    The graph is compiled at the first call and holds no number of the plan: schedules, step counts and warm-up are
+    tensors fed to it. It is made anew only for another batch size, or a solver with other numbers of states, memory
+    rows, outputs or draws a stage.
+    """
+
+    def __init__(self, plan: Plan, model: Denoiser, graph: Callable[..., tuple[Tensor, Tensor]]):
+        self.plan, self.model, self._graph = plan, model, graph
+        self.kind: str | None = None
+        self._fed: dict[tuple[str, torch.device, torch.dtype], list[tuple[Any, ...]]] = {}
+
+    def use(self, plan: Plan) -> Compiled:
+        """Another plan for the same model, with the same graph."""
+        other = Compiled(plan, self.model, self._graph)
+        other.kind = self.kind
+        return other
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        noise: Tensor,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        init: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        **condition: Any,
+    ) -> Tensor:
+        """Samples `(B, *shape)`; arguments and errors are those of `fewstep.core.run.run`."""
+        table = self.plan.table
+        x, named = begin_run(self.plan, self.model, noise, init, dtype, condition)
+        states = x.new_zeros((table.states, *x.shape))
+        states[0] = x
+        memory = x.new_zeros((table.memory + 1, *x.shape))  # the last row takes what a stage has not to say
+        times = table.times(x.device, dtype)
+        source, count = Noise(seed, first), 0
+        fed: list[tuple[Any, ...]] | None = None
+        for i, stage in enumerate(table.stages):
+            if stage.evaluate is None:  # what comes before the first evaluation: the start's scaling alone
+                weights = torch.tensor(stage.weights, dtype=dtype, device=x.device)
+                for draw, row in stage.draws:
+                    memory[row] = source.normal(draw, tuple(x.shape), x.device, dtype)
+                rows = torch.cat([states, memory[:-1]]).flatten(1)
+                states[: len(weights)] = (weights.unsqueeze(-1) * rows).sum(1).view(len(weights), *x.shape)
+                continue
+            if fed is None:
+                fed = self._numbers(table, self._kind(x, times[0], named), x.device, dtype)
+            feed, slots, pairs, noise_slots, weights = fed[i]
+            drawn = None
+            if noise_slots is not None:
+                drawn = x.new_zeros((len(noise_slots), *x.shape))
+                for k, (draw, _) in enumerate(stage.draws):
+                    drawn[k] = source.normal(draw, tuple(x.shape), x.device, dtype)
+            states, memory = self._graph(
+                self.model, states, memory, feed, times[count], slots, pairs, drawn, noise_slots, weights, named
+            )
+            count += 1
+        samples = states[table.result].clone()
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError("the samples are not finite: run the plan by itself, which names the evaluation")
+        return samples
+
+    def _kind(self, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> str:
+        """What the model predicts, asked once with one sample."""
+        if self.kind is None:
+            first = {name: value[:1] for name, value in condition.items()}
+            self.kind = self.model(x[:1], t, **first).kind
+        return self.kind
+
+    def _numbers(self, table: Table, kind: str, device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+        """The tensors of every stage, of equal shapes; made once."""
+        if (kind, device, dtype) in self._fed:
+            return self._fed[kind, device, dtype]
+        outputs = max(len(stage.outputs) for stage in table.stages)
+        draws = max(len(stage.draws) for stage in table.stages)
+        made: list[tuple[Any, ...]] = []
+        for stage in table.stages:
+            if stage.evaluate is None:
+                made.append(())
+                continue
+            pairs = [stage.convert(kind, wanted) for wanted, _ in stage.outputs]
+            pairs += [(0.0, 0.0)] * (outputs - len(pairs))
+            slots = [row for _, row in stage.outputs] + [table.memory] * (outputs - len(stage.outputs))
+            noise_slots = [row for _, row in stage.draws] + [table.memory] * (draws - len(stage.draws))
+            weights = torch.zeros(table.states, table.states + table.memory + 1, dtype=torch.float64)
+            weights[: len(stage.weights), :-1] = torch.tensor(stage.weights, dtype=torch.float64)
+            made.append(
+                (
+                    torch.tensor([stage.x], device=device),
+                    torch.tensor(slots, device=device),
+                    torch.tensor(pairs, dtype=dtype, device=device).view(-1, 2),
+                    torch.tensor(noise_slots, device=device) if draws else None,
+                    weights.to(device, dtype),
+                )
+            )
+        self._fed[kind, device, dtype] = made
+        return made
+
+
+def compile(plan: Plan, model: Denoiser, **options: Any) -> Compiled:
+    """The plan as a compiled program: `torch.compile(fullgraph=True, **options)` of the network with the combination.
+
+    Worth it where many batches of one size are drawn: compiling a network takes from ten seconds to minutes.
+
+    Raises:
+        ValueError: a plan for another process, or one with no table.
+    """
+    own = getattr(model, "process", None)
+    if own is not None and not plan.fits(own):
+        raise ValueError("the plan was made for another process: make it with fs.plan(model.process, ...)")
+    _ = plan.table
+    return Compiled(plan, model, torch.compile(step, fullgraph=True, dynamic=False, **options))
