@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Noise, Source
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process, process_from_config
@@ -38,7 +38,7 @@ class Live:
         model: Denoiser,
         process: Process,
         x: Tensor,
-        source: Noise,
+        source: Source,
         condition: Mapping[str, Tensor],
         callback: Callback | None = None,
         counting: bool = False,
@@ -134,6 +134,9 @@ class Loop(Plan):
     def table(self) -> Any:  # type: ignore[override]
         self._none("table")
 
+    def _operations(self) -> Any:
+        self._none("operations")
+
     def to_json(self) -> str:
         self._none("file")
 
@@ -154,7 +157,7 @@ class Loop(Plan):
         callback: Callback | None = None,
         progress: bool = False,
         trajectory: bool = False,
-        source: Noise | None = None,
+        source: Source | None = None,
         **condition: Any,
     ) -> Result:
         """As `fewstep.core.run.run`; `Result.nfe` counts the calls, `Result.report` holds `nfe_per_sample` `(B,)`."""

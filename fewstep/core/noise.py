@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +65,16 @@ def _circle(turn: Tensor) -> tuple[Tensor, Tensor]:
     angle = turn * (2 * math.pi)
     square = angle * angle
     return _polynomial(square, _COS), _polynomial(square, _SIN).mul_(angle)
+
+
+class Source(Protocol):
+    """Where per-step noise comes from."""
+
+    def normal(
+        self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normals of `shape` `(B, *sample)`, the same for the same sample and draw."""
+        ...
 
 
 @dataclass(frozen=True)

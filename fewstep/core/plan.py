@@ -16,6 +16,7 @@ from fewstep.core.errors import suggest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.core.check import Check
     from fewstep.core.denoiser import Denoiser
     from fewstep.core.process import Process
     from fewstep.core.table import Table
@@ -99,6 +100,15 @@ class Plan:
         from fewstep.core.table import lower
 
         return lower(self)
+
+    def _operations(self) -> tuple[Op, ...]:
+        return self.ops
+
+    def check(self) -> Check:
+        """Order, warm-up loss, largest coefficient and stability radius, read off the operations; printable."""
+        from fewstep.core.check import check
+
+        return check(self)
 
     def fits(self, process: Process) -> bool:
         """Whether the plan was made for this process (the same kind and parameters)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Noise, Source
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.table import Bound, Structure, Table
@@ -102,7 +102,7 @@ def run(
     callback: Callback | None = None,
     progress: bool = False,
     trajectory: bool = False,
-    source: Noise | None = None,
+    source: Source | None = None,
     **condition: Any,
 ) -> Result:
     """Run a plan.
@@ -136,7 +136,7 @@ def run(
 Program = Generator[tuple[Tensor, Tensor], tuple[Tensor, str], Tensor]
 
 
-def program(table: Table, start: Tensor, source: Noise) -> Program:
+def program(table: Table, start: Tensor, source: Source) -> Program:
     """The plan's arithmetic without the network: whoever drives it evaluates `(x, t)` and sends `(value, kind)` back.
 
     x is a view that the next step overwrites. `value` must have x's shape.
@@ -199,7 +199,7 @@ def _loop(
     table: Table,
     model: Denoiser,
     start: Tensor,
-    source: Noise,
+    source: Source,
     condition: dict[str, Tensor],
     callback: Callback | None,
     progress: bool,
@@ -256,7 +256,7 @@ class _bar:
 
 
 def _blame(
-    plan: Plan, table: Table, model: Denoiser, start: Tensor, source: Noise, condition: dict[str, Tensor]
+    plan: Plan, table: Table, model: Denoiser, start: Tensor, source: Source, condition: dict[str, Tensor]
 ) -> None:
     """Run again, now reading every answer, to name the evaluation that was first not finite."""
 

@@ -12,6 +12,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
+from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
 from fewstep.sampling.build import plan as make_plan
 
@@ -65,6 +66,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
     callback: Callable[..., None] | None = None,
+    brownian: bool = False,
     **condition: Any,
 ) -> Tensor:
     """n samples `(n, *shape)` on the model's device.
@@ -78,6 +80,8 @@ def sample(
         shape: one sample's shape, for denoisers that take any.
         init, strength: start from a clean batch `(n, *shape)`, noised to where the last `strength` of the steps begin.
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
+        brownian: take the steps' noise from one Brownian path a sample, so that another step count gives nearly the
+            same picture (stochastic plans; needs torchsde).
         **condition: `label=3`, or one label a sample.
 
     Raises:
@@ -113,6 +117,7 @@ def sample(
             init=None if init is None else init[begin:end].to(device),
             dtype=dtype,
             callback=callback,
+            source=BrownianNoise(chosen, seed, first + begin) if brownian else None,
             progress=progress,
             **{name: value[begin:end] for name, value in named.items()},
         )
