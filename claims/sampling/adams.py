@@ -27,6 +27,28 @@ CLAIMS = (
         "order 4 beats Euler at 20 evaluations on EDM's process and times",
         lambda seed: duel(exact(EDM(), seed), "lms-4", "euler", 20, "karras"),
     ),
+    Claim("ab-x0", "orders 1 to 4 are as stated", lambda seed: orders(VP(), "ab-x0", seed)),
+    Claim(
+        "ab-x0",
+        "order 2 beats order 1 at 10 evaluations",
+        lambda seed: duel(exact(VP(), seed), "ab-x0-2", "ddim", 10, "log-snr"),
+    ),
+    Claim(
+        "ab-x0",
+        "order 2 beats the midpoint form of the same, dpmpp-2m, at 10 evaluations",
+        lambda seed: duel(exact(VP(), seed), "ab-x0-2", "dpmpp-2m", 10, "log-snr"),
+    ),
+    Claim("ab-v", "orders 1 to 4 are as stated", lambda seed: orders(VP(), "ab-v", seed)),
+    Claim(
+        "ab-v",
+        "order 2 beats ddim at 10 evaluations",
+        lambda seed: duel(exact(VP(), seed), "ab-v-2", "ddim", 10, "log-snr"),
+    ),
+    Claim(
+        "ab-v",
+        "order 2 in the angle beats order 2 on the flow's velocity at 10 evaluations under VP",
+        lambda seed: duel(exact(VP(), seed), "ab-v-2", "vab-2", 10, "log-snr"),
+    ),
     Claim("vab", "orders 1 to 4 are as stated", lambda seed: orders(Flow(), "vab", seed)),
     Claim(
         "vab",

@@ -18,4 +18,10 @@ CLAIMS = (
         "order 3 beats ddim at 12 evaluations",
         lambda seed: duel(exact(VP(), seed), "dpm-solver-3", "ddim", 12, "log-snr"),
     ),
+    Claim("dpm-fast", "is of order 2", lambda seed: orders(VP(), "dpm-fast", seed)),
+    Claim(
+        "dpm-fast",
+        "beats order 2 throughout at 12 evaluations",
+        lambda seed: duel(exact(VP(), seed), "dpm-fast", "dpm-solver-2", 12, "log-snr"),
+    ),
 )

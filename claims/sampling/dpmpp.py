@@ -45,6 +45,12 @@ CLAIMS = (
         "beats ddim at 10 evaluations",
         lambda seed: duel(exact(VP(), seed), "dpmpp-2s", "ddim", 10, "log-snr"),
     ),
+    Claim("dpmpp-3s", "is of order 3", lambda seed: orders(VP(), "dpmpp-3s", seed)),
+    Claim(
+        "dpmpp-3s",
+        "beats dpmpp-2s at 16 evaluations",
+        lambda seed: duel(exact(VP(), seed), "dpmpp-3s", "dpmpp-2s", 16, "log-snr"),
+    ),
     Claim(
         "dpmpp-2m-sde",
         "is nearer to the data's distribution than ancestral sampling at 20 evaluations",

@@ -20,4 +20,10 @@ CLAIMS = (
         "beats ddim at 20 evaluations on DDPM's table with equal steps",
         lambda seed: duel(exact(Discrete.linear(), seed), "plms", "ddim", 20, "uniform"),
     ),
+    Claim("ipndm", "is of order 2 with the weights of 2, 3 and 4 steps", lambda seed: orders(VP(), "ipndm", seed)),
+    Claim(
+        "ipndm",
+        "beats plms at 10 evaluations on DDPM's table with equal steps",
+        lambda seed: duel(exact(Discrete.linear(), seed), "ipndm-4", "plms", 10, "uniform"),
+    ),
 )

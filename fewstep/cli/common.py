@@ -27,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --room sampling' lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --room timesteps'.")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan of a search, instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 
 
@@ -56,10 +57,25 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def chosen_plan(model: Denoiser, solver: str | None, steps: int | None, timesteps: str | None, nfe: int | None) -> Plan:
-    """The plan the options ask for: the model's own where nothing is asked."""
+def chosen_plan(
+    model: Denoiser,
+    solver: str | None,
+    steps: int | None,
+    timesteps: str | None,
+    nfe: int | None,
+    plan: Path | None = None,
+) -> Plan:
+    """The plan the options ask for: a file, or by name; the model's own where nothing is asked."""
+    from fewstep.core.plan import Plan
     from fewstep.sampling.sample import choose_plan
 
+    if plan is not None:
+        if any(value is not None for value in (solver, steps, timesteps, nfe)):
+            raise ValueError("a plan holds its solver and times already: give either --plan or those")
+        made = Plan.load(plan)
+        if not made.fits(model.process):
+            raise ValueError(f"{plan} was made for another process than the model's")
+        return made
     if steps is not None and nfe is not None:
         raise ValueError("give either --steps or --nfe")
     return choose_plan(model, steps, nfe, solver, timesteps)

@@ -16,6 +16,7 @@ def evaluate(
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
     nfe: common.Nfe = None,
+    plan_file: common.PlanFile = None,
     n: Annotated[int, typer.Option("-n", help="How many samples.")] = 1000,
     metrics: Annotated[
         str | None,
@@ -39,7 +40,7 @@ def evaluate(
     """
     common.check_positive("-n", n, 2)
     opened = common.open_model(model, device)
-    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe)
+    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
     names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     if names == []:
         raise ValueError("--metrics names none")

@@ -1,4 +1,4 @@
-"""The command line: `fewstep demo | sample | train | accelerate | evaluate | methods | info`."""
+"""The command line: `fewstep demo | sample | train | accelerate | search | compare | evaluate | methods | info`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.accelerate import accelerate
+from fewstep.cli.compare import LISTS, compare
 from fewstep.cli.demo import demo
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
 from fewstep.cli.sample import sample
+from fewstep.cli.search import search
 from fewstep.cli.train import train
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -49,14 +51,14 @@ def root(
     """
 
 
-for command in (demo, sample, train, accelerate, evaluate, methods, info):
+for command in (demo, sample, train, accelerate, search, compare, evaluate, methods, info):
     app.command()(command)
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
     """Run one command line; the exit code. With `debug` errors are raised, otherwise each is one line on stderr."""
     try:
-        code = app(list(arguments) or ["--help"], prog_name="fewstep", standalone_mode=False)
+        code = app(_spread(arguments) or ["--help"], prog_name="fewstep", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:  # `fewstep methods | head`: the reader has seen enough
@@ -70,6 +72,25 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
     if code == INTERRUPTED:
         print("fewstep: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _spread(arguments: Sequence[str]) -> list[str]:
+    """`compare`'s `--nfe 4 8 16` as `--nfe 4 --nfe 8 --nfe 16`."""
+    spread: list[str] = []
+    option: str | None
+    option, fresh = None, False
+    after_compare = False
+    for word in arguments:
+        if word.startswith("-"):
+            option = word if after_compare and word in LISTS else None
+            fresh = True
+        elif option is not None and not fresh:
+            spread.append(option)
+        else:
+            fresh = False
+        after_compare = after_compare or word == "compare"
+        spread.append(word)
+    return spread
 
 
 def _one_line(error: Exception) -> str:

@@ -31,6 +31,10 @@ def sample(
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
     nfe: common.Nfe = None,
+    plan_file: common.PlanFile = None,
+    brownian: Annotated[
+        bool, typer.Option("--brownian", help="Noise from one path a sample: more steps refine the same picture.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="A .png (one grid), an .npz (arrays), or a folder (one PNG a sample).")
     ] = Path("samples.png"),
@@ -51,7 +55,7 @@ def sample(
     common.check_positive("-n", n)
     _check_out(out, force)
     opened = common.open_model(model, device)
-    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe)
+    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
     condition: dict[str, Any] = {} if label is None else {"label": label}
     classes = opened.conditions["label"].classes if "label" in opened.conditions else None
     if label is not None and classes is not None and label >= classes:  # the index `classes` stands for no label
@@ -65,7 +69,7 @@ def sample(
     begin = time.perf_counter()
     with stages.stage(f"{n} samples, {plan.name}", batches * plan.nfe) as advance:
         with common.counted(opened, advance) as calls:
-            images = draw(opened, n, plan=plan, seed=seed, batch_size=BATCH, **condition)
+            images = draw(opened, n, plan=plan, seed=seed, batch_size=BATCH, brownian=brownian, **condition)
     seconds = time.perf_counter() - begin
     facts: dict[str, Any] = {
         "model": model,

@@ -10,8 +10,9 @@ in some variable s, makes every Adams-type solver of this room:
 
     frame   kind   scale          mu                     solvers
     eps     eps    alpha          sigma / alpha          DEIS (s = t), Adams-Bashforth (s = log-SNR), LMS (s = mu)
-    x0      x0     sigma          alpha / sigma          DPM-Solver++ (s = log-SNR)
+    x0      x0     sigma          alpha / sigma          DPM-Solver++, SA-Solver (s = log-SNR)
     flow    flow   alpha + sigma  sigma/(alpha + sigma)  velocity Adams-Bashforth (s = mu)
+    v       v / r  r              atan2(sigma, alpha)    v Adams-Bashforth (s = mu); r = hypot(alpha, sigma)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fewstep.core.process import Process
 from fewstep.core.trace import SymbolicPrediction, Trace, Value
 
 Point = tuple[float, SymbolicPrediction]  # a time and what the network said there
+REGULAR = ("flow", "v")  # kinds whose frame is finite at both ends of every process
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,15 @@ def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
 
 
 def _mu(kind: str, alpha: float, sigma: float) -> float:
-    return {"eps": lambda: sigma / alpha, "x0": lambda: alpha / sigma, "flow": lambda: sigma / (alpha + sigma)}[kind]()
+    if kind == "eps":
+        return sigma / alpha
+    if kind == "x0":
+        return alpha / sigma
+    return math.atan2(sigma, alpha) if kind == "v" else sigma / (alpha + sigma)
 
 
 def _scale(kind: str, alpha: float, sigma: float) -> float:
-    return {"eps": alpha, "x0": sigma, "flow": alpha + sigma}[kind]
+    return {"eps": alpha, "x0": sigma, "flow": alpha + sigma, "v": math.hypot(alpha, sigma)}[kind]
 
 
 def step_weights(
@@ -95,7 +101,10 @@ def step_weights(
         low, high = _mu(kind, *at), _mu(kind, *to)
         points, weights = gauss(len(nodes) // 2 + 1)
         basis = lagrange([_mu(kind, process.alpha(t), process.sigma(t)) for t in nodes], low + (high - low) * points)
-        return scale_b / scale_a, list(scale_b * (high - low) * (basis @ weights))
+        means = basis @ weights
+        if kind == "v":  # the polynomial is that of v / r
+            means = means / [math.hypot(process.alpha(t), process.sigma(t)) for t in nodes]
+        return scale_b / scale_a, list(scale_b * (high - low) * means)
     start, stop = process.log_snr(a), process.log_snr(b)
     points, weights = gauss(32)
     log_snr = start + (stop - start) * points
@@ -131,7 +140,7 @@ def step(process: Process, frame: Frame, x: Value, a: float, b: float, points: S
         return ddim(process, x, a, b, points[-1][1])
     if (frame.kind == "eps" and alpha_a == 0) or (frame.kind == "x0" and sigma_b == 0):
         return ddim(process, x, a, b, points[-1][1])
-    if frame.kind != "flow":
+    if frame.kind not in REGULAR:
         points = [point for point in points if process.alpha(point[0]) > 0]
     scale, weights = step_weights(process, frame, a, b, [t for t, _ in points])
     value = x * scale
@@ -156,7 +165,7 @@ def adams_bashforth(trace: Trace, process: Process, times: Sequence[float], fram
     points: list[Point] = []
     noise: Value | None = None  # what the steps so far have added to the state
     # A start at alpha = 0 has no finite log-SNR: its first step is first-order in any case.
-    warm_up = order - 2 if process.alpha(times[0]) > 0 or frame.kind == "flow" else 0
+    warm_up = order - 2 if process.alpha(times[0]) > 0 or frame.kind in REGULAR else 0
     for k, (a, b) in enumerate(pairwise(times)):
         points.append((a, trace.evaluate(x, a)))
         if 1 <= k <= warm_up:

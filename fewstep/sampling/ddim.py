@@ -42,7 +42,10 @@ def ancestral(process: Process, a: float, b: float, eta: float) -> float:
 
 
 def ddim(trace: Trace, process: Process, times: Sequence[float], eta: float = 0.0) -> Value:
-    """`x_b = alpha_b x0 + sqrt(sigma_b^2 - s^2) eps + s z`, s as in `ancestral` (Song et al., eq. 12)."""
+    """`x_b = alpha_b x0 + sqrt(sigma_b^2 - s^2) eps + s z`, s as in `ancestral` (Song et al., eq. 12).
+
+    On x / alpha this is k-diffusion's euler_ancestral with the same eta.
+    """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be between 0 and 1, got {eta}")
     x = trace.start()

@@ -6,19 +6,30 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.core.trace import SymbolicPrediction, Trace, Value
 from fewstep.sampling.common import ddim
 
+_PAPER = "DPM-Solver: A Fast ODE Solver for Diffusion Model Sampling in Around 10 Steps (Lu et al., 2022)"
 METHODS = (
     Method(
         "dpm-solver",
-        paper="DPM-Solver: A Fast ODE Solver for Diffusion Model Sampling in Around 10 Steps (Lu et al., 2022)",
+        paper=_PAPER,
         arxiv="2206.00927",
         claim="order p = 1, 2, 3 with p evaluations a step, stages at exact log-SNRs",
         use="dpm_solver",
         facts={"order": "p", "orders": (1, 2, 3), "any_order": True},
+    ),
+    Method(
+        "dpm-fast",
+        paper=_PAPER,
+        arxiv="2206.00927",
+        claim="as many evaluations as the grid has steps, in steps of order 3 and one or two last ones below",
+        use="dpm_fast",
+        facts={"order": "2"},
     ),
 )
 
@@ -27,19 +38,52 @@ def dpm_solver(trace: Trace, process: Process, times: Sequence[float], order: in
     """DPM-Solver-1, -2 (r1 = 1/2) and -3 (r1 = 1/3, r2 = 2/3): Algorithms 1 and 2 of the paper.
 
     Steps from alpha = 0 and to sigma = 0 have no finite length in log-SNR: they are first-order, one evaluation.
+    Order 2 is k-diffusion's `dpm_2` as well (the middle of log sigma, on x / alpha).
     """
     if order not in (1, 2, 3):
         raise ValueError(f"dpm-solver has order 1, 2 or 3, got {order}")
     x = trace.start()
     for a, b in pairwise(times):
-        prediction = trace.evaluate(x, a)
-        if order == 1 or process.alpha(a) == 0 or process.sigma(b) == 0:
-            x = ddim(process, x, a, b, prediction)
-        elif order == 2:
-            x = _second(trace, process, x, a, b, prediction)
-        else:
-            x = _third(trace, process, x, a, b, prediction)
+        x = _step(trace, process, x, a, b, order)
     return x
+
+
+def dpm_fast(trace: Trace, process: Process, times: Sequence[float]) -> Value:
+    """DPM-Solver-fast (appendix C): n evaluations on a grid of n steps, spent on n // 3 + 1 longer ones.
+
+    All of these are of order 3 but the last: n = 3k makes the last two of orders 2 and 1, n = 3k + 1 the last of order
+    1, n = 3k + 2 of order 2. On equal steps in log-SNR they are equal too, as in the paper; on others they cut the grid
+    into equal parts, log-SNR a line between its times. Steps from alpha = 0 and to sigma = 0 stay as they are, with one
+    evaluation each, and n counts the others.
+    """
+    x, inner = trace.start(), list(times)
+    if process.alpha(inner[0]) == 0:
+        x = _step(trace, process, x, inner[0], inner[1], 1)
+        inner = inner[1:]
+    clean = process.sigma(inner[-1]) == 0 and len(inner) > 1
+    n = len(inner) - 1 - clean
+    if n > 0:
+        orders = [3] * (n // 3) + [n % 3] if n % 3 else [3] * (n // 3 - 1) + [2, 1]
+        bounds = _stretched(process, inner[: n + 1], len(orders))
+        for (a, b), order in zip(pairwise(bounds), orders, strict=True):
+            x = _step(trace, process, x, a, b, order)
+    return _step(trace, process, x, inner[-2], inner[-1], 1) if clean else x
+
+
+def _stretched(process: Process, times: Sequence[float], parts: int) -> list[float]:
+    """`parts + 1` times with the same ends, at equal parts of the grid's index, log-SNR linear in between."""
+    n = len(times) - 1
+    places = np.arange(1, parts) * n / parts
+    log_snrs = np.interp(places, np.arange(n + 1), [process.log_snr(t) for t in times])
+    return [times[0], *(process.time(float(value)) for value in log_snrs), times[-1]]
+
+
+def _step(trace: Trace, process: Process, x: Value, a: float, b: float, order: int) -> Value:
+    prediction = trace.evaluate(x, a)
+    if order == 1 or process.alpha(a) == 0 or process.sigma(b) == 0:
+        return ddim(process, x, a, b, prediction)
+    make = _second if order == 2 else _third
+    return make(trace, process, x, a, b, prediction)
 
 
 def _second(trace: Trace, process: Process, x: Value, a: float, b: float, prediction: SymbolicPrediction) -> Value:

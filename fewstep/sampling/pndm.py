@@ -28,6 +28,14 @@ METHODS = (
         use="plms",
         facts={"order": "2"},
     ),
+    Method(
+        "ipndm",
+        paper="Fast Sampling of Diffusion Models with Exponential Integrator (Zhang & Chen, 2023)",
+        arxiv="2204.13902",
+        claim="order 2 at one evaluation a step: the weights of up to 4 steps, fewer at the start",
+        use="ipndm",
+        facts={"order": "2", "orders": (2, 3, 4), "any_order": True},
+    ),
 )
 
 
@@ -37,19 +45,53 @@ def _transfer(process: Process, x: Value, eps: Value, a: float, b: float) -> Val
     return x * ratio + eps * (process.sigma(b) - process.sigma(a) * ratio)
 
 
-def _mix(history: Sequence[tuple[float, Value]], b: float) -> Value:
-    """The mean of eps over the step to b, eps a polynomial in time through the last four predictions.
+def _mix(history: Sequence[tuple[float, Value]], b: float, order: int = 4) -> Value:
+    """The mean of eps over the step to b, eps a polynomial in time through the last `order` predictions.
 
-    On equal steps these are the paper's weights, (55, -59, 37, -9) / 24; on others they keep their order.
+    On equal steps these are the paper's weights, (55, -59, 37, -9) / 24 for order 4; on others they keep their order.
     """
-    nodes = [t for t, _ in history[-4:]]
-    points, weights = gauss(4)
+    nodes = [t for t, _ in history[-order:]]
+    points, weights = gauss(order // 2 + 1)
     means = lagrange(nodes, nodes[-1] + (b - nodes[-1]) * points) @ weights
-    return sum((eps * w for (_, eps), w in zip(history[-4:], means, strict=True)), start=Value({}))
+    return sum((eps * w for (_, eps), w in zip(history[-order:], means, strict=True)), start=Value({}))
 
 
-def plms(trace: Trace, process: Process, times: Sequence[float]) -> Value:
-    """Pseudo linear multistep: the first step is made twice, with the mean of eps at both of its ends."""
+def _check_order(order: int) -> None:
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"the weights are those of 1 to 4 steps, got order {order}")
+
+
+def ipndm(trace: Trace, process: Process, times: Sequence[float], order: int = 4) -> Value:
+    """iPNDM (Zhang & Chen, section 4): pseudo linear multistep with lower orders at the start, one evaluation a step.
+
+    Of order 2 from `order` 2 on: the mean of eps is one over time, while the transfer carries it over sigma/alpha
+    (`lms` takes both in sigma/alpha, and has the orders that the weights promise). So that the start is of order 2 too,
+    its first step is made again with the mean of both ends once the second prediction is there; the paper leaves it.
+    `order` 1 is `ddim`.
+    """
+    _check_order(order)
+    x = before = trace.start()
+    history: list[tuple[float, Value]] = []
+    for a, b in pairwise(times):
+        prediction = trace.evaluate(x, a)
+        if process.alpha(a) == 0:
+            x = ddim(process, x, a, b, prediction)
+            continue
+        history.append((a, prediction.eps))
+        if len(history) == 1:
+            before = x
+        elif len(history) == 2 and order > 1:
+            x = _transfer(process, before, (history[0][1] + history[1][1]) * 0.5, history[0][0], a)
+        x = _transfer(process, x, _mix(history, b, order), a, b)
+    return x
+
+
+def plms(trace: Trace, process: Process, times: Sequence[float], order: int = 4) -> Value:
+    """Pseudo linear multistep: the first step is made twice, with the mean of eps at both of its ends.
+
+    `order` is that of the weights; 2 is the paper's S-PNDM, (3, -1) / 2.
+    """
+    _check_order(order)
     x = trace.start()
     history: list[tuple[float, Value]] = []
     for a, b in pairwise(times):
@@ -63,7 +105,7 @@ def plms(trace: Trace, process: Process, times: Sequence[float]) -> Value:
             after = trace.evaluate(_transfer(process, x, eps, a, b), b).eps
             x = _transfer(process, x, (eps + after) * 0.5, a, b)
         else:
-            x = _transfer(process, x, _mix(history, b), a, b)
+            x = _transfer(process, x, _mix(history, b, order), a, b)
     return x
 
 

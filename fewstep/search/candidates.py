@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fewstep.core.denoiser import Denoiser
@@ -59,19 +59,40 @@ _CUTS = [_short(start, stop) for start in (-3.0, -2.3, -1.6, -1.0) for stop in (
 _CUT_SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-2", "vab-3")
 
 
-def hand_made(process: Process, nfe: int) -> Iterator[Plan]:
-    """The deterministic plans of exactly `nfe` evaluations, each once. Discrete rules only where there is a table."""
+# Solvers that are never near the best at 4 to 10 evaluations (damped, restarted, of several evaluations a step), or that
+# need a choice of their own.
+_LEFT_OUT = ("ghvb", "rho-rk", "dpm-fast", "restart", "unified")
+# Stochastic unless told otherwise, and good without their noise.
+_QUIET: dict[str, dict[str, float]] = {"sa-solver": {"tau": 0.0}}
+
+
+def _tried() -> list[str]:
+    """The solvers tried where none are named; of those of order 1, which are all ddim, that alone."""
+    kept = []
+    for solver in solver_names():
+        method, order = card(solver, "sampling")
+        if method.name not in _LEFT_OUT and (order != 1 or method.name == "unipc"):
+            kept.append(solver)
+    return kept
+
+
+def hand_made(process: Process, nfe: int, solvers: Sequence[str] | None = None) -> Iterator[Plan]:
+    """The deterministic plans of exactly `nfe` evaluations, each once, of the solvers named or all worth a try.
+
+    Discrete rules only where there is a table.
+    """
     seen = set()
     rules: list[str | Rule] = [method.name for method in methods("timesteps")]
     if process.table_steps is None:
         rules = [rule for rule in rules if rule not in ("leading", "linspace", "trailing")]
-    for solver in solver_names():
-        if card(solver, "sampling")[0].facts.get("stochastic"):
+    for solver in _tried() if solvers is None else solvers:
+        options = _QUIET.get(solver, {})
+        if card(solver, "sampling")[0].facts.get("stochastic") and not options:
             continue
         for rule in rules + (_CUTS if solver in _CUT_SOLVERS else []):
             for end in ENDS:
                 try:
-                    plan = make_plan(process, solver, timesteps=rule, nfe=nfe, end=end)
+                    plan = make_plan(process, solver, timesteps=rule, nfe=nfe, end=end, **options)
                 except ValueError:  # this solver or rule cannot do with so few
                     continue
                 if plan.nfe == nfe and (print_ := _fingerprint(plan)) not in seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fewstep.report.files import write_json
 from fewstep.sampling.build import plan as make_plan
 from fewstep.search.candidates import score
 from fewstep.search.problem import Problem, run_all
-from fewstep.search.reference import TIMES, reference_plan, solve
+from fewstep.search.reference import SOLVER, TIMES, reference_plan, solve
 
 FORMAT = "fewstep-search-1"
 
@@ -68,10 +68,11 @@ class Job:
             "noises": noises,
             "reference_nfe": reference_nfe,
             "process": self.process.config(),
-            "options": settings or {},
+            "options": json.loads(json.dumps(settings or {})),  # as the file gives them back: lists for tuples
         }
         self.best: Plan | None = None
         self.score = float("inf")
+        self.measure = "relative end point error"  # what `score` is
         self.state: Any = None
         self.history: list[tuple[int, float]] = []  # (evaluations, score) whenever the best improved
         self.result: Any = None  # what a method returns besides a plan: a policy, ratios
@@ -117,12 +118,20 @@ class Job:
         """The reference's plan."""
         return reference_plan(self.model, self.reference_nfe)
 
-    def trajectory(self, times: list[float], noises: int | None = None) -> list[Tensor]:
+    def trajectory(self, times: Sequence[float], noises: int | None = None) -> list[Tensor]:
         """The exact states of training noises at decreasing times, each `(n, *shape)`: the teacher's solution there.
 
         The teacher runs on its own times with these among them, so its states are of its full order.
         """
-        n = self.noises if noises is None else noises
+        return self.paths(times, noises)[0]
+
+    def paths(self, times: Sequence[float], noises: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """The states of `trajectory`, and what the teacher answers at each of them, as x0.
+
+        There is one answer for every time, or for all but the last where that is the clean sample's; the state there is
+        the reference's.
+        """
+        n = self.noises if noises is None else min(noises, self.noises)
         first, last = self.process.t_max, times[-1]
         own = make_plan(self.process, timesteps=TIMES, nfe=self.reference_nfe).times
         gap = 1e-9 * (self.process.t_max - self.process.t_min)
@@ -130,32 +139,48 @@ class Job:
         grid = sorted({first, *times, *between}, reverse=True)
         if grid[-1] == self.process.t_zero and grid[-2] > self.process.t_min:
             grid.insert(-1, self.process.t_min)
-        plan = make_plan(self.process, "vab-3", timesteps=grid)
+        ends = grid[-1] == self.process.t_zero
+        if not ends and len(grid) > 1:  # so that the last state is evaluated, too
+            grid.append(self.process.t_zero)
+        plan = make_plan(self.process, SOLVER, timesteps=grid)
+        asked = times[:-1] if ends else times
+        wanted = {t: i for i, t in enumerate(asked)}
         states: list[list[Tensor]] = [[] for _ in times]
-        wanted = {t: i for i, t in enumerate(times)}
+        answers: list[list[Tensor]] = [[] for _ in asked]
         for begin in range(0, n, 256):
             part = self.train.part(begin, min(begin + 256, n))
-            seen: dict[int, Tensor] = {}
+            seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-            def watch(count: int, t: float, x: Tensor, prediction: Any, seen: dict[int, Tensor] = seen) -> None:
+            def watch(count: int, t: float, x: Tensor, prediction: Any, seen: dict[int, Any] = seen) -> None:
                 if t in wanted:  # a corrected start is evaluated twice: the later is the better
-                    seen[wanted[t]] = x.clone()
+                    seen[wanted[t]] = (x.clone(), prediction.x0.clone())
 
-            end = plan(self.model, part.noise, dtype=part.noise.dtype, callback=watch, **part.condition)
-            if times[-1] == grid[-1]:
-                seen[len(times) - 1] = end
-            for i, kept in enumerate(states):
-                kept.append(seen[i])
-        return [torch.cat(kept) for kept in states]
+            plan(self.model, part.noise, dtype=part.noise.dtype, callback=watch, **part.condition)
+            for i in range(len(asked)):
+                states[i].append(seen[i][0])
+                answers[i].append(seen[i][1])
+            if ends:
+                states[-1].append(part.reference)
+        return [torch.cat(kept) for kept in states], [torch.cat(kept) for kept in answers]
 
     def run(self, plan: Plan, problem: Problem) -> Tensor:
         """The plan's samples for a problem's noises."""
         return run_all(plan, self.model, problem.noise, problem.condition, problem.seed, problem.first)
 
-    def offer(self, plan: Plan) -> float:
-        """Score a plan on the held-out noises and keep it if it is the best so far; its score."""
-        self._check_budget()
-        value = score(plan, self.model, self.held_out)
+    def rate(self, plan: Plan) -> float:
+        """A plan's score on the training noises, for a method to choose by; nothing is kept."""
+        self.check()
+        return score(plan, self.model, self.train)
+
+    def offer(self, plan: Plan, value: float | None = None) -> float:
+        """Score a plan on the held-out noises and keep it if it is the best so far; its score.
+
+        A method that goes by another measure gives the plan's `value` on those noises instead, for all its plans, and
+        names it in `job.measure`.
+        """
+        self.check()
+        if value is None:
+            value = score(plan, self.model, self.held_out)
         if value < self.score:
             self.best, self.score = plan, value
             self.history.append((self.evaluations, value))
@@ -168,9 +193,10 @@ class Job:
         """Keep a JSON state to go on from."""
         self.state = state
         self._write()
-        self._check_budget()
+        self.check()
 
-    def _check_budget(self) -> None:
+    def check(self) -> None:
+        """Raise `OutOfBudget` when the budget is spent."""
         if (self._limit_seconds is not None and self.seconds >= self._limit_seconds) or (
             self._limit_evaluations is not None and self.evaluations >= self._limit_evaluations
         ):

@@ -142,6 +142,7 @@ def search(
     rows = judge(model, plan, job, method)
     figures = {
         "held_out_error": job.score,
+        "measure": job.measure,
         "reference_error": error_estimate(model, job.held_out, reference_nfe),
         "noises": noises,
         "seed": seed,

@@ -63,3 +63,34 @@ def test_a_constant_eps_is_followed_exactly(name):
     start = noise * process.sigma(made.times[0]) / process.alpha(made.times[0])
     exact = process.alpha(made.times[-1]) * (start + 0.7 * (ratio[1] - ratio[0]))
     torch.testing.assert_close(x, exact, rtol=1e-10, atol=1e-10)
+
+
+def last_weights(name: str, times: list[float], **options) -> list[float]:
+    made = plan(EDM(), name, timesteps=times, **options)
+    return coefficients(made, len([op for op in made.ops if hasattr(op, "terms")]) - 1)
+
+
+def test_ipndm_and_s_pndm_have_the_weights_of_their_order():
+    times = [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    wanted = {
+        1: [1.0],
+        2: [3 / 2, -1 / 2],
+        3: [23 / 12, -16 / 12, 5 / 12],
+        4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    }
+    for order, weights in wanted.items():
+        assert last_weights("ipndm", times, order=order) == pytest.approx(weights, abs=1e-12)
+        assert last_weights("plms", times, order=order) == pytest.approx(weights, abs=1e-12)
+    assert plan(EDM(), "ipndm", timesteps=times).nfe == 6
+    with pytest.raises(ValueError, match="those of 1 to 4 steps, got order 5"):
+        plan(EDM(), "ipndm", 8, order=5)
+
+
+def test_ipndm_starts_as_the_trapezoidal_rule():
+    """With two predictions the first step takes their mean: x_1 = x_0 + h (e_0 + e_1) / 2 where sigma is the time."""
+    made = plan(EDM(), "ipndm", timesteps=[4.0, 3.0, 2.0])
+    last = [op for op in made.ops if hasattr(op, "terms")][-1]
+    e0, e1 = (e.outputs[0][1] for e in made.evaluations)
+    terms = dict(last.terms)
+    assert terms[0] == pytest.approx(1.0)
+    assert (terms[e0], terms[e1]) == pytest.approx((-0.5 + 0.5, -0.5 - 1.5))

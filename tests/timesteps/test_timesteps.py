@@ -1,7 +1,7 @@
 """Rules of the grid: each against its formula, and strictly decreasing for every process, length and end.
 
 Methods: uniform, log-snr, karras, quadratic, exponential, polyexponential, beta, leading, linspace, trailing,
-short.
+short, admissible.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ def test_short_is_log_snr_over_the_middle(process):
         [process.log_snr(t) for t in times[:-1]], np.linspace(-1.6, 2.0, 5), rtol=1e-9, atol=1e-9
     )
     assert make_times(process, 1, "short") == [process.time(-1.6), process.t_zero]
+
+
+@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+def test_admissible_has_the_theorems_longest_steps(process):
+    """beta = c / (eta + c), c = 1 - nu^(-1/n): eta = 0.05, nu = 2; the last step goes straight to the end."""
+    times = make_times(process, 7, "admissible")
+    c = 1 - 2 ** (-1 / 6)
+    level = np.array([process.log_snr(t) for t in times[1:-1]])  # a start at alpha = 0 has none
+    np.testing.assert_allclose(np.diff(level), -math.log(1 - c / (0.05 + c)), rtol=1e-6)
+    assert level[-1] < process.log_snr(process.t_min)
 
 
 def test_karras_is_edm_equation_5():

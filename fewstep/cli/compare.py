@@ -1,0 +1,158 @@
+"""`fewstep compare`: a report of samplers at several numbers of evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import common
+
+if TYPE_CHECKING:
+    from fewstep.report.page import Report
+
+LISTS = ("--nfe", "--solvers", "--timesteps", "--plan")  # options that take several values, as in `--nfe 4 8 16`
+SHOWN = 12
+
+
+def compare(
+    model: common.Model,
+    nfe: Annotated[
+        list[int] | None, typer.Option(help="Numbers of evaluations, as in --nfe 4 8 16 [default: 4 8 16].")
+    ] = None,
+    solvers: Annotated[list[str] | None, typer.Option(help="Solvers [default: six common ones].")] = None,
+    timesteps: Annotated[list[str] | None, typer.Option(help="Timestep rules [default: log-snr karras short].")] = None,
+    plan: Annotated[list[Path] | None, typer.Option(help="Plans to set beside them (plan.json of a search).")] = None,
+    n: Annotated[int, typer.Option("-n", help="How many noises.")] = 256,
+    out: Annotated[Path, typer.Option(help="The folder of the report.")] = Path("runs/compare"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the report in --out.")] = False,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+) -> None:
+    """Compare samplers of a model: error, Frechet distance, evaluations, seconds.
+
+    Writes report.html and results.json. Every sampler starts from the same noises; the error is measured against the
+    model's own ODE, solved with 100 evaluations.
+
+    \b
+    Example:
+        fewstep compare digits --nfe 4 8 16 --solvers ddim dpmpp-2m unipc-3 --timesteps log-snr karras
+    """
+    from fewstep.core.plan import Plan
+
+    counts = nfe or [4, 8, 16]
+    for count in counts:
+        common.check_positive("--nfe", count)
+    common.check_positive("-n", n, 16)
+    common.check_new_file(out / "report.html", force)
+    opened = common.open_model(model, device)
+    plans = [Plan.load(path) for path in plan or []]
+    if opened.plan is not None:
+        plans.append(opened.plan)
+
+    from fewstep.accelerate.evaluate import known_data
+    from fewstep.data.spec import open_data
+    from fewstep.report.files import write_json
+    from fewstep.report.page import write_report
+    from fewstep.search.compare import RULES, SOLVERS, check_names
+    from fewstep.search.compare import compare as run
+
+    chosen, rules = tuple(solvers or SOLVERS), tuple(timesteps or RULES)
+    check_names(chosen, rules)
+    data = known_data(opened)
+    real = None
+    if data is not None and data in ("digits",):
+        real = open_data(data, split="train").images
+    stages = common.Stages()
+    total = len(counts) * len(chosen) * len(rules)
+    with stages.stage(f"{total} samplers, {n} noises", total) as advance:
+        found = run(
+            opened, sorted(set(counts)), chosen, rules, plans=plans, noises=n, seed=seed, real=real, advance=advance
+        )
+    for row in found.rows:
+        row.pop("plan")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", {"model": model, "figures": found.figures, "rows": found.rows})
+    path = write_report(out, page(model, found.rows, found.figures))
+    if as_json:
+        common.print_json({"out": str(path), "figures": found.figures, "rows": found.rows})
+        return
+    best = [row for row in found.rows if row["pareto"]]
+    columns = ("sampler", "evaluations", "error", "Frechet distance", "seconds")
+    keys = ("name", "nfe", "error", "frechet", "seconds")
+    common.print_table(columns, [[row[key] for key in keys] for row in best])
+    typer.echo(f"the best of {len(found.rows) - 1} samplers at their evaluations; all of them: {path}")
+
+
+def page(model: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> Report:
+    """The report: two plots against evaluations, the Pareto set, and the table of all."""
+    from fewstep.report.page import Report
+    from fewstep.report.plot import Plot
+    from fewstep.report.table import Table
+
+    reference = next(row for row in rows if row["name"] == "reference")
+    others = [row for row in rows if row is not reference]
+
+    def curves(key: str) -> list[tuple[str, list[float], list[float]]]:
+        found = []
+        for solver in dict.fromkeys(row["solver"] for row in others):
+            best: dict[int, float] = {}
+            for row in others:
+                if row["solver"] == solver and row[key] is not None:
+                    best[row["nfe"]] = min(best.get(row["nfe"], float("inf")), row[key])
+            if best and min(best.values()) > 0:
+                found.append((str(solver), [float(c) for c in sorted(best)], [best[c] for c in sorted(best)]))
+        return found
+
+    sections: list[Any] = []
+    if errors := curves("error"):
+        sections.append(
+            Plot(
+                "Error against evaluations",
+                errors,
+                "network evaluations",
+                "relative error of the end point",
+                note="Each solver on its best rule. The line is how far the reference moves when its evaluations are"
+                " halved.",
+                log_x=True,
+                log_y=True,
+                lines=[("reference's own error", figures["reference_error"])],
+            )
+        )
+    if distances := curves("frechet"):
+        sections.append(
+            Plot(
+                "Frechet distance against evaluations",
+                distances,
+                "network evaluations",
+                "Frechet distance (pixels)",
+                note=f"To {figures['frechet_against']}. Each solver on its best rule.",
+                log_x=True,
+                log_y=True,
+                lines=[(f"reference, {reference['nfe']}", reference["frechet"])] if reference["frechet"] else [],
+            )
+        )
+    columns = ("sampler", "allowed NFE", "NFE", "error", "Frechet distance", "seconds")
+    keys = ("name", "asked_nfe", "nfe", "error", "frechet", "seconds")
+    table = [[row[key] for key in keys] for row in rows if row["pareto"]]
+    sections.append(Table("Worth it", columns, table, "No other has less error at as many evaluations or fewer."))
+    sections.append(
+        Table(
+            "All samplers",
+            columns,
+            [[row[key] for key in keys] for row in rows],
+            f"{figures['noises']} samples each, from the same noises. A dash: not finite, or not defined.",
+            best={"error": "low", "Frechet distance": "low"},
+        )
+    )
+    best = [row for row in rows if row["pareto"]]
+    facts = [(f"error at {row['nfe']}: {row['name']}", row["error"]) for row in best]
+    return Report(
+        f"fewstep compare: {model}",
+        f"{len(others)} samplers of {model!r} from the same {figures['noises']} noises, against its own equation"
+        f" solved in {figures['reference_nfe']} evaluations.",
+        facts,
+        sections,
+    )

@@ -1,0 +1,149 @@
+"""`fewstep search`: find a plan by one method, with a budget, stopped and taken up again as you like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import common
+
+if TYPE_CHECKING:
+    from fewstep.report.page import Report
+    from fewstep.search.search import Found
+
+
+def search(
+    model: common.Model,
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the plan.")] = 8,
+    method: Annotated[str, typer.Option(help="'fewstep methods --room search' lists them.")] = "learned-plan",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the search [default: runs/search-MODEL-METHOD-NFE].")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after so long [default: when it is done].")
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations of the network on one sample.")
+    ] = None,
+    noises: Annotated[int, typer.Option(help="Noises to learn from; as many again to score on.")] = 64,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the method, as in --option iterations=4.")
+    ] = None,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+) -> None:
+    """Search a plan of few evaluations for a model.
+
+    The folder holds the best plan so far at every moment (plan.json), and the search itself: the same command goes on
+    with one that was stopped or killed. At the end the plan is judged beside the best hand-made ones on fresh noises
+    (report.html).
+
+    \b
+    Example:
+        fewstep search digits --nfe 5 --method gits
+        fewstep sample digits --plan runs/search-digits-gits-5/plan.json -n 64 --out fast.png
+    """
+    common.check_positive("--nfe", nfe)
+    folder = out if out is not None else Path("runs") / f"search-{Path(model).resolve().name}-{method}-{nfe}"
+    common.check_writable(folder)
+    options = dict(_option(text) for text in option or [])
+    opened = common.open_model(model, device)
+
+    from fewstep.report.files import write_json
+    from fewstep.report.page import write_report
+    from fewstep.search.search import search as run
+
+    try:
+        found = run(
+            opened,
+            nfe,
+            method,
+            seed=seed,
+            noises=noises,
+            seconds=seconds,
+            evaluations=evaluations,
+            folder=folder,
+            tell=common.say,
+            **options,
+        )
+    except KeyboardInterrupt:
+        if (folder / "plan.json").exists():
+            common.say(f"stopped; the best plan so far is {folder / 'plan.json'}, and the same command goes on")
+        raise
+    result = {
+        "model": model,
+        "method": method,
+        "nfe": found.plan.nfe,
+        "out": str(folder),
+        "finished": found.finished,
+        "evaluations": found.evaluations,
+        "seconds": found.seconds,
+        "figures": found.figures,
+        "history": [list(pair) for pair in found.history],
+        "rows": found.rows,
+    }
+    write_json(folder / "results.json", result)
+    path = write_report(folder, page(model, found))
+    if as_json:
+        common.print_json(result)
+        return
+    columns = ("sampler", "evaluations", "error")
+    rows = [[row["name"], row["nfe"], row["error"]] for row in found.rows]
+    mark = next(i for i, row in enumerate(found.rows) if row["role"] == "searched")
+    common.print_table(columns, rows, mark)
+    if not found.finished:
+        typer.echo("the budget ended before the search did; the same command with a larger one goes on")
+    typer.echo(f"{found.evaluations} evaluations, {found.seconds:.0f} s: {folder / 'plan.json'}, {path}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise ValueError(f"--option takes NAME=VALUE, got {text!r}")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
+
+
+def page(model: str, found: Found) -> Report:
+    """The report: how the score fell, and the verdict."""
+    from fewstep.report.page import Report
+    from fewstep.report.plot import Plot
+    from fewstep.report.table import Table
+
+    sections: list[Any] = []
+    if len(found.history) > 1:
+        spent, scores = [n for n, _ in found.history], [value for _, value in found.history]
+        sections.append(
+            Plot(
+                "The best so far",
+                [(found.method, spent, scores)],
+                "evaluations of the network on one sample",
+                "relative error on held-out noises",
+                log_y=True,
+            )
+        )
+    sections.append(
+        Table(
+            "Verdict on fresh noises",
+            ("sampler", "role", "evaluations", "error"),
+            [[row["name"], row["role"], row["nfe"], row["error"]] for row in found.rows],
+            "Relative error of the end point. The hand-made ones are the best of every solver on every rule at as many"
+            " evaluations.",
+            best={"error": "low"},
+        )
+    )
+    hand = min(row["error"] for row in found.rows if row["role"] == "hand-made")
+    facts = [
+        ("error of the plan", found.error),
+        ("error of the best hand-made plan", hand),
+        ("evaluations of the search", found.evaluations),
+        ("seconds", round(found.seconds, 1)),
+    ]
+    lead = f"A plan of {found.plan.nfe} evaluations for {model!r}, found by {found.method}."
+    return Report(f"fewstep search: {model}", lead, facts, sections)

@@ -1,0 +1,113 @@
+"""A plan's exact gradients from a fraction of the memory: its stages in segments that run again for the way back."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import Method
+from fewstep.core.noise import Noise
+from fewstep.core.plan import Plan
+from fewstep.core.run import begin_run
+from fewstep.core.table import Stage
+
+METHODS = (
+    Method(
+        "checkpointed",
+        paper="Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)",
+        arxiv="1604.06174",
+        claim="exact gradients through any plan, memory of the square root of its stages",
+        use="checkpointed",
+    ),
+)
+
+
+def checkpointed(
+    plan: Plan,
+    model: Denoiser,
+    noise: Tensor,
+    *,
+    segment: int | None = None,
+    seed: int = 0,
+    first: int = 0,
+    init: Tensor | None = None,
+    **condition: Any,
+) -> Tensor:
+    """The samples `(B, *shape)` of a plan, in the noise's dtype, through which gradients flow.
+
+    The gradients are those of the plan as it stands, for the noise, the initial batch, float conditions and weights.
+    Kept until the backward pass are the states between segments of `segment` stages (by default the square root of
+    their number), and then, one segment at a time, what its evaluations save; each is made twice. The steps' noise is
+    drawn again, not kept.
+
+    Raises:
+        ValueError: as `Plan.run`; a segment below 1; a `Loop`, which has no fixed stages.
+    """
+    stages = plan.table.stages
+    size = math.ceil(math.sqrt(len(stages))) if segment is None else segment
+    if size < 1:
+        raise ValueError(f"a segment has at least 1 stage, got {segment}")
+    start, named = begin_run(plan, model, noise, init, noise.dtype, condition)
+    states, source = [start], Noise(seed, first)
+    memory: dict[int, Tensor] = {}
+    for begin in range(0, len(stages), size):
+        part = stages[begin : begin + size]
+        rows = tuple(row for row in memory if _read(stages[begin:], plan.table.states, row))
+        kept = tuple(row for row in range(plan.table.memory) if _read(stages[begin + size :], plan.table.states, row))
+        run = functools.partial(_run, part, rows, kept, len(states), plan.table.states, model, source, named)
+        out: Sequence[Tensor] = checkpoint(run, *states, *(memory[row] for row in rows), use_reentrant=False)
+        count = len(part[-1].weights)
+        states, memory = list(out[:count]), dict(zip(kept, out[count:], strict=True))
+    return states[plan.table.result]
+
+
+def _read(stages: Sequence[Stage], offset: int, row: int) -> bool:
+    """Whether the stages read a memory row before they write it."""
+    for stage in stages:
+        if row in (*(r for _, r in stage.outputs), *(r for _, r in stage.draws)):
+            return False
+        if any(weights[offset + row] != 0 for weights in stage.weights):
+            return True
+    return False
+
+
+def _run(
+    stages: Sequence[Stage],
+    rows: Sequence[int],
+    kept: Sequence[int],
+    count: int,
+    offset: int,
+    model: Denoiser,
+    source: Noise,
+    condition: Mapping[str, Tensor],
+    *tensors: Tensor,
+) -> tuple[Tensor, ...]:
+    """A segment: `count` states and the memory rows in; the new states and the rows that are still read out."""
+    states, memory = list(tensors[:count]), dict(zip(rows, tensors[count:], strict=True))
+    like = states[0]
+    for stage in stages:
+        if stage.evaluate is not None:
+            x = states[stage.x]
+            prediction = model(x, torch.tensor(stage.evaluate.t, dtype=x.dtype, device=x.device), **condition)
+            value = prediction.value.to(x.dtype)
+            for wanted, row in stage.outputs:
+                if wanted == prediction.kind:
+                    memory[row] = value
+                else:
+                    p, q = stage.convert(prediction.kind, wanted)
+                    memory[row] = p * x + q * value
+        for draw, row in stage.draws:
+            memory[row] = source.normal(draw, tuple(like.shape), like.device, like.dtype)
+        after = []
+        for weights in stage.weights:
+            terms = [(c, states[j] if j < offset else memory[j - offset]) for j, c in enumerate(weights) if c != 0]
+            after.append(sum((term * c for c, term in terms[1:]), terms[0][1] * terms[0][0]) if terms else like * 0)
+        states = after
+    return (*states, *(memory[row] for row in kept))
