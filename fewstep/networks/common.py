@@ -7,6 +7,7 @@ number for the batch (a function of the noise level, of order one: EDM's log(sig
 `network.blocks` is a dictionary from names to modules, in the order in which they run, each called exactly once per
 forward pass as `block(x, embedding)` and returning the new `x`. A name is also the path of the module inside the
 network (`network.get_submodule(name)`), so features are read, cached or replaced by hooks or by name.
+`network.skippable` are those among them that can be left out: their input stands for their output.
 """
 
 import math

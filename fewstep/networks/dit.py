@@ -129,6 +129,11 @@ class DiT(nn.Module):
             for name, module in pair.items()  # type: ignore[operator]
         }
 
+    @property
+    def skippable(self) -> dict[str, nn.Module]:
+        """The blocks that add to their input and keep its shape: all of them."""
+        return self.blocks
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON, with the registered name under "network"."""
         return {

@@ -168,6 +168,15 @@ class UNet(nn.Module):
         """The blocks by name, in the order in which they run."""
         return dict(self._walk())
 
+    @property
+    def skippable(self) -> dict[str, nn.Module]:
+        """The blocks that add to their input and keep its shape: without one of them the network still runs."""
+        return {
+            name: module
+            for name, module in self._walk()
+            if isinstance(module, Attention) or (isinstance(module, Residual) and isinstance(module.skip, nn.Identity))
+        }
+
     def _walk(self) -> Iterator[tuple[str, nn.Module]]:
         for level, modules in enumerate(_levels(self.down)):
             yield from ((f"down.{level}.{name}", module) for name, module in modules.items())

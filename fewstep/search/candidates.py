@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, methods
@@ -59,11 +60,11 @@ _CUTS = [_short(start, stop) for start in (-3.0, -2.3, -1.6, -1.0) for stop in (
 _CUT_SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-2", "vab-3")
 
 
-# Solvers that are never near the best at 4 to 10 evaluations (damped, restarted, of several evaluations a step), or that
-# need a choice of their own.
+# Solvers that are never near the best at 4 to 10 evaluations (damped, restarted, of several evaluations a step), or
+# that need a choice of their own.
 _LEFT_OUT = ("ghvb", "rho-rk", "dpm-fast", "restart", "unified")
 # Stochastic unless told otherwise, and good without their noise.
-_QUIET: dict[str, dict[str, float]] = {"sa-solver": {"tau": 0.0}}
+_QUIET: dict[str, dict[str, Any]] = {"sa-solver": {"tau": 0.0}}
 
 
 def _tried() -> list[str]:

@@ -33,8 +33,9 @@ class Job:
 
     A method is a function `method(job, **options)`. It calls `job.offer(plan)` for each plan worth a try, which
     scores it on held-out noises (relative endpoint error, lower is better), and keeps the best; `job.save(state)`
-    with a JSON state from which it could go on, and begins with `job.state`, None in a fresh search. `offer` and
-    `save` raise `OutOfBudget` when the budget is spent: the method need not look at it. Randomness comes from
+    with a JSON state from which it could go on, and begins with `job.state`, None in a fresh search. `job.rate(plan)`
+    scores on the training noises, to choose by. `offer`, `rate`, `save` and `check` raise `OutOfBudget` when the budget
+    is spent: the method need not look at it. Randomness comes from
     `job.seed`, or from a generator whose state is part of the saved one, so that a search that was killed and taken
     up again ends as if it had not been.
 

@@ -22,7 +22,8 @@ def test_a_search_writes_its_plan_and_sample_takes_it(fewstep, tmp_path):
     assert {path.name for path in out.iterdir()} == {"plan.json", "search.json", "results.json", "report.html"}
     code, printed, err = fewstep(*arguments)  # goes on from the end: nothing left to do
     assert code == 0 and "plan.json" in printed
-    code, printed, err = fewstep("sample", "digits", "-n", 4, "--plan", out / "plan.json", "--out", tmp_path / "x.png", "--json")
+    drawn = ("sample", "digits", "-n", 4, "--plan", out / "plan.json", "--out", tmp_path / "x.png", "--json")
+    code, printed, err = fewstep(*drawn)
     assert code == 0 and json.loads(printed)["nfe"] == 3
 
 
