@@ -1,13 +1,15 @@
 """`python -m claims [WORD ...]`: run the claims and write docs/evidence.json.
 
 With words, only the claims run whose method or file contains one of them; the others' figures stay as they were
-written. The word `tables` runs the comparison of solvers; without words everything runs.
+written. The word `tables` runs the comparison of solvers, `league` that of solvers and searches at few evaluations;
+without words everything runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,23 @@ from typing import Any
 import torch
 
 from claims.claim import FOLDER, Claim, collect
-from claims.tables import NOISES, PROCESSES, RULES, SEED, comparison, solvers
+from claims.tables import (
+    BUDGET,
+    LEAGUE,
+    NOISES,
+    PROCESSES,
+    RULES,
+    SEED,
+    comparison,
+    league,
+    league_names,
+    league_problems,
+    solvers,
+)
 from fewstep.report.files import write_json
 
 EVIDENCE = FOLDER.parent / "docs" / "evidence.json"
-TABLE = "endpoint"
+TABLE, LEAGUE_TABLE = "endpoint", "league"
 
 
 def measure(claim: Claim) -> dict[str, Any]:
@@ -73,10 +87,11 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="a part of a method's name or file, or 'tables'")
     parser.add_argument("--json", action="store_true", help="print the figures of this run as JSON")
     options = parser.parse_args(arguments)
-    words = [word for word in options.words if word != "tables"]
+    words = [word for word in options.words if word not in ("tables", LEAGUE_TABLE)]
     chosen = collect(words) if words or not options.words else []
     table = "tables" in options.words or not options.words
-    if not chosen and not table:
+    ranked = LEAGUE_TABLE in options.words or not options.words
+    if not chosen and not table and not ranked:
         parser.error(f"no claim is about {' or '.join(repr(word) for word in words)}")
 
     torch.set_num_threads(1)  # sums in one order, so that figures repeat
@@ -97,8 +112,21 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
             for process, solver, row in comparison():
                 rows.setdefault(process, {})[solver] = row
                 progress.advance(task)
+        lists: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        if ranked:
+            task = progress.add_task("league", total=3 * len(LEAGUE) * len(league_names()))
+            for problem in league_problems():
+                for nfe in LEAGUE:
+                    found = []
+                    for kind, name in league_names():
+                        progress.update(task, description=f"{problem.name}, {nfe}: {name}")
+                        row = league(problem, nfe, kind, name)
+                        found += [row] if row is not None and math.isfinite(row["error"]) else []
+                        progress.advance(task)
+                    found.sort(key=lambda row: row["error"])
+                    lists.setdefault(problem.name, {})[str(nfe)] = found
 
-    tables = {TABLE: rows} if table else {}
+    tables = ({TABLE: rows} if table else {}) | ({LEAGUE_TABLE: lists} if ranked else {})
     about = {
         "problem": "8-component mixture",
         "noises": NOISES,
@@ -109,7 +137,7 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
     evidence = {
         "claims": merged(entries, before),
         "tables": before["tables"] | tables,
-        "about_tables": {TABLE: about},
+        "about_tables": {TABLE: about, LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": BUDGET}},
     }
     write_json(path, evidence)
     holding = sum(entry["holds"] for entry in entries)

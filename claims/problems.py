@@ -48,6 +48,17 @@ def mixture(process: Process) -> GaussianMixture:
 
 
 @functools.cache
+def wide(process: Process) -> GaussianMixture:
+    """Six components in twelve dimensions: standard deviations 0.05 to 0.4, means 0.5 N(0, 1)."""
+    generator = torch.Generator().manual_seed(MIXTURE_SEED)
+    k, d = 6, 12
+    means = 0.5 * torch.randn(k, d, generator=generator, dtype=F64)
+    std = 0.05 + 0.35 * torch.rand(k, d, generator=generator, dtype=F64)
+    basis, _ = torch.linalg.qr(torch.randn(k, d, d, generator=generator, dtype=F64))
+    return GaussianMixture(torch.ones(k), means, basis @ torch.diag_embed(std**2) @ basis.mT, process)
+
+
+@functools.cache
 def smooth(process: Process) -> GaussianMixture:
     """Five broad components, on which orders show."""
     return anisotropic(5, 0.8, 0.35, 0.6, process)
@@ -87,10 +98,18 @@ def fine(process: Process) -> Plan:
 @functools.cache
 def exact(process: Process, seed: int, n: int = NOISES) -> Problem:
     """The eight-component mixture under a process, in float64."""
-    model = mixture(process)
-    noise = Noise(seed).normal(0, (n, 2), "cpu", F64)
-    reference = fine(process)(model, noise, dtype=F64)
-    return Problem(f"8-component mixture, {process.name}", model, noise, reference, {})
+    return _solved(f"8-component mixture, {process.name}", mixture(process), seed, n)
+
+
+@functools.cache
+def exact_wide(process: Process, seed: int, n: int = NOISES) -> Problem:
+    """The mixture in twelve dimensions under a process, in float64."""
+    return _solved(f"mixture in 12 dimensions, {process.name}", wide(process), seed, n)
+
+
+def _solved(name: str, model: GaussianMixture, seed: int, n: int) -> Problem:
+    noise = Noise(seed).normal(0, (n, *(model.shape or ())), "cpu", F64)
+    return Problem(name, model, noise, fine(model.process)(model, noise, dtype=F64), {})
 
 
 @functools.cache

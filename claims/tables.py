@@ -1,17 +1,23 @@
-"""The table behind docs/choose.md: every deterministic solver at several numbers of evaluations, on its best times."""
+"""The tables of the docs: every deterministic solver at several numbers of evaluations, on its best times; and at 5 and
+10 evaluations every solver and every search in one list, sorted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from claims.problems import Problem, exact
+import torch
+
+from claims.problems import Problem, digits, exact, exact_wide
 from fewstep.core.methods import card
+from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan, solver_names
+from fewstep.search.job import Job, OutOfBudget
+from fewstep.search.search import search_names
 
 PROCESSES: tuple[Process, ...] = (VP(), EDM(), Flow())
 RULES = ("log-snr", "karras", "quadratic", "short", "uniform")
@@ -48,3 +54,76 @@ def comparison() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for solver in solvers():
             entries = {str(nfe): _best(problem, solver, nfe) for nfe in EVALUATIONS}
             yield process.name, solver, {nfe: entry for nfe, entry in entries.items() if entry is not None}
+
+
+LEAGUE = (5, 10)  # evaluations
+BUDGET = 200_000  # of a search: evaluations of the network on one sample, the references' included
+SEARCH_SEED = 1  # its noises are not those on which it is judged
+SEARCH_NOISES = 64
+POLICIES = ("adadiff",)  # a policy over step counts has no number of evaluations of its own
+
+
+def league_problems() -> list[Problem]:
+    return [exact(VP(), SEED).part(NOISES), exact_wide(VP(), SEED).part(NOISES), digits(SEED)]
+
+
+def league_names() -> list[tuple[str, str]]:
+    """(kind, name) of all that are compared."""
+    searches = [name for name in search_names() if name not in POLICIES]
+    live = [("live", "evodiff"), ("live", "dpm-solver-v3-2")]
+    return [("solver", name) for name in solvers()] + live + [("search", name) for name in searches]
+
+
+def league(problem: Problem, nfe: int, kind: str, name: str) -> dict[str, Any] | None:
+    """One row: the solver on its best rule, or the plan of a search; None where so few evaluations do not do."""
+    if kind == "search":
+        return _searched(problem, nfe, name)
+    if name.startswith("dpm-solver-v3"):
+        return _with_statistics(problem, nfe, name)
+    best = _best(problem, name, nfe)
+    return None if best is None else {"name": name, "kind": kind, **best, "evaluations": 0, "seconds": 0.0}
+
+
+_STATISTICS: dict[str, Any] = {}
+
+
+def _with_statistics(problem: Problem, nfe: int, name: str) -> dict[str, Any]:
+    from fewstep.sampling.statistics import estimate_statistics
+
+    if problem.name not in _STATISTICS:
+        _STATISTICS[problem.name] = estimate_statistics(problem.model)
+    process = problem.model.process
+    errors = {
+        rule: problem.error(plan(process, name, timesteps=rule, nfe=nfe, statistics=_STATISTICS[problem.name]))
+        for rule in RULES
+    }
+    best = min(errors, key=lambda rule: errors[rule])
+    return {"name": name, "kind": "live", "error": errors[best], "timesteps": best, "nfe": nfe} | {
+        "evaluations": 0,
+        "seconds": 0.0,
+    }
+
+
+def _searched(problem: Problem, nfe: int, name: str) -> dict[str, Any] | None:
+    """The best plan that a search finds within the budget, judged on the problem's noises."""
+    from fewstep.core.methods import find
+
+    job = Job(problem.model, nfe, method=name, seed=SEARCH_SEED, noises=SEARCH_NOISES, evaluations=BUDGET)
+    with job, torch.no_grad():
+        try:
+            find(name, room="search")(job)
+        except OutOfBudget:
+            pass
+        spent, seconds = job.evaluations, job.seconds
+    found: Plan | None = job.best
+    if found is None:
+        return None
+    return {
+        "name": name,
+        "kind": "search",
+        "error": problem.error(found),
+        "timesteps": f"{found.name}, {found.about.get('timesteps', '')}",
+        "nfe": found.nfe,
+        "evaluations": spent,
+        "seconds": round(seconds, 1),
+    }

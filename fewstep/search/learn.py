@@ -33,7 +33,9 @@ from fewstep.core.plan import Combine, Evaluate, Plan
 from fewstep.core.prediction import conversion, scales
 from fewstep.core.process import Process
 from fewstep.search.candidates import Candidate, hand_made, rank, score
+from fewstep.search.grids import SOLVERS
 from fewstep.search.job import Job
+from fewstep.search.olss import olss
 from fewstep.search.problem import Problem, run_all
 
 METHODS = (
@@ -85,11 +87,12 @@ class Learner:
         table = tabulate(plan)
         assert table is not None
         times, rows = table
-        self.process, self.start, self.end, self.n = process, times[0], plan.times[-1], len(times)
+        self.process, self.start, self.end, self.n = process, plan.times[0], plan.times[-1], len(times)
         self.source = plan
         alpha = [process.alpha(t) for t in (*times, self.end)]
         sigma = [process.sigma(t) for t in (*times, self.end)]
         s, m = np.ones(self.n + 1), np.zeros((self.n, self.n))
+        s[0] = rows[0][0] * process.sigma(self.start) / sigma[0]  # not 1 where a fitted plan scales its start
         for i in range(self.n):
             carry = sigma[i + 1] / sigma[i]
             if carry > 0 and rows[i][0] != 0:
@@ -100,7 +103,8 @@ class Learner:
         low = process.log_snr(self.start)
         self._low = low if math.isfinite(low) else process.log_snr(process.time(-8.0))
         self._high = process.log_snr(process.t_min)
-        log_snr = [self._low, *(process.log_snr(t) for t in times[1:])]
+        first = self._low if times[0] == self.start else process.log_snr(times[0])
+        log_snr = [first, *(process.log_snr(t) for t in times[1:])]
         self.initial = np.concatenate((log_snr, s, m[self._triangle]))
 
     def clamp(self, theta: np.ndarray) -> np.ndarray:
@@ -218,22 +222,31 @@ class Fit:
 
 
 def learned_plan(job: Job, iterations: int = 12) -> None:
-    """Fit times and coefficients from the three best hand-made plans (`learn`), as many iterations as asked."""
-    starts = rank(list(hand_made(job.process, job.nfe)), job.model, job.held_out)
-    for start in starts[:1]:
-        job.offer(start.plan)
-    fits = [Fit(Learner(job.process, c.plan), job.model, job.train, job.held_out) for c in _learnable(starts)]
-    done = 0
-    if job.state is not None:
-        done = job.state["done"]
-        for fit, kept in zip(fits, job.state["fits"], strict=True):
-            fit.restore(kept)
-    while done < iterations and (active := [fit for fit in fits if fit.stalled < 2]):
-        fit = active[done // 2] if done // 2 < len(active) else min(active, key=lambda fit: fit.score)
-        fit.step(lambda: None)
-        done += 1
+    """Fit times and coefficients, as many iterations as asked, from OLSS's plan and the best hand-made ones (`Fit`).
+
+    Two iterations for each of three starts, then the rest for the one that leads.
+    """
+    state = job.state
+    if state is None or "tried" in state:  # OLSS is not done
+        olss(job)
+        hand = rank(list(hand_made(job.process, job.nfe, SOLVERS)), job.model, job.held_out)
+        assert job.best is not None
+        job.offer(hand[0].plan)
+        starts = _learnable([Candidate(job.best, job.score), *hand])
+        state = {"done": 0, "starts": [start.plan.to_json() for start in starts], "fits": None}
+        job.save(state)
+    fits = [
+        Fit(Learner(job.process, Plan.from_json(text)), job.model, job.train, job.held_out) for text in state["starts"]
+    ]
+    for fit, kept in zip(fits, state["fits"] or [], strict=False):
+        fit.restore(kept)
+    while state["done"] < iterations and (active := [fit for fit in fits if fit.stalled < 2]):
+        turn = state["done"] // 2
+        fit = fits[turn] if turn < len(fits) and fits[turn] in active else min(active, key=lambda fit: fit.score)
+        fit.step(job.check)
         job.offer(fit.learner.plan(fit.best))
-        job.save({"done": done, "fits": [fit.state() for fit in fits]})
+        state = state | {"done": state["done"] + 1, "fits": [fit.state() for fit in fits]}
+        job.save(state)
 
 
 def _learnable(starts: list[Candidate]) -> list[Candidate]:
