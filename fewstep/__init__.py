@@ -9,7 +9,9 @@ Everything here is imported on first use, so `import fewstep` loads nothing heav
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -28,13 +30,27 @@ if TYPE_CHECKING:
     from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save
+    from fewstep.sampling.adjoint import sample_with_gradient as sample_with_gradient
     from fewstep.sampling.build import plan as plan
+    from fewstep.sampling.compiled import compile as compile
+    from fewstep.sampling.likelihood import bits_per_dim as bits_per_dim
+    from fewstep.sampling.likelihood import log_likelihood as log_likelihood
+    from fewstep.sampling.mixed import run_mixed as run_mixed
+    from fewstep.sampling.parallel import run_parallel as run_parallel
     from fewstep.sampling.sample import sample as sample
+    from fewstep.search.compare import compare as compare
     from fewstep.search.search import search as search
     from fewstep.training.trainer import train as train
 
 _HOMES = {
     "accelerate": "fewstep.accelerate.pipeline",
+    "bits_per_dim": "fewstep.sampling.likelihood",
+    "compare": "fewstep.search.compare",
+    "compile": "fewstep.sampling.compiled",
+    "log_likelihood": "fewstep.sampling.likelihood",
+    "run_mixed": "fewstep.sampling.mixed",
+    "run_parallel": "fewstep.sampling.parallel",
+    "sample_with_gradient": "fewstep.sampling.adjoint",
     "evaluate": "fewstep.accelerate.evaluate",
     "Denoiser": "fewstep.core.denoiser",
     "Label": "fewstep.core.denoiser",
@@ -58,10 +74,20 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # a room of the same name (fewstep.accelerate) must not win on the next look
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+class _Package(ModuleType):
+    """Keeps `fs.search` and `fs.accelerate` the functions: importing a room binds its module to the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

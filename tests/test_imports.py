@@ -139,3 +139,11 @@ def test_importing_fewstep_loads_nothing_heavy():
 def test_listing_the_methods_loads_no_torch():
     after = loaded("import fewstep; assert fewstep.methods('sampling')")
     assert "torch" not in after and "numpy" not in after
+
+
+def test_functions_win_over_rooms_of_their_name():
+    code = (
+        "import fewstep as fs; fs.evaluate; fs.compare; import fewstep.search.job, fewstep.accelerate.point;"
+        "assert callable(fs.accelerate) and callable(fs.search); from fewstep import search; assert search is fs.search"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

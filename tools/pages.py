@@ -14,12 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "processes": "The forward processes: how a sample turns into noise.",
     "timesteps": "Where a sampling grid puts its times.",
-    "sampling": "Solvers. Every one compiles to a plan; `unipc-3` is `unipc` of order 3.",
+    "sampling": "Solvers, what wraps them, and what runs them. `unipc-3` is `unipc` of order 3.",
     "denoisers": "What predicts: networks and closed forms.",
     "networks": "Networks for images.",
     "training": "Training.",
     "metrics": "Measures of samples.",
-    "accelerate": "The search for a plan of few evaluations.",
+    "search": "Searches: `fewstep search MODEL --method NAME`.",
+    "accelerate": "The whole job: search, learn, judge.",
 }
 
 
@@ -52,6 +53,32 @@ def methods_page(evidence: dict[str, Any] | None = None) -> str:
             figures = [found.get(card.name, "")] if measured else []
             lines.append(_row([f"`{card.name}`", paper, _plain(card.claim), *figures, f"`{card.file}`"]))
         lines.append("")
+    return "\n".join(lines)
+
+
+def compared_page(evidence: dict[str, Any] | None = None) -> str:
+    """Every solver and search in one list, sorted, from the evidence's league."""
+    evidence = evidence or {}
+    league = evidence.get("tables", {}).get("league", {})
+    about = evidence.get("about_tables", {}).get("league", {})
+    lines = [
+        "# Solvers and searches compared",
+        "",
+        "Relative error of the end point, against the exact (or far finer) solution from the same noises, least first. A"
+        f" solver has the best of the rules {', '.join(about.get('rules', []))}; a search has had up to"
+        f" {about.get('search_budget', 0):,} evaluations of the model on one sample, on noises of its own.",
+        "",
+    ]
+    for problem, by_nfe in league.items():
+        for nfe, rows in by_nfe.items():
+            lines += [f"## {problem}, {nfe} evaluations", ""]
+            lines += [_row(["", "name", "error", "times or plan", "NFE", "evaluations to find it", "seconds"])]
+            lines += [_row(["---"] * 7)]
+            for place, row in enumerate(rows, 1):
+                name = f"**`{row['name']}`**" if row["kind"] == "search" else f"`{row['name']}`"
+                cost = (f"{row['evaluations']:,}", f"{row['seconds']:g}") if row["kind"] == "search" else ("", "")
+                lines.append(_row([str(place), name, f"{row['error']:.3g}", row["timesteps"], str(row["nfe"]), *cost]))
+            lines.append("")
     return "\n".join(lines)
 
 
@@ -101,6 +128,7 @@ def on_files(files: Any, config: Any) -> Any:
         "contributing.md": from_root("CONTRIBUTING.md"),
         "changelog.md": from_root("CHANGELOG.md"),
         "methods.md": methods_page(read_evidence()),
+        "compared.md": compared_page(read_evidence()),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))

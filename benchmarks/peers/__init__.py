@@ -1,1 +1,1 @@
-"""Accuracy beside diffusers, k-diffusion and azula on exact problems: the adapter to the harness, and its summary."""
+"""fewstep beside diffusers, k-diffusion, azula and torchdiffeq: accuracy, sample distance and overhead, in one run."""

@@ -41,6 +41,23 @@ def _stable(order: int, beta: float, kh: float, h: float = 0.05, n: int = 160) -
     return bool(size[-40:].max() < size[-80:-40].max())
 
 
+def _growth(solver: str, kh: float, n: int = 60, h: float = 0.1, **options: Any) -> float:
+    """How often larger the state is after n steps of `k h = kh`: below 1 where it should be, as the solution decays."""
+    model = _Linear(kh / h)
+    made = plan(model.process, solver, timesteps=[math.exp(2.0 - h * i) for i in range(n + 1)], **options)
+    return float(made(model, torch.ones(1, 1, dtype=F64) / made.start[1], dtype=F64).abs())
+
+
+def _where_plms_diverges(seed: int) -> Outcome:
+    return Outcome(
+        _growth("ghvb-4", 0.45, beta=0.4),
+        _growth("plms", 0.45),
+        "plms",
+        "order 4, beta = 0.4, d(x/alpha)/d(log-SNR) = -k x/alpha, 60 equal steps h of log-SNR, k h = 0.45",
+        unit="size of the state, from 1 at the start",
+    )
+
+
 def _interval(order: int, beta: float) -> float:
     """The longest stable `k h`, to 0.04."""
     low, high = 0.0, 2.56
@@ -93,6 +110,7 @@ def _guided(seed: int, nfe: int, weight: float) -> Outcome:
 
 
 CLAIMS = (
+    Claim("ghvb", "order 4 stays finite where plms diverges", _where_plms_diverges),
     Claim("ghvb", "orders 1 to 4 are as stated", lambda seed: orders(VP(), "ghvb", seed)),
     Claim(
         "ghvb",

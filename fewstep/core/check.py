@@ -248,9 +248,10 @@ def _coefficients(plan: Plan) -> tuple[float, float, float]:
     return largest, float(np.abs(result[1 : 1 + n]).sum()), off
 
 
-def amplification(plan: Plan, k: Array) -> Array:
+def amplification(plan: Plan, k: Array, last: int | None = None) -> Array:
     """How far any state of `d(x / alpha) / d(log-SNR) = -k x / alpha` exceeds the four before it, for each k (real or
-    complex): at most 1 where the plan is stable. Noise that the plan draws is left out."""
+    complex): at most 1 where the plan is stable. Noise that the plan draws is left out. With `last`, only so many
+    states at the end count, which the start no longer reaches."""
     k = np.asarray(k, dtype=complex)
     size: list[Array] = []
 
@@ -265,7 +266,7 @@ def amplification(plan: Plan, k: Array) -> Array:
             if op.slot in found:
                 size.append(np.abs(values[op.slot]) / found[op.slot])
         worst = np.zeros(k.shape)
-        for i in range(1, len(size)):
+        for i in range(1 if last is None else max(1, len(size) - last), len(size)):
             before = np.max(size[max(0, i - 4) : i], axis=0)
             worst = np.fmax(worst, np.where(np.isfinite(size[i]), size[i], np.inf) / np.maximum(before, 1e-300))
     return worst
