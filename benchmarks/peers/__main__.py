@@ -1,68 +1,68 @@
-"""`python -m benchmarks.peers ACCURACY.json`: summarise a run of the harness, peers and fewstep together.
+"""`python -m benchmarks.peers [accuracy distance overhead]`: measure beside the peers, and rewrite those sections.
 
-Writes the best of each per path and number of evaluations into benchmarks/RESULTS.md and benchmarks/results/peers.json.
+Figures go to benchmarks/results/peers_*.json, one row a case, and to sections of benchmarks/RESULTS.md. `--quick`, a
+trial with few budgets and rounds, only prints. `make peers` makes the environment this needs.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
 import sys
-from pathlib import Path
+import time
+import warnings
+from importlib.metadata import version
 from typing import Any
 
-from benchmarks.__main__ import HERE, machine, place, table
-from fewstep.report.files import write_json
+from benchmarks.__main__ import HERE, machine, place
+from benchmarks.peers import accuracy, distance, overhead
+from fewstep.report.files import write_text
+
+QUICK_NFES = (5, 10)
+ROUNDS, QUICK_ROUNDS = 30, 4
+PARTS = {"accuracy": accuracy, "distance": distance, "overhead": overhead}
+PACKAGES = ("diffusers", "k-diffusion", "azula", "torchdiffeq", "torchsde")
 
 
-def best(rows: list[dict[str, Any]], ours: bool) -> dict[str, Any] | None:
-    kept = [r for r in rows if (r["peer"] == "fewstep") == ours and math.isfinite(r.get("err", math.nan))]
-    return min(kept, key=lambda r: r["err"], default=None)
+def versions() -> str:
+    return ", ".join(f"{package} {version(package)}" for package in PACKAGES)
 
 
-def summarise(found: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for path in dict.fromkeys(r["path"] for r in found["det"]):
-        for nfe in found["nfes"]:
-            here = [r for r in found["det"] if r["path"] == path and r["budget"] == nfe]
-            own, peer = best(here, True), best(here, False)
-            if own is None or peer is None:
-                continue
-            rows.append(
-                {
-                    "path": path,
-                    "nfe": nfe,
-                    "fewstep": own["err"],
-                    "fewstep_solver": f"{own['solver']} [{own['grid']}]",
-                    "peer": peer["err"],
-                    "peer_solver": f"{peer['peer']} {peer['solver']} [{peer['grid']}]",
-                    "ratio": own["err"] / peer["err"],
-                }
-            )
-    return rows
+def keep(name: str, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the figures, a row a line."""
+    head = json.dumps({"machine": machine(), "versions": versions(), **about}, allow_nan=False)
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    write_text(HERE / "results" / f"peers_{name}.json", f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
-def main(path: str) -> None:
-    rows = summarise(json.loads(Path(path).read_text("utf-8")))
-    write_json(HERE / "results" / "peers.json", {"machine": machine(), "rows": rows})
-    cells = [
-        [
-            r["path"],
-            str(r["nfe"]),
-            f"{r['fewstep']:.2e} {r['fewstep_solver']}",
-            f"{r['peer']:.2e} {r['peer_solver']}",
-            f"{r['ratio']:.2f}",
-        ]
-        for r in rows
-    ]
-    text = (
-        "## Best hand-made solver beside the best peer\n\nRelative endpoint error on the eight-component mixture, exact"
-        " denoiser, the best of every solver and schedule of each side, all in one run. `+0` ends with a jump to sigma"
-        " = 0.\n\n" + table(["path", "NFE", "fewstep", "best peer", "ratio"], cells) + f"\n\n{machine()}."
-    )
-    place("peers", text)
-    print(text)
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="fewstep beside its peers")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them by default")
+    parser.add_argument("--quick", action="store_true", help="few budgets and rounds; prints, writes nothing")
+    parser.add_argument("--workers", type=int, choices=(1, 2), default=1, help="processes (overhead: always one)")
+    given = parser.parse_args(arguments)
+    unknown = [part for part in given.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; there are: {', '.join(PARTS)}")
+    warnings.filterwarnings("ignore")  # the peers' own
+    (HERE / "results").mkdir(exist_ok=True)
+    nfes = QUICK_NFES if given.quick else accuracy.NFES
+    for name in given.parts or PARTS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        begin = time.perf_counter()
+        part: Any = PARTS[name]
+        if name == "overhead":
+            about, rows = part.measure(QUICK_ROUNDS if given.quick else ROUNDS)
+        else:
+            about, rows = part.measure(nfes, given.workers)
+        about["seconds"] = round(time.perf_counter() - begin)
+        text = f"{part.render(about, rows)}\n\n{machine()}; {versions()}; {about['seconds']} s."
+        print(text, end="\n\n")
+        if not given.quick:
+            keep(name, about, rows)
+            place(f"peers_{name}", text)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    raise SystemExit(main(sys.argv[1:]))

@@ -122,9 +122,7 @@ def _solver(name: str, grid: str, scheduler: str, evaluations: str, network: str
     """
     driven = {key: rest.pop(key) for key in ("ends_at_table", "set_timesteps", "eta", "seed") if key in rest}
     run = Pipeline(lambda: getattr(library(), scheduler)(**rest), evaluations, network, **driven)
-    return Solver(
-        NAME, name, grid, run, functools.partial(run, begin_index=True), remedy="needs set_begin_index(0)"
-    )
+    return Solver(NAME, name, grid, run, functools.partial(run, begin_index=True), remedy="needs set_begin_index(0)")
 
 
 def _variants(order: int) -> tuple[str, ...]:

@@ -268,8 +268,8 @@ class Problem:
         leaves noise in the sample and is held against the end point itself.
         """
         assert self.reference is not None
-        stops_early = r_end <= 0 or r_end > 1.1 * self.path.r_min
-        exact = self.reference.x0 if stops_early else self.reference.unit(r_end) * math.sqrt(1 + r_end * r_end)
+        at_min = 0 < r_end <= 1.1 * self.path.r_min
+        exact = self.reference.unit(r_end) * math.sqrt(1 + r_end * r_end) if at_min else self.reference.x0
         return float((x - exact).norm(dim=1).mean() / self.reference.x0.norm(dim=1).mean())
 
 
