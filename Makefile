@@ -3,8 +3,9 @@ PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 pytho
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PEERS_PIP := .venv-peers/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint evidence bench docs figures clean
+.PHONY: demo test lint evidence bench peers docs figures clean
 
 demo: .venv/.package
 	$(BIN)/fewstep demo
@@ -24,6 +25,10 @@ evidence: .venv/.package
 bench: .venv/.package
 	$(BIN)/python -m benchmarks
 
+# Beside diffusers, k-diffusion, azula and torchdiffeq, in an environment of their own: about half an hour.
+peers: .venv-peers/.package
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m benchmarks.peers
+
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -32,7 +37,7 @@ figures: .venv/.package
 	$(BIN)/python tools/figures.py runs/demo
 
 clean:
-	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers site .mypy_cache .pytest_cache .ruff_cache
 
 # Stamps: nothing is installed again until what was asked for changes.
 .venv/bin/python:
@@ -50,3 +55,12 @@ clean:
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e '.[docs]'
 	@touch $@ .venv/.package
+
+# azula and k-diffusion ask for torchvision, which nothing here uses: hence without what they depend on.
+.venv-peers/.package: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: python 3.11 or later is needed, and none was found" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS_PIP) torch -e .
+	$(PEERS_PIP) diffusers accelerate torchsde torchdiffeq einops
+	$(PEERS_PIP) --no-deps azula k-diffusion
+	@touch $@

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [overhead imports learned]`: measure, and rewrite those sections of benchmarks/RESULTS.md.
+"""`python -m benchmarks [overhead imports learned executors]`: measure, and rewrite those sections of RESULTS.md.
 
 Each section of RESULTS.md stands between two markers and is written from the run's own figures, which are also kept as
 JSON in benchmarks/results/.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import imports, learned, overhead
+from benchmarks import executors, imports, learned, overhead
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -71,10 +71,16 @@ def _learned(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _executors(rows: list[dict[str, Any]]) -> str:
+    cells = [[row["case"], f"{row['figure']:.3g}", row["unit"]] for row in rows]
+    return "## Executors\n\nOn the embedded digits, one thread, medians.\n\n" + table(["case", "", "unit"], cells)
+
+
 SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], str]]] = {
     "overhead": (overhead.measure, _overhead),
     "imports": (imports.measure, _imports),
     "learned": (learned.measure, _learned),
+    "executors": (executors.measure, _executors),
 }
 
 

@@ -19,6 +19,7 @@ import torch
 from claims.claim import FOLDER, Claim, collect
 from claims.tables import (
     BUDGET,
+    DEAR_BUDGET,
     LEAGUE,
     NOISES,
     PROCESSES,
@@ -125,6 +126,8 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
                         progress.advance(task)
                     found.sort(key=lambda row: row["error"])
                     lists.setdefault(problem.name, {})[str(nfe)] = found
+                    best = ", ".join(f"{row['name']} {row['error']:.3g}" for row in found[:5])
+                    console.print(f"{problem.name}, {nfe} evaluations: {best}", highlight=False, soft_wrap=True)
 
     tables = ({TABLE: rows} if table else {}) | ({LEAGUE_TABLE: lists} if ranked else {})
     about = {
@@ -137,7 +140,10 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
     evidence = {
         "claims": merged(entries, before),
         "tables": before["tables"] | tables,
-        "about_tables": {TABLE: about, LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": BUDGET}},
+        "about_tables": {
+            TABLE: about,
+            LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": [BUDGET, DEAR_BUDGET]},
+        },
     }
     write_json(path, evidence)
     holding = sum(entry["holds"] for entry in entries)

@@ -61,12 +61,13 @@ def compared_page(evidence: dict[str, Any] | None = None) -> str:
     evidence = evidence or {}
     league = evidence.get("tables", {}).get("league", {})
     about = evidence.get("about_tables", {}).get("league", {})
+    budget = about.get("search_budget", [0, 0])
     lines = [
         "# Solvers and searches compared",
         "",
-        "Relative error of the end point, against the exact (or far finer) solution from the same noises, least first. A"
-        f" solver has the best of the rules {', '.join(about.get('rules', []))}; a search has had up to"
-        f" {about.get('search_budget', 0):,} evaluations of the model on one sample, on noises of its own.",
+        "Relative error of the end point, against the exact (or far finer) solution from the same noises, least"
+        f" first. A solver has the best of the rules {', '.join(about.get('rules', []))}; a search has had up to"
+        f" {budget[0]:,} evaluations of the model on one sample ({budget[1]:,} of a network), on noises of its own.",
         "",
     ]
     for problem, by_nfe in league.items():

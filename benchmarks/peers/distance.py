@@ -102,7 +102,7 @@ def _sides(nfes: tuple[int, ...], rows: list[Row]) -> str:
 
 
 def _every(nfes: tuple[int, ...], rows: list[Row]) -> str:
-    """Every stochastic solver, at each budget on its best schedule, in the order of the middle budgets' mean log."""
+    """Every stochastic solver, at each budget on its best schedule, in the order of the mean log distance."""
     by: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["stochastic"]:

@@ -1,4 +1,4 @@
-"""Claims of fewstep/accelerate/learn.py."""
+"""Claims of fewstep/search/learn.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 
 from claims.claim import Claim, Outcome
 from claims.problems import digits, exact
+from claims.searches import problem, search
 from fewstep.core.process import Process
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
@@ -57,7 +58,37 @@ def _digits(seed: int) -> Outcome:
     )
 
 
+def _five_against_twelve(process: Process | None, seed: int) -> Outcome:
+    """The searched plan of 5 evaluations against 2M with 12, on the better of its two common rules."""
+    where = problem(process, seed)
+    job = search(process, 5, "learned-plan", seed)
+    assert job.best is not None
+    theirs = min(
+        (where.error(plan(where.model.process, "dpmpp-2m", 12, rule)), rule) for rule in ("log-snr", "karras")
+    )
+    return Outcome(
+        where.error(job.best),
+        theirs[0],
+        f"dpmpp-2m, {theirs[1]}, 12 evaluations",
+        f"5 evaluations, {where.name}; 64 noises to learn from, 64 held out, {len(where.noise)} unseen;"
+        f" {job.best.name}, {job.evaluations} evaluations to find it",
+        unit="relative end point error",
+    )
+
+
 CLAIMS = (
+    Claim(
+        "learned-plan",
+        "5 evaluations reach what dpmpp-2m needs more than 12 for",
+        lambda seed: _five_against_twelve(VP(), seed),
+        quick=False,
+    ),
+    Claim(
+        "learned-plan",
+        "5 evaluations reach what dpmpp-2m needs more than 12 for on the embedded digits",
+        lambda seed: _five_against_twelve(None, seed),
+        quick=False,
+    ),
     Claim(
         "learned-plan",
         "4 evaluations land nearer to the reference than 20 of ddim on the embedded digits",
