@@ -35,7 +35,7 @@ def _work(task: tuple[str, int, tuple[int, ...]]) -> list[Row]:
     rows = []
     for solver in all_solvers(path, stochastic=False)[part::PARTS]:
         tried = try_all(solver, problem, nfes, problem.error, most_failures=2)
-        row = {"path": path, "library": solver.library, "solver": solver.name, "grid": solver.grid}
+        row: Row = {"path": path, "library": solver.library, "solver": solver.name, "grid": solver.grid}
         row |= {"evaluations": tried["evaluations"], "error": tried["scores"]}
         rows.append(row | ({"notes": tried["notes"]} if tried["notes"] else {}))
     return rows
@@ -113,7 +113,8 @@ def render(about: Row, rows: list[Row]) -> str:
         f" mean norm, {BATCH} noises, the same for all. The best of every solver and schedule of each side, picked"
         " afterwards, all in one run; cases (solver, schedule, path): " + counts + ". A solver makes at most NFE"
         " evaluations. `+0` ends with a jump to sigma = 0. diffusers runs on its own timesteps and float32 tables, in"
-        " the names of its schedules; it has none for vp_cont.",
+        " the names of its schedules; it has none for vp_cont. fewstep's solvers are those its search tries, on the"
+        f" rules {', '.join(adapter_fewstep.RULES)}, to both ends; `short` and `quadratic` are rules that no peer has.",
         _sides(nfes, rows),
     ]
     for nfe in RANKED_AT:

@@ -70,7 +70,7 @@ def _rule(path: str, name: str) -> str | Callable[..., list[float]]:
 
 
 @functools.cache
-def _plan(path: str, solver: str, rule: str, nfe: int, end: str, options: tuple[tuple[str, float], ...]) -> Plan | None:
+def _plan(path: str, solver: str, rule: str, nfe: int, end: str, options: tuple[tuple[str, Any], ...]) -> Plan | None:
     """The plan with the most steps within the budget; None where there is none, or none that comes near it."""
     try:
         made = plan(process_of(path), solver, timesteps=_rule(path, rule), nfe=nfe, end=end, **dict(options))

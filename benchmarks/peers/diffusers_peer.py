@@ -109,7 +109,7 @@ class Pipeline:
             sigma, data = float(torch.exp(4 * t.double())), scheduler.config.sigma_data
             skip, out = data**2 / (sigma**2 + data**2), sigma * data / math.sqrt(sigma**2 + data**2)
             return (problem.x0(x, 1.0, sigma) - skip * x) / out
-        r = problem.path.table_ratio(t)
+        r = problem.path.table_ratio(float(t))
         a = 1 / math.sqrt(1 + r * r)
         return problem.eps(scaled.to(F64), a, r * a)
 
@@ -138,6 +138,7 @@ def _table_solvers(path: str) -> list[Solver]:
     base = LINEAR if path == "vp_linear" else COSINE
     clip = {} if path == "vp_linear" else {"lambda_min_clipped": -5.1}
     multistep, singlestep = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
+    options: dict[str, Any]
     out = []
     for spacing in ("trailing", "leading", "linspace"):
         options = {"clip_sample": False, "timestep_spacing": spacing} | base
@@ -160,12 +161,13 @@ def _table_solvers(path: str) -> list[Solver]:
                 out.append(
                     _solver(f"DPM++ {order}S", grid, singlestep, "one", "vp", **options, **spaced, **clip, **base)
                 )
-        unipc = functools.partial(_solver, grid=grid, scheduler="UniPCMultistepScheduler", evaluations="one")
+        shared = {"grid": grid, "scheduler": "UniPCMultistepScheduler", "evaluations": "one", "network": "vp"}
+        unipc: Callable[..., Solver] = functools.partial(_solver, **shared)
         for order in (2, 3):
-            options = {"network": "vp", "solver_order": order} | spaced | base
+            options = {"solver_order": order} | spaced | base
             out += [unipc(f"UniPC-{order} {variant}", solver_type=variant, **options) for variant in ("bh1", "bh2")]
-            out.append(_solver(f"DEIS-{order}", grid, "DEISMultistepScheduler", "one", **options))
-        out.append(unipc("UniPC-3 smin", network="vp", solver_order=3, **TO_MIN, **spaced, **base))
+            out.append(_solver(f"DEIS-{order}", grid, "DEISMultistepScheduler", "one", "vp", **options))
+        out.append(unipc("UniPC-3 smin", solver_order=3, **TO_MIN, **spaced, **base))
         options = {"tau_func": lambda t: 0.0} | spaced | clip | base
         out.append(_solver("SA-Solver tau=0", grid, "SASolverScheduler", "one", "vp", **options))
         for name, scheduler, evaluations in (
@@ -223,16 +225,19 @@ def _flow_solvers() -> list[Solver]:
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / n, n))
 
     euler, heun = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
+    options: dict[str, Any]
     out = []
     for shift in (1.0, 3.0):
-        driven = {"set_timesteps": as_pipelines, "shift": shift}
+        driven: dict[str, Any] = {"set_timesteps": as_pipelines, "shift": shift}
         out.append(_solver("FlowEuler", f"pipe shift{shift:g}", euler, "one", "flow", **driven))
         out.append(_solver("FlowHeun", f"shift{shift:g}", heun, "two", "flow", shift=shift))
     for grid in ("default", "karras", "exp", "beta"):
         out.append(_solver("FlowEuler", grid, euler, "one", "flow", **GRIDS.get(grid, {})))
     for shift in (1.0, 3.0):
         base: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
-        add = functools.partial(_solver, grid=f"flow shift{shift:g}", evaluations="one", network="flow", **base)
+        add: Callable[..., Solver] = functools.partial(
+            _solver, grid=f"flow shift{shift:g}", evaluations="one", network="flow", **base
+        )
         for order in (1, 2, 3):
             for variant in _variants(order):
                 options = {"scheduler": "DPMSolverMultistepScheduler", "solver_order": order, "solver_type": variant}

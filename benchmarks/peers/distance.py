@@ -66,7 +66,7 @@ def _work(task: tuple[str, int, tuple[int, ...]]) -> list[Row]:
     rows = []
     for solver, stochastic in cases[part::PARTS]:
         tried = try_all(solver, problem, nfes, lambda x, r: distance(x), most_failures=len(nfes))
-        row = {"path": path, "library": solver.library, "solver": solver.name, "grid": solver.grid}
+        row: Row = {"path": path, "library": solver.library, "solver": solver.name, "grid": solver.grid}
         row |= {"stochastic": stochastic, "evaluations": tried["evaluations"], "distance": tried["scores"]}
         rows.append(row | ({"notes": tried["notes"]} if tried["notes"] else {}))
     return rows

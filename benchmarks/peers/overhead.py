@@ -75,7 +75,7 @@ def measure(rounds: int) -> tuple[Row, list[Row]]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[Row] = []
     try:
         for label, shape in SHAPES.items():
             made: list[tuple[str, str, Loop, int, list[float]]] = []
@@ -99,7 +99,13 @@ def measure(rounds: int) -> tuple[Row, list[Row]]:
             for library, name, _, calls, times in made:
                 each = [t / calls for t in times]
                 ratios = [t / f for t, f in zip(each, floor, strict=False)]
-                row = {"shape": label, "library": library, "solver": name, "evaluations": calls, "rounds": len(times)}
+                row: Row = {
+                    "shape": label,
+                    "library": library,
+                    "solver": name,
+                    "evaluations": calls,
+                    "rounds": len(times),
+                }
                 row |= {"us_median": statistics.median(each) * 1e6, "us_least": min(each) * 1e6}
                 row |= {"times_floor": statistics.median(ratios), "least_times_floor": min(each) / min(floor)}
                 rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()})

@@ -15,6 +15,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, find, methods
 from fewstep.core.plan import Plan
 from fewstep.search.candidates import Candidate, hand_made, rank, score
+from fewstep.search.grids import SOLVERS
 from fewstep.search.job import Job, OutOfBudget
 from fewstep.search.reference import error_estimate, solve
 
@@ -154,10 +155,11 @@ def search(
 def judge(model: Denoiser, plan: Plan, job: Job, name: str) -> list[dict[str, Any]]:
     """The plan beside the best hand-made ones at as many evaluations, on noises that nobody has seen.
 
-    The hand-made candidates are ranked on the noises that the search scored its own on, and the best dozen are judged.
+    Those of the solvers that do best in few steps, on every rule, are ranked on the noises that the search scored its
+    own on, and the best dozen are judged.
     """
     test = solve(model, job.seed, 2 * job.noises, 2 * job.noises, job.reference_nfe, job.dtype)
-    hand: list[Candidate] = rank(list(hand_made(model.process, plan.nfe)), model, job.held_out)[:SHOWN]
+    hand: list[Candidate] = rank(list(hand_made(model.process, plan.nfe, SOLVERS)), model, job.held_out)[:SHOWN]
     rows = [_row("searched", name, plan, score(plan, model, test))]
     for candidate in hand:
         rows.append(_row("hand-made", candidate.name, candidate.plan, score(candidate.plan, model, test)))
