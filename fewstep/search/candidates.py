@@ -62,7 +62,7 @@ _CUT_SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-2", "vab-3")
 
 # Solvers that are never near the best at 4 to 10 evaluations (damped, restarted, of several evaluations a step), or
 # that need a choice of their own.
-_LEFT_OUT = ("ghvb", "rho-rk", "dpm-fast", "restart", "unified", "euler", "lms", "ab-x0", "pndm")
+_LEFT_OUT = ("ghvb", "rho-rk", "dpm-fast", "restart", "unified", "lms", "ab-x0", "pndm")
 # Stochastic unless told otherwise, and good without their noise.
 _QUIET: dict[str, dict[str, Any]] = {"sa-solver": {"tau": 0.0}}
 
