@@ -54,6 +54,7 @@ def measure(claim: Claim) -> dict[str, Any]:
         "unit": outcome.unit,
         "conditions": outcome.conditions,
         "seed": claim.seed,
+        **({"spread": list(outcome.spread)} if outcome.spread else {}),
         "quick": claim.quick,
         "seconds": round(seconds, 2),
     }

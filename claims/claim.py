@@ -6,7 +6,8 @@ A file `claims/ROOM/FILE.py` answers for the methods of `fewstep/ROOM/FILE.py`. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,8 @@ class Outcome:
     """Two figures of one kind: `ours`, the method's, and `theirs`, of what it is held `against`.
 
     `better` is "low" or "high". `against` names the other method, or says that the figure is a tolerance; `conditions`
-    says what was measured and on what, evaluations included.
+    says what was measured and on what, evaluations included. `spread` holds the standard deviations of both figures
+    over seeds, where each is a mean of several.
 
     Raises:
         ValueError: a figure that is not finite, or another word than "low" and "high".
@@ -33,6 +35,7 @@ class Outcome:
     conditions: str
     better: str = "low"
     unit: str = ""
+    spread: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ours) and math.isfinite(self.theirs)):
@@ -84,3 +87,25 @@ def collect(words: list[str] | None = None) -> list[Claim]:
     words = [word.lower() for word in words or []]
     kept = [claim for claim in found if not words or any(word in f"{claim.method} {claim.card.file}" for word in words)]
     return sorted(kept, key=lambda claim: (claim.card.file, claim.method, claim.sentence))
+
+
+def over_seeds(
+    run: Callable[[int], tuple[float, float]],
+    seeds: Sequence[int],
+    against: str,
+    conditions: str,
+    better: str = "low",
+    unit: str = "",
+) -> Outcome:
+    """`run(seed)` gives both figures; their means over the seeds, with their standard deviations."""
+    pairs = [run(seed) for seed in seeds]
+    ours, theirs = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    return Outcome(
+        statistics.fmean(ours),
+        statistics.fmean(theirs),
+        against,
+        f"{conditions}; mean of {len(seeds)} seeds",
+        better,
+        unit,
+        (statistics.stdev(ours), statistics.stdev(theirs)),
+    )

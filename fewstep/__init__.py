@@ -19,8 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fewstep.accelerate.evaluate import evaluate as evaluate
     from fewstep.accelerate.pipeline import accelerate as accelerate
+    from fewstep.core.condition import Label as Label
     from fewstep.core.denoiser import Denoiser as Denoiser
-    from fewstep.core.denoiser import Label as Label
     from fewstep.core.methods import find as find
     from fewstep.core.methods import methods as methods
     from fewstep.core.noise import Noise as Noise

@@ -100,7 +100,8 @@ def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
     for claim in evidence.get("claims", []):
         holds = "" if claim["holds"] else "**does not hold:** "
         way = "lower" if claim["better"] == "low" else "higher"
-        figures = f"{claim['ours']:.3g} against {claim['theirs']:.3g}"
+        spread = [f" (+- {value:.2g})" for value in claim.get("spread", ())] or ["", ""]
+        figures = f"{claim['ours']:.3g}{spread[0]} against {claim['theirs']:.3g}{spread[1]}"
         text = f"{holds}{claim['claim']}: {figures} ({claim['against']}; {way} is better)"
         lines.setdefault(card(claim["method"])[0].name, []).append(text)  # a claim may name an order: unipc-3
     return {name: "<br>".join(texts) for name, texts in lines.items()}

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
-
-
-@dataclass(frozen=True)
-class Label:
-    """A class label in [0, classes); None means "no label", which in tensors is the index `classes`."""
-
-    classes: int
-
-    def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
-        """The condition as a `(batch,)` long tensor; `ValueError` when out of range or of another length."""
-        if value is None:
-            value = self.classes
-        elif isinstance(value, int) and value == self.classes:
-            raise ValueError(f"{name} {value} is out of range: 0 to {value - 1}, or None for no label")
-        try:
-            labels = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{name} must be whole numbers, got {value!r}") from None
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"{name} must be whole numbers, got {labels.dtype}")
-        if labels.ndim > 1 or (labels.ndim == 1 and labels.shape[0] not in (1, batch)):
-            raise ValueError(f"{name} must be one number or {batch} of them, got shape {tuple(labels.shape)}")
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) > self.classes):
-            bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-            raise ValueError(f"{name} {bad} is out of range: 0 to {self.classes - 1}, or None for no label")
-        return labels.long().expand(batch).to(device)
 
 
 class Denoiser(nn.Module):
@@ -51,12 +25,20 @@ class Denoiser(nn.Module):
 
     process: Process
     shape: tuple[int, ...] | None = None
-    conditions: Mapping[str, Label] = {}
+    conditions: Mapping[str, Condition] = {}
     value_range: tuple[float, float] | None = None
     plan: Plan | None = None  # the plan that samples it best, where one was found
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         raise NotImplementedError
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        """Data `(B, ...)` in the coordinates `(B, *shape)` in which the process runs: the data themselves, for most."""
+        return data
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        """The inverse of `encode`: what a run's samples are as data."""
+        return x
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
         """The conditions as tensors; `ValueError` for a name this denoiser does not know.

@@ -66,9 +66,12 @@ def scales(process: Process, t: Number) -> tuple[Number, Number, Number, Number]
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """A scalar or `(B,)` tensor shaped to broadcast against `(B, *shape)`, in its dtype."""
+    """A scalar or `(B,)` tensor shaped to broadcast against `(B, *shape)`, in its dtype.
+
+    What a process of several noise levels gives, `(1, *shape)` or `(B, *shape)`, stays as it is.
+    """
     t = t.to(like.dtype)
-    return t if t.ndim == 0 else t.reshape(-1, *[1] * (like.ndim - 1))
+    return t.reshape(-1, *[1] * (like.ndim - 1)) if t.ndim == 1 else t
 
 
 @dataclass(slots=True)

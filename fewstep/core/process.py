@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -91,6 +92,25 @@ class Process:
     def time(self, log_snr: Time) -> Time:
         """The time at which `log_snr(t)` has the given value: the inverse of `log_snr`."""
         return self._apply("_time", log_snr)
+
+    def drift(self, t: Time) -> Time:
+        """`f(t)` of the process as an SDE, `dx = f(t) x dt + g(t) dw`: `alpha' / alpha`. Infinite where alpha is 0."""
+        return self.dalpha(t) / self.alpha(t)
+
+    def diffusion2(self, t: Time) -> Time:
+        """`g(t)^2` of the SDE, `2 sigma sigma' - 2 (alpha' / alpha) sigma^2` (Song et al., 2021, arXiv:2011.13456)."""
+        return 2 * self.sigma(t) * (self.dsigma(t) - self.drift(t) * self.sigma(t))
+
+    def start(self, normal: Callable[[int], Tensor]) -> Tensor:
+        """The noise `eps` `(B, *shape)` that a run starts from; `normal(draw)` gives standard normals of the samples.
+
+        Draw 0 itself for all processes whose noise is Gaussian.
+        """
+        return normal(0)
+
+    def eps(self, normal: Callable[[], Tensor]) -> Tensor:
+        """The noise `eps` of training samples, from standard normals `(B, *shape)`."""
+        return normal()
 
     def config(self) -> dict[str, Any]:
         """JSON from which `process_from_config` makes this process again."""

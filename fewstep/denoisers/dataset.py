@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from fewstep.core.denoiser import Label
+from fewstep.core.condition import condition_from_config
 from fewstep.core.methods import find
 from fewstep.core.plan import Plan
 from fewstep.core.process import process_from_config
@@ -69,7 +69,7 @@ def save_model(
         "shape": model.shape,
         "value_range": model.value_range,
         "data": model.data,
-        "conditions": {name: {"kind": "label", "classes": label.classes} for name, label in model.conditions.items()},
+        "conditions": {name: kind.config() for name, kind in model.conditions.items()},
         "dtype": str(model.dtype).removeprefix("torch."),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -144,7 +144,7 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
             process_from_config(config["process"]),
             predicts=config["predicts"],
             shape=config["shape"],
-            conditions={name: Label(label["classes"]) for name, label in config["conditions"].items()},
+            conditions={name: condition_from_config(kind) for name, kind in config["conditions"].items()},
             precondition=config["precondition"],
             data_std=config["data_std"],
             value_range=tuple(config["value_range"]) if config["value_range"] else None,

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Condition
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import KINDS, Prediction, coefficients, expand, scales
@@ -51,7 +52,7 @@ class NetworkDenoiser(Denoiser):
         process: Process,
         predicts: str = "eps",
         shape: tuple[int, ...] | None = None,
-        conditions: Mapping[str, Label] | None = None,
+        conditions: Mapping[str, Condition] | None = None,
         precondition: str = "none",
         data_std: float = 0.5,
         value_range: tuple[float, float] | None = (-1.0, 1.0),

@@ -5,7 +5,8 @@ number for the batch (a function of the noise level, of order one: EDM's log(sig
 `label` is (B,) integers in 0 to `classes`, where `classes` itself, like None, means "no label".
 
 `network.blocks` is a dictionary from names to modules, in the order in which they run, each called exactly once per
-forward pass as `block(x, embedding)` and returning the new `x`. A name is also the path of the module inside the
+forward pass as `block(x, embedding)` and returning the new `x`; `embedding` is (B, W), or (B, 1 + L, W) with the L
+words of a caption behind it. A name is also the path of the module inside the
 network (`network.get_submodule(name)`), so features are read, cached or replaced by hooks or by name.
 `network.skippable` are those among them that can be left out: their input stands for their output.
 """
@@ -47,10 +48,19 @@ def head_count(width: int) -> int:
     return max(heads for heads in range(1, max(width // 32, 1) + 1) if width % heads == 0)
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention from stacked queries, keys and values: (B, N, 3 W) to (B, N, W)."""
+def vector(embedding: Tensor) -> Tensor:
+    """The vector (B, W) of an embedding, which may have words behind it, (B, 1 + L, W)."""
+    return embedding if embedding.ndim == 2 else embedding[:, 0]
+
+
+def attend(qkv: Tensor, heads: int, words: Tensor | None = None) -> Tensor:
+    """Attention from stacked queries, keys and values: (B, N, 3 W) to (B, N, W); with `words` (B, L, 2 W), stacked
+    keys and values, also to those."""
     batch, tokens, triple = qkv.shape
     query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+    if words is not None:
+        more = words.view(batch, words.shape[1], 2, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+        key, value = torch.cat([key, more[0]], dim=2), torch.cat([value, more[1]], dim=2)
     out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).reshape(batch, tokens, triple // 3)
 

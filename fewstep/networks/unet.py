@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.networks.common import Embedding, as_pair, attend, head_count, plain, zeroed
+from fewstep.networks.common import Embedding, as_pair, attend, head_count, plain, vector, zeroed
+from fewstep.networks.text import TextEncoder
 
 METHODS = (
     Method(
@@ -44,25 +45,27 @@ class Residual(nn.Module):
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.modulation(vector(embedding))[:, :, None, None].chunk(2, dim=1)
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = F.silu(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
         return self.skip(x) + self.conv2(self.dropout(hidden))
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, added to its input."""
+    """Attention of all pixels to all pixels, and to the words of a caption of width `words`; added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, words: int | None = None) -> None:
         super().__init__()
         self.heads = head_count(channels)
         self.norm = _norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
+        self.words = None if words is None else nn.Linear(words, 2 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        return x + self.out(attend(self.qkv(tokens), self.heads)).transpose(1, 2).reshape(x.shape)
+        words = None if self.words is None else self.words(embedding[:, 1:])
+        return x + self.out(attend(self.qkv(tokens), self.heads, words)).transpose(1, 2).reshape(x.shape)
 
 
 class Down(nn.Module):
@@ -80,13 +83,16 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """`network(x, noise, label=None)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
+    """`network(x, noise, label=None, text=None, y=None)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
 
     channels: C. size: the height and width it is meant for (a number when square); other sizes that divide
     evenly work too. width: channels at each level, the resolution halves from one to the next. blocks: residual
     blocks a level, down and up alike. attention: the heights, in pixels, of the levels that attend. classes: number
     of classes, or None. patch: folds patch x patch pixels into channels first, so that large images cost less.
     embedding: width of the embedding of noise and class, 4 width[0] when None. dropout: within residual blocks.
+    vocabulary: how many words captions have, or None; then `text` is (B, L) indices, `captions` the longest L, and
+    the levels that attend also attend to the words. picture: channels of a picture `y` that goes with x, 0 for none.
+    out: channels of the answer, `channels` when None.
 
     The last layer starts at zero, and so does every residual branch. Blocks, in order: `down.0.res0`,
     `down.0.attn0`, `down.0.down`, `down.1.res0`, ..., `mid.res0`, `mid.attn`, `mid.res1`, `up.1.res0`, ..., `up.1.up`,
@@ -106,9 +112,15 @@ class UNet(nn.Module):
         patch: int = 1,
         embedding: int | None = None,
         dropout: float = 0.0,
+        vocabulary: int | None = None,
+        captions: int = 16,
+        picture: int = 0,
+        out: int | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.size = channels, as_pair(size)
+        self.vocabulary, self.captions, self.picture = vocabulary, captions, picture
+        self.out_channels = channels if out is None else out
         self.width, self.attention = tuple(width), tuple(attention)
         self.blocks_per_level, self.classes, self.patch, self.dropout = blocks, classes, patch, dropout
         if not self.width or min(self.width) < 1 or min(channels, blocks, patch) < 1:
@@ -126,8 +138,8 @@ class UNet(nn.Module):
 
         self.embedding_width = 4 * self.width[0] if embedding is None else embedding
         self.embedding = Embedding(self.embedding_width, classes)
-        folded = channels * patch**2
-        self.first = nn.Conv2d(folded, self.width[0], 3, padding=1)
+        self.text = None if vocabulary is None else TextEncoder(vocabulary, captions, self.embedding_width)
+        self.first = nn.Conv2d((channels + picture) * patch**2, self.width[0], 3, padding=1)
         down, up, before = [], [], self.width[0]
         for level, (wide, height) in enumerate(zip(self.width, heights, strict=True)):
             attends, last = height in self.attention, level == len(self.width) - 1
@@ -139,11 +151,14 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(down)
         self.mid = nn.ModuleDict({"res0": Residual(before, before, self.embedding_width, dropout)})
         if heights[-1] in self.attention:
-            self.mid["attn"] = Attention(before)
+            self.mid["attn"] = self._attention(before)
         self.mid["res1"] = Residual(before, before, self.embedding_width, dropout)
         self.up = nn.ModuleList(up)
         self.last_norm = _norm(self.width[0])
-        self.last = zeroed(nn.Conv2d(self.width[0], folded, 3, padding=1))
+        self.last = zeroed(nn.Conv2d(self.width[0], self.out_channels * patch**2, 3, padding=1))
+
+    def _attention(self, wide: int) -> Attention:
+        return Attention(wide, None if self.vocabulary is None else self.embedding_width)
 
     def _level(
         self, blocks: int, entering: int, skip: int, wide: int, attends: bool, end: tuple[str, nn.Module] | None
@@ -153,7 +168,7 @@ class UNet(nn.Module):
             arriving = (wide if index else entering) + skip
             modules[f"res{index}"] = Residual(arriving, wide, self.embedding_width, self.dropout)
             if attends:
-                modules[f"attn{index}"] = Attention(wide)
+                modules[f"attn{index}"] = self._attention(wide)
         return nn.ModuleDict(modules | dict([end] if end else []))
 
     def _check_size(self, size: tuple[int, int]) -> None:
@@ -197,13 +212,31 @@ class UNet(nn.Module):
             "patch": self.patch,
             "embedding": self.embedding_width,
             "dropout": self.dropout,
+            "vocabulary": self.vocabulary,
+            "captions": self.captions,
+            "picture": self.picture,
+            "out": self.out_channels,
         }
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        label: Tensor | None = None,
+        text: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
         self._check_size((x.shape[2], x.shape[3]))
-        embedding = F.silu(self.embedding(noise, label, len(x)))
+        embedding = self._embed(noise, label, text, len(x))
+        if self.picture:
+            if y is None or y.shape != (len(x), self.picture, *x.shape[2:]):
+                given = "nothing" if y is None else tuple(y.shape)
+                raise ValueError(f"y must have shape {(len(x), self.picture, *x.shape[2:])}, got {given}")
+            x = torch.cat([x, y.to(x.dtype)], dim=1)
+        elif y is not None:
+            raise ValueError("this network was built without a picture (picture=0), yet y was given")
         hidden, skips = self.first(F.pixel_unshuffle(x, self.patch)), []
         for modules in _levels(self.down):
             for index in range(self.blocks_per_level):
@@ -223,3 +256,13 @@ class UNet(nn.Module):
             if "up" in modules:
                 hidden = modules["up"](hidden, embedding)
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(hidden))), self.patch)
+
+    def _embed(self, noise: Tensor, label: Tensor | None, text: Tensor | None, batch: int) -> Tensor:
+        """(B, W); with captions (B, 1 + L, W), the words behind the vector."""
+        embedding = self.embedding(noise, label, batch)
+        if self.text is None:
+            if text is not None:
+                raise ValueError("this network was built without captions (vocabulary=None), yet a text was given")
+            return F.silu(embedding)
+        words = self.text(text if text is not None else noise.new_zeros(batch, self.captions, dtype=torch.long))
+        return torch.cat([F.silu(embedding + words.mean(1))[:, None], words], dim=1)

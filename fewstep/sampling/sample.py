@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def sample(
     brownian: bool = False,
     **condition: Any,
 ) -> Tensor:
-    """n samples `(n, *shape)` on the model's device.
+    """n samples `(n, *shape)`, as data (`model.decode`), on the model's device.
 
     Sample i depends on (seed, first + i) and on nothing else: not on n, the batch size or the device.
 
@@ -78,7 +79,7 @@ def sample(
             accelerated model), or ten steps of the default solver.
         plan: a plan instead.
         shape: one sample's shape, for denoisers that take any.
-        init, strength: start from a clean batch `(n, *shape)`, noised to where the last `strength` of the steps begin.
+        init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps begin.
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
         brownian: take the steps' noise from one Brownian path a sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
@@ -100,25 +101,28 @@ def sample(
         raise ValueError("strength below 1 starts from a clean batch: give init=(n, *shape)")
     if init is not None and plan is None and strength == 1.0:
         raise ValueError("at strength 1 nothing of init is left: give a strength below 1")
-    if init is not None and tuple(init.shape) != (n, *size):
-        raise ValueError(f"init must have shape {(n, *size)}, got {tuple(init.shape)}")
+    if init is not None and len(init) != n:
+        raise ValueError(f"init must hold {n} samples, got shape {tuple(init.shape)}")
     chosen = plan or choose_plan(model, steps, nfe, solver, timesteps, strength, **(options or {}))
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     named = model.check_condition(condition, n, device)
-    out = torch.empty((n, *size), dtype=dtype, device=device)
+    parts: list[Tensor] = []
     for begin in range(0, n, batch_size):
         end = min(begin + batch_size, n)
-        noise = Noise(seed, first + begin).normal(0, (end - begin, *size), device, dtype)
-        out[begin:end] = chosen(
+        own = {name: value[begin:end] for name, value in named.items()}
+        source = Noise(seed, first + begin)
+        normal = functools.partial(source.normal, shape=(end - begin, *size), device=device, dtype=dtype)
+        state = chosen(
             model,
-            noise,
+            model.process.start(normal),
             seed=seed,
             first=first + begin,
-            init=None if init is None else init[begin:end].to(device),
+            init=None if init is None else model.encode(init[begin:end].to(device), **own),
             dtype=dtype,
             callback=callback,
             source=BrownianNoise(chosen, seed, first + begin) if brownian else None,
             progress=progress,
-            **{name: value[begin:end] for name, value in named.items()},
+            **own,
         )
-    return out
+        parts.append(model.decode(state, **own))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

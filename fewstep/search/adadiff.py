@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card
 from fewstep.core.noise import Noise

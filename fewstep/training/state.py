@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Label
+from fewstep.core.condition import Label
 from fewstep.data.spec import BUILT_IN, Dataset, open_data
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint

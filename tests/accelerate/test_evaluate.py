@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.accelerate.evaluate import METRICS, evaluate, known_data, reference_plan
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import digits
 from fewstep.data.spec import open_data

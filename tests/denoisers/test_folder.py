@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from fewstep.core.denoiser import Label
+from fewstep.core.condition import Label
 from fewstep.denoisers.folder import _fingerprint, load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.unet import UNet

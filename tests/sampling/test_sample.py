@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
 from fewstep.processes.vp import VP
@@ -124,7 +125,7 @@ def test_any_shape_needs_a_shape():
         (True, {}, "n must be a whole number of at least 1, got True"),
         (3, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (3, {"strength": 0.5}, r"strength below 1 starts from a clean batch: give init=\(n, \*shape\)"),
-        (3, {"init": torch.zeros(2, 2, 5), "strength": 0.5}, r"init must have shape \(3, 2, 5\), got \(2, 2, 5\)"),
+        (3, {"init": torch.zeros(2, 2, 5), "strength": 0.5}, r"init must hold 3 samples, got shape \(2, 2, 5\)"),
         (3, {"init": torch.zeros(3, 2, 5)}, "at strength 1 nothing of init is left: give a strength below 1"),
         (3, {"solver": "dimm"}, "unknown solver 'dimm': did you mean 'ddim'"),
         (3, {"steps": 3, "nfe": 3}, "give either steps or nfe"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
 from fewstep.processes.flow import Flow

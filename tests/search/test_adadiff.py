@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from fewstep.core.denoiser import Denoiser, Label
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
 from fewstep.denoisers.gaussian_mixture import GaussianMixture

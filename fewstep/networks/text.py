@@ -1,0 +1,53 @@
+"""A small text encoder: words of a fixed vocabulary to vectors that know their neighbours."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.networks.common import attend, head_count, zeroed
+
+LAYERS = 2
+
+
+class _Layer(nn.Module):
+    """Self-attention and a perceptron, each on the normed input and added to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = head_count(width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
+        self.wide, self.narrow = nn.Linear(width, 2 * width), zeroed(nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.out(attend(self.qkv(self.norm1(x)), self.heads))
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+
+
+class TextEncoder(nn.Module):
+    """Indices (B, L), 0 where there is no word, to vectors (B, L, width). L is at most `length`.
+
+    vocabulary: the number of words; word i of it has the index i + 1. The empty caption, all zeros, is encoded like
+    any other: its vectors are learned, as classifier-free guidance needs.
+    """
+
+    def __init__(self, vocabulary: int, length: int, width: int) -> None:
+        super().__init__()
+        if min(vocabulary, length, width) < 1:
+            raise ValueError(f"vocabulary, length and width must be at least 1, got {vocabulary}, {length}, {width}")
+        self.vocabulary, self.length = vocabulary, length
+        self.word = nn.Embedding(vocabulary + 1, width)
+        self.place = nn.Parameter(torch.randn(length, width) * 0.02)
+        nn.init.normal_(self.word.weight, std=width**-0.5)
+        self.layers = nn.ModuleList(_Layer(width) for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, text: Tensor) -> Tensor:
+        if text.ndim != 2 or text.shape[1] > self.length or text.is_floating_point():
+            raise ValueError(
+                f"text must be whole numbers (B, {self.length}), got shape {tuple(text.shape)} of {text.dtype}"
+            )
+        x = self.word(text) + self.place[: text.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
