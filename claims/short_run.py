@@ -23,7 +23,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # of about equal size
 
 def recipe(network: str, seed: int, **train: Any) -> Recipe:
     """The recipe of the embedded model, made short: a constant rate, and an average over about a hundred steps."""
-    settings = {"batch": 64, "steps": STEPS, "lr": 2e-3, "warmup": 20, "ema": 0.99, "label_dropout": 0.1}
+    settings = {"batch": 64, "steps": STEPS, "lr": 2e-3, "warmup": 20, "ema": 0.99, "condition_dropout": 0.1}
     return Recipe.from_dict(
         {
             "data": {"source": "digits", "labels": True},

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fewstep.accelerate.evaluate import evaluate as evaluate
     from fewstep.accelerate.pipeline import accelerate as accelerate
     from fewstep.core.condition import Label as Label
+    from fewstep.core.condition import Picture as Picture
+    from fewstep.core.condition import Text as Text
     from fewstep.core.denoiser import Denoiser as Denoiser
     from fewstep.core.methods import find as find
     from fewstep.core.methods import methods as methods
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fewstep.core.prediction import Prediction as Prediction
     from fewstep.core.process import Process as Process
     from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
+    from fewstep.guidance.guide import guide as guide
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save
     from fewstep.sampling.adjoint import sample_with_gradient as sample_with_gradient
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from fewstep.sampling.sample import sample as sample
     from fewstep.search.compare import compare as compare
     from fewstep.search.search import search as search
+    from fewstep.training.fit import fit as fit
     from fewstep.training.trainer import train as train
 
 _HOMES = {
@@ -53,7 +57,11 @@ _HOMES = {
     "sample_with_gradient": "fewstep.sampling.adjoint",
     "evaluate": "fewstep.accelerate.evaluate",
     "Denoiser": "fewstep.core.denoiser",
-    "Label": "fewstep.core.denoiser",
+    "Label": "fewstep.core.condition",
+    "Picture": "fewstep.core.condition",
+    "Text": "fewstep.core.condition",
+    "fit": "fewstep.training.fit",
+    "guide": "fewstep.guidance.guide",
     "find": "fewstep.core.methods",
     "methods": "fewstep.core.methods",
     "Noise": "fewstep.core.noise",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.condition import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.noise import Noise
@@ -193,9 +194,10 @@ def _labels(model: Denoiser, real: Dataset | None, n: int, seed: int, device: to
 
     Without labelled data the classes come in turn.
     """
-    if "label" not in model.conditions:
+    kind = model.conditions.get("label")
+    if not isinstance(kind, Label):
         return {}
-    classes = model.conditions["label"].classes
+    classes = kind.classes
     if real is None or real.labels is None or int(real.labels.max()) >= classes:
         return {"label": torch.arange(n, device=device) % classes}
     shuffle = torch.Generator().manual_seed(seed)

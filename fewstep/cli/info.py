@@ -92,7 +92,7 @@ def _model(name: str) -> tuple[dict[str, Any], str]:
         "precondition": model.precondition,
         "shape": list(model.shape) if model.shape is not None else None,
         "value range": list(model.value_range) if model.value_range else None,
-        "conditions": {key: {"classes": label.classes} for key, label in model.conditions.items()},
+        "conditions": {key: kind.config() for key, kind in model.conditions.items()},
     }
     if model.plan is not None:
         facts["plan"] = {"nfe": model.plan.nfe, "about": dict(model.plan.about), "times": list(model.plan.times)}

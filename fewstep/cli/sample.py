@@ -17,6 +17,8 @@ from fewstep.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.core.denoiser import Denoiser
+
 KEY = "fewstep"  # the text chunk of a PNG, and the array of an .npz, that holds the parameters as JSON
 BATCH = 256
 
@@ -26,6 +28,10 @@ def sample(
     n: Annotated[int, typer.Option("-n", help="How many samples.")] = 64,
     label: Annotated[
         int | None, typer.Option(help="The class; without it a conditional model draws without one.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The caption, for models that read one.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, above follows more closely.")
     ] = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
@@ -51,16 +57,18 @@ def sample(
     \b
     Example:
         fewstep sample digits -n 64 --label 3 --steps 8 --solver unipc --timesteps karras --out threes.png
+        fewstep sample shapes -n 16 --prompt "a green triangle above a red square" --guidance 2 --out scenes.png
     """
     common.check_positive("-n", n)
     _check_out(out, force)
-    opened = common.open_model(model, device)
+    opened: Denoiser = common.open_model(model, device)
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
-    condition: dict[str, Any] = {} if label is None else {"label": label}
-    classes = opened.conditions["label"].classes if "label" in opened.conditions else None
-    if label is not None and classes is not None and label >= classes:  # the index `classes` stands for no label
-        raise ValueError(f"label {label} is out of range: 0 to {classes - 1}; leave --label out for none")
+    condition = _condition(opened, label, prompt)
     opened.check_condition(condition, n, next(opened.parameters()).device)
+    if guidance is not None:
+        from fewstep.guidance.guide import guide
+
+        opened = guide(opened, "cfg", scale=guidance)
 
     from fewstep.sampling.sample import sample as draw
 
@@ -81,6 +89,8 @@ def sample(
         "n": n,
         "seed": seed,
         "label": label,
+        "prompt": prompt,
+        "guidance": guidance,
     }
     _write(out, images, opened.value_range or (-1.0, 1.0), facts)
     measured = {"planned_nfe": plan.nfe, "actual_nfe": calls() / batches, "seconds": seconds, "out": str(out)}
@@ -90,6 +100,22 @@ def sample(
         typer.echo(
             f"{n} samples in {seconds:.2f} s, {plan.nfe} evaluations planned and {measured['actual_nfe']:g} made: {out}"
         )
+
+
+def _condition(model: Denoiser, label: int | None, prompt: str | None) -> dict[str, Any]:
+    """What was asked for, by the name of the condition."""
+    from fewstep.core.condition import Label
+
+    kind = model.conditions.get("label")
+    if label is not None and isinstance(kind, Label) and label >= kind.classes:  # that index stands for no label
+        raise ValueError(f"label {label} is out of range: 0 to {kind.classes - 1}; leave --label out for none")
+    if prompt is not None and "text" not in model.conditions:
+        raise ValueError(
+            "this model reads no captions: leave --prompt out"
+            + (", or give --label" if "label" in model.conditions else "")
+        )
+    asked = {"label": label, "text": prompt}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _kind(out: Path) -> str:

@@ -1,20 +1,34 @@
-"""`fewstep train`: a recipe into a run's folder."""
+"""`fewstep train`: a recipe, or a folder of pictures, into a run's folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.cli import common
 
+if TYPE_CHECKING:
+    from fewstep.training.recipe import Recipe
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, such as recipes/digits.toml.")],
     out: Annotated[Path, typer.Option(help="The run's folder: the log, checkpoints, and the model at the end.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, such as recipes/digits.toml.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder of pictures, an .npz or a built-in name, instead of the recipe's or without one."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Crop and resize a folder's pictures to so many pixels square.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Read a folder's pictures as grey.")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Condition on a folder's subfolders as classes.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     steps: Annotated[
         int | None, typer.Option(help="Stop here although the recipe goes further; --resume goes on.")
@@ -24,22 +38,23 @@ def train(
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
-    """Train a model from a recipe.
+    """Train a model from a recipe, or on a folder of pictures.
 
-    The averaged weights end in OUT/model. Ctrl-C saves a checkpoint. On several GPUs:
+    Without RECIPE the network and its training follow from the pictures. The averaged weights end in OUT/model. Ctrl-C
+    saves a checkpoint; --resume without anything else goes on with what it was. On several GPUs:
     accelerate launch -m fewstep train RECIPE --out OUT.
 
     \b
     Example:
         fewstep train recipes/digits.toml --out runs/digits
-        fewstep sample runs/digits/model
+        fewstep train --data photographs --size 32 --out runs/photographs
+        fewstep sample runs/photographs/model
     """
-    from fewstep.training.recipe import Recipe
     from fewstep.training.trainer import train as run
 
     if device is not None:
         common.check_device(device)
-    read = Recipe.read(recipe)
+    read = _recipe(recipe, out, resume, data, size, "L" if grey else "RGB", labels)
     if seed is not None:
         read = dataclasses.replace(read, train=dataclasses.replace(read.train, seed=seed))
     result = run(read, out, resume=resume, device=device, steps=steps, tensorboard=tensorboard)
@@ -51,3 +66,30 @@ def train(
         typer.echo(result.model)
     if result.model is None:
         raise typer.Exit(130)
+
+
+def _recipe(
+    path: Path | None, out: Path, resume: bool, data: str | None, size: int | None, mode: str, labels: bool
+) -> Recipe:
+    """The recipe of the file with the data asked for, that of the data alone, or that of the run to resume."""
+    from fewstep.data.spec import open_data
+    from fewstep.training.defaults import recipe_for
+    from fewstep.training.recipe import Recipe
+    from fewstep.training.trainer import recipe_of_run
+
+    asked: dict[str, Any] = {"size": size} if size is not None else {}
+    asked |= {"mode": mode} if mode != "RGB" else {}
+    asked |= {"labels": True} if labels else {}
+    if path is not None:
+        read = Recipe.read(path)
+        if data is not None:
+            asked["source"] = data
+        return dataclasses.replace(read, data=dataclasses.replace(read.data, **asked)) if asked else read
+    if resume:
+        if data is not None or asked:
+            raise ValueError("a run goes on with its own data: give --resume without --data, --size, --grey, --labels")
+        return recipe_of_run(out)
+    if data is None:
+        raise ValueError("what to train on? Give a recipe, or --data FOLDER --size 32")
+    opened = open_data(data, validation=0.0, **asked)
+    return recipe_for(data, opened.spec, size, mode)

@@ -1,4 +1,4 @@
-"""Data sets with their facts: shape, value range and classes travel with the images.
+"""Data sets with their facts: shape, value range, classes and words travel with the images.
 
 `open_data` reads what comes built in, a folder of images, or an `.npz` file. All images are held in memory, one byte a
 value where the source has bytes (50 000 colour images of 32x32: 150 MB), and turned into floats batch by batch.
@@ -6,7 +6,9 @@ value where the source has bytes (50 000 colour images of 32x32: 150 MB), and tu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -14,28 +16,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.core.condition import Text
 from fewstep.core.errors import suggest
 
-# A built-in data set is a module with `load(split) -> (images, labels)`, SHAPE, VALUE_RANGE and CLASSES.
-BUILT_IN = {"digits": "fewstep.data.digits"}
+# A built-in data set is a module with SHAPE, VALUE_RANGE and CLASSES, and either `load(split) -> (images, labels)` or,
+# for pictures made when they are asked for, `draw(rows, split) -> (images, tokens)`, N_TRAIN, N_VALIDATION, VOCABULARY
+# (its first entry stands for "no word") and LENGTH.
+BUILT_IN = {"digits": "fewstep.data.digits", "shapes": "fewstep.data.shapes"}
 SPLITS = ("train", "validation", "all")
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """What a data set is: its name, the shape of one sample (C, H, W), the range its values lie in, the number of
-    classes (None without labels) and the number of samples."""
+    classes (None without labels), the number of samples, and the words of its captions (None without them)."""
 
     name: str
     shape: tuple[int, ...]
     value_range: tuple[float, float]
     classes: int | None
     n: int
+    text: Text | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images in memory. `data[rows]` is (images, labels): float32 within `spec.value_range`, and int64 or None.
+
+    `batch(rows)` is the images and what goes with them, by the name of the condition.
 
     `raw` is (N, C, H, W), either float32 within the range or uint8, of which 0 and 255 are the ends of the range.
     `labels` is (N,) int64 or None. `class_names` names the classes where the source does. `skipped` are the files that
@@ -53,6 +61,11 @@ class Dataset:
 
     def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         return self._float(self.raw[rows]), None if self.labels is None else self.labels[rows]
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images of some rows, and their "label" or "text", where there is one."""
+        images, labels = self[rows]
+        return images, {} if labels is None else {"label": labels}
 
     @property
     def images(self) -> Tensor:
@@ -72,6 +85,30 @@ class Dataset:
         variance = sum(float((chunk - mean).square().sum()) for chunk in chunks) / self.raw.numel()
         scale = (self.spec.value_range[1] - self.spec.value_range[0]) / 255 if self.raw.dtype == torch.uint8 else 1.0
         return scale * variance**0.5
+
+
+MOST = 10_000  # so many rows stand for a data set that is drawn, where all of them are asked for at once
+
+
+@dataclass(frozen=True)
+class Drawn(Dataset):
+    """Captioned images made when they are asked for. `raw` is empty; `images` are those of the first 10,000 rows."""
+
+    draw: Callable[[Tensor], tuple[Tensor, Tensor]] = field(kw_only=True)
+
+    def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        return self.draw(torch.arange(len(self))[rows] if isinstance(rows, slice) else rows)[0], None
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        images, tokens = self.draw(rows)
+        return images, {"text": tokens}
+
+    @property
+    def images(self) -> Tensor:
+        return self[slice(0, MOST)][0]
+
+    def std(self) -> float:
+        return float(self[slice(0, MOST)][0].double().std(correction=0))
 
 
 def split_rows(n: int, split: str, validation: float, seed: int) -> np.ndarray:
@@ -140,5 +177,12 @@ def _built_in(name: str, split: str, size: int | tuple[int, int] | None) -> Data
         raise ValueError(f"{name} comes as {height}x{width}, not as {size!r}: leave size out")
     if split not in SPLITS:
         raise suggest("split", split, SPLITS)
+    if hasattr(module, "draw"):
+        rows = {"train": module.N_TRAIN, "validation": module.N_VALIDATION}
+        if split not in rows:
+            raise ValueError(f"{name} is drawn, without end: use the split 'train' or 'validation'")
+        text = Text(tuple(module.VOCABULARY[1:]), module.LENGTH)
+        spec = DataSpec(name, module.SHAPE, module.VALUE_RANGE, module.CLASSES, rows[split], text)
+        return Drawn(spec, torch.empty(0, *module.SHAPE), draw=functools.partial(module.draw, split=split))
     images, labels = module.load(split)
     return Dataset(DataSpec(name, module.SHAPE, module.VALUE_RANGE, module.CLASSES, len(images)), images, labels)

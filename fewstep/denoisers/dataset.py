@@ -55,7 +55,8 @@ class DatasetDenoiser(Denoiser):
             self.labels = None
         else:
             self.register_buffer("labels", labels.long())
-            self.conditions = {"label": Label(int(labels.max()) + 1)}
+            self.classes = int(labels.max()) + 1
+            self.conditions = {"label": Label(self.classes)}
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **condition: Any) -> Prediction:
         flat = x.flatten(1).to(self.data.dtype)
@@ -65,7 +66,7 @@ class DatasetDenoiser(Denoiser):
         logits = (alpha * (flat.double() @ self.data.double().T) - 0.5 * alpha**2 * self.norms.double()) / sigma**2
         if label is not None and self.labels is not None:
             other = (self.labels.unsqueeze(0) != label.unsqueeze(1)) & (
-                label < self.conditions["label"].classes
+                label < self.classes
             ).unsqueeze(1)
             logits = logits.masked_fill(other, -torch.inf)
         weights = torch.softmax(logits - logits.amax(1, keepdim=True), dim=1).to(self.data.dtype)

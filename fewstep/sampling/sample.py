@@ -79,11 +79,12 @@ def sample(
             accelerated model), or ten steps of the default solver.
         plan: a plan instead.
         shape: one sample's shape, for denoisers that take any.
-        init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps begin.
+        init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
+            begin.
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
         brownian: take the steps' noise from one Brownian path a sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
-        **condition: `label=3`, or one label a sample.
+        **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one a sample.
 
     Raises:
         ValueError: as `fs.plan` and `Plan.run`; n below 1; init and strength that do not belong together.

@@ -302,7 +302,8 @@ def adadiff(
         for side, problem in sides.items()
     }
     weights = reinforce(features["train"], table("train"), job.seed, hidden, updates)
-    policy = Policy(list(plans.values()), model.conditions, weights)
+    labels = {name: kind for name, kind in model.conditions.items() if isinstance(kind, Label)}  # all, as checked
+    policy = Policy(list(plans.values()), labels, weights)
     job.result = policy
     chosen = _logits(policy.weights, features["held_out"]).argmax(1)
     frequent = int(torch.bincount(chosen, minlength=len(plans)).argmax())

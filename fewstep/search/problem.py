@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.core.condition import Label, Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
+from fewstep.data.spec import BUILT_IN, open_data
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,22 @@ class Problem:
 
 
 def conditions(model: Denoiser, first: int, n: int, device: torch.device) -> dict[str, Tensor]:
-    """A condition for each of the samples `first ... first + n - 1`: the classes in turn."""
-    return {name: (first + torch.arange(n, device=device)) % label.classes for name, label in model.conditions.items()}
+    """A condition for each of the samples `first ... first + n - 1`: the classes in turn, captions of the data that the
+    model was trained on (none where those are not known).
+
+    Raises:
+        ValueError: a model that needs pictures, of which there are none here.
+    """
+    rows, found = first + torch.arange(n), {}
+    for name, kind in model.conditions.items():
+        if isinstance(kind, Label):
+            found[name] = (rows % kind.classes).to(device)
+        elif isinstance(kind, Text) and getattr(model, "data", None) in BUILT_IN:
+            data = open_data(model.data)  # type: ignore[arg-type]
+            found[name] = data.batch(rows % len(data))[1][name].to(device)
+        else:
+            found[name] = kind.check(name, None, n, device)
+    return found
 
 
 def run_all(plan: Plan, model: Denoiser, noise: Tensor, condition: dict[str, Tensor], seed: int, first: int) -> Tensor:

@@ -58,7 +58,8 @@ def fit(
     Args:
         data: samples (N, *shape), drawn with replacement, or a function `(count, generator) -> (x0, conditions)`.
         objective: by default `Objective(denoiser)`; levels: by default uniform in t.
-        coupling: which noise goes with which sample. backward: how losses become gradients. parameters: those to train, by default all of the objective's.
+        coupling: which noise goes with which sample. backward: how losses become gradients.
+        parameters: those to train, by default all of the objective's.
         watch: called with the step and its losses (B,).
 
     Raises:

@@ -18,7 +18,9 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
 from fewstep.data.spec import DataSpec
+from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.noise_levels import NoiseLevels
+from fewstep.training.objective import Objective
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")
@@ -26,12 +28,13 @@ SCHEDULES = ("constant", "cosine")
 
 @dataclass(frozen=True)
 class DataPart:
-    """What `fewstep.data.spec.open_data` opens. `labels`: condition on the classes."""
+    """What `fewstep.data.spec.open_data` opens. `labels`: condition on the classes; `captions`: on the captions."""
 
     source: str
     size: int | tuple[int, int] | None = None
     mode: str = "RGB"
     labels: bool = False
+    captions: bool = False
     value_range: tuple[float, float] | None = None
     validation: float = 0.1
     seed: int = 0
@@ -61,7 +64,8 @@ class TrainPart:
 
     batch: samples a step, over all devices. warmup: steps in which the rate rises linearly to `lr`; after them it is
     "constant" or falls to zero at the last step as half a "cosine". clip: largest norm of the gradient, inf for none.
-    ema: decay of the average. label_dropout: the share of samples whose label is hidden (classifier-free guidance).
+    ema: decay of the average. condition_dropout: the share of samples whose label or caption is hidden
+    (classifier-free guidance).
     log_every, save_every, validate_every: in steps; validate_every = 0 never measures the held-out loss.
     """
 
@@ -75,7 +79,7 @@ class TrainPart:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     precision: str = "fp32"
-    label_dropout: float = 0.0
+    condition_dropout: float = 0.0
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
@@ -95,7 +99,7 @@ class TrainPart:
             "ema": (0 <= self.ema < 1, "at least 0 and below 1"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers of at least 0 and below 1"),
-            "label_dropout": (0 <= self.label_dropout < 1, "at least 0 and below 1"),
+            "condition_dropout": (0 <= self.condition_dropout < 1, "at least 0 and below 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "save_every": (self.save_every >= 1, "at least 1"),
             "validate_every": (self.validate_every >= 0, "at least 0"),
@@ -166,6 +170,10 @@ class Recipe:
         """The distribution of the noise levels."""
         return NoiseLevels(self.make_process(), **dataclasses.asdict(self.noise_levels))
 
+    def make_objective(self, denoiser: NetworkDenoiser) -> Objective:
+        """What a step minimises."""
+        return Objective(denoiser)
+
     def make_network(self, spec: DataSpec) -> nn.Module:
         """The network for the data: channels, size and classes follow from it where the recipe does not state them.
 
@@ -176,6 +184,10 @@ class Recipe:
         height, width = spec.shape[1:]
         size: int | list[int] = height if height == width else [height, width]
         needed = {"channels": spec.shape[0], "size": size, "classes": spec.classes if self.data.labels else None}
+        if self.data.captions and spec.text is not None:
+            if "vocabulary" not in inspect.signature(made).parameters:
+                raise ValueError(f"a network {self.network['name']!r} takes no captions (data.captions = true)")
+            needed |= {"vocabulary": len(spec.text.vocabulary), "captions": spec.text.length}
         for key, value in needed.items():
             if arguments.setdefault(key, value) != value:
                 raise ValueError(f"network.{key} = {arguments[key]}, yet the data {spec.name!r} has {value}")

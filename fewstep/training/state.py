@@ -10,35 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Label
+from fewstep.core.condition import Condition, Label, Picture
 from fewstep.data.spec import BUILT_IN, Dataset, open_data
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
 from fewstep.training.draws import Draws
 from fewstep.training.ema import EMA
 from fewstep.training.noise_levels import NoiseLevels
+from fewstep.training.objective import Objective
 from fewstep.training.recipe import DataPart, Recipe, differences
 
 # A resumed run may change these: they say how long and how often, not what a step does.
 FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_every")
 DECILES = 10
 VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-out loss
-
-
-class Loss(nn.Module):
-    """The denoiser's training loss as a module, so that data-parallel and autocast wrappers see one forward pass.
-
-    (x0, eps, t, label) to the mean squared error of each sample, (B,).
-    """
-
-    def __init__(self, denoiser: NetworkDenoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        condition = {} if label is None else {"label": label}
-        output, target = self.denoiser.loss_pair(x0, eps, t, **condition)
-        return (output.float() - target.float()).square().flatten(1).mean(1)
 
 
 class TrainingState:
@@ -57,13 +42,17 @@ class TrainingState:
         self.data = _open(recipe.data, "train")
         if recipe.data.labels and self.data.labels is None:
             raise ValueError(f"data.labels = true, yet {recipe.data.source!r} comes without labels")
-        if settings.label_dropout and not recipe.data.labels:
-            raise ValueError("train.label_dropout hides labels: it needs data.labels = true")
+        if recipe.data.captions and self.data.spec.text is None:
+            raise ValueError(f"data.captions = true, yet {recipe.data.source!r} comes without captions")
+        if settings.condition_dropout and not (recipe.data.labels or recipe.data.captions):
+            raise ValueError(
+                "train.condition_dropout hides labels or captions: it needs data.labels or data.captions = true"
+            )
         self.held = _open(recipe.data, "validation") if settings.validate_every else None
         self.levels: NoiseLevels = recipe.make_levels()
         torch.manual_seed(settings.seed)
         self.denoiser = _denoiser(recipe, self.data)
-        self.loss = accelerator.prepare(Loss(self.denoiser))
+        self.objective = accelerator.prepare(recipe.make_objective(self.denoiser))
         self.network = self.denoiser.network
         self.optimizer = torch.optim.AdamW(
             _groups(self.network, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
@@ -82,16 +71,16 @@ class TrainingState:
         share = settings.batch // self.accelerator.num_processes
         mine = slice(rank * share, (rank + 1) * share)
         rows = self.draws.rows(self.step * settings.batch, settings.batch)[mine]
-        x0, label = self.data[rows]
-        eps = self.draws.normal(settings.batch, *x0.shape[1:])[mine]
+        x0, given = self.data.batch(rows)
+        eps = self.denoiser.process.eps(lambda: self.draws.normal(settings.batch, *x0.shape[1:]))[mine]
         quantile = self.draws.shares(settings.batch)[mine]
-        hidden = self.draws.hidden(settings.batch, settings.label_dropout)[mine]
-        label = self._condition(label, hidden)
+        hidden = self.draws.hidden(settings.batch, settings.condition_dropout)[mine]
+        condition = self._condition(given, hidden)
 
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
-        losses = self.loss(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), label)
+        losses = self.objective(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), condition)
         self.accelerator.backward(losses.mean())
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimizer.step()
@@ -100,12 +89,16 @@ class TrainingState:
         self.step += 1
         self._record(losses.detach(), norm, (quantile * DECILES).long().to(device))
 
-    def _condition(self, label: Tensor | None, hidden: Tensor | None = None) -> Tensor | None:
-        """The labels on the device, the hidden ones as "no label"; None when the recipe does not use them."""
-        if label is None or not self.recipe.data.labels or self.data.spec.classes is None:
-            return None
-        label = label if hidden is None else label.masked_fill(hidden, self.data.spec.classes)
-        return label.to(self.accelerator.device)
+    def _condition(self, given: dict[str, Tensor], hidden: Tensor | None = None) -> dict[str, Tensor]:
+        """What the denoiser is conditioned on, on the device, the hidden ones as empty."""
+        condition = {}
+        for name, kind in self.denoiser.conditions.items():
+            value = given[name]
+            if hidden is not None and not isinstance(kind, Picture):
+                empty = kind.check(name, None, 1, value.device)
+                value = torch.where(hidden.reshape(-1, *[1] * (value.ndim - 1)), empty, value)
+            condition[name] = value.to(self.accelerator.device)
+        return condition
 
     def _record(self, losses: Tensor, norm: Tensor, decile: Tensor) -> None:
         mean = losses.mean()
@@ -140,7 +133,7 @@ class TrainingState:
     def validation_loss(self) -> float:
         """The loss of the averaged model on the held-out split: fixed noise, noise levels evenly over the quantiles."""
         assert self.held is not None
-        loss, device = Loss(self.averaged()), self.accelerator.device
+        objective, device = Objective(self.averaged()), self.accelerator.device
         repeats = math.ceil(VALIDATION_DRAWS / len(self.held))
         total, batch = len(self.held) * repeats, max(self.recipe.train.batch, 256)
         generator = torch.Generator().manual_seed(0)
@@ -149,10 +142,10 @@ class TrainingState:
         summed = 0.0
         for start in range(0, total, batch):
             chosen = slice(start, start + batch)
-            x0, label = self.held[rows[chosen]]
-            eps = torch.randn(x0.shape, generator=generator)
+            x0, given = self.held.batch(rows[chosen])
+            eps = self.denoiser.process.eps(lambda x0=x0: torch.randn(x0.shape, generator=generator))  # type: ignore[misc]
             t = self.levels.quantile(shares[chosen]).to(device)
-            summed += float(loss(x0.to(device), eps.to(device), t, self._condition(label)).sum())
+            summed += float(objective(x0.to(device), eps.to(device), t, self._condition(given)).sum())
         return summed / total
 
     def averaged(self) -> NetworkDenoiser:
@@ -221,12 +214,17 @@ def _open(data: DataPart, split: str) -> Dataset:
 def _denoiser(recipe: Recipe, data: Dataset) -> NetworkDenoiser:
     network, given = recipe.make_network(data.spec), recipe.denoiser
     measured = given.precondition == "edm" and given.data_std is None
+    conditions: dict[str, Condition] = {}
+    if recipe.data.labels and data.spec.classes:
+        conditions["label"] = Label(data.spec.classes)
+    if recipe.data.captions and data.spec.text is not None:
+        conditions["text"] = data.spec.text
     return NetworkDenoiser(
         network,
         recipe.make_process(),
         predicts=given.predicts,
         shape=data.spec.shape,
-        conditions={"label": Label(data.spec.classes)} if recipe.data.labels and data.spec.classes else {},
+        conditions=conditions,
         precondition=given.precondition,
         data_std=data.std() if measured else given.data_std or 1.0,
         value_range=data.spec.value_range,

@@ -19,7 +19,7 @@ import torch
 from fewstep.core.methods import Method
 from fewstep.denoisers.folder import claim_folder, save_model
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.training.checkpoint import checkpoints
+from fewstep.training.checkpoint import checkpoints, load_checkpoint
 from fewstep.training.log import Bar, Log, check_tensorboard, spoken_time
 from fewstep.training.recipe import Recipe
 from fewstep.training.state import TrainingState
@@ -102,6 +102,13 @@ def train(
                 bar.say(f"trained {state.step} of {settings.steps} steps; the model is in {folder / 'model'}")
             accelerator.wait_for_everyone()
     return Result(folder, state.step, loss, folder / "model")
+
+
+def recipe_of_run(out: str | os.PathLike[str]) -> Recipe:
+    """The recipe of the newest checkpoint in a run's folder; `ValueError` when there is none."""
+    newest = _newest(Path(out), resume=True)
+    assert newest is not None
+    return Recipe.from_dict(load_checkpoint(newest)[1]["recipe"])
 
 
 def _loop(

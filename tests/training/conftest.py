@@ -13,7 +13,7 @@ def make_recipe(tmp_path):
 
     def make(sections=None, **train):
         settings = {"batch": 6, "steps": 20, "lr": 1e-2, "warmup": 5, "schedule": "cosine", "weight_decay": 0.01}
-        settings |= {"label_dropout": 0.2, "log_every": 4, "save_every": 10, "ema": 0.9, "seed": 3}
+        settings |= {"condition_dropout": 0.2, "log_every": 4, "save_every": 10, "ema": 0.9, "seed": 3}
         network = {"name": "unet", "width": [8, 12], "attention": [2], "dropout": 0.2}
         train = settings | train
         train["warmup"] = min(train["warmup"], train["steps"])

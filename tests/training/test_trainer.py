@@ -77,7 +77,7 @@ def test_training_learns(make_recipe, tmp_path):
         "data": {"source": str(tmp_path / "two.npz"), "labels": True},
         "network": {"name": "unet", "width": [16], "attention": [4]},
     }
-    recipe = make_recipe(sections, steps=120, batch=16, label_dropout=0.0, log_every=20, save_every=120)
+    recipe = make_recipe(sections, steps=120, batch=16, condition_dropout=0.0, log_every=20, save_every=120)
     result = quiet(recipe, tmp_path / "run")
     losses = [record["loss"] for record in log_of(result.out)]
     assert losses[-1] < 0.2 * losses[0]
@@ -245,7 +245,7 @@ def test_gradient_reaches_every_parameter(make_recipe, network):
     """A contract of trainers: after a few steps the zero-initialised layers have opened, and everything has moved."""
     sections = {"network": {"name": network}}
     with _accelerator("fp32", "cpu") as accelerator:
-        state = TrainingState(make_recipe(sections, weight_decay=0.0, label_dropout=0.5), accelerator)
+        state = TrainingState(make_recipe(sections, weight_decay=0.0, condition_dropout=0.5), accelerator)
         before = {name: value.detach().clone() for name, value in state.network.named_parameters()}
         for _ in range(6):
             state.advance()
@@ -269,7 +269,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_pair(make_recipe):
 def test_every_sample_is_seen_once_an_epoch_with_its_label_or_none(make_recipe):
     seen = []
     with _accelerator("fp32", "cpu") as accelerator:
-        state = TrainingState(make_recipe(batch=9, label_dropout=0.5), accelerator)
+        state = TrainingState(make_recipe(batch=9, condition_dropout=0.5), accelerator)
         state.loss.forward = lambda x0, eps, t, label: (
             seen.append((x0, label)),
             eps.sum((1, 2, 3)) * 0 + state.network.first.bias.sum(),
@@ -297,7 +297,7 @@ def test_bfloat16_trains_near_single_precision(make_recipe, tmp_path):
 
 
 def test_unconditional_training(make_recipe, tmp_path):
-    recipe = make_recipe({"data": make_recipe().to_dict()["data"] | {"labels": False}}, steps=3, label_dropout=0.0)
+    recipe = make_recipe({"data": make_recipe().to_dict()["data"] | {"labels": False}}, steps=3, condition_dropout=0.0)
     model = load_model(quiet(recipe, tmp_path / "run").model)
     assert model.conditions == {} and model.network.classes is None
 
@@ -364,7 +364,7 @@ def test_arguments_out_of_place_raise(make_recipe, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             train(make_recipe(), tmp_path / "run", progress=False, **arguments)
-    with pytest.raises(ValueError, match="label_dropout hides labels: it needs data.labels"):
+    with pytest.raises(ValueError, match="condition_dropout hides labels: it needs data.labels"):
         quiet(make_recipe({"data": make_recipe().to_dict()["data"] | {"labels": False}}), tmp_path / "run")
     bare = tmp_path / "bare.npz"
     np.savez(bare, images=np.zeros((9, 4, 4), np.uint8))

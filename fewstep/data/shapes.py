@@ -1,0 +1,260 @@
+"""Captioned shapes: pictures of 32x32 with one or two coloured shapes and a sentence, drawn when they are asked for.
+
+Row i of a split is a function of (split, i) alone, by Philox keyed by the split. About one combination in eight is held
+out: of one thing, its (size, colour, shape, place); of two, (colour, shape, relation, colour, shape), read from either
+end. No training row shows one of these, whether its caption names all of it or not; every validation row does. Pairs of
+the same colour and shape are not drawn. Rows beyond N_TRAIN of "train" are new pictures of combinations trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.core.errors import suggest
+from fewstep.core.noise import philox
+from fewstep.data.captions import (
+    COLOURS,
+    ID,
+    LENGTH,
+    OPPOSITE,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    VOCABULARY,
+    Spec,
+    Thing,
+    detokenize,
+    indices,
+    parse,
+    tokenize,
+)
+from fewstep.data.shapes_render import RADII, REACH, SIDE, render
+
+__all__ = [
+    "CLASSES", "LENGTH", "N_TRAIN", "N_VALIDATION", "SHAPE", "VALUE_RANGE", "VOCABULARY", "Shapes", "Spec", "Thing",
+    "captions", "draw", "held_out", "load", "parse", "render_caption", "render_specs", "scenes", "tokenize",
+]  # fmt: skip
+
+SHAPE = (3, SIDE, SIDE)
+VALUE_RANGE = (-1.0, 1.0)
+CLASSES = None
+N_TRAIN = 200_000
+N_VALIDATION = 4096
+
+GAP = 2.0  # pixels at least between two things
+SHIFT = 3.0  # pixels at most that a pair lies off the middle line
+TILT = 1.5  # pixels at most that each of a pair lies off the pair's line
+JITTER = (1.75, 0.75)  # pixels at most off a place's middle, by size: all of the thing stays in the picture
+PITCH = 8.0  # pixels from place to place; the middle is the picture's
+ALONE = 0.4  # the share of rows with one thing
+NAMED = 0.75  # the share of sizes and places that the caption names
+HELD = 1 / 8
+
+_KINDS = len(COLOURS) * len(SHAPES)  # (colour, shape) pairs, numbered colour first
+_KEYS = {"train": (1, 0x5A9E5), "validation": (2, 0x5A9E5)}
+_WORDS = 20  # random words a row
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """B pictures as numbers: indices (B, 2) of colour, shape and size, centres (B, 2, 2) in pixels, whether there is a
+    second thing (B,), and an index (B,) of PLACES or, of two, RELATIONS (how the first lies to the second)."""
+
+    colour: Tensor
+    shape: Tensor
+    size: Tensor
+    centre: Tensor
+    two: Tensor
+    where: Tensor
+
+    def images(self) -> Tensor:
+        """(B, 3, 32, 32) float32 in [-1, 1]."""
+        present = torch.stack((torch.ones_like(self.two), self.two), dim=1)
+        return render(self.colour, self.shape, self.size, self.centre, present)
+
+    def specs(self) -> list[Spec]:
+        """What each picture shows, with every attribute."""
+        columns = (self.two, self.where, self.colour, self.shape, self.size)
+        return [
+            Spec(
+                tuple(Thing(COLOURS[colour[k]], SHAPES[shape[k]], SIZES[size[k]]) for k in range(1 + two)),
+                None if two else PLACES[where],
+                RELATIONS[where] if two else None,
+            )
+            for two, where, colour, shape, size in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+
+@functools.cache
+def _combinations() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Singles (432, 2): kind, then size * 9 + place. Pairs (1104, 3): kind, relation (0 "left of" or 2 "above", from
+    which the others follow by turning the pair round), kind. And of each, whether it is held out."""
+    kinds = torch.arange(_KINDS)
+    singles = torch.cartesian_prod(kinds, torch.arange(len(SIZES) * len(PLACES)))
+    pairs = torch.cartesian_prod(kinds, torch.tensor([0, 2]), kinds)
+    pairs = pairs[pairs[:, 0] != pairs[:, 2]]
+    held = []
+    for number, rows in enumerate((singles, pairs)):
+        code = (rows * torch.tensor([1, 256, 65536])[: rows.shape[1]]).sum(1)
+        zero = torch.zeros_like(code)
+        held.append(philox((code, zero, zero, zero + number), (0x5A9E5, 3))[0] < HELD * 2**32)
+    return singles, pairs, held[0], held[1]
+
+
+def held_out(spec: Spec) -> bool:
+    """Whether no training picture shows this: False for a spec that leaves open what decides it."""
+    singles, pairs, held_single, held_pair = _combinations()
+    kind = [COLOURS.index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape) for thing in spec.things]
+    if spec.relation is None:
+        size = spec.things[0].size
+        if size is None or spec.place is None:
+            return False
+        row = torch.tensor([kind[0], SIZES.index(size) * len(PLACES) + PLACES.index(spec.place)])
+        return bool(held_single[(singles == row).all(1)])
+    relation = spec.relation
+    if relation in ("right of", "below"):
+        kind, relation = kind[::-1], OPPOSITE[relation]
+    return bool(held_pair[(pairs == torch.tensor([kind[0], RELATIONS.index(relation), kind[1]])).all(1)].any())
+
+
+def _uniform(rows: Tensor, key: tuple[int, int]) -> Tensor:
+    """(B, 20) float64 in [0, 1), a function of each row number and the key."""
+    block = torch.arange(_WORDS // 4).unsqueeze(0)
+    rows = rows.unsqueeze(1)
+    words = philox((block, torch.zeros(1, 1, dtype=torch.int64), rows & 0xFFFFFFFF, rows >> 32), key)
+    return torch.cat(words, dim=1).double() * 2.0**-32
+
+
+def _centres(size: Tensor, two: Tensor, where: Tensor, u: Tensor) -> Tensor:
+    """Centres (B, 2, 2) for sizes (B, 2), laid out by u (B, 6) uniform in [0, 1)."""
+    middle = SIDE / 2
+    jitter = torch.tensor(JITTER, dtype=u.dtype)[size[:, :1]]
+    cell = torch.stack((where % 3, where // 3), dim=1)
+    single = middle + PITCH * (cell - 1) + jitter * (2 * u[:, :2] - 1)
+
+    reach = REACH * torch.tensor(RADII, dtype=u.dtype)[size]  # (B, 2)
+    swapped = (where % 2 == 1).unsqueeze(1)  # "right of", "below": the first comes second along the axis
+    reach = torch.where(swapped, reach.flip(1), reach)
+    free = SIDE - 2 * reach.sum(1) - GAP
+    before, after = u[:, :2].sort(dim=1).values.T * free  # what is left goes before, between and behind the two
+    along = torch.stack((before + reach[:, 0], SIDE - (free - after) - reach[:, 1]), dim=1)
+    across = middle + SHIFT * (2 * u[:, 2:3] - 1) + TILT * (2 * u[:, 3:5] - 1)
+    pair = torch.stack((along, across), dim=2)
+    pair = torch.where(swapped.unsqueeze(2), pair.flip(1), pair)
+    pair = torch.where((where >= 2)[:, None, None], pair.flip(2), pair)
+    return torch.where(two[:, None, None], pair, single.unsqueeze(1)).float()
+
+
+def _draw(rows: Tensor, split: str) -> tuple[Scenes, Tensor]:
+    """The scenes of some rows and their captions' tokens (B, 10)."""
+    if split not in _KEYS:
+        raise suggest("split", split, _KEYS)
+    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool or bool((rows < 0).any()):
+        raise ValueError(f"rows must be (B,) whole numbers from 0, not {tuple(rows.shape)} of {rows.dtype}")
+    u = _uniform(rows.long().cpu(), _KEYS[split])
+    singles, pairs, held_single, held_pair = _combinations()
+    if split == "train":
+        held_single, held_pair = ~held_single, ~held_pair
+    singles, pairs = singles[held_single], pairs[held_pair]
+    single = singles[(u[:, 0] * len(singles)).long()]
+    pair = pairs[(u[:, 0] * len(pairs)).long()]
+
+    two = u[:, 1] >= ALONE
+    turned = (u[:, 2] < 0.5).long()  # the same pair, told from its other end
+    kind = torch.where(turned.bool().unsqueeze(1), pair[:, [2, 0]], pair[:, [0, 2]])
+    kind = torch.where(two.unsqueeze(1), kind, single[:, :1])
+    where = torch.where(two, pair[:, 1] + turned, single[:, 1] % len(PLACES))
+    size = torch.where(two.unsqueeze(1), (u[:, 3:5] < 0.5).long(), single[:, 1:] // len(PLACES))
+    centre = _centres(size, two, where, u[:, 8:14])
+    made = Scenes(kind // len(SHAPES), kind % len(SHAPES), size, centre, two, where)
+    return made, _tokens(made, u[:, 5:7] < NAMED, u[:, 7] < NAMED)
+
+
+@functools.cache
+def _phrases() -> tuple[Tensor, Tensor]:
+    """The ids of the places, (9, 6), and of the relations, (4, 2), zeros at the end."""
+    places, relations = (torch.stack([tokenize(phrase) for phrase in phrases]) for phrases in (PLACES, RELATIONS))
+    return places[:, :6], relations[:, :2]
+
+
+def _tokens(made: Scenes, sizes: Tensor, places: Tensor) -> Tensor:
+    """Tokens (B, 10) of captions that name the sizes (B, 2) and places (B,) that they are told to."""
+    place, relation = _phrases()
+    a = torch.full_like(made.colour, ID["a"])
+    named = (made.size + ID[SIZES[0]]) * sizes
+    things = torch.stack((a, named, made.colour + ID[COLOURS[0]], made.shape + ID[SHAPES[0]]), dim=2)  # (B, 2, 4)
+    two = torch.cat((things[:, 0], relation[made.where % len(RELATIONS)], things[:, 1]), dim=1)
+    one = torch.cat((things[:, 0], place[made.where % len(PLACES)] * places.unsqueeze(1)), dim=1)
+    tokens = torch.where(made.two.unsqueeze(1), two, one)
+    return tokens.gather(1, (tokens == 0).byte().argsort(dim=1, stable=True))  # closes the gaps of what is not named
+
+
+def draw(rows: Tensor, split: str = "train") -> tuple[Tensor, Tensor]:
+    """Images (B, 3, 32, 32) float32 in [-1, 1] and tokens (B, 10) int64 of the rows (B,), whole numbers from 0.
+
+    Raises ValueError for other rows and for a split that is neither "train" nor "validation".
+    """
+    made, tokens = _draw(rows, split)
+    return made.images(), tokens
+
+
+def captions(rows: Tensor, split: str = "train") -> list[str]:
+    """The captions of some rows: what they ask for, which may leave out sizes and places. Raises as `draw`."""
+    return detokenize(_draw(rows, split)[1])
+
+
+def scenes(rows: Tensor, split: str = "train") -> list[Spec]:
+    """What the pictures of some rows show, with every attribute. Raises as `draw`."""
+    return _draw(rows, split)[0].specs()
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A split that holds nothing: `data[rows]` is `draw(rows, split)`, rows a tensor (B,) or a slice."""
+
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.split not in _KEYS:
+            raise suggest("split", self.split, _KEYS)
+
+    def __len__(self) -> int:
+        return N_TRAIN if self.split == "train" else N_VALIDATION
+
+    def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        if isinstance(rows, slice):
+            rows = torch.arange(len(self))[rows]
+        return draw(rows, self.split)
+
+
+def load(split: str = "train") -> Shapes:
+    """The split, of which only what is asked for is ever drawn. Raises ValueError for another than "train" and
+    "validation"."""
+    return Shapes(split)
+
+
+def render_specs(specs: Sequence[Spec], seed: int = 0) -> Tensor:
+    """Pictures (B, 3, 32, 32) float32 in [-1, 1] of what is asked for.
+
+    The seed and the number of a spec in the list choose where exactly, and sizes and places that are left open. Raises
+    ValueError for no specs and a negative seed.
+    """
+    if not specs or seed < 0:
+        raise ValueError(f"give at least one spec and a seed from 0, not {len(specs)} and {seed}")
+    u = _uniform(torch.arange(len(specs)), (seed & 0xFFFFFFFF, 4 + (seed >> 32)))
+    asked = indices(specs)
+    size = torch.where(asked.size < 0, (u[:, 3:5] < 0.5).long(), asked.size)
+    where = torch.where(asked.where < 0, (u[:, 2] * len(PLACES)).long(), asked.where)
+    centre = _centres(size, asked.two, where, u[:, 8:14])
+    return Scenes(asked.colour, asked.shape, size, centre, asked.two, where).images()
+
+
+def render_caption(caption: str, seed: int = 0) -> Tensor:
+    """One picture (3, 32, 32) of a caption (see `render_specs`). Raises ValueError if it cannot be read."""
+    return render_specs([parse(caption)], seed)[0]

@@ -1,0 +1,1 @@
+"""Guidance: functions from denoiser to denoiser that steer what is predicted."""
