@@ -85,7 +85,7 @@ def fit(
             if coupling is not None:
                 eps = coupling(x0, eps, generator)
             t = levels.quantile(torch.rand(batch, generator=generator, dtype=torch.float64))
-            rate = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / steps)
+            rate = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate
             losses = objective(

@@ -1,0 +1,69 @@
+"""Claims of fewstep/guidance/cfg.py."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from claims.claim import Claim, Outcome
+from fewstep.core.condition import Label
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.prediction import Prediction
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.guidance.cfg import Guided
+from fewstep.processes.vp import VP
+from fewstep.sampling.sample import sample
+
+N = 2000
+STEPS = 20
+SCALE = 2.0
+MEANS = torch.tensor([[-0.3, 0.0], [0.3, 0.0], [0.0, 0.5]])
+STD = 0.25
+
+
+class _Labelled(Denoiser):
+    """Three Gaussians that overlap, each under its label, and their mixture under none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process, self.shape, self.conditions = VP(), (2,), {"label": Label(3)}
+        parts = [GaussianMixture(torch.ones(1), mean[None], STD**2, self.process) for mean in MEANS]
+        self.whole = GaussianMixture(torch.ones(3), MEANS, STD**2, self.process)
+        self.models = [*parts, self.whole]
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        answers = torch.stack([model(x, t).value for model in self.models])
+        return Prediction(answers[condition["label"], torch.arange(len(x))], "x0", x, t, self.process)
+
+    def posterior(self, x: Tensor, label: int) -> Tensor:
+        """p(label | x) of the clean data."""
+        logits = -((x[:, None] - MEANS.to(x)) ** 2).sum(-1) / (2 * STD**2)
+        return logits.softmax(1)[:, label]
+
+
+@functools.cache
+def _samples(scale: float, seed: int) -> Tensor:
+    return sample(Guided(_Labelled(), scale), N, steps=STEPS, seed=seed, label=1, dtype=torch.float64)
+
+
+_CONDITIONS = f"three overlapping Gaussians, {N} samples of one, {STEPS} steps of dpmpp-3m"
+
+
+def _class(seed: int) -> Outcome:
+    model = _Labelled()
+    ours, theirs = (float(model.posterior(_samples(scale, seed), 1).mean()) for scale in (SCALE, 1.0))
+    return Outcome(ours, theirs, "scale 1", f"{_CONDITIONS}, scale {SCALE:g}", "high", "mean probability of the label")
+
+
+def _spread(seed: int) -> Outcome:
+    ours, theirs = (float(_samples(scale, seed).std(0).mean()) for scale in (SCALE, 1.0))
+    return Outcome(ours, theirs, "scale 1", f"{_CONDITIONS}, scale {SCALE:g}", "low", "standard deviation")
+
+
+CLAIMS = (
+    Claim("cfg", "guided samples are surer to be of their label", _class),
+    Claim("cfg", "and vary less, which is the price", _spread),
+)
