@@ -1,4 +1,4 @@
-"""`python -m benchmarks [overhead imports learned executors]`: measure, and rewrite those sections of RESULTS.md.
+"""`python -m benchmarks [overhead imports learned executors training]`: measure, and rewrite those sections of RESULTS.md.
 
 Each section of RESULTS.md stands between two markers and is written from the run's own figures, which are also kept as
 JSON in benchmarks/results/.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import executors, imports, learned, overhead
+from benchmarks import executors, imports, learned, overhead, training
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -76,11 +76,29 @@ def _executors(rows: list[dict[str, Any]]) -> str:
     return "## Executors\n\nOn the embedded digits, one thread, medians.\n\n" + table(["case", "", "unit"], cells)
 
 
+def _training(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [row["case"], f"{row['trainer_ms']:.1f}", f"{row['bare_ms']:.1f}", f"{row['ratio']:.3f}"]
+        for row in rows
+        if "ratio" in row
+    ]
+    grown = next(row for row in rows if row["case"] == "growth")
+    return (
+        "## The trainer beside a bare loop\n\nMilliseconds a step on the digits: the trainer (its own generators,"
+        " records by noise level, condition dropout, moving average) and a loop written by hand with the same network,"
+        " loss, optimiser and average; medians of alternating rounds, one thread.\n\n"
+        + table(["network", "trainer", "bare loop", "ratio"], cells)
+        + f"\n\nResident memory after 200 steps {grown['after_200_mb']:.0f} MB, after {grown['steps']}"
+        f" {grown['after_all_mb']:.0f} MB."
+    )
+
+
 SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], str]]] = {
     "overhead": (overhead.measure, _overhead),
     "imports": (imports.measure, _imports),
     "learned": (learned.measure, _learned),
     "executors": (executors.measure, _executors),
+    "training": (training.measure, _training),
 }
 
 

@@ -85,9 +85,9 @@ def fit(
             if coupling is not None:
                 eps = coupling(x0, eps, generator)
             t = levels.quantile(torch.rand(batch, generator=generator, dtype=torch.float64))
-            rate = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
+            done = (step - warmup) / max(steps - warmup, 1)
             for group in optimizer.param_groups:
-                group["lr"] = lr * rate
+                group["lr"] = lr * ((step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * done))
             losses = objective(
                 x0.to(device), eps.to(device), t.to(device), {k: v.to(device) for k, v in condition.items()}
             )

@@ -131,3 +131,44 @@ def test_damaged_models(fails, folder, tmp_path):
     (tmp_path / "bin" / "model.safetensors").unlink()
     assert "pytorch_model.bin is a pickle" in fails("sample", tmp_path / "bin")
     assert not (tmp_path / "samples.png").exists()
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory):
+    """A model that reads captions."""
+    from fewstep.core.condition import Text
+    from fewstep.denoisers.folder import save_model
+    from fewstep.denoisers.network import NetworkDenoiser
+    from fewstep.networks.unet import UNet
+    from fewstep.processes.ve import EDM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(3, 8, (8, 16), classes=None, vocabulary=4, captions=3)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    text = Text(("a", "red", "green", "square"), 3)
+    model = NetworkDenoiser(network, EDM(), "x0", (3, 8, 8), {"text": text}, "edm")
+    return save_model(model, tmp_path_factory.mktemp("models") / "captioned")
+
+
+def test_prompts_and_guidance(fewstep, fails, captioned, tmp_path):
+    words = ("sample", captioned, "-n", 3, "--steps", 2, "--prompt", "a red square")
+    assert fewstep(*words, "--guidance", 2.5, "--out", "guided.npz")[0] == 0
+    assert fewstep(*words, "--out", "plain.npz")[0] == 0
+    model = fs.load(captioned)
+    drawn = fs.sample(fs.guide(model, "cfg", scale=2.5), 3, text="a red square", steps=2)
+    with np.load(tmp_path / "guided.npz") as file:
+        torch.testing.assert_close(torch.from_numpy(file["images"]).movedim(-1, 1), drawn.clamp(-1, 1))
+        assert json.loads(str(file["fewstep"])).items() >= {"prompt": "a red square", "guidance": 2.5}.items()
+        guided = file["images"]
+    with np.load(tmp_path / "plain.npz") as file:
+        assert np.abs(file["images"] - guided).max() > 1e-3
+    assert "unknown word 'blue'" in fails("sample", captioned, "--prompt", "a blue square")
+    assert "must be at least 0 and finite" in fails("sample", captioned, "--prompt", "red", "--guidance", -1)
+
+
+def test_a_prompt_for_a_model_without_captions(fails, folder, unconditional):
+    assert "reads no captions: leave --prompt out, or give --label" in fails("sample", folder, "--prompt", "seven")
+    assert fails("sample", unconditional, "--prompt", "seven").endswith("leave --prompt out")
+    assert "conditioned on a label or a caption" in fails("sample", unconditional, "--guidance", 2)

@@ -77,3 +77,45 @@ def test_bad_input(fails, recipe, tmp_path):
     assert "nothing to resume" in fails("train", recipe, "--out", "run", "--resume")
     assert "steps must be 1 to 4" in fails("train", recipe, "--out", "run", "--steps", 9)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eight pictures of different sizes, in two subfolders."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        place = tmp_path / "photographs" / ("one", "two")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (20 + number, 18, 3), np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return "photographs"
+
+
+def test_a_folder_of_pictures_from_nothing_to_samples(fewstep, fails, pictures, monkeypatch):
+    from fewstep.training import defaults
+
+    monkeypatch.setattr(defaults, "STEPS", 600)
+    monkeypatch.setattr(defaults, "FINEST", 4)  # a network that takes no time
+    start = ("train", "--data", pictures, "--size", 16, "--labels", "--out", "run", "--device", "cpu")
+    code, out, err = fewstep(*start, "--steps", 14)
+    assert (code, out) == (0, "run/model\n") and "an epoch takes" in err
+    assert "holds a training run at step 14" in fails(*start)
+    assert fewstep("train", "--out", "run", "--resume", "--steps", 15, "--device", "cpu")[0] == 0
+    assert fewstep("sample", "run/model", "-n", 2, "--label", 1, "--steps", 2)[0] == 0
+    assert fs.load("run/model").shape == (3, 16, 16)
+
+
+def test_a_recipe_with_other_data(fewstep, recipe, pictures):
+    words = ("train", recipe, "--data", pictures, "--size", 4, "--grey", "--out", "run", "--steps", 1)
+    assert fewstep(*words, "--device", "cpu")[0] == 0
+    assert fs.load("run/model").shape == (1, 4, 4)
+
+
+def test_what_cannot_be_trained_on(fails, recipe, pictures):
+    assert "what to train on? Give a recipe, or --data FOLDER" in fails("train", "--out", "run")
+    assert "differ in size" in fails("train", "--data", pictures, "--out", "run")
+    assert "no data at" in fails("train", "--data", "none/here", "--out", "run")
+    assert "nothing to resume" in fails("train", "--out", "run", "--resume")
+    assert "a run goes on with its own data" in fails("train", "--out", "run", "--resume", "--data", pictures)
