@@ -7,6 +7,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fewstep.core.methods import Method
+
+METHODS = (
+    Method(
+        "rs2",
+        paper="Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning (Okanovic et al., 2024)",
+        arxiv="2305.18424",
+        claim="a fresh random share of the data every round learns more than a fixed one",
+        use="Draws",
+        facts={"kind": "rows"},
+    ),
+)
+
 NAMES = ("noise", "level", "label")
 
 
@@ -15,10 +28,19 @@ class Draws:
 
     All are drawn on the CPU for the whole batch, however many devices share it: a run draws the same on one device or
     on eight, and torch's global generator is neither used nor moved.
+
+    share: of the data that one round takes (RS2, repeated random sampling); the next round takes others. With
+    `replacement` every round draws from all of the data; without it rounds go through the data in pieces that do not
+    overlap, and what is left at the end of a pass for no whole round is left out of that pass. At 1 a round is an
+    epoch. ValueError for a share that is not above 0 and at most 1.
     """
 
-    def __init__(self, seed: int, samples: int) -> None:
+    def __init__(self, seed: int, samples: int, share: float = 1.0, replacement: bool = True) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of the data in a round must be above 0 and at most 1, got {share}")
         self.seed, self.samples = seed, samples
+        size = max(1, round(share * samples))
+        self.epoch = size if replacement else samples // size * size  # samples drawn from one permutation
         self.generators = {name: torch.Generator().manual_seed(self._mixed(index)) for index, name in enumerate(NAMES)}
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
@@ -29,14 +51,15 @@ class Draws:
     def rows(self, seen: int, count: int) -> Tensor:
         """The next `count` rows when `seen` samples have gone before: one permutation an epoch, end to end.
 
+        A round of RS2 is the start of a permutation of its own (with replacement), or the next piece of one.
         A function of its arguments and the seed alone, so the position in the data is the number `seen`.
         """
         parts = []
         while count:
-            epoch, start = divmod(seen, self.samples)
+            epoch, start = divmod(seen, self.epoch)
             if epoch != self._epoch:
                 generator = torch.Generator().manual_seed(self._mixed(len(NAMES) + epoch))
-                self._epoch, self._order = epoch, torch.randperm(self.samples, generator=generator)
+                self._epoch, self._order = epoch, torch.randperm(self.samples, generator=generator)[: self.epoch]
             part = self._order[start : start + count]
             parts.append(part)
             seen, count = seen + len(part), count - len(part)

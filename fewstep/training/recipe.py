@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import tomllib
@@ -19,16 +20,26 @@ from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
 from fewstep.data.spec import DataSpec
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.training.couplings import coupling
+from fewstep.training.fit import Coupling
+from fewstep.training.importance import ImportanceLevels
+from fewstep.training.learned_variance import VariationalBound
+from fewstep.training.multiscale import multiscale
 from fewstep.training.noise_levels import NoiseLevels
-from fewstep.training.objective import Objective
+from fewstep.training.objective import Objective, Weighting, squared_error
+from fewstep.training.weightings import weighting
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")
+HYBRID = 0.001  # of the bound beside the simple loss (iDDPM, section 3.1)
 
 
 @dataclass(frozen=True)
 class DataPart:
-    """What `fewstep.data.spec.open_data` opens. `labels`: condition on the classes; `captions`: on the captions."""
+    """What `fewstep.data.spec.open_data` opens. `labels`: condition on the classes; `captions`: on the captions.
+
+    share: of the data that one round takes; the next takes others (RS2, see `fewstep.training.draws.Draws`).
+    """
 
     source: str
     size: int | tuple[int, int] | None = None
@@ -38,24 +49,30 @@ class DataPart:
     value_range: tuple[float, float] | None = None
     validation: float = 0.1
     seed: int = 0
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
 class DenoiserPart:
-    """What the network predicts. `data_std` is measured on the training split when it is needed and not given."""
+    """What the network predicts. `data_std` is measured on the training split when it is needed and not given.
+
+    learned_variance: the network also learns the variance of the reverse steps (`hybrid-vlb`).
+    """
 
     predicts: str = "x0"
     precondition: str = "none"
     data_std: float | None = None
+    learned_variance: bool = False
 
 
 @dataclass(frozen=True)
 class NoiseLevelsPart:
-    """See `fewstep.training.noise_levels.NoiseLevels`."""
+    """See `fewstep.training.noise_levels.NoiseLevels`. importance: redrawn by the size of the losses."""
 
     draw: str = "uniform"
     mean: float | None = None
     std: float | None = None
+    importance: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class TrainPart:
     "constant" or falls to zero at the last step as half a "cosine". clip: largest norm of the gradient, inf for none.
     ema: decay of the average. condition_dropout: the share of samples whose label or caption is hidden
     (classifier-free guidance).
+    multiscale: also count the errors of the pictures averaged down, until so many pixels are left; 0 does not.
     log_every, save_every, validate_every: in steps; validate_every = 0 never measures the held-out loss.
     """
 
@@ -80,6 +98,7 @@ class TrainPart:
     betas: tuple[float, float] = (0.9, 0.99)
     precision: str = "fp32"
     condition_dropout: float = 0.0
+    multiscale: int = 0
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
@@ -100,6 +119,7 @@ class TrainPart:
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers of at least 0 and below 1"),
             "condition_dropout": (0 <= self.condition_dropout < 1, "at least 0 and below 1"),
+            "multiscale": (self.multiscale >= 0, "at least 0"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "save_every": (self.save_every >= 1, "at least 1"),
             "validate_every": (self.validate_every >= 0, "at least 0"),
@@ -119,7 +139,9 @@ class TrainPart:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `network` and `process` are the registered name under "name" and the constructor's arguments."""
+    """A whole run. `network`, `process`, `weighting` and `coupling` are the registered name under "name" and the
+    arguments of what it names; the last two may be left out.
+    """
 
     data: DataPart
     network: dict[str, Any]
@@ -127,9 +149,15 @@ class Recipe:
     train: TrainPart
     denoiser: DenoiserPart = field(default_factory=DenoiserPart)
     noise_levels: NoiseLevelsPart = field(default_factory=NoiseLevelsPart)
+    weighting: dict[str, Any] | None = None
+    coupling: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if not 0 < self.data.share <= 1:
+            raise ValueError(f"data.share must be above 0 and at most 1, got {self.data.share}")
         self.make_levels()
+        self.make_weighting()
+        self.make_coupling()
         _network_class(self.network)
 
     @classmethod
@@ -161,18 +189,32 @@ class Recipe:
 
     def make_process(self) -> Process:
         """The process of section [process]."""
-        if "name" not in self.process:
-            raise ValueError('section [process] needs a name, for example name = "edm"')
-        arguments = {key: value for key, value in self.process.items() if key != "name"}
-        return process_from_config({"process": self.process["name"], **arguments})
+        return process_from_config({"process": _name("process", self.process, "edm"), **_rest(self.process)})
 
     def make_levels(self) -> NoiseLevels:
         """The distribution of the noise levels."""
-        return NoiseLevels(self.make_process(), **dataclasses.asdict(self.noise_levels))
+        given = self.noise_levels
+        levels = NoiseLevels(self.make_process(), given.draw, given.mean, given.std)
+        return ImportanceLevels(levels) if given.importance else levels
+
+    def make_weighting(self) -> Weighting | None:
+        """The weights of section [weighting], None without one."""
+        if self.weighting is None:
+            return None
+        return weighting(_name("weighting", self.weighting, "min-snr"), **_rest(self.weighting))
+
+    def make_coupling(self) -> Coupling | None:
+        """The coupling of section [coupling], None without one."""
+        if self.coupling is None:
+            return None
+        return coupling(_name("coupling", self.coupling, "immiscible"), **_rest(self.coupling))
 
     def make_objective(self, denoiser: NetworkDenoiser) -> Objective:
         """What a step minimises."""
-        return Objective(denoiser)
+        terms = [(HYBRID, VariationalBound())] if self.denoiser.learned_variance else []
+        smallest = self.train.multiscale
+        distance = functools.partial(multiscale, smallest=smallest) if smallest else squared_error
+        return Objective(denoiser, self.make_weighting(), distance, terms)
 
     def make_network(self, spec: DataSpec) -> nn.Module:
         """The network for the data: channels, size and classes follow from it where the recipe does not state them.
@@ -180,10 +222,12 @@ class Recipe:
         Raises ValueError when the recipe states something else than the data has.
         """
         made = _network_class(self.network)
-        arguments = {key: value for key, value in self.network.items() if key != "name"}
+        arguments = _rest(self.network)
         height, width = spec.shape[1:]
         size: int | list[int] = height if height == width else [height, width]
         needed = {"channels": spec.shape[0], "size": size, "classes": spec.classes if self.data.labels else None}
+        if self.denoiser.learned_variance:
+            needed["out"] = 2 * spec.shape[0]
         if self.data.captions and spec.text is not None:
             if "vocabulary" not in inspect.signature(made).parameters:
                 raise ValueError(f"a network {self.network['name']!r} takes no captions (data.captions = true)")
@@ -192,6 +236,16 @@ class Recipe:
             if arguments.setdefault(key, value) != value:
                 raise ValueError(f"network.{key} = {arguments[key]}, yet the data {spec.name!r} has {value}")
         return made(**arguments)
+
+
+def _name(section: str, given: dict[str, Any], example: str) -> str:
+    if "name" not in given:
+        raise ValueError(f'section [{section}] needs a name, for example name = "{example}"')
+    return str(given["name"])
+
+
+def _rest(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key != "name"}
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -207,9 +261,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 
 
 def _network_class(network: dict[str, Any]) -> Any:
-    if "name" not in network:
-        raise ValueError('section [network] needs a name, for example name = "unet"')
-    made = find(network["name"], room="networks", what="network")
+    made = find(_name("network", network, "unet"), room="networks", what="network")
     known = [name for name in inspect.signature(made).parameters]
     for key in network:
         if key != "name" and key not in known:

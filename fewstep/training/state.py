@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import Condition, Label, Picture
 from fewstep.data.spec import BUILT_IN, Dataset, open_data
+from fewstep.denoisers.learned_variance import LearnedVariance
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
 from fewstep.training.draws import Draws
 from fewstep.training.ema import EMA
+from fewstep.training.importance import ImportanceLevels
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective
 from fewstep.training.recipe import DataPart, Recipe, differences
@@ -58,7 +60,10 @@ class TrainingState:
             _groups(self.network, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
         )
         self.ema = EMA(self.network, settings.ema)
-        self.draws = Draws(settings.seed, len(self.data))
+        self.coupling = recipe.make_coupling()
+        if accelerator.num_processes > 1 and isinstance(self.levels, ImportanceLevels):
+            raise ValueError("noise_levels.importance learns from every loss: it trains in one process only")
+        self.draws = Draws(settings.seed, len(self.data), recipe.data.share)
         self.step = 0
         # Sums since the last record, on the device, so that no step waits for it: steps, loss, gradient norm; then
         # loss and count of each decile of the noise levels.
@@ -73,6 +78,8 @@ class TrainingState:
         rows = self.draws.rows(self.step * settings.batch, settings.batch)[mine]
         x0, given = self.data.batch(rows)
         eps = self.denoiser.process.eps(lambda: self.draws.normal(settings.batch, *x0.shape[1:]))[mine]
+        if self.coupling is not None:  # within what this process trains on
+            eps = self.coupling(x0, eps, self.draws.generators["noise"])
         quantile = self.draws.shares(settings.batch)[mine]
         hidden = self.draws.hidden(settings.batch, settings.condition_dropout)[mine]
         condition = self._condition(given, hidden)
@@ -80,8 +87,13 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
-        losses = self.objective(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), condition)
-        self.accelerator.backward(losses.mean())
+        t = self.levels.quantile(quantile).to(device)
+        losses = self.objective(x0.to(device), eps.to(device), t, condition)
+        if isinstance(self.levels, ImportanceLevels):
+            self.accelerator.backward((losses * self.levels.weight(t).to(losses)).mean())
+            self.levels.update(t, losses)
+        else:
+            self.accelerator.backward(losses.mean())
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -163,6 +175,8 @@ class TrainingState:
         moments = optimizer_tensors(self.network, self.optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
         tensors |= {f"generator.{name}": value for name, value in self.draws.state().items()}
+        if isinstance(self.levels, ImportanceLevels):
+            tensors |= {f"levels.{name}": value for name, value in self.levels.state().items()}
         facts = {
             "recipe": self.recipe.to_dict(),
             "samples": len(self.data),
@@ -192,6 +206,8 @@ class TrainingState:
         self.ema.load(part(tensors, "ema"), facts["ema_updates"])
         restore_optimizer(self.network, self.optimizer, part(tensors, "optimizer"))
         self.draws.restore(part(tensors, "generator"))
+        if isinstance(self.levels, ImportanceLevels):
+            self.levels.load(part(tensors, "levels"))
         self.step = facts["step"]
         if self.accelerator.is_main_process:  # the others' shares are in it already
             self.sums.copy_(tensors["sums"])
@@ -219,7 +235,8 @@ def _denoiser(recipe: Recipe, data: Dataset) -> NetworkDenoiser:
         conditions["label"] = Label(data.spec.classes)
     if recipe.data.captions and data.spec.text is not None:
         conditions["text"] = data.spec.text
-    return NetworkDenoiser(
+    made = LearnedVariance if given.learned_variance else NetworkDenoiser
+    return made(
         network,
         recipe.make_process(),
         predicts=given.predicts,

@@ -263,15 +263,15 @@ def test_the_loss_is_the_mean_squared_error_of_the_pair(make_recipe):
         eps = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
         t = torch.tensor([0.01, 0.1, 1.0, 5.0, 50.0], dtype=torch.float64)
         output, target = state.denoiser.loss_pair(x0, eps, t, label=label)
-        assert torch.equal(state.loss(x0, eps, t, label), (output - target).square().mean((1, 2, 3)))
+        assert torch.equal(state.objective(x0, eps, t, {"label": label}), (output - target).square().mean((1, 2, 3)))
 
 
 def test_every_sample_is_seen_once_an_epoch_with_its_label_or_none(make_recipe):
     seen = []
     with _accelerator("fp32", "cpu") as accelerator:
         state = TrainingState(make_recipe(batch=9, condition_dropout=0.5), accelerator)
-        state.loss.forward = lambda x0, eps, t, label: (
-            seen.append((x0, label)),
+        state.objective.forward = lambda x0, eps, t, condition: (
+            seen.append((x0, condition["label"])),
             eps.sum((1, 2, 3)) * 0 + state.network.first.bias.sum(),
         )[1]
         for _ in range(4):
@@ -364,7 +364,7 @@ def test_arguments_out_of_place_raise(make_recipe, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             train(make_recipe(), tmp_path / "run", progress=False, **arguments)
-    with pytest.raises(ValueError, match="condition_dropout hides labels: it needs data.labels"):
+    with pytest.raises(ValueError, match="condition_dropout hides labels or captions: it needs data.labels"):
         quiet(make_recipe({"data": make_recipe().to_dict()["data"] | {"labels": False}}), tmp_path / "run")
     bare = tmp_path / "bare.npz"
     np.savez(bare, images=np.zeros((9, 4, 4), np.uint8))

@@ -1,0 +1,143 @@
+"""What recipes name: weightings, couplings, importance, shares of the data, learned variance, captions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.denoisers.learned_variance import LearnedVariance
+from fewstep.processes.ve import EDM
+from fewstep.training.checkpoint import checkpoints, load_checkpoint
+from fewstep.training.couplings import optimal_transport
+from fewstep.training.importance import ImportanceLevels
+from fewstep.training.recipe import Recipe
+from fewstep.training.state import TrainingState
+from fewstep.training.trainer import _accelerator, train
+from fewstep.training.weightings import min_snr
+
+EVERYTHING = {
+    "weighting": {"name": "min-snr", "gamma": 3.0},
+    "coupling": {"name": "minibatch-ot"},
+    "noise_levels": {"draw": "log-normal", "mean": -1.0, "std": 1.2, "importance": True},
+}
+
+
+def weights(out):
+    return load_checkpoint(checkpoints(out)[-1])[0]
+
+
+@pytest.mark.parametrize(
+    "section, values",
+    [
+        ("weighting", {"name": "debiased"}),
+        ("coupling", {"name": "immiscible"}),
+        ("noise_levels", {"draw": "log-normal", "mean": -1.0, "std": 1.2, "importance": True}),
+        ("train", {"multiscale": 2}),
+        ("data", {"share": 0.5}),
+    ],
+)
+def test_each_changes_what_is_learned(make_recipe, tmp_path, section, values):
+    plain, changed = make_recipe(steps=12), make_recipe(steps=12).to_dict()
+    changed[section] = (changed[section] or {}) | values
+    train(plain, tmp_path / "plain", device="cpu", progress=False)
+    train(Recipe.from_dict(changed), tmp_path / "changed", device="cpu", progress=False)
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "changed")
+    differs = not all(torch.equal(a[name], b[name]) for name in a if name.startswith("network."))
+    # Twelve steps are fewer than importance needs to have seen every bin.
+    assert differs or values.get("importance")
+
+
+def test_everything_resumes_in_the_same_bits(make_recipe, tmp_path):
+    recipe = make_recipe(EVERYTHING, steps=20, batch=18)
+    train(recipe, tmp_path / "whole", device="cpu", progress=False)
+    train(recipe, tmp_path / "halves", device="cpu", progress=False, steps=9)
+    train(recipe, tmp_path / "halves", device="cpu", progress=False, resume=True)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert int(a["levels.seen"].sum()) == 20 * 18
+
+
+def test_what_they_name_is_what_they_get(make_recipe):
+    recipe = make_recipe(EVERYTHING)
+    t = torch.tensor([0.1, 1.0, 7.0], dtype=torch.float64)
+    assert torch.equal(recipe.make_weighting()(EDM(), t), min_snr(EDM(), t, gamma=3.0))
+    x0, eps = torch.randn(2, 6, 1, 4, 4)
+    generator = torch.Generator()
+    assert torch.equal(recipe.make_coupling()(x0, eps, generator), optimal_transport(x0, eps, generator))
+    assert isinstance(recipe.make_levels(), ImportanceLevels)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_importance_draws_where_the_losses_are_and_weighs_them_down(make_recipe):
+    with _accelerator("fp32", "cpu") as accelerator:
+        state = TrainingState(make_recipe(EVERYTHING), accelerator)
+        levels = state.levels
+        t = levels.base.quantile((torch.arange(640, dtype=torch.float64) + 0.5) / 640)
+        levels.update(t, torch.where(t > t.median(), 9.0, 1.0))
+        before = levels.seen.clone()
+        state.advance()
+    assert (levels.seen - before).sum() == 6
+    assert levels.weight(t[:1]) > 4 * levels.weight(t[-1:])
+
+
+def test_a_learned_variance_is_saved_with_the_model(make_recipe, tmp_path):
+    recipe = make_recipe({"denoiser": {"precondition": "edm", "learned_variance": True}}, steps=2)
+    out = train(recipe, tmp_path / "run", device="cpu", progress=False).out
+    model = fs.load(out / "model")
+    assert isinstance(model, LearnedVariance) and model.network.out_channels == 2
+    assert fs.sample(model, 2, steps=3, solver="ddpm-learned", label=1).shape == (2, 1, 4, 4)
+
+
+def test_captions_train_and_sample(tmp_path):
+    values = {
+        "data": {"source": "shapes", "captions": True},
+        "network": {"name": "unet", "width": [8, 8], "patch": 4, "attention": [4], "embedding": 16},
+        "process": {"name": "edm"},
+        "denoiser": {"precondition": "edm"},
+        "train": {"batch": 6, "steps": 2, "lr": 1e-3, "condition_dropout": 0.5},
+    }
+    with _accelerator("fp32", "cpu") as accelerator:
+        state = TrainingState(Recipe.from_dict(values | {"train": values["train"] | {"batch": 64}}), accelerator)
+        seen = []
+        state.objective.register_forward_pre_hook(lambda module, args: seen.append(args[3]["text"]))
+        state.advance()
+    empty = (seen[0] == 0).all(1)
+    assert 16 < int(empty.sum()) < 48 and seen[0].shape == (64, 10)
+    train(Recipe.from_dict(values), tmp_path / "run", device="cpu", progress=False)
+    model = fs.load(tmp_path / "run" / "model")
+    assert fs.sample(model, 2, steps=2, text="a red circle").shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match="unknown word 'redd'"):
+        fs.sample(model, 2, steps=2, text="a redd circle")
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        ({"weighting": {"name": "min-srn"}}, "unknown weighting 'min-srn': did you mean 'min-snr'"),
+        ({"weighting": {"name": "min-snr", "gama": 3}}, "unknown option of the weighting 'min-snr' 'gama'"),
+        ({"weighting": {"gamma": 3}}, r"section \[weighting\] needs a name"),
+        ({"coupling": {"name": "imiscible"}}, "unknown coupling 'imiscible': did you mean 'immiscible'"),
+        ({"coupling": {"name": "minibatch-ot", "k": 3}}, "the coupling 'minibatch-ot' has no options, got 'k'"),
+    ],
+)
+def test_faulty_sections(make_recipe, sections, message):
+    with pytest.raises(ValueError, match=message):
+        make_recipe(sections)
+
+
+def test_what_does_not_go_together(make_recipe):
+    def state(recipe):
+        with _accelerator("fp32", "cpu") as accelerator:
+            TrainingState(recipe, accelerator)
+
+    data = make_recipe().to_dict()["data"]
+    with pytest.raises(ValueError, match="data.share must be above 0 and at most 1, got 0"):
+        make_recipe({"data": data | {"share": 0}})
+    with pytest.raises(ValueError, match="data.captions = true, yet .* comes without captions"):
+        state(make_recipe({"data": data | {"captions": True}}))
+    captions = {"source": "shapes", "captions": True}
+    with pytest.raises(ValueError, match="a network 'dit' takes no captions"):
+        state(make_recipe({"data": captions, "network": {"name": "dit", "patch": 8}}))
