@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label
+from fewstep.core.condition import Label, Picture, Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.noise import Noise
@@ -23,10 +25,11 @@ from fewstep.sampling.sample import choose_plan
 from fewstep.search.reference import SOLVER, TIMES
 from fewstep.timesteps.grid import make_times
 
-METRICS = ("frechet", "precision-recall", "sliced-wasserstein", "accuracy", "endpoint")
+METRICS = ("frechet", "precision-recall", "sliced-wasserstein", "accuracy", "captions", "endpoint")
 AGAINST_DATA = METRICS[:3]
 COARSE, FINE = 100, 200  # evaluations of the two reference runs
 BATCH = 256
+WIDEST = 1024  # numbers of a sample compared in pixels: the covariance of more is slow, and needs more samples
 
 Bar = Callable[[str, int], Any]  # (text, parts) -> a context manager whose value advances it by one part
 
@@ -36,7 +39,7 @@ def evaluate(
     plan: Plan | None = None,
     n: int = 1000,
     metrics: Sequence[str] | None = None,
-    features: str = "pixels",
+    features: str | None = None,
     seed: int = 0,
     progress: bool | Bar = False,
     *,
@@ -47,7 +50,8 @@ def evaluate(
     Args:
         plan: the model's own by default, or ten steps of the default solver.
         metrics: of `METRICS`; by default all that apply to the model, the plan and the features.
-        features: the space of the comparisons with data: "pixels" or, for 8x8 digits, "digits".
+        features: the space of the comparisons with data: "pixels", "blocks" (pictures averaged down to 8x8; the
+            default for those of more than 1024 numbers) or, for 8x8 digits, "digits".
         seed: of the noises, the order of the labels, and the floor's rows.
         progress: True for bars on stderr, or a function that makes them.
         data: what to compare with: a name, a folder of images, an `.npz`, or a `Dataset`. By default what the
@@ -56,8 +60,8 @@ def evaluate(
     Returns:
         A JSON dictionary: the facts of the run, `figures` by metric (each with its n), and `notes`.
 
-        Labels come in the proportions of the training split. `frechet` carries the floor of real against real data;
-        `validation_frechet` is what the held-out real images score against the training split in the same features: a
+        Labels and captions are those of the training split, in a shuffled order. `frechet` carries the floor of real
+        against real data; `validation_frechet` is what the held-out real images score against the training split in the same features: a
         perfect generator scores about that, not zero, at that n. `endpoint` is the error against the same ODE, from the
         same noises to the same last time, solved with 200 evaluations; `reference_error` is how far that solution is
         from the one with 100, in the same measure.
@@ -67,15 +71,18 @@ def evaluate(
     """
     if isinstance(n, bool) or n != int(n) or n < 2:
         raise ValueError(f"n must be a whole number of at least 2, got {n!r}")
-    find_features(features)
+    if features is not None:
+        find_features(features)
     for name in metrics or ():
         if name not in METRICS:
             raise suggest("metric", name, METRICS)
     chosen = plan if plan is not None else choose_plan(model)
     wanted, notes = _applicable(model, chosen, metrics, data)
-    real = _data(model, data) if set(wanted) & {*AGAINST_DATA, "accuracy"} else None
+    real = _data(model, data) if set(wanted) & {*AGAINST_DATA, "accuracy", "captions"} else None
+    if features is None:
+        features = "pixels" if math.prod(model.shape or ()) <= WIDEST else "blocks"
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    condition = _labels(model, real, n, seed, device)
+    condition = _conditions(model, real, n, seed, device)
     bar: Bar = progress if callable(progress) else _bars() if progress else _silent
 
     begin = time.perf_counter()
@@ -98,7 +105,7 @@ def evaluate(
         for name in wanted:
             if name != "endpoint":
                 assert real is not None
-                out["figures"] |= _figure(name, samples, real, features, seed, condition.get("label"))
+                out["figures"] |= _figure(name, samples, real, features, seed, condition)
                 advance()
     if "endpoint" in wanted:
         out["figures"]["endpoint"] = _endpoint(chosen, model, samples, seed, condition, device, bar)
@@ -122,10 +129,11 @@ def solve(
     with bar(text or f"{n} samples, {plan.name}", -(-n // BATCH) * plan.nfe) as advance:
         for begin in range(0, n, BATCH):
             count = min(BATCH, n - begin)
-            noise = Noise(seed, begin).normal(0, (count, *model.shape), device)
+            source = Noise(seed, begin)
+            noise = model.process.start(functools.partial(source.normal, shape=(count, *model.shape), device=device))
             named = {name: value[begin : begin + count] for name, value in condition.items()}
             result = plan.run(model, noise, seed=seed, first=begin, callback=lambda *_: advance(), **named)
-            parts.append(result.samples.cpu())
+            parts.append(model.decode(result.samples, **named).cpu())
             made += result.nfe
     return torch.cat(parts), made / len(parts)
 
@@ -158,8 +166,12 @@ def _applicable(
         reasons = dict.fromkeys(AGAINST_DATA, "the model's data set is not known: name it (--data FOLDER or FILE.npz)")
     if plan.stochastic:
         reasons["endpoint"] = "the plan draws noise, so it has no exact end; take a deterministic solver"
+    if "text" not in model.conditions:
+        reasons["captions"] = "the model reads no captions"
+    elif source != "shapes":
+        reasons["captions"] = "the verifier that ships reads the captions of shapes"
     if "label" not in model.conditions:
-        reasons["accuracy"] = "the model is unconditional: there is no label to be right about"
+        reasons["accuracy"] = "the model takes no label: there is none to be right about"
     elif source != "digits":
         reasons["accuracy"] = "the classifier that ships is for the 8x8 digits"
     if metrics is None:
@@ -189,25 +201,33 @@ def _data(model: Denoiser, data: str | Path | Dataset | None) -> Dataset:
     return real
 
 
-def _labels(model: Denoiser, real: Dataset | None, n: int, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """A label for each sample in the proportions of the data: its labels in a shuffled order, again and again.
+def _conditions(model: Denoiser, real: Dataset | None, n: int, seed: int, device: torch.device) -> dict[str, Tensor]:
+    """A label or caption for each sample in the proportions of the data: theirs, shuffled, again and again.
 
-    Without labelled data the classes come in turn.
+    Without such data the classes come in turn, and captions are empty.
     """
-    kind = model.conditions.get("label")
-    if not isinstance(kind, Label):
-        return {}
-    classes = kind.classes
-    if real is None or real.labels is None or int(real.labels.max()) >= classes:
-        return {"label": torch.arange(n, device=device) % classes}
-    shuffle = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(real), generator=shuffle) for _ in range(-(-n // len(real)))])
-    return {"label": real.labels[order[:n]].to(device)}
+    found = {}
+    for name, kind in model.conditions.items():
+        if isinstance(kind, Label) and (real is None or real.labels is None or int(real.labels.max()) >= kind.classes):
+            found[name] = torch.arange(n, device=device) % kind.classes
+        elif real is None or isinstance(kind, Picture) or (isinstance(kind, Text) and real.spec.text != kind):
+            found[name] = kind.check(name, None, n, device)
+        else:
+            shuffle = torch.Generator().manual_seed(seed)
+            order = torch.cat([torch.randperm(len(real), generator=shuffle) for _ in range(-(-n // len(real)))])
+            found[name] = real.batch(order[:n])[1][name].to(device)
+    return found
 
 
 def _figure(
-    name: str, samples: Tensor, real: Dataset, features: str, seed: int, labels: Tensor | None
+    name: str, samples: Tensor, real: Dataset, features: str, seed: int, condition: dict[str, Tensor]
 ) -> dict[str, Any]:
+    if name == "captions":
+        from fewstep.metrics.caption_accuracy import caption_accuracy
+
+        assert real.spec.text is not None
+        captions = [real.spec.text.words(row) for row in condition["text"].tolist()]
+        return {name: caption_accuracy(samples, captions).as_dict()}
     images = real.images
     if name == "precision-recall":
         from fewstep.metrics.precision_recall import precision_recall
@@ -220,8 +240,7 @@ def _figure(
     if name == "accuracy":
         from fewstep.metrics.accuracy import class_accuracy
 
-        assert labels is not None
-        return {name: class_accuracy(samples, labels.cpu()).as_dict()}
+        return {name: class_accuracy(samples, condition["label"].cpu()).as_dict()}
     from fewstep.metrics.frechet import frechet
 
     found = {name: frechet(samples, images, features, seed).as_dict()}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.cli import common
+
+if TYPE_CHECKING:
+    from fewstep.core.denoiser import Denoiser
 
 
 def evaluate(
@@ -21,10 +24,15 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of frechet, precision-recall, sliced-wasserstein, accuracy, endpoint [default: all that apply]."
+            help="Of frechet, precision-recall, sliced-wasserstein, accuracy, captions, endpoint"
+            " [default: all that apply]."
         ),
     ] = None,
-    features: Annotated[str, typer.Option(help="Space of the comparisons with data: 'pixels' or 'digits'.")] = "pixels",
+    features: Annotated[
+        str | None,
+        typer.Option(help="Space of the comparisons with data: pixels, blocks or digits [default: by size]."),
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none.")] = None,
     data: Annotated[Path | None, typer.Option(help="What to compare with: a folder of images, or an .npz.")] = None,
     seed: common.Seed = 0,
     device: common.Device = None,
@@ -39,13 +47,17 @@ def evaluate(
         fewstep evaluate digits --solver dpmpp-3m --steps 8 -n 1000 --metrics frechet,endpoint --features digits
     """
     common.check_positive("-n", n, 2)
-    opened = common.open_model(model, device)
+    opened: Denoiser = common.open_model(model, device)
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
     names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     if names == []:
         raise ValueError("--metrics names none")
 
     from fewstep.accelerate.evaluate import evaluate as measure
+    from fewstep.guidance.guide import guide
+
+    if guidance is not None:
+        opened = guide(opened, "cfg", scale=guidance)
 
     bars = common.Stages()
     out = measure(opened, plan, n, names, features, seed, bars.stage, data=data)
@@ -74,6 +86,9 @@ def _row(name: str, found: dict[str, Any]) -> list[Any]:
         beside = ", ".join(f"{key} {text(found[key])}" for key in ("precision", "recall", "density", "coverage"))
     elif name == "sliced-wasserstein":
         beside = found["features"]
+    elif name == "captions":
+        parts = ("count", "colour", "shape", "size", "position")
+        beside = ", ".join(f"{key} {text(found[key])}" for key in parts) + f"; standard error {text(found['error'])}"
     elif name == "accuracy":
         beside = f"standard error {text(found['error'])}"
     else:

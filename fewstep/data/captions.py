@@ -87,7 +87,8 @@ class Spec:
 def tokenize(caption: str) -> Tensor:
     """The ids (10,) int64 of a caption's words in VOCABULARY, zeros behind the last; "" (no prompt) is all zeros.
 
-    Capitals count as small letters. Raises ValueError for a word that is not in the vocabulary and for more than ten.
+    Capitals count as small letters, commas as spaces. Raises ValueError for a word that is not in the vocabulary and
+    for more than ten.
     """
     words = _words(caption)
     if len(words) > LENGTH:
@@ -117,7 +118,7 @@ def parse(caption: str) -> Spec:
 
 
 def _words(caption: str) -> Sequence[str]:
-    words = caption.lower().split()
+    words = caption.lower().replace(",", " ").split()
     for word in words:
         if word not in ID:
             close = str(suggest("word", word, VOCABULARY[1:])).partition(": known")[0]

@@ -37,8 +37,8 @@ from fewstep.data.captions import (
 from fewstep.data.shapes_render import RADII, REACH, SIDE, render
 
 __all__ = [
-    "CLASSES", "LENGTH", "N_TRAIN", "N_VALIDATION", "SHAPE", "VALUE_RANGE", "VOCABULARY", "Shapes", "Spec", "Thing",
-    "captions", "draw", "held_out", "load", "parse", "render_caption", "render_specs", "scenes", "tokenize",
+    "CLASSES", "LENGTH", "N_TRAIN", "N_VALIDATION", "SHAPE", "VALUE_RANGE", "VOCABULARY", "Spec", "Thing",
+    "captions", "draw", "held_out", "parse", "render_caption", "render_specs", "scenes", "tokenize",
 ]  # fmt: skip
 
 SHAPE = (3, SIDE, SIDE)
@@ -212,31 +212,6 @@ def captions(rows: Tensor, split: str = "train") -> list[str]:
 def scenes(rows: Tensor, split: str = "train") -> list[Spec]:
     """What the pictures of some rows show, with every attribute. Raises as `draw`."""
     return _draw(rows, split)[0].specs()
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """A split that holds nothing: `data[rows]` is `draw(rows, split)`, rows a tensor (B,) or a slice."""
-
-    split: str = "train"
-
-    def __post_init__(self) -> None:
-        if self.split not in _KEYS:
-            raise suggest("split", self.split, _KEYS)
-
-    def __len__(self) -> int:
-        return N_TRAIN if self.split == "train" else N_VALIDATION
-
-    def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        if isinstance(rows, slice):
-            rows = torch.arange(len(self))[rows]
-        return draw(rows, self.split)
-
-
-def load(split: str = "train") -> Shapes:
-    """The split, of which only what is asked for is ever drawn. Raises ValueError for another than "train" and
-    "validation"."""
-    return Shapes(split)
 
 
 def render_specs(specs: Sequence[Spec], seed: int = 0) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fewstep.core.errors import suggest
 from fewstep.metrics.common import check_same_shape, check_samples
@@ -50,18 +51,27 @@ def _pixels(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+def _blocks(x: Tensor) -> Tensor:
+    if x.ndim != 4:
+        raise ValueError(f"the features 'blocks' are of pictures (B, C, H, W), not {tuple(x.shape)}")
+    return functional.adaptive_avg_pool2d(x, 8).flatten(1)
+
+
 def _digits(x: Tensor) -> Tensor:
     from fewstep.metrics.digits_classifier import digits_classifier
 
     return digits_classifier(x.device).features(x)
 
 
-_KNOWN = {f.name: f for f in (Features("pixels", _pixels), Features("digits", _digits, 64))}
+_KNOWN = {
+    f.name: f for f in (Features("pixels", _pixels), Features("blocks", _blocks), Features("digits", _digits, 64))
+}
 
 
 def find_features(features: "str | Features | Callable[[Tensor], Tensor]") -> Features:
-    """The features of that name ("pixels", "digits"), or a callable (B, *shape) -> (B, F) under its own name.
+    """The features of that name, or a callable (B, *shape) -> (B, F) under its own name.
 
+    The names: "pixels"; "blocks", pictures averaged down to 8x8; "digits", a layer of the digits classifier.
     Raises ValueError for an unknown name (with the close ones) and for what is no function.
     """
     if isinstance(features, Features):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -68,5 +69,6 @@ def draw(model: Denoiser, seed: int, first: int, n: int, dtype: torch.dtype) -> 
     """n noises of a stream and their conditions, on the model's device."""
     assert model.shape is not None
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    noise = Noise(seed, first).normal(0, (n, *model.shape), device, dtype)
+    normal = functools.partial(Noise(seed, first).normal, shape=(n, *model.shape), device=device, dtype=dtype)
+    noise = model.process.start(normal)
     return noise, conditions(model, first, n, device)

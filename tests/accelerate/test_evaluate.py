@@ -92,7 +92,10 @@ def test_the_training_images_themselves():
     assert figures["validation_frechet"]["n"] == 360 and figures["validation_frechet"]["value"] > 0.2
     assert figures["precision-recall"]["precision"] > 0.95
     assert out["planned_nfe"] == out["actual_nfe"] == 12
-    assert out["notes"] == ["no accuracy: the model is unconditional: there is no label to be right about"]
+    assert out["notes"] == [
+        "no captions: the model reads no captions",
+        "no accuracy: the model takes no label: there is none to be right about",
+    ]
 
 
 def test_repeatable_and_by_seed():
@@ -128,7 +131,7 @@ def test_what_does_not_apply_is_said():
     assert out["figures"] == {} and len(out["notes"]) == len(METRICS)
     with pytest.raises(ValueError, match="'endpoint' does not apply: the plan draws noise"):
         evaluate(model, plan, n=5, metrics=["endpoint"])
-    with pytest.raises(ValueError, match="'accuracy' does not apply: the model is unconditional"):
+    with pytest.raises(ValueError, match="'accuracy' does not apply: the model takes no label"):
         evaluate(model, plan, n=5, metrics=["accuracy"])
     with pytest.raises(ValueError, match="'accuracy' does not apply: the classifier that ships is for the 8x8 digits"):
         evaluate(Pixelwise(VP(), label=True), plan, n=5, metrics=["accuracy"])

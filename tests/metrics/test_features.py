@@ -44,7 +44,7 @@ def test_no_gradient_is_kept():
 def test_unknown_names_and_things():
     with pytest.raises(ValueError, match="unknown features 'digit': did you mean 'digits'"):
         find_features("digit")
-    with pytest.raises(ValueError, match="pixels, digits"):
+    with pytest.raises(ValueError, match="pixels, blocks, digits"):
         find_features(3)
 
 

@@ -1,0 +1,53 @@
+"""Claims of fewstep/metrics/curvature.py."""
+
+from __future__ import annotations
+
+import torch
+
+from claims.claim import Claim, Outcome
+from claims.problems import F64, mixture
+from claims.transports import noises
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.metrics.curvature import curvature
+from fewstep.processes.flow import Flow
+from fewstep.sampling.build import plan
+
+
+def _gaussian(seed: int) -> Outcome:
+    """Paths to one Gaussian of deviation s are `z sqrt((1 - t)^2 s^2 + t^2)`, their chords `z (s + (1 - s) t)`."""
+    s, process = 0.3, Flow()
+    model = GaussianMixture(torch.ones(1), torch.zeros(1, 2, dtype=F64), s**2, process)
+    noise = noises(seed, (2,), 64).double()
+    made = plan(process, "vab-3", 200, "uniform")
+    found = curvature(made.run(model, noise, trajectory=True, dtype=F64).trajectory, made.times).value
+    t = torch.linspace(1, 0, 20001, dtype=F64)
+    away = (((1 - t) ** 2 * s**2 + t**2).sqrt() - s - (1 - s) * t) ** 2
+    wanted = float(-torch.trapezoid(away, t) * noise.square().sum(1).mean())
+    return Outcome(
+        abs(found / wanted - 1),
+        1e-3,
+        "tolerance",
+        "one Gaussian, 200 evaluations",
+        unit="error relative to closed form",
+    )
+
+
+def _straight(seed: int) -> Outcome:
+    noise = noises(seed, (2,), 64)
+    ends, times = noise.flip(0) * 0.3, [1.0, 0.7, 0.2, 0.0]
+    straight = curvature([torch.lerp(ends, noise, t) for t in times], times).relative
+    made = plan(Flow(), "ddim", 50, "uniform")
+    bent = curvature(made.run(mixture(Flow()), noise, trajectory=True).trajectory, made.times).relative
+    return Outcome(
+        straight,
+        1e-9 * bent,
+        "a billionth of the mixture's paths'",
+        "straight paths between random points, and 50 evaluations on the 8-component mixture",
+        unit="curvature over squared chord",
+    )
+
+
+CLAIMS = (
+    Claim("curvature", "the closed form on one Gaussian", _gaussian),
+    Claim("curvature", "zero on straight paths", _straight),
+)

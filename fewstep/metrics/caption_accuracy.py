@@ -1,0 +1,44 @@
+"""How often pictures of captioned shapes show what their captions ask for, as the exact verifier reads them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.metrics.common import Result, check_samples
+
+
+@dataclass(frozen=True)
+class CaptionAccuracy(Result):
+    """`value`: share of pictures, in [0, 1], that show all that was asked; then the shares by attribute.
+
+    What a caption leaves open counts as right. `error` is the standard error of `value`, sqrt(p (1 - p) / n).
+    """
+
+    count: float
+    colour: float
+    shape: float
+    size: float
+    position: float
+    error: float
+
+
+def caption_accuracy(samples: Tensor, captions: Sequence[str], batch: int = 500) -> CaptionAccuracy:
+    """Accuracy of pictures (N, 3, 32, 32) in [-1, 1], one caption each, by `fewstep.metrics.shapes_verifier.check`.
+
+    Raises ValueError for other shapes, values that are not finite, and captions that cannot be read.
+    """
+    from fewstep.metrics.shapes_verifier import check
+
+    samples = check_samples(samples, "samples")
+    if len(captions) != len(samples):
+        raise ValueError(f"{len(samples)} pictures need as many captions, got {len(captions)}")
+    starts = range(0, len(samples), batch)
+    found = [check(samples[at : at + batch].cpu(), captions[at : at + batch]) for at in starts]
+    share = {
+        name: float(torch.cat([getattr(part, name) for part in found]).double().mean())
+        for name in ("full", "count", "colour", "shape", "size", "position")
+    }
+    value = share.pop("full")
+    return CaptionAccuracy(value, len(samples), **share, error=(value * (1 - value) / len(samples)) ** 0.5)
