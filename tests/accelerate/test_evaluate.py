@@ -13,6 +13,7 @@ from fewstep.core.condition import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import digits
+from fewstep.data.shapes import render_caption
 from fewstep.data.spec import open_data
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.processes.ve import EDM
@@ -150,3 +151,27 @@ def test_bad_input():
     model.shape = None
     with pytest.raises(ValueError, match="takes any shape"):
         evaluate(model, n=2, metrics=["endpoint"])
+
+
+class Painter(Denoiser):
+    """Answers with the picture that its caption asks for, whatever it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        data = open_data("shapes")
+        self.process, self.shape, self.value_range, self.data = EDM(), (3, 32, 32), (-1.0, 1.0), "shapes"
+        self.conditions = {"text": data.spec.text}
+
+    def forward(self, x, t, text):
+        captions = [self.conditions["text"].words(row) for row in text.tolist()]
+        x0 = torch.stack([render_caption(caption, seed) for seed, caption in enumerate(captions)])
+        return Prediction(x0.to(x), "x0", x, t, self.process)
+
+
+def test_captions_are_asked_for_and_read_back():
+    out = evaluate(Painter(), make_plan(EDM(), "ddim", 2), n=24, metrics=["captions", "frechet"])
+    assert out["figures"]["captions"]["value"] == 1.0 and out["features"] == "blocks"
+    assert out["figures"]["frechet"]["features"] == "blocks"
+    assert out["figures"]["frechet"]["value"] < 2 * out["figures"]["frechet"]["floor"]
+    with pytest.raises(ValueError, match="'accuracy' does not apply: the model takes no label"):
+        evaluate(Painter(), n=4, metrics=["accuracy"])
