@@ -31,6 +31,12 @@ def _norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, 8), channels, affine=affine)
 
 
+def grid(x: Tensor) -> Tensor:
+    """Row and column of each pixel, from -1 to 1: (B, 2, H, W) for x (B, C, H, W)."""
+    sides = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) * (2 / n) - 1 for n in x.shape[2:]]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij")).expand(len(x), 2, *x.shape[2:])
+
+
 class Residual(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))) * (1 + scale) + shift)), scale and shift from the embedding."""
 
@@ -92,7 +98,8 @@ class UNet(nn.Module):
     embedding: width of the embedding of noise and class, 4 width[0] when None. dropout: within residual blocks.
     vocabulary: how many words captions have, or None; then `text` is (B, L) indices, `captions` the longest L, and
     the levels that attend also attend to the words. picture: channels of a picture `y` that goes with x, 0 for none.
-    out: channels of the answer, `channels` when None.
+    out: channels of the answer, `channels` when None. places: every pixel is told where it lies, its row and column from
+    -1 to 1, as two channels more; convolutions learn that from the borders alone, and slowly.
 
     The last layer starts at zero, and so does every residual branch. Blocks, in order: `down.0.res0`,
     `down.0.attn0`, `down.0.down`, `down.1.res0`, ..., `mid.res0`, `mid.attn`, `mid.res1`, `up.1.res0`, ..., `up.1.up`,
@@ -116,11 +123,13 @@ class UNet(nn.Module):
         captions: int = 16,
         picture: int = 0,
         out: int | None = None,
+        places: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.size = channels, as_pair(size)
         self.vocabulary, self.captions, self.picture = vocabulary, captions, picture
         self.out_channels = channels if out is None else out
+        self.places = places
         self.width, self.attention = tuple(width), tuple(attention)
         self.blocks_per_level, self.classes, self.patch, self.dropout = blocks, classes, patch, dropout
         if not self.width or min(self.width) < 1 or min(channels, blocks, patch) < 1:
@@ -139,7 +148,7 @@ class UNet(nn.Module):
         self.embedding_width = 4 * self.width[0] if embedding is None else embedding
         self.embedding = Embedding(self.embedding_width, classes)
         self.text = None if vocabulary is None else TextEncoder(vocabulary, captions, self.embedding_width)
-        self.first = nn.Conv2d((channels + picture) * patch**2, self.width[0], 3, padding=1)
+        self.first = nn.Conv2d((channels + picture) * patch**2 + 2 * places, self.width[0], 3, padding=1)
         down, up, before = [], [], self.width[0]
         for level, (wide, height) in enumerate(zip(self.width, heights, strict=True)):
             attends, last = height in self.attention, level == len(self.width) - 1
@@ -216,6 +225,7 @@ class UNet(nn.Module):
             "captions": self.captions,
             "picture": self.picture,
             "out": self.out_channels,
+            "places": self.places,
         }
 
     def forward(
@@ -237,7 +247,8 @@ class UNet(nn.Module):
             x = torch.cat([x, y.to(x.dtype)], dim=1)
         elif y is not None:
             raise ValueError("this network was built without a picture (picture=0), yet y was given")
-        hidden, skips = self.first(F.pixel_unshuffle(x, self.patch)), []
+        folded = F.pixel_unshuffle(x, self.patch)
+        hidden, skips = self.first(torch.cat([folded, grid(folded)], dim=1) if self.places else folded), []
         for modules in _levels(self.down):
             for index in range(self.blocks_per_level):
                 hidden = modules[f"res{index}"](hidden, embedding)

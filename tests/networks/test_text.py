@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fewstep.networks.common import attend
 from fewstep.networks.text import TextEncoder
-from fewstep.networks.unet import UNet
+from fewstep.networks.unet import UNet, grid
 
 
 def moved(module: torch.nn.Module) -> torch.nn.Module:
@@ -102,3 +102,18 @@ def test_a_network_without_words_or_pictures_says_so():
 def test_faulty_encoders():
     with pytest.raises(ValueError, match="must be at least 1"):
         TextEncoder(0, 5, 8)
+
+
+def test_pixels_may_be_told_where_they_lie():
+    places = grid(torch.zeros(2, 5, 4, 3))
+    assert places.shape == (2, 2, 4, 3)
+    assert places[1, 0, :, 2].tolist() == [-0.75, -0.25, 0.25, 0.75]
+    torch.testing.assert_close(places[0, 1, 3], torch.tensor([-2 / 3, 0.0, 2 / 3]))
+    network = moved(UNet(1, 32, width=(8,), attention=(), classes=None, places=True))
+    assert network.config()["places"] and UNet(1, 8, width=(8,), attention=()).config()["places"] is False
+    # Far from the borders an even picture looks the same everywhere to convolutions alone.
+    even = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    without = moved(UNet(1, 32, width=(8,), attention=(), classes=None))
+    middle = (slice(None), slice(None), slice(13, 19), slice(13, 19))
+    assert network(even, torch.tensor(0.0))[middle].std() > 1e-3
+    assert without(even, torch.tensor(0.0))[middle].std() < 1e-9
