@@ -58,8 +58,8 @@ Handwritten digits of 8x8 pixels in [-1, 1], ten classes, with label dropout (so
 - **Recipe**: `recipes/digits.toml` (`fewstep train recipes/digits.toml --out runs/digits`).
 - **Use**: examples and tests of samplers. Not a model of handwriting at large.
 
-{DIGITS_N} samples with the training labels, against the training split. Frechet distance in pixels; real against real is
-{floor["floor"]:.3f} (n = {floor["floor_n"]}), the held-out images against the training split
+{DIGITS_N} samples with the training labels, against the training split. Frechet distance in pixels; real against real
+gives {floor["floor"]:.3f} (n = {floor["floor_n"]}), the held-out images against the training split
 {held_out["value"]:.3f} (n = {held_out["n"]}).
 
 | sampler | evaluations | Frechet distance | precision | recall | class accuracy |

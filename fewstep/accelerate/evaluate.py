@@ -61,10 +61,10 @@ def evaluate(
         A JSON dictionary: the facts of the run, `figures` by metric (each with its n), and `notes`.
 
         Labels and captions are those of the training split, in a shuffled order. `frechet` carries the floor of real
-        against real data; `validation_frechet` is what the held-out real images score against the training split in the same features: a
-        perfect generator scores about that, not zero, at that n. `endpoint` is the error against the same ODE, from the
-        same noises to the same last time, solved with 200 evaluations; `reference_error` is how far that solution is
-        from the one with 100, in the same measure.
+        against real data; `validation_frechet` is what the held-out real images score against the training split in
+        the same features: a perfect generator scores about that, not zero, at that n. `endpoint` is the error against
+        the same ODE, from the same noises to the same last time, solved with 200 evaluations; `reference_error` is
+        how far that solution is from the one with 100, in the same measure.
 
     Raises:
         ValueError: an unknown metric or features, one that does not apply, data that do not fit or are not known.

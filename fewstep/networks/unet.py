@@ -89,17 +89,24 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """`network(x, noise, label=None, text=None, y=None)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
+    """`network(x, noise, label=None, text=None, y=None)`: (B, C, H, W) to (B, C, H, W).
 
-    channels: C. size: the height and width it is meant for (a number when square); other sizes that divide
-    evenly work too. width: channels at each level, the resolution halves from one to the next. blocks: residual
-    blocks a level, down and up alike. attention: the heights, in pixels, of the levels that attend. classes: number
-    of classes, or None. patch: folds patch x patch pixels into channels first, so that large images cost less.
-    embedding: width of the embedding of noise and class, 4 width[0] when None. dropout: within residual blocks.
-    vocabulary: how many words captions have, or None; then `text` is (B, L) indices, `captions` the longest L, and
-    the levels that attend also attend to the words. picture: channels of a picture `y` that goes with x, 0 for none.
-    out: channels of the answer, `channels` when None. places: every pixel is told where it lies, its row and column from
-    -1 to 1, as two channels more; convolutions learn that from the borders alone, and slowly.
+    See `fewstep.networks.common`.
+
+    Args:
+        channels: C. size: the height and width it is meant for (a number when square); other sizes that divide evenly
+            work too.
+        width: channels at each level, the resolution halves from one to the next. blocks: residual blocks a level,
+            down and up alike. attention: the heights, in pixels, of the levels that attend.
+        classes: number of classes, or None. patch: folds patch x patch pixels into channels first, so that large
+            images cost less. embedding: width of the embedding of noise and class, 4 width[0] when None. dropout:
+            within residual blocks.
+        vocabulary: how many words captions have, or None; then `text` is (B, L) indices, `captions` the longest L, and
+            the levels that attend also attend to the words.
+        picture: channels of a picture `y` that goes with x, 0 for none. out: channels of the answer, `channels` when
+            None.
+        places: every pixel is told where it lies, its row and column from -1 to 1, as two channels more; convolutions
+            learn that from the borders alone, and slowly.
 
     The last layer starts at zero, and so does every residual branch. Blocks, in order: `down.0.res0`,
     `down.0.attn0`, `down.0.down`, `down.1.res0`, ..., `mid.res0`, `mid.attn`, `mid.res1`, `up.1.res0`, ..., `up.1.up`,

@@ -1,0 +1,87 @@
+"""A fully convolutional network that sees only so far: any size of picture, and nothing beyond a few pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.core.methods import Method
+from fewstep.networks.common import Embedding, zeroed
+
+METHODS = (
+    Method(
+        "convolution",
+        paper="SinDDM: A Single Image Denoising Diffusion Model (Kulikov et al., 2023)",
+        arxiv="2211.16582",
+        claim="an answer depends on no pixel beyond the receptive field; any size goes in",
+        use="Convolution",
+    ),
+)
+
+
+class Near(nn.Module):
+    """x + 1x1(silu(3x3(norm(x)) (1 + scale) + shift)), each pixel normalised over its own channels alone.
+
+    A group norm would let every pixel see all others.
+    """
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect")
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.out = zeroed(nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.conv(x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6))
+        return x + self.out(F.silu(torch.addcmul(shift, hidden, 1 + scale)))
+
+
+class Convolution(nn.Module):
+    """`network(x, noise, label=None)`: (B, C, H, W) to (B, C, H, W), H and W at least 2. See `fewstep.networks.common`.
+
+    channels: C. width: of the hidden layers. depth: blocks; the receptive field is 3 + 2 depth pixels wide. classes:
+    number of classes, or None (a pyramid's scales, for one).
+    """
+
+    def __init__(self, channels: int = 3, width: int = 32, depth: int = 4, classes: int | None = None) -> None:
+        super().__init__()
+        if min(channels, width, depth) < 1:
+            raise ValueError(f"channels, width and depth must be at least 1, got {channels}, {width} and {depth}")
+        self.channels, self.width, self.depth, self.classes = channels, width, depth, classes
+        self.embedding = Embedding(2 * width, classes)
+        self.first = nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect")
+        self.block = nn.ModuleList(Near(width, 2 * width) for _ in range(depth))
+        self.last = zeroed(nn.Conv2d(width, channels, 1))
+
+    @property
+    def receptive_field(self) -> int:
+        """Width, in pixels, of the square that one answer depends on."""
+        return 3 + 2 * self.depth
+
+    @property
+    def blocks(self) -> dict[str, nn.Module]:
+        """The blocks by name, in the order in which they run."""
+        return {f"block.{index}": module for index, module in enumerate(self.block)}
+
+    @property
+    def skippable(self) -> dict[str, nn.Module]:
+        """The blocks that add to their input and keep its shape: all of them."""
+        return self.blocks
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON, with the registered name under "network"."""
+        arguments = {"channels": self.channels, "width": self.width, "depth": self.depth, "classes": self.classes}
+        return {"network": "convolution"} | arguments
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 2:
+            raise ValueError(f"x must be (B, {self.channels}, H, W) with sides of at least 2, got {tuple(x.shape)}")
+        embedding = F.silu(self.embedding(noise, label, len(x)))
+        hidden = self.first(x)
+        for block in self.block:
+            hidden = block(hidden, embedding)
+        return self.last(F.silu(hidden))
