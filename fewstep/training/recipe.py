@@ -36,9 +36,10 @@ HYBRID = 0.001  # of the bound beside the simple loss (iDDPM, section 3.1)
 
 @dataclass(frozen=True)
 class DataPart:
-    """What `fewstep.data.spec.open_data` opens. `labels`: condition on the classes; `captions`: on the captions.
+    """What `fewstep.data.spec.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
 
-    share: of the data that one round takes; the next takes others (RS2, see `fewstep.training.draws.Draws`).
+    labels: condition on the classes; captions: on the captions. share: of the data that one round takes; the next
+    takes others (RS2, see `fewstep.training.draws.Draws`).
     """
 
     source: str

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import Condition, Label, Picture
 from fewstep.data.spec import BUILT_IN, Dataset, open_data
+from fewstep.data.stream import Stream, open_stream
 from fewstep.denoisers.learned_variance import LearnedVariance
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
@@ -25,6 +26,7 @@ from fewstep.training.recipe import DataPart, Recipe, differences
 # A resumed run may change these: they say how long and how often, not what a step does.
 FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_every")
 DECILES = 10
+MEASURED = 2048  # samples of a stream that its standard deviation is measured on
 VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-out loss
 
 
@@ -42,7 +44,7 @@ class TrainingState:
                 f"train.batch = {settings.batch} does not divide among {accelerator.num_processes} processes"
             )
         self.data = _open(recipe.data, "train")
-        if recipe.data.labels and self.data.labels is None:
+        if recipe.data.labels and self.data.spec.classes is None:
             raise ValueError(f"data.labels = true, yet {recipe.data.source!r} comes without labels")
         if recipe.data.captions and self.data.spec.text is None:
             raise ValueError(f"data.captions = true, yet {recipe.data.source!r} comes without captions")
@@ -51,6 +53,7 @@ class TrainingState:
                 "train.condition_dropout hides labels or captions: it needs data.labels or data.captions = true"
             )
         self.held = _open(recipe.data, "validation") if settings.validate_every else None
+        assert not isinstance(self.held, Stream)
         self.levels: NoiseLevels = recipe.make_levels()
         torch.manual_seed(settings.seed)
         self.denoiser = _denoiser(recipe, self.data)
@@ -75,8 +78,7 @@ class TrainingState:
         settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
         share = settings.batch // self.accelerator.num_processes
         mine = slice(rank * share, (rank + 1) * share)
-        rows = self.draws.rows(self.step * settings.batch, settings.batch)[mine]
-        x0, given = self.data.batch(rows)
+        x0, given = self._take(self.step * settings.batch, mine)
         eps = self.denoiser.process.eps(lambda: self.draws.normal(settings.batch, *x0.shape[1:]))[mine]
         if self.coupling is not None:  # within what this process trains on
             eps = self.coupling(x0, eps, self.draws.generators["noise"])
@@ -100,6 +102,13 @@ class TrainingState:
         self.ema.update(self.network)
         self.step += 1
         self._record(losses.detach(), norm, (quantile * DECILES).long().to(device))
+
+    def _take(self, seen: int, mine: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's part of the batch that follows `seen` samples: images, and what goes with them."""
+        if isinstance(self.data, Stream):  # in an order of its own, by the same number
+            images, label = self.data.batch(seen + mine.start, mine.stop - mine.start)
+            return images, {"label": label} if isinstance(label, Tensor) else {}
+        return self.data.batch(self.draws.rows(seen, self.recipe.train.batch)[mine])
 
     def _condition(self, given: dict[str, Tensor], hidden: Tensor | None = None) -> dict[str, Tensor]:
         """What the denoiser is conditioned on, on the device, the hidden ones as empty."""
@@ -214,7 +223,12 @@ class TrainingState:
         return facts["elapsed"]
 
 
-def _open(data: DataPart, split: str) -> Dataset:
+def _open(data: DataPart, split: str) -> Dataset | Stream:
+    if ".tar" in data.source:
+        if split != "train" or data.share != 1 or data.captions:
+            what = "validate_every" if split != "train" else "share" if data.share != 1 else "captions"
+            raise ValueError(f"a stream of shards is no place for {what}: it is read once, in order, for its pictures")
+        return open_stream(data.source, data.size, data.mode, data.labels, seed=data.seed)
     return open_data(
         data.source,
         split=split,
@@ -227,7 +241,13 @@ def _open(data: DataPart, split: str) -> Dataset:
     )
 
 
-def _denoiser(recipe: Recipe, data: Dataset) -> NetworkDenoiser:
+def _std(data: Dataset | Stream) -> float:
+    if isinstance(data, Stream):
+        return float(data.batch(0, min(len(data), MEASURED))[0].double().std(correction=0))
+    return data.std()
+
+
+def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
     network, given = recipe.make_network(data.spec), recipe.denoiser
     measured = given.precondition == "edm" and given.data_std is None
     conditions: dict[str, Condition] = {}
@@ -243,7 +263,7 @@ def _denoiser(recipe: Recipe, data: Dataset) -> NetworkDenoiser:
         shape=data.spec.shape,
         conditions=conditions,
         precondition=given.precondition,
-        data_std=data.std() if measured else given.data_std or 1.0,
+        data_std=_std(data) if measured else given.data_std or 1.0,
         value_range=data.spec.value_range,
         data=data.spec.name if data.spec.name in BUILT_IN else None,
     )

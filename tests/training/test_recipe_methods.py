@@ -141,3 +141,37 @@ def test_what_does_not_go_together(make_recipe):
     captions = {"source": "shapes", "captions": True}
     with pytest.raises(ValueError, match="a network 'dit' takes no captions"):
         state(make_recipe({"data": captions, "network": {"name": "dit", "patch": 8}}))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of seven pictures, with classes."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"part-{shard}.tar", "w") as file:
+            for number in range(7):
+                buffer = io.BytesIO()
+                pixels = torch.randint(0, 256, (4, 4), generator=torch.Generator().manual_seed(7 * shard + number))
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(buffer, "png")
+                for suffix, content in (("png", buffer.getvalue()), ("cls", b"%d" % (number % 3))):
+                    entry = tarfile.TarInfo(f"{number:03}.{suffix}")
+                    entry.size = len(content)
+                    file.addfile(entry, io.BytesIO(content))
+    return str(tmp_path / "part-{0..1}.tar")
+
+
+def test_shards_train_and_resume_in_the_same_bits(make_recipe, tmp_path, shards):
+    data = {"source": shards, "labels": True, "mode": "L"}
+    recipe = make_recipe({"data": data}, steps=8)
+    train(recipe, tmp_path / "whole", device="cpu", progress=False)
+    train(recipe, tmp_path / "halves", device="cpu", progress=False, steps=5)
+    train(recipe, tmp_path / "halves", device="cpu", progress=False, resume=True)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert fs.load(tmp_path / "whole" / "model").conditions["label"].classes == 3
+    with pytest.raises(ValueError, match="a stream of shards is no place for validate_every"):
+        train(make_recipe({"data": data}, validate_every=2), tmp_path / "other", device="cpu", progress=False)
