@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.ema import EMA
@@ -20,7 +20,7 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]
 # (x0, eps, generator) to the noise that each sample gets.
 Coupling = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 # (losses (B,), t (B,), parameters) leaves gradients in the parameters; plain training takes those of the mean.
-Backward = Callable[[Tensor, Tensor, Sequence[torch.nn.Parameter]], None]
+Backward = Callable[[Tensor, Tensor, Sequence[nn.Parameter]], None]
 
 
 def rows_of(data: Tensor, **condition: Tensor) -> Draw:
@@ -40,14 +40,14 @@ def fit(
     steps: int,
     batch: int = 256,
     lr: float = 1e-3,
-    objective: Objective | None = None,
+    objective: nn.Module | None = None,
     levels: NoiseLevels | None = None,
     coupling: Coupling | None = None,
     backward: Backward | None = None,
     ema: float = 0.99,
     clip: float = 1.0,
     seed: int = 0,
-    parameters: Sequence[torch.nn.Parameter] | None = None,
+    parameters: Sequence[nn.Parameter] | None = None,
     watch: Callable[[int, Tensor], Any] | None = None,
 ) -> NetworkDenoiser:
     """Trains a denoiser (in place) and returns a copy with the averaged weights, in evaluation mode.
@@ -57,7 +57,7 @@ def fit(
 
     Args:
         data: samples (N, *shape), drawn with replacement, or a function `(count, generator) -> (x0, conditions)`.
-        objective: by default `Objective(denoiser)`; levels: by default uniform in t.
+        objective: by default `Objective(denoiser)`, or what wraps one; levels: by default uniform in t.
         coupling: which noise goes with which sample. backward: how losses become gradients.
         parameters: those to train, by default all of the objective's.
         watch: called with the step and its losses (B,).
@@ -95,7 +95,7 @@ def fit(
                 losses.mean().backward()
             else:
                 backward(losses, t, trained)
-            torch.nn.utils.clip_grad_norm_(trained, clip)
+            nn.utils.clip_grad_norm_(trained, clip)
             optimizer.step()
             optimizer.zero_grad()
             average.update(denoiser.network)

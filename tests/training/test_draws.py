@@ -1,5 +1,9 @@
+from itertools import pairwise
+
+import pytest
 import torch
 
+from fewstep.core.methods import find
 from fewstep.training.draws import Draws
 
 
@@ -54,3 +58,28 @@ def test_shares_are_fine_grained_and_hidden_is_a_share():
     assert shares.dtype == torch.float64 and abs(float(shares.mean()) - 0.5) < 0.01
     assert abs(float(draws.hidden(20000, 0.1).float().mean()) - 0.1) < 0.01
     assert not draws.hidden(1000, 0.0).any()
+
+
+def test_rs2_takes_a_fresh_share_every_round():
+    assert find("rs2", "training") is Draws
+    draws = Draws(5, 20, share=0.25)
+    rounds = draws.rows(0, 200).view(40, 5)
+    assert all(len(set(taken.tolist())) == 5 for taken in rounds)
+    assert len({tuple(sorted(taken.tolist())) for taken in rounds}) > 35  # fresh, and not pieces of one order
+    assert any(set(a.tolist()) & set(b.tolist()) for a, b in pairwise(rounds))
+    counts = torch.bincount(Draws(5, 20, share=0.25).rows(0, 20000), minlength=20)
+    assert counts.min() > 850 and counts.max() < 1150  # all the data are seen, alike
+    batches = [Draws(5, 20, share=0.25).rows(seen, 7) for seen in range(0, 196, 7)]
+    assert torch.equal(torch.cat(batches), rounds.flatten()[:196])
+    assert torch.equal(Draws(5, 20, share=1.0).rows(3, 50), Draws(5, 20).rows(3, 50))
+
+
+def test_rs2_without_replacement_goes_through_all_before_it_repeats():
+    draws = Draws(5, 23, share=0.2, replacement=False)  # rounds of 5, so 20 of 23 in a pass
+    passes = draws.rows(0, 60).view(3, 20)
+    assert all(len(set(taken.tolist())) == 20 for taken in passes)
+    assert len({tuple(sorted(taken.tolist())) for taken in passes}) == 3
+    assert len(Draws(1, 3, share=0.01).rows(0, 4)) == 4  # at least one sample a round
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match="above 0 and at most 1"):
+            Draws(0, 10, share=share)
