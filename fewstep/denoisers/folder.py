@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from fewstep.core.condition import condition_from_config
-from fewstep.core.methods import find
+from fewstep.core.methods import find, methods
 from fewstep.core.plan import Plan
 from fewstep.core.process import process_from_config
 from fewstep.denoisers.network import NetworkDenoiser
@@ -73,6 +73,10 @@ def save_model(
         "dtype": str(model.dtype).removeprefix("torch."),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+    if type(model) is not NetworkDenoiser:  # another denoiser of this room, made of the same parts
+        config["denoiser"] = next(card.name for card in methods("denoisers") if card.use == type(model).__name__)
+    if further := model.further():
+        config["further"] = further
     config["config_sha256"] = _fingerprint(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -139,7 +143,8 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
         network_config = dict(config["network"])
         network = find(network_config.pop("network"), room="networks", what="network")(**network_config)
         network.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
-        model = NetworkDenoiser(
+        made = find(config.get("denoiser", "network"), room="denoisers", what="denoiser")
+        model = made(
             network,
             process_from_config(config["process"]),
             predicts=config["predicts"],
@@ -149,6 +154,7 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
             data_std=config["data_std"],
             value_range=tuple(config["value_range"]) if config["value_range"] else None,
             data=config.get("data"),
+            **config.get("further", {}),
         )
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is not safetensors: {error}") from None

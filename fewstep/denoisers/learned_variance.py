@@ -43,7 +43,7 @@ class Reverse:
 
 
 def reverse_step(process: Process, a: Tensor, b: Tensor) -> Reverse:
-    """The step from a to b (later to earlier). Finite at alpha_a = 0; at sigma_b = 0 `small` is -inf, `gap` infinite."""
+    """The step from a to b (later to earlier). Finite at alpha_a = 0; at sigma_b = 0 `small` is -inf and `gap` inf."""
     alpha_a, sigma_a, alpha_b, sigma_b = process.alpha(a), process.sigma(a), process.alpha(b), process.sigma(b)
     log_snr_b = process.log_snr(b)
     share = -torch.expm1(2 * (process.log_snr(a) - log_snr_b))  # of x_b's noise that is fresh, sigma_b^2 aside
@@ -59,7 +59,7 @@ def reverse_step(process: Process, a: Tensor, b: Tensor) -> Reverse:
 
 @dataclass(slots=True)
 class SpreadPrediction(Prediction):
-    """A prediction that knows its spread: `fraction` `(B, *shape)`, 0 at the lower bound of the variance, 1 at the upper."""
+    """A prediction that knows its spread: `fraction` `(B, *shape)`, 0 at the variance's lower bound, 1 at its upper."""
 
     fraction: Tensor
 

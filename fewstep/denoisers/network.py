@@ -73,6 +73,10 @@ class NetworkDenoiser(Denoiser):
         self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
         self.data = data
 
+    def further(self) -> dict[str, Any]:
+        """Arguments beyond those above, as JSON: what a subclass adds to its model folder."""
+        return {}
+
     @property
     def dtype(self) -> torch.dtype:
         """The network's dtype: that of its first parameter."""

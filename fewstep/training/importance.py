@@ -25,9 +25,9 @@ METHODS = (
 class ImportanceLevels(NoiseLevels):
     """A distribution of noise levels, redrawn: bin k of its quantiles with probability `p_k ~ sqrt(E[L_k^2])`.
 
-    `weight(t)` is `1 / (bins p_k)`, so the mean of `weight * loss` is that of the base draw, whatever p is; this p gives
-    it the least variance (Nichol and Dhariwal, section 3.3). `E[L_k^2]` is the mean over the last `history` losses of
-    the bin; until every bin has seen so many, p is uniform, and later a share `floor` of the draws stays so.
+    `weight(t)` is `1 / (bins p_k)`, so the mean of `weight * loss` is that of the base draw, whatever p is; this p
+    gives it the least variance (Nichol and Dhariwal, section 3.3). `E[L_k^2]` is the mean over the last `history`
+    losses of the bin; until every bin has seen so many, p is uniform, and later a share `floor` of the draws stays so.
 
     After each step: `weight(t)`, then `update(t, losses)`. `backward` does both for `fewstep.training.fit`. The answers
     of `quantile` change with `update`; `state` and `load` keep them across checkpoints.

@@ -34,10 +34,10 @@ def multiscale(error: Tensor, smallest: int = 32) -> Tensor:
     height, width = error.shape[2:]
     if not 1 <= smallest <= min(height, width):
         raise ValueError(f"smallest must be 1 to {min(height, width)} for pictures of {height}x{width}, got {smallest}")
-    total, weights, coarse = 0.0, 0.0, error
+    total, weights, coarse = error.new_zeros(len(error)), 0.0, error
     while True:
         side = min(coarse.shape[2:])
         total, weights = total + squared_error(coarse) / side, weights + 1 / side
         if side // 2 < smallest or coarse.shape[2] % 2 or coarse.shape[3] % 2:
-            return total / weights  # type: ignore[return-value]
+            return total / weights
         coarse = F.avg_pool2d(coarse, 2)

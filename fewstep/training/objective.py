@@ -67,7 +67,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser, self.weighting, self.distance = denoiser, weighting, distance
-        self.terms = tuple(terms)
+        self.terms = tuple((factor, term) for factor, term in terms if factor)  # a factor of 0 changes not one bit
         self.modules_of_terms = nn.ModuleList(term for _, term in self.terms if isinstance(term, nn.Module))
 
     def forward(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
@@ -94,4 +94,6 @@ def own_error(denoiser: NetworkDenoiser, t: Tensor) -> Tensor:
         c_out2 = (sigma * denoiser.data_std) ** 2 / (sigma**2 + (alpha * denoiser.data_std) ** 2)
         return c_out2 * (alpha / sigma) ** 2
     a, b = coefficients(denoiser.predicts, alpha, sigma, dalpha, dsigma)
+    if denoiser.predicts in ("eps", "score"):  # a = 0, and so the answer holds at alpha = 0 as well
+        return 1 / b**2
     return (alpha / (b * alpha - a * sigma)) ** 2

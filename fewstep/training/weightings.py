@@ -119,7 +119,7 @@ def uniform(process: Process, t: Tensor, kind: str = "eps") -> Tensor:
 
 
 def snr(process: Process, t: Tensor, variant: str = "truncated") -> Tensor:
-    """On the squared error of x0: "snr" SNR, "truncated" max(SNR, 1), "plus-one" SNR + 1 (Salimans and Ho, section 4)."""
+    """On the squared error of x0: "snr" SNR, "truncated" max(SNR, 1), "plus-one" SNR + 1 (Salimans and Ho, sec. 4)."""
     if variant not in SNR_WEIGHTS:
         raise suggest("variant of snr-weighting", variant, SNR_WEIGHTS)
     inverse = (-log_snr2(process, t)).exp()
@@ -129,7 +129,9 @@ def snr(process: Process, t: Tensor, variant: str = "truncated") -> Tensor:
 
 
 def elbo(process: Process, t: Tensor, over: str = "t") -> Tensor:
-    """`-1/2 d(log SNR)/dt` on the squared error of eps: the bound in nats, when t is drawn uniformly (Kingma et al., eq. 18).
+    """`-1/2 d(log SNR)/dt` on the squared error of eps: with t drawn uniformly, the variational bound (Kingma et al.).
+
+    In nats for each value, up to what the ends of the process add and divided by the length of its clock.
 
     over: "t", or "log-snr" where noise levels are drawn uniformly in log-SNR, which has the slope in it already.
     """
@@ -137,13 +139,13 @@ def elbo(process: Process, t: Tensor, over: str = "t") -> Tensor:
 
 
 def min_snr(process: Process, t: Tensor, gamma: float = 5.0) -> Tensor:
-    """`min(SNR, gamma)` on the squared error of x0: `min(SNR, gamma) / SNR` on that of eps (Hang et al., section 3.4)."""
+    """`min(SNR, gamma)` on the squared error of x0: `min(SNR, gamma) / SNR` on that of eps (Hang et al., sec. 3.4)."""
     _positive("gamma", gamma)
     return (gamma * (-log_snr2(process, t)).exp()).clamp_max(1.0)
 
 
 def debiased(process: Process, t: Tensor) -> Tensor:
-    """`1 / sqrt(SNR)`: the geometric mean of the weights of the eps loss, 1, and of the x0 loss, 1 / SNR (Yu et al.)."""
+    """`1 / sqrt(SNR)`: the geometric mean of the eps loss's weight, 1, and the x0 loss's, 1 / SNR (Yu et al.)."""
     return (-0.5 * log_snr2(process, t)).exp()
 
 
@@ -154,7 +156,7 @@ def p2(process: Process, t: Tensor, gamma: float = 1.0, k: float = 1.0) -> Tenso
 
 
 def edm(process: Process, t: Tensor, data_std: float = 0.5) -> Tensor:
-    """`(s^2 + d^2) / (s d)^2` on the squared error of x0, `s = sigma / alpha`: `1 + s^2 / d^2` on that of eps (Table 1)."""
+    """`(s^2 + d^2) / (s d)^2` on the squared error of x0, `s = sigma / alpha`: `1 + s^2 / d^2` on eps's (Table 1)."""
     _positive("data_std", data_std)
     return 1 + (-log_snr2(process, t)).exp() / data_std**2
 
