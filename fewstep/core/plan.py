@@ -179,6 +179,10 @@ class Plan:
         """The plan of `to_json`. Raises `ValueError` for anything else: missing parts, slots used before they exist."""
         try:
             data = json.loads(text)
+            if data.get("format") == "fewstep-banded-plan-1":
+                from fewstep.core.banded import Banded
+
+                return Banded.from_json(text)
             if data.get("format") != FORMAT:
                 raise ValueError(f"format {data.get('format')!r}, expected {FORMAT!r}")
             plan = cls(

@@ -139,5 +139,11 @@ def record(
     solver: Solver, process: Process, times: Sequence[float], options: dict[str, Any], about: dict[str, Any]
 ) -> Plan:
     """Trace `solver(trace, process, times, **options)` on a grid of decreasing times."""
+    from fewstep.core.bands import Bands
+
+    if isinstance(process, Bands):
+        from fewstep.core.banded import record_bands
+
+        return record_bands(solver, process, times, options, about)
     trace = Trace(process)
     return trace.plan(solver(trace, process, list(times), **options), times, about)

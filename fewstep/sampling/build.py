@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fewstep.core.bands import Bands
 from fewstep.core.errors import suggest
 from fewstep.core.live import Loop
 from fewstep.core.methods import Method, card, find, methods
@@ -130,6 +131,8 @@ def plan(
     facts = card(solver, "sampling")[0].facts if isinstance(solver, str) else {}
     if not facts.get("live"):
         return record(function, process, times, options, about)
+    if isinstance(process, Bands):
+        raise ValueError(f"{name!r} reads one noise level a step, but {process.name!r} has one for every element")
     return Loop(
         ops=(),
         result=0,

@@ -1,0 +1,149 @@
+"""Claims of fewstep/processes/multiplicative.py."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from claims.claim import Claim, Outcome, over_seeds
+from claims.problems import F64
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import Noise
+from fewstep.core.prediction import Prediction
+from fewstep.data.digits import load
+from fewstep.denoisers.coordinates import CoordinateDenoiser, restore
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.mlp import MLP
+from fewstep.processes.multiplicative import Multiplicative, gamma_level, speckled
+from fewstep.processes.ve import EDM
+from fewstep.sampling.build import plan
+from fewstep.training.fit import fit
+
+SHAPE = (1, 8, 8)
+SIGMA, LOOKS = 0.5, 4.0
+STEPS, BATCH, NFE = 800, 64, 5
+
+
+def _positive(split: str) -> Tensor:
+    """Digits with ink from 0.05 to 1."""
+    return 0.05 + 0.95 * (load(split)[0] + 1) / 2
+
+
+@functools.cache
+def _trained(kind: str, seed: int) -> NetworkDenoiser:
+    """On logarithms, or on the digits themselves with noise that is added; noise levels uniform up to 1 in both."""
+    data, process = _positive("train"), EDM(0.01, 1.0)
+    torch.manual_seed(seed)
+    network = MLP(SHAPE, width=192, depth=3)
+    states = data.log() if kind == "multiplicative" else data
+    spread = float(states.std())
+    if kind == "multiplicative":
+        model: NetworkDenoiser = CoordinateDenoiser(
+            network, process, Multiplicative(), "x0", SHAPE, precondition="edm", data_std=spread
+        )
+    else:
+        model = NetworkDenoiser(network, process, "x0", SHAPE, precondition="edm", data_std=spread)
+    return fit(model, states, steps=STEPS, batch=BATCH, lr=2e-3, seed=seed)
+
+
+def _psnr(found: Tensor, clean: Tensor) -> float:
+    """In dB, of pictures whose brightest value is 1."""
+    return float(-10 * torch.log10((found.clamp(0, 1) - clean).square().mean()))
+
+
+def _observed(speckle: str, seed: int) -> tuple[Tensor, Tensor, float, float]:
+    """Clean and noisy digits, and the standard deviation and mean of the noise's logarithm."""
+    clean = _positive("validation")
+    if speckle == "lognormal":
+        normal = Noise(seed + 400).normal(0, tuple(clean.shape))
+        return clean, speckled(clean, SIGMA, normal), SIGMA, -0.5 * SIGMA**2
+    normals = Noise(seed + 400).normal(0, (len(clean), 2 * int(LOOKS), 8, 8))
+    # A gamma variable with L looks is the mean of 2 L squared normals.
+    return clean, clean * normals.square().mean(1, keepdim=True), *gamma_level(LOOKS)
+
+
+@functools.cache
+def _psnrs(speckle: str, seed: int) -> tuple[float, float, float]:
+    """Of the logarithm's diffusion, of the additive one, and of the median filter."""
+    from scipy.ndimage import median_filter
+
+    clean, noisy, sigma, mean = _observed(speckle, seed)
+    ours = _trained("multiplicative", seed)
+    assert isinstance(ours, CoordinateDenoiser) and isinstance(ours.coordinates, Multiplicative)
+    made = plan(ours.process, "ddim", timesteps=[sigma * (1 - i / NFE) for i in range(NFE + 1)])
+    found = restore(ours, made, ours.coordinates.state(noisy, sigma, mean))
+    # The additive process starts at the noise's own root mean square, which the training data and its law give.
+    relative = math.expm1(sigma**2) if speckle == "lognormal" else 1 / LOOKS
+    level = math.sqrt(float(_positive("train").square().mean()) * relative)
+    theirs = _trained("additive", seed)
+    other = plan(theirs.process, "ddim", timesteps=[level * (1 - i / NFE) for i in range(NFE + 1)])
+    added = restore(theirs, other, noisy)
+    median = torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3), mode="nearest"))
+    return _psnr(found, clean), _psnr(added, clean), _psnr(median, clean)
+
+
+def _against(speckle: str, other: int, seed: int) -> Outcome:
+    name = ("additive-noise diffusion at the noise's root mean square", "median filter 3 x 3")[other - 1]
+    law = f"lognormal speckle of sigma {SIGMA}" if speckle == "lognormal" else f"gamma speckle of {LOOKS:g} looks"
+    return over_seeds(
+        lambda s: (_psnrs(speckle, s)[0], _psnrs(speckle, s)[other]),
+        (seed, seed + 1, seed + 2),
+        name,
+        f"360 digits with {law}, perceptron of width 192, {STEPS * BATCH} images seen, ddim, {NFE} evaluations",
+        better="high",
+        unit="PSNR in dB",
+    )
+
+
+class _Exact(Denoiser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.process = EDM(0.002, 5.0)
+        self.exact = GaussianMixture(
+            torch.tensor([0.4, 0.6]), torch.tensor([[-1.0], [0.6]]), torch.tensor([[0.05], [0.2]]), self.process
+        )
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Prediction:
+        return self.exact(x, t)
+
+    def decode(self, x: Tensor, **condition: Tensor) -> Tensor:
+        return Multiplicative().decode(x, {})
+
+
+def _posterior(seed: int) -> Outcome:
+    """E[x0 | y] of a lognormal mixture in closed form, against the mean of restored samples."""
+    model, sigma, noisy, n = _Exact(), 0.9, 1.0, 8000
+    state = Multiplicative().state(torch.full((n, 1), noisy, dtype=F64), sigma)
+    made = plan(model.process, "dpmpp-2m-sde", timesteps=[sigma * (1 - i / 40) ** 2 for i in range(41)])
+    found = float(restore(model, made, state, seed=seed).mean())
+    m, v = torch.tensor([-1.0, 0.6], dtype=F64), torch.tensor([0.05, 0.2], dtype=F64)
+    z, total = math.log(noisy) + 0.5 * sigma**2, v + sigma**2
+    share = torch.softmax(torch.tensor([0.4, 0.6], dtype=F64).log() - 0.5 * ((z - m) ** 2 / total + total.log()), 0)
+    exact = float((share * (m + v / total * (z - m) + 0.5 * v * sigma**2 / total).exp()).sum())
+    return Outcome(
+        abs(found / exact - 1),
+        0.02,
+        "tolerance",
+        f"mean of {n} restored samples {found:.4f}, exact posterior mean {exact:.4f}; 2-component lognormal mixture,"
+        " dpmpp-2m-sde, 40 steps",
+        unit="relative error",
+    )
+
+
+CLAIMS = (
+    Claim("multiplicative-noise", "the mean of restored samples is the exact posterior mean", _posterior),
+    *(
+        Claim(
+            "multiplicative-noise",
+            f"removes {speckle} speckle from digits better than {name}",
+            functools.partial(_against, speckle, other),
+            False,
+        )
+        for speckle in ("lognormal", "gamma")
+        for other, name in ((1, "an additive-noise diffusion"), (2, "a median filter"))
+    ),
+)

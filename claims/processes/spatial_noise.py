@@ -1,0 +1,125 @@
+"""Claims of fewstep/processes/spatial_noise.py."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from claims.claim import Claim, Outcome, over_seeds
+from claims.problems import F64
+from fewstep.core.condition import Picture
+from fewstep.core.noise import Noise
+from fewstep.data.digits import load
+from fewstep.denoisers.coordinates import CoordinateDenoiser, restore
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.mlp import MLP
+from fewstep.processes.cosine import Cosine
+from fewstep.processes.spatial_noise import SpatialNoise, noise_map
+from fewstep.processes.ve import EDM
+from fewstep.sampling.build import plan
+from fewstep.sampling.sample import sample
+from fewstep.training.fit import fit
+
+SHAPE = (1, 8, 8)
+READ, SHOT = 0.15, 0.25
+STEPS, BATCH = 800, 64
+NFE, THEIR_NFE = 5, 20
+
+
+def observed(data: Tensor, normal: Tensor) -> Tensor:
+    """Noisy digits and their maps `(B, 2, 8, 8)`: the noise follows the true signal, the map the noisy one."""
+    noisy = data + noise_map((data + 1) / 2, READ, SHOT) * normal
+    return torch.cat([noisy, noise_map((noisy + 1) / 2, READ, SHOT)], 1)
+
+
+@functools.cache
+def _trained(kind: str, seed: int) -> NetworkDenoiser:
+    data, _ = load("train")
+    torch.manual_seed(seed)
+    network, conditions = MLP(SHAPE, width=192, depth=3, picture=128), {"y": Picture((2, 8, 8))}
+    if kind == "spatial":
+        model: NetworkDenoiser = CoordinateDenoiser(
+            network, EDM(0.005, 1.0), SpatialNoise(), "eps", SHAPE, conditions, value_range=None
+        )
+    else:
+        model = NetworkDenoiser(network, Cosine(), "v", SHAPE, conditions)
+
+    def draw(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x0 = data[torch.randint(len(data), (count,), generator=generator)]
+        y = observed(x0, torch.randn(x0.shape, generator=generator))
+        return model.encode(x0, y=y), {"y": y}
+
+    return fit(model, draw, steps=STEPS, batch=BATCH, lr=2e-3, seed=seed)
+
+
+def psnr(found: Tensor, clean: Tensor) -> float:
+    """In dB, of pictures in [-1, 1]."""
+    return float(10 * torch.log10(4 / (found.clamp(-1, 1) - clean).square().mean()))
+
+
+def _pair(seed: int) -> tuple[float, float]:
+    clean, _ = load("validation")
+    y = observed(clean, Noise(seed + 300).normal(0, tuple(clean.shape)))
+    ours = _trained("spatial", seed)
+    assert isinstance(ours, CoordinateDenoiser) and isinstance(ours.coordinates, SpatialNoise)
+    made = plan(ours.process, "ddpm", timesteps="log-snr", nfe=NFE)
+    found = restore(ours, made, ours.coordinates.start(y), seed=seed, y=y)
+    theirs = _trained("global", seed)
+    other = plan(theirs.process, "ddpm", timesteps="uniform", nfe=THEIR_NFE)
+    drawn = sample(theirs, len(y), plan=other, seed=seed, batch_size=len(y), y=y)
+    return psnr(found, clean), psnr(drawn, clean)
+
+
+def _digits(seed: int) -> Outcome:
+    return over_seeds(
+        _pair,
+        (seed, seed + 1, seed + 2),
+        f"conditional diffusion from pure noise, one time for all pixels, {THEIR_NFE} evaluations",
+        f"{NFE} evaluations of ddpm from the noisy picture, 360 digits with noise sqrt({READ}^2 + {SHOT} signal),"
+        f" perceptron of width 192, {STEPS * BATCH} images seen by each",
+        better="high",
+        unit="PSNR in dB",
+    )
+
+
+class _Exact(nn.Module):
+    """eps of standard normal data, by the map of the noise left or, without one, by the level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones((), dtype=F64))
+
+    def forward(self, x: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
+        level = noise.reshape(-1, 1, 1, 1) if y is None else y[:, 1:]
+        return self.one * level * x / (1 + level**2)
+
+
+def _constant(seed: int) -> Outcome:
+    level, coordinates = 0.4, SpatialNoise()
+    model = CoordinateDenoiser(_Exact(), EDM(0.005, 1.0), coordinates, "eps", SHAPE, {"y": Picture((2, 8, 8))})
+    plain = NetworkDenoiser(_Exact(), EDM(0.005 * level, level), "eps", SHAPE)
+    noisy = Noise(seed).normal(0, (16, *SHAPE), "cpu", F64)
+    y = torch.cat([noisy, torch.full_like(noisy, level)], 1)
+    times = [1.0, 0.7, 0.3, 0.1, 0.0]
+    ours = restore(model, plan(model.process, "ddpm", timesteps=times), coordinates.start(y), seed=seed, y=y)
+    theirs = restore(plain, plan(plain.process, "ddpm", timesteps=[level * t for t in times]), noisy, seed=seed)
+    return Outcome(
+        float((ours - theirs).abs().max()),
+        1e-6,
+        "tolerance",
+        f"a map of {level} everywhere against one time for all pixels, ddpm, 4 steps, 16 pictures",
+        unit="largest difference",
+    )
+
+
+CLAIMS = (
+    Claim("spatial-noise", "a constant map is the process with one time for all pixels", _constant),
+    Claim(
+        "spatial-noise",
+        f"restores digits better in {NFE} evaluations than a conditional diffusion in {THEIR_NFE}",
+        _digits,
+        False,
+    ),
+)

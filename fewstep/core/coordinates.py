@@ -1,0 +1,37 @@
+"""Coordinates in which a process is ordinary, though in those of the data its noise is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Coordinates(nn.Module):
+    """A one-to-one map between data `(B, *shape)` and the state of a process, also `(B, *shape)`.
+
+    Correlated noise is white in whitened coordinates, multiplicative noise is added to the logarithm, noise that
+    differs from pixel to pixel is even in units of its own strength. The process, and with it every solver, knows the
+    state alone. `condition` is what the denoiser is conditioned on; a map may depend on it.
+    """
+
+    def encode(self, data: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """Data as the state of a sample without noise."""
+        raise NotImplementedError
+
+    def decode(self, x: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The inverse of `encode`, of noisy states too."""
+        raise NotImplementedError
+
+    def seen(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+        """What the network is given at state x: the noisy data, and the condition as it is."""
+        return self.decode(x, condition), condition
+
+    def answer(self, output: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The network's output in the coordinates of the state: taken to be in them."""
+        return output
+
+    def eps(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The noise of a training sample with state x0 at times t `(B,)`, made of standard normals."""
+        return eps

@@ -1,0 +1,122 @@
+"""A network whose process runs in other coordinates than the data: frequencies, whitened values, logarithms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.coordinates import Coordinates
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import Method
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process
+from fewstep.core.run import Callback
+from fewstep.denoisers.network import NetworkDenoiser
+
+METHODS = (
+    Method(
+        "coordinates",
+        claim="one network, any coordinates: correlated, multiplicative and uneven noise under every solver",
+        use="CoordinateDenoiser",
+    ),
+    Method(
+        "dct",
+        paper="Discrete Cosine Transform (Ahmed, Natarajan and Rao, 1974)",
+        claim="orthonormal cosine transform: white noise stays white, and the network keeps to pixels",
+        use="DCT",
+    ),
+)
+
+
+class DCT(Coordinates):
+    """The orthonormal cosine transform (DCT-II) of every axis but the channels, as products with a matrix each.
+
+    The network works on pixels: it is given the transform's inverse, and its answer is transformed. shape: of a
+    sample, `(C, *size)`.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        if len(self.shape) < 2 or min(self.shape) < 1:
+            raise ValueError(f"the cosine transform takes samples of shape (C, *size), got {self.shape}")
+        for axis, n in enumerate(self.shape[1:]):
+            k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+            matrix = torch.cos(math.pi * (i + 0.5) * k / n) * math.sqrt(2 / n)
+            matrix[0] /= math.sqrt(2)
+            self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
+
+    def _product(self, x: Tensor, inverse: bool) -> Tensor:
+        for axis in range(len(self.shape) - 1):
+            matrix = getattr(self, f"matrix_{axis}").to(x.dtype)
+            matrix = matrix.T if inverse else matrix
+            x = (x.movedim(axis + 2, -1) @ matrix.T).movedim(-1, axis + 2)
+        return x
+
+    def encode(self, data: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        return self._product(data, inverse=False)
+
+    def decode(self, x: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        return self._product(x, inverse=True)
+
+    def answer(self, output: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        return self._product(output, inverse=False)
+
+
+class CoordinateDenoiser(NetworkDenoiser):
+    """A network denoiser of states `x = coordinates.encode(data)`: the process, predictions and losses are in x.
+
+    Other arguments are those of `NetworkDenoiser`. Training takes states, `model.encode(data)`.
+    """
+
+    def __init__(self, network: nn.Module, process: Process, coordinates: Coordinates, *args: Any, **options: Any):
+        super().__init__(network, process, *args, **options)
+        self.coordinates = coordinates
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        return self.coordinates.encode(data, condition)
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        return self.coordinates.decode(x, condition)
+
+    def _call(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        seen, given = self.coordinates.seen(x, noise, condition)
+        return self.coordinates.answer(super()._call(seen, noise, given).to(x.dtype), condition)
+
+    def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        return super().loss_pair(x0, self.coordinates.eps(x0, eps, t, condition), t, **condition)
+
+
+def restore(
+    model: Denoiser,
+    plan: Plan,
+    state: Tensor,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    callback: Callback | None = None,
+    **condition: Any,
+) -> Tensor:
+    """Data `(B, *shape)` from a noisy state at the plan's first time, such as a picture with known noise.
+
+    The run starts at that state, not at noise: `plan.times[0]` is where the process has the state's noise. It computes
+    in the state's dtype; seed and first belong to the noise of stochastic steps.
+    """
+    if plan.start[0] == 0:
+        raise ValueError("the plan starts at pure noise, where nothing of the state is left: start it later")
+    named = model.check_condition(condition, len(state), state.device)
+    begun = plan.run(
+        model,
+        torch.zeros_like(state),
+        init=state / plan.start[0],
+        seed=seed,
+        first=first,
+        dtype=state.dtype,
+        callback=callback,
+        **named,
+    )
+    return model.decode(begun.samples, **named)
