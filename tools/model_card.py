@@ -21,9 +21,9 @@ DIGITS_PLANS = (
     ("vab-3", "short", 4),
 )
 DIGITS_N = 1437
-SHAPES_N = 1000  # captions of each split
-SHAPES_STEPS = 12
-FRECHET_N = 2000
+SHAPES_N = 500  # captions of each split
+SHAPES_STEPS = 10
+FRECHET_N = 1000
 SCALES = (1.0, 2.0, 4.0)
 
 

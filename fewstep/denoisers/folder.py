@@ -46,9 +46,16 @@ def claim_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def save_model(
-    model: NetworkDenoiser, folder: str | os.PathLike[str], card: str = "", plan: Plan | None = None
+    model: NetworkDenoiser,
+    folder: str | os.PathLike[str],
+    card: str = "",
+    plan: Plan | None = None,
+    stored: torch.dtype | None = None,
 ) -> Path:
     """Write a model as a folder that `load_model` reads; the folder must be absent or empty.
+
+    stored: the dtype of the weights in the file, such as `torch.float16` for half the size; they load in the network's
+    own dtype, by default also that of the file.
 
     Raises:
         ValueError: a folder with something in it, one that cannot be written, a denoiser without a network of ours.
@@ -57,7 +64,7 @@ def save_model(
         raise ValueError(f"only a network denoiser can be saved, got {type(model).__name__}")
     path = claim_folder(folder)
     weights = dump_tensors(
-        {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
+        {key: value.detach().to("cpu", stored).contiguous() for key, value in model.network.state_dict().items()}
     )
     config = {
         "format": FORMAT,
@@ -132,7 +139,8 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
     path = Path(folder)
     config = _read_config(path)
     weights = (path / WEIGHTS).read_bytes()
-    if weights[:2] == b"PK" or weights[:1] == b"\x80":
+    # safetensors begins with the length of its header, whose first byte may be a pickle's; the header begins with "{".
+    if weights[8:9] != b"{" and (weights[:2] == b"PK" or weights[:1] == b"\x80"):
         raise ValueError(
             f"{path / WEIGHTS} is a pickle, not safetensors: it is not loaded, because a pickle can run code"
         )

@@ -52,8 +52,9 @@ class TrainingState:
             raise ValueError(
                 "train.condition_dropout hides labels or captions: it needs data.labels or data.captions = true"
             )
-        self.held = _open(recipe.data, "validation") if settings.validate_every else None
-        assert not isinstance(self.held, Stream)
+        held = _open(recipe.data, "validation") if settings.validate_every else None
+        assert not isinstance(held, Stream)
+        self.held: Dataset | None = held
         self.levels: NoiseLevels = recipe.make_levels()
         torch.manual_seed(settings.seed)
         self.denoiser = _denoiser(recipe, self.data)

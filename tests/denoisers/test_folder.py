@@ -13,6 +13,7 @@ from fewstep.denoisers.folder import _fingerprint, load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.unet import UNet
 from fewstep.processes.discrete import Discrete
+from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 
@@ -212,3 +213,19 @@ def test_a_damaged_plan_is_named(folder):
     (folder / "plan.json").write_text('{"format": "fewstep-plan-1"')
     with pytest.raises(ValueError, match="plan.json: not a fewstep plan"):
         load_model(folder)
+
+
+def test_weights_stored_in_half_load_in_single(tmp_path):
+    network = UNet(1, 8, width=(8,), attention=(), classes=None)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model = NetworkDenoiser(network, EDM(), "x0", (1, 8, 8), precondition="edm").eval()
+    whole, half = (save_model(model, tmp_path / name, stored=d) for name, d in (("a", None), ("b", torch.float16)))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (whole, half)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    again = load_model(half)
+    assert again.dtype == torch.float32
+    for name, value in again.network.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name].half().float(), rtol=0, atol=0)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -219,6 +220,44 @@ def test_two_processes_take_the_same_steps_as_one(make_recipe, tmp_path):
     for one, two in zip(ours, theirs, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-3)  # the same draws, summed in another order
         assert one["loss_by_noise_decile"] == pytest.approx(two["loss_by_noise_decile"], abs=1e-2)
+
+
+GRADIENTS = """
+import json, sys, torch
+from accelerate import Accelerator
+torch.set_num_threads(1)
+from fewstep.training.recipe import Recipe
+from fewstep.training.state import TrainingState
+accelerator = Accelerator(cpu=True)
+state = TrainingState(Recipe.from_dict(json.loads(sys.argv[1])), accelerator)
+state.optimizer.step = lambda: torch.save(
+    [accelerator.num_processes, *(p.grad.clone() for p in state.network.parameters())], sys.argv[2]
+) if accelerator.is_main_process else None
+state.advance()
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_gradients_of_one_process_with_the_double_batch(make_recipe, tmp_path):
+    recipe = make_recipe({"network": {"name": "unet", "width": [8, 12], "attention": [2]}}, clip=math.inf)
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    root = Path(state_module.__file__).parents[2]
+    # `--cpu` alone would ask for MPI: `--multi_gpu` starts the processes, and the variable keeps them off the GPUs.
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.pt"
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+        launch += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+        arguments = [str(tmp_path / "gradients.py"), json.dumps(recipe.to_dict()), str(out)]
+        done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found.append(torch.load(out, weights_only=True))
+    assert [entry.pop(0) for entry in found] == [1, 2]
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(make_recipe, tmp_path, monkeypatch):
