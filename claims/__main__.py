@@ -72,6 +72,13 @@ def merged(entries: list[dict[str, Any]], before: dict[str, Any]) -> list[dict[s
     return [named[name] for name in every if name in named]
 
 
+def pending(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The claims that no entry is of: not measured yet, and said to be so."""
+    named = {(entry["method"], entry["claim"]) for entry in entries}
+    missing = [claim for claim in collect() if (claim.method, claim.sentence) not in named]
+    return [{"method": claim.method, "claim": claim.sentence} for claim in missing]
+
+
 def _show(entry: dict[str, Any]) -> str:
     mark = "[green]holds[/]" if entry["holds"] else "[red]fails[/]"
     sign = "<" if entry["better"] == "low" else ">"
@@ -138,8 +145,10 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
         "rules": list(RULES),
         "figure": "relative end point error, the best rule's",
     }
+    claims = merged(entries, before)
     evidence = {
-        "claims": merged(entries, before),
+        "claims": claims,
+        "pending": pending(claims),
         "tables": before["tables"] | tables,
         "about_tables": {
             TABLE: about,

@@ -104,6 +104,8 @@ def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
         figures = f"{claim['ours']:.3g}{spread[0]} against {claim['theirs']:.3g}{spread[1]}"
         text = f"{holds}{claim['claim']}: {figures} ({claim['against']}; {way} is better)"
         lines.setdefault(card(claim["method"])[0].name, []).append(text)  # a claim may name an order: unipc-3
+    for claim in evidence.get("pending", []):
+        lines.setdefault(card(claim["method"])[0].name, []).append(f"not measured yet: {claim['claim']}")
     return {name: "<br>".join(texts) for name, texts in lines.items()}
 
 

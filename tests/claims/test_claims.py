@@ -54,8 +54,8 @@ def test_a_quick_claim_comes_out_as_it_is_written(claim):
 
 
 def test_the_evidence_is_of_all_claims():
-    written = {(entry["method"], entry["claim"]) for entry in read()["claims"]}
-    assert written == {(claim.method, claim.sentence) for claim in CLAIMS}, "run `make evidence`"
+    written = [(e["method"], e["claim"]) for part in ("claims", "pending") for e in read().get(part, ())]
+    assert sorted(written) == sorted((claim.method, claim.sentence) for claim in CLAIMS), "run `make evidence`"
     for entry in read()["claims"]:
         low = entry["better"] == "low"
         assert entry["holds"] == (entry["ours"] < entry["theirs"] if low else entry["ours"] > entry["theirs"])
