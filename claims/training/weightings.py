@@ -21,7 +21,6 @@ from claims.objectives import (
 from claims.problems import mixture
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.processes.cosine import Cosine
-from fewstep.training.objective import own_error
 from fewstep.training.weightings import weighting
 
 CONSTANT = "constant weight on eps"
@@ -72,7 +71,7 @@ def _stated(name: str, predicts: str, expected: str, precondition: str = "none",
         "1 / (1 + SNR)": 1 / (1 + snr),
         "-(log SNR)'(t) sigmoid(-1 - log SNR)": -slope_ / (1 + torch.e * snr),
     }[expected]
-    found = weighting(name, **options)(process, t) * own_error(model, t)
+    found = weighting(name, **options)(process, t) * model.own_error(t)
     return Outcome(
         float((found / wanted - 1).abs().max()),
         1e-12,

@@ -121,3 +121,18 @@ class NetworkDenoiser(Denoiser):
             return self._call(c_in * x, c_noise, condition), c_in * target
         a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
         return self._call(x, t, condition), expand(a, x0) * x0 + expand(b, x0) * eps
+
+    def own_error(self, t: Tensor) -> Tensor:
+        """Squared error of eps per squared error of the network's own output at time t, float64.
+
+        At a known state an output `a x0 + b eps` has the error `(b - a sigma / alpha)` times that
+        of eps; EDM's F has `1 / c_out` times the error of x0, which is `sigma / alpha` times that of eps.
+        """
+        alpha, sigma, dalpha, dsigma = scales(self.process, t)
+        if self.precondition == "edm":
+            c_out2 = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
+            return c_out2 * (alpha / sigma) ** 2
+        a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
+        if self.predicts in ("eps", "score"):  # a = 0, and so the answer holds at alpha = 0 as well
+            return 1 / b**2
+        return (alpha / (b * alpha - a * sigma)) ** 2

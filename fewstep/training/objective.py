@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from fewstep.core.prediction import coefficients, expand, scales
+from fewstep.core.prediction import expand
 from fewstep.denoisers.network import NetworkDenoiser
 
 # (process, t) to the weight of the error of eps at time t, both float64 tensors of one shape.
@@ -74,26 +74,10 @@ class Objective(nn.Module):
         output, target = self.denoiser.loss_pair(x0, eps, t, **condition)
         loss = self.distance(output.float() - target.float())
         if self.weighting is not None:
-            weight = self.weighting(self.denoiser.process, t) * own_error(self.denoiser, t)
+            weight = self.weighting(self.denoiser.process, t) * self.denoiser.own_error(t)
             loss = loss * weight.to(loss)
         step = Step(self.denoiser, x0, eps, t, condition, output, target) if self.terms else None
         for factor, term in self.terms:
             assert step is not None
             loss = loss + factor * term(step)
         return loss
-
-
-def own_error(denoiser: NetworkDenoiser, t: Tensor) -> Tensor:
-    """Squared error of eps per squared error of the network's own output at time t, float64.
-
-    An output `a x0 + b eps` at a state `alpha x0 + sigma eps` that is known has the error `(b - a sigma / alpha)` times
-    that of eps; EDM's F has `c_out` times the error of x0, which is `sigma / alpha` times that of eps.
-    """
-    alpha, sigma, dalpha, dsigma = scales(denoiser.process, t)
-    if denoiser.precondition == "edm":
-        c_out2 = (sigma * denoiser.data_std) ** 2 / (sigma**2 + (alpha * denoiser.data_std) ** 2)
-        return c_out2 * (alpha / sigma) ** 2
-    a, b = coefficients(denoiser.predicts, alpha, sigma, dalpha, dsigma)
-    if denoiser.predicts in ("eps", "score"):  # a = 0, and so the answer holds at alpha = 0 as well
-        return 1 / b**2
-    return (alpha / (b * alpha - a * sigma)) ** 2

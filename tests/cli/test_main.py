@@ -61,7 +61,7 @@ def test_debug_gives_the_traceback_wherever_it_stands():
 def test_unknown_options_and_values(fails):
     assert "No such option: --stepz" in fails("sample", "digits", "--stepz", "3")
     assert "--steps" in fails("sample", "digits", "--steps", "many")
-    assert "RECIPE" in fails("train", "--out", "x")
+    assert "Give a recipe" in fails("train", "--out", "x")
 
 
 def test_ctrl_c_is_a_line_and_130(fewstep, monkeypatch):

@@ -26,7 +26,7 @@ def test_a_model(fewstep, folder, tmp_path):
     facts, model = json.loads(out), fs.load(folder)
     assert code == 0 and facts["network"] == "unet" and facts["process"]["process"] == "edm"
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
-    assert facts["conditions"] == {"label": {"classes": 10}} and "plan" not in facts
+    assert facts["conditions"] == {"label": {"kind": "label", "classes": 10}} and "plan" not in facts
     plan = fs.plan(model.process, "ddim", steps=3)
     fs.save(model, tmp_path / "fast", plan=plan)
     assert json.loads(fewstep("info", "fast/", "--json")[1])["plan"]["nfe"] == 3

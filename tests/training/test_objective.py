@@ -16,7 +16,7 @@ from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.training.fit import fit, rows_of
 from fewstep.training.noise_levels import NoiseLevels
-from fewstep.training.objective import Objective, Step, own_error
+from fewstep.training.objective import Objective, Step
 
 KINDS = [("x0", "none"), ("eps", "none"), ("v", "none"), ("velocity", "none"), ("flow", "none"), ("x0", "edm")]
 
@@ -51,7 +51,7 @@ def test_without_a_weight_the_networks_own_error_counts():
     eps = torch.randn(6, 3, dtype=torch.float64)
     losses = Objective(model)(torch.zeros(6, 3).double(), eps, torch.full((6,), 0.5).double(), {})
     torch.testing.assert_close(losses, eps.square().mean(1).float())
-    assert torch.equal(own_error(model, torch.full((6,), 0.5)), torch.ones(6, dtype=torch.float64))
+    assert torch.equal(model.own_error(torch.full((6,), 0.5)), torch.ones(6, dtype=torch.float64))
 
 
 def test_terms_are_added_and_train_their_own_parameters():

@@ -17,7 +17,7 @@ from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM, VE
 from fewstep.processes.vp import VP
-from fewstep.training.objective import Objective, own_error
+from fewstep.training.objective import Objective
 from fewstep.training.weightings import weighting
 
 F64 = torch.float64
@@ -35,7 +35,7 @@ def test_they_are_registered():
 def of_output(name, predicts, process, t, precondition="none", **options):
     """The weight of the squared error of the network's own output, as `Objective` takes it."""
     denoiser = NetworkDenoiser(nn.Identity(), process, predicts, (3,), precondition=precondition, data_std=0.6)
-    return weighting(name, **options)(process, t) * own_error(denoiser, t)
+    return weighting(name, **options)(process, t) * denoiser.own_error(t)
 
 
 @pytest.mark.parametrize("process", [VP(), Cosine()], ids=lambda p: p.name)
@@ -137,7 +137,7 @@ def test_every_kind_of_network_has_the_same_gradient(name, process):
         # In float64 throughout: the difference is not taken in float32.
         objective = Objective(denoiser, weighting(name))
         output, target = denoiser.loss_pair(x0, eps, T)
-        loss = (output - target).square().mean(1) * objective.weighting(process, T) * own_error(denoiser, T)
+        loss = (output - target).square().mean(1) * objective.weighting(process, T) * denoiser.own_error(T)
         gradients.append(torch.autograd.grad(loss.sum(), network.weights)[0])
         close = objective(x0, eps, T, {})
         torch.testing.assert_close(close.double(), loss, rtol=1e-3, atol=1e-5)
