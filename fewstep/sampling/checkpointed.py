@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def checkpointed(
     noise: Tensor,
     *,
     segment: int | None = None,
+    last: int | None = None,
     seed: int = 0,
     first: int = 0,
     init: Tensor | None = None,
@@ -47,22 +49,37 @@ def checkpointed(
     their number), and then, one segment at a time, what its evaluations save; each is made twice. The steps' noise is
     drawn again, not kept.
 
+    With `last`, gradients are those through the last so many evaluations alone; what comes before them is a constant.
+
     Raises:
-        ValueError: as `Plan.run`; a segment below 1; a `Loop`, which has no fixed stages.
+        ValueError: as `Plan.run`; a segment or a `last` below 1; a `Loop`, which has no fixed stages.
     """
     stages = plan.table.stages
-    size = math.ceil(math.sqrt(len(stages))) if segment is None else segment
+    if last is not None and last < 1:
+        raise ValueError(f"gradients pass through at least 1 evaluation, got last={last}")
+    evaluations = [k for k, stage in enumerate(stages) if stage.evaluate is not None]
+    cut = evaluations[-last] if last is not None and last < len(evaluations) else 0
+    size = math.ceil(math.sqrt(len(stages) - cut)) if segment is None else segment
     if size < 1:
         raise ValueError(f"a segment has at least 1 stage, got {segment}")
     start, named = begin_run(plan, model, noise, init, noise.dtype, condition)
     states, source = [start], Noise(seed, first)
     memory: dict[int, Tensor] = {}
-    for begin in range(0, len(stages), size):
-        part = stages[begin : begin + size]
+    bounds = [*([0] if cut else []), *range(cut, len(stages), size), len(stages)]
+    for begin, stop in pairwise(bounds):
+        part = stages[begin:stop]
         rows = tuple(row for row in memory if _read(stages[begin:], plan.table.states, row))
-        kept = tuple(row for row in range(plan.table.memory) if _read(stages[begin + size :], plan.table.states, row))
+        kept = tuple(row for row in range(plan.table.memory) if _read(stages[stop:], plan.table.states, row))
         run = functools.partial(_run, part, rows, kept, len(states), plan.table.states, model, source, named)
-        out: Sequence[Tensor] = checkpoint(run, *states, *(memory[row] for row in rows), use_reentrant=False)
+        tensors = (*states, *(memory[row] for row in rows))
+        out: Sequence[Tensor]
+        if begin < cut:
+            with torch.no_grad():
+                out = run(*tensors)
+        elif stop - begin == len(stages) - cut and last is not None:  # one segment: to run it again would save nothing
+            out = run(*tensors)
+        else:
+            out = checkpoint(run, *tensors, use_reentrant=False)
         count = len(part[-1].weights)
         states, memory = list(out[:count]), dict(zip(kept, out[count:], strict=True))
     return states[plan.table.result]
