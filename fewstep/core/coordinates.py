@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.core.methods import find
+
 
 class Coordinates(nn.Module):
     """A one-to-one map between data `(B, *shape)` and the state of a process, also `(B, *shape)`.
@@ -15,6 +17,10 @@ class Coordinates(nn.Module):
     differs from pixel to pixel is even in units of its own strength. The process, and with it every solver, knows the
     state alone. `condition` is what the denoiser is conditioned on; a map may depend on it.
     """
+
+    def config(self) -> dict[str, Any]:
+        """JSON from which `coordinates_from_config` makes this map again: its method's name, and its arguments."""
+        raise NotImplementedError
 
     def encode(self, data: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """Data as the state of a sample without noise."""
@@ -35,3 +41,15 @@ class Coordinates(nn.Module):
     def eps(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """The noise of a training sample with state x0 at times t `(B,)`, made of standard normals."""
         return eps
+
+
+def coordinates_from_config(config: Mapping[str, Any]) -> Coordinates:
+    """The coordinates of a configuration; `ValueError` for an unknown name or argument."""
+    rest = dict(config)
+    kind = find(str(rest.pop("coordinates", "")), what="coordinates")
+    if not (isinstance(kind, type) and issubclass(kind, Coordinates)):
+        raise ValueError(f"{config['coordinates']!r} are no coordinates")
+    try:
+        return kind(**rest)
+    except TypeError as error:
+        raise ValueError(f"coordinates {config['coordinates']!r}: {error}") from None

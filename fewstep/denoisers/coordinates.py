@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.coordinates import Coordinates
+from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
@@ -50,6 +50,9 @@ class DCT(Coordinates):
             matrix[0] /= math.sqrt(2)
             self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
 
+    def config(self) -> dict[str, Any]:
+        return {"coordinates": "dct", "shape": list(self.shape)}
+
     def _product(self, x: Tensor, inverse: bool) -> Tensor:
         for axis in range(len(self.shape) - 1):
             matrix = getattr(self, f"matrix_{axis}").to(x.dtype)
@@ -70,12 +73,24 @@ class DCT(Coordinates):
 class CoordinateDenoiser(NetworkDenoiser):
     """A network denoiser of states `x = coordinates.encode(data)`: the process, predictions and losses are in x.
 
-    Other arguments are those of `NetworkDenoiser`. Training takes states, `model.encode(data)`.
+    `coordinates` may be their configuration. Other arguments are those of `NetworkDenoiser`. Training takes states,
+    `model.encode(data)`.
     """
 
-    def __init__(self, network: nn.Module, process: Process, coordinates: Coordinates, *args: Any, **options: Any):
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        coordinates: Coordinates | Mapping[str, Any],
+        *args: Any,
+        **options: Any,
+    ):
         super().__init__(network, process, *args, **options)
-        self.coordinates = coordinates
+        made = coordinates if isinstance(coordinates, Coordinates) else coordinates_from_config(coordinates)
+        self.coordinates = made
+
+    def further(self) -> dict[str, Any]:
+        return {"coordinates": self.coordinates.config()}
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return self.coordinates.encode(data, condition)

@@ -82,6 +82,10 @@ class FunctionNoise(Coordinates):
         self.kernel, self.length, self.jitter = kernel, length, jitter
         self._last: tuple[Tensor, Tensor] | None = None
 
+    def config(self) -> dict[str, Any]:
+        options = {"kernel": self.kernel, "length": self.length, "jitter": self.jitter}
+        return {"coordinates": "function-noise", **options}
+
     def lower(self, condition: Mapping[str, Any]) -> Tensor:
         """L of the samples' times, `(B, N, N)`, float64; kept while the same condition is asked for again."""
         y = condition.get("y")

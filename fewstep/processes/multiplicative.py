@@ -51,6 +51,9 @@ class Multiplicative(Coordinates):
     the state itself. Samples are the state's exponential. Data that are not positive are a `ValueError`.
     """
 
+    def config(self) -> dict[str, Any]:
+        return {"coordinates": "multiplicative-noise"}
+
     def encode(self, data: Tensor, condition: Mapping[str, Any]) -> Tensor:
         if not bool((data > 0).all()):
             raise ValueError(

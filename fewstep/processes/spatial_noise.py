@@ -48,6 +48,9 @@ class SpatialNoise(Coordinates):
     Training draws eps so. (An ODE solver would keep all of n, which is not what the network is trained on.)
     """
 
+    def config(self) -> dict[str, Any]:
+        return {"coordinates": "spatial-noise"}
+
     @staticmethod
     def _parts(condition: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         y = condition.get("y")

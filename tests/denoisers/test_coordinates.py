@@ -10,10 +10,16 @@ import torch
 from scipy.fft import dctn
 from torch import nn
 
-from fewstep.core.coordinates import Coordinates
+from fewstep.core.condition import Picture
+from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser, restore
+from fewstep.denoisers.folder import load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
+from fewstep.processes.function_noise import FunctionNoise
+from fewstep.processes.multiplicative import Multiplicative
+from fewstep.processes.spatial_noise import SpatialNoise
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
@@ -95,3 +101,34 @@ def test_restoring_starts_at_the_state_itself():
     half = plan(Flow(), "ddim", timesteps=[0.4, 0.2, 0.0])
     begun = half.run(flow, state, trajectory=True).trajectory[0] / half.start[1]
     torch.testing.assert_close(begun, state)
+
+
+@pytest.mark.parametrize(
+    "made", [DCT((2, 5)), FunctionNoise("matern-3/2", 0.3, 1e-3), Multiplicative(), SpatialNoise()], ids=str
+)
+def test_coordinates_come_back_from_their_configuration(made):
+    again = coordinates_from_config(made.config())
+    assert type(again) is type(made) and again.config() == made.config()
+
+
+def test_a_model_in_other_coordinates_is_saved_with_them(tmp_path):
+    torch.manual_seed(0)
+    kernel = FunctionNoise("matern-5/2", 0.4, 1e-3)
+    model = CoordinateDenoiser(MLP((6,), picture=6), VP(), kernel, "v", (6,), {"y": Picture((6,))})
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    times, data = torch.rand(3, 6).sort(-1).values, torch.randn(3, 6)
+    state = model.encode(data, y=times)
+    assert torch.equal(again.encode(data, y=times), state)
+    t = torch.tensor(0.4)
+    with torch.no_grad():
+        assert torch.equal(again(state, t, y=times).value, model(state, t, y=times).value)
+
+
+def test_unknown_coordinates():
+    with pytest.raises(ValueError, match="unknown coordinates 'spatial-nose': did you mean 'spatial-noise'"):
+        coordinates_from_config({"coordinates": "spatial-nose"})
+    with pytest.raises(ValueError, match="'ddim' are no coordinates"):
+        coordinates_from_config({"coordinates": "ddim"})
+    with pytest.raises(ValueError, match="coordinates 'function-noise': .*'lenght'"):
+        coordinates_from_config({"coordinates": "function-noise", "lenght": 2})
