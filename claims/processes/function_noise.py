@@ -38,7 +38,7 @@ def _trained(kernel: str, seed: int, rows: int) -> NetworkDenoiser:
     torch.manual_seed(seed)
     network = MLP((N,), width=128, depth=3, picture=rows * N)
     conditions = {"y": Picture((rows, N))}
-    model = CoordinateDenoiser(network, Cosine(), FunctionNoise(kernel, LENGTH), "eps", (N,), conditions)
+    model = CoordinateDenoiser(network, Cosine(), FunctionNoise(kernel, LENGTH), "v", (N,), conditions)
 
     def draw(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         times = torch.rand(count, N, generator=generator, dtype=F64).sort(-1).values

@@ -81,7 +81,7 @@ def evaluate(
     real = _data(model, data) if set(wanted) & {*AGAINST_DATA, "accuracy", "captions"} else None
     if features is None:
         features = "pixels" if math.prod(model.shape or ()) <= WIDEST else "blocks"
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = model.device
     condition = _conditions(model, real, n, seed, device)
     bar: Bar = progress if callable(progress) else _bars() if progress else _silent
 

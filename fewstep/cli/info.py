@@ -81,19 +81,7 @@ def _plan(path: Path) -> tuple[dict[str, Any], str]:
 
 def _model(name: str) -> tuple[dict[str, Any], str]:
     model = common.open_model(name, "cpu")
-    config = model.network.config()  # type: ignore[operator]
-    facts: dict[str, Any] = {
-        "model": name,
-        "network": config.pop("network"),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "network options": config,
-        "process": model.process.config(),
-        "predicts": model.predicts,
-        "precondition": model.precondition,
-        "shape": list(model.shape) if model.shape is not None else None,
-        "value range": list(model.value_range) if model.value_range else None,
-        "conditions": {key: kind.config() for key, kind in model.conditions.items()},
-    }
+    facts: dict[str, Any] = {"model": name, **model.describe()}
     if model.plan is not None:
         facts["plan"] = {"nfe": model.plan.nfe, "about": dict(model.plan.about), "times": list(model.plan.times)}
     return facts, str(model.plan) if model.plan is not None else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,29 @@ class Denoiser(nn.Module):
     conditions: Mapping[str, Condition] = {}
     value_range: tuple[float, float] | None = None
     plan: Plan | None = None  # the plan that samples it best, where one was found
+    # The rule of the model's own scheduler, where it came with one: (process, steps, end) -> times.
+    timesteps: Callable[..., list[float]] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: the device of its first tensor, or the CPU."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which it computes: that of its first parameter, or float32."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, as JSON: its process, shape, conditions and so on."""
+        return {
+            "denoiser": type(self).__name__,
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "process": self.process.config(),
+            "shape": list(self.shape) if self.shape is not None else None,
+            "value range": list(self.value_range) if self.value_range else None,
+            "conditions": {name: kind.config() for name, kind in self.conditions.items()},
+        }
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         raise NotImplementedError

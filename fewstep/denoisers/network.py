@@ -82,6 +82,12 @@ class NetworkDenoiser(Denoiser):
         """The network's dtype: that of its first parameter."""
         return next((p.dtype for p in self.network.parameters()), torch.float32)
 
+    def describe(self) -> dict[str, Any]:
+        config = self.network.config() if callable(getattr(self.network, "config", None)) else {}  # type: ignore[operator]
+        own = {"network": config.pop("network", type(self.network).__name__)}
+        own |= {"network options": config, "predicts": self.predicts, "precondition": self.precondition}
+        return own | super().describe()
+
     def _call(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
         # The noise level stays in float32: bfloat16 has three digits, too few to tell two steps apart.
         noise = noise.to(torch.float64 if self.dtype == torch.float64 else torch.float32)

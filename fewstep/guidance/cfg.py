@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fewstep.core.condition import Picture
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 
@@ -28,14 +30,15 @@ class Guided(Denoiser):
     is `scale - 1`).
 
     Scale 1 is the base, in one call of its own, bit for bit; 0 ignores the condition. "Empty" is no label and no
-    caption; a picture that goes with the sample stays. The rule is linear and says the same in every kind of
-    prediction.
+    caption, or what `negative` says instead (`negative="blurry"` for the caption, or a mapping of conditions); a
+    picture that goes with the sample stays. The rule is linear and says the same in every kind of prediction.
 
     Raises:
-        ValueError: a model without a label or caption, a scale that is negative or not finite.
+        ValueError: a model without a label or caption, a scale that is negative or not finite, a negative caption for
+            a model that reads none.
     """
 
-    def __init__(self, model: Denoiser, scale: float):
+    def __init__(self, model: Denoiser, scale: float, negative: str | Mapping[str, Any] | None = None):
         super().__init__()
         if not any(not isinstance(kind, Picture) for kind in model.conditions.values()):
             raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
@@ -44,17 +47,31 @@ class Guided(Denoiser):
         self.model, self.scale = model, float(scale)
         self.process, self.shape, self.conditions = model.process, model.shape, model.conditions
         self.value_range = model.value_range
-        self.data = getattr(model, "data", None)
+        self.data, self.timesteps = getattr(model, "data", None), model.timesteps
+        self.negative = {"text": negative} if isinstance(negative, str) else dict(negative or {})
+        for name in self.negative:
+            if name not in model.conditions:
+                raise suggest("condition", name, model.conditions)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe() | {"guidance scale": self.scale, "negative": self.negative}
+
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        return self.model.check_condition(condition, batch, device)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         if self.scale == 1:
             return self.model(x, t, **condition)
-        empty = {
-            name: value
-            if isinstance(kind := self.conditions[name], Picture)
-            else kind.check(name, None, len(x), x.device)
-            for name, value in condition.items()
-        }
+        pictures = {name: value for name, value in condition.items() if isinstance(self.conditions[name], Picture)}
+        empty = self.model.check_condition(self.negative | pictures, len(x), x.device)
         both = {name: torch.cat([value, empty[name]]) for name, value in condition.items()}
         answer = self.model(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
         given, nothing = answer.value.chunk(2)

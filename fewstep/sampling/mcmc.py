@@ -107,7 +107,7 @@ def denoising_mcmc(
     if sample_shape is None:
         raise ValueError("this denoiser takes any shape: say which, with shape=(...)")
     process = model.process
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = model.device
     named = model.check_condition(condition, chains, device)
     clock = torch.tensor(levels, dtype=torch.float64, device=device)
     source, draw, nfe = Noise(seed, first), 0, 0

@@ -29,11 +29,19 @@ def choose_plan(
     strength: float = 1.0,
     **options: Any,
 ) -> Plan:
-    """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names."""
+    """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names.
+
+    The times are by default those of the model's own scheduler (`model.timesteps`, by name "own"), where it has one.
+    """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
     if own is not None and not asked and strength == 1.0 and steps in (None, own.nfe) and nfe in (None, own.nfe):
         return own
+    rule: Any = timesteps
+    if rule is None or isinstance(rule, str) and rule == "own":
+        if rule is not None and model.timesteps is None:
+            raise ValueError("this model came without a scheduler of its own: name another timestep rule")
+        rule = model.timesteps
     adaptive = isinstance(solver, str) and card(solver, "sampling", "solver")[0].facts.get("adaptive")
     if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
@@ -41,7 +49,7 @@ def choose_plan(
         model.process,
         solver if solver is not None else DEFAULT_SOLVER,
         steps,
-        timesteps if timesteps is not None else DEFAULT_TIMES,
+        rule if rule is not None else DEFAULT_TIMES,
         nfe=nfe,
         strength=strength,
         **options,
@@ -105,7 +113,7 @@ def sample(
     if init is not None and len(init) != n:
         raise ValueError(f"init must hold {n} samples, got shape {tuple(init.shape)}")
     chosen = plan or choose_plan(model, steps, nfe, solver, timesteps, strength, **(options or {}))
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = model.device
     named = model.check_condition(condition, n, device)
     parts: list[Tensor] = []
     for begin in range(0, n, batch_size):

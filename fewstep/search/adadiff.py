@@ -118,7 +118,7 @@ class Policy:
             raise ValueError(f"n must be at least 1, got {n}")
         if model.shape is None:
             raise ValueError("the policy draws noise, so the denoiser needs a shape: set model.shape = (...)")
-        device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        device = model.device
         named = model.check_condition(condition, n, device)
         chosen = self.choose(n, **condition)
         noise = Noise(seed, first).normal(0, (n, *model.shape), device, dtype)

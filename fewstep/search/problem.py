@@ -68,7 +68,7 @@ def run_all(plan: Plan, model: Denoiser, noise: Tensor, condition: dict[str, Ten
 def draw(model: Denoiser, seed: int, first: int, n: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
     """n noises of a stream and their conditions, on the model's device."""
     assert model.shape is not None
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = model.device
     normal = functools.partial(Noise(seed, first).normal, shape=(n, *model.shape), device=device, dtype=dtype)
     noise = model.process.start(normal)
     return noise, conditions(model, first, n, device)

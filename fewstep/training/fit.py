@@ -74,7 +74,7 @@ def fit(
     trained = [p for p in (parameters if parameters is not None else objective.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     average, warmup = EMA(denoiser.network, ema), max(1, steps // 20)
-    device = next(denoiser.parameters()).device
+    device = denoiser.device
     denoiser.train()
     summed = torch.zeros((), device=device)
     with torch.random.fork_rng(devices=[]):

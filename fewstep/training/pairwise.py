@@ -93,7 +93,7 @@ def rollout(
     """
     if model.shape is None:
         raise ValueError("this denoiser takes any shape: a rollout needs one that has its own")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model.device
     named = model.check_condition(condition, count, device)
     source, shape = Noise(seed, first), (count, *model.shape)
     process = model.process

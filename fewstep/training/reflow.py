@@ -50,7 +50,7 @@ def pairs(model: Denoiser, n: int, plan: Plan, seed: int = 0, batch_size: int = 
         )
     if n < 1 or model.shape is None:
         raise ValueError(f"n must be at least 1 and the model's shape known, got {n} and {model.shape}")
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = model.device
     named = model.check_condition(condition, n, device)
     ends, starts = [], []
     for first in range(0, n, batch_size):

@@ -100,3 +100,12 @@ def test_faulty_arguments(case):
         fs.guide(case[0], "cgf", scale=2)
     with pytest.raises(ValueError, match="conditioned on a label or a caption"):
         fs.guide(case[0].whole, "cfg", scale=2)
+
+
+def test_negative_takes_the_place_of_nothing(case):
+    model, x, t, condition = case
+    against = model(x, t, **condition | {"label": torch.ones(5, dtype=torch.long)}).value
+    expected = torch.lerp(against, model(x, t, **condition).value, 2.5)
+    torch.testing.assert_close(Guided(model, 2.5, negative={"label": 1})(x, t, **condition).value, expected)
+    with pytest.raises(ValueError, match="condition 'text'"):
+        Guided(model, 2.0, negative="blurry")
