@@ -30,6 +30,7 @@ class Denoiser(nn.Module):
     plan: Plan | None = None  # the plan that samples it best, where one was found
     # The rule of the model's own scheduler, where it came with one: (process, steps, end) -> times.
     timesteps: Callable[..., list[float]] | None = None
+    solver: str | None = None  # the solver that suits it where none is asked for
 
     @property
     def device(self) -> torch.device:

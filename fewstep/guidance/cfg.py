@@ -33,6 +33,9 @@ class Guided(Denoiser):
     caption, or what `negative` says instead (`negative="blurry"` for the caption, or a mapping of conditions); a
     picture that goes with the sample stays. The rule is linear and says the same in every kind of prediction.
 
+    What it extrapolates changes fast with the noise level, and solvers of high order overshoot: at scales above 1 the
+    solver is ddim where none is asked for.
+
     Raises:
         ValueError: a model without a label or caption, a scale that is negative or not finite, a negative caption for
             a model that reads none.
@@ -48,6 +51,7 @@ class Guided(Denoiser):
         self.process, self.shape, self.conditions = model.process, model.shape, model.conditions
         self.value_range = model.value_range
         self.data, self.timesteps = getattr(model, "data", None), model.timesteps
+        self.solver = "ddim" if scale > 1 else model.solver
         self.negative = {"text": negative} if isinstance(negative, str) else dict(negative or {})
         for name in self.negative:
             if name not in model.conditions:

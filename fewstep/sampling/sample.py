@@ -31,7 +31,8 @@ def choose_plan(
 ) -> Plan:
     """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names.
 
-    The times are by default those of the model's own scheduler (`model.timesteps`, by name "own"), where it has one.
+    The solver is by default the one that suits the model (`model.solver`, as under guidance), and the times are those
+    of its own scheduler (`model.timesteps`, by name "own"), where it has them.
     """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
@@ -47,7 +48,7 @@ def choose_plan(
         steps = DEFAULT_STEPS
     return make_plan(
         model.process,
-        solver if solver is not None else DEFAULT_SOLVER,
+        solver if solver is not None else model.solver or DEFAULT_SOLVER,
         steps,
         rule if rule is not None else DEFAULT_TIMES,
         nfe=nfe,

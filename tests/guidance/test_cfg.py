@@ -15,6 +15,7 @@ from fewstep.core.prediction import Prediction
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.guidance.cfg import Guided
 from fewstep.processes.vp import VP
+from fewstep.sampling.sample import choose_plan
 
 
 class Labelled(Denoiser):
@@ -109,3 +110,9 @@ def test_negative_takes_the_place_of_nothing(case):
     torch.testing.assert_close(Guided(model, 2.5, negative={"label": 1})(x, t, **condition).value, expected)
     with pytest.raises(ValueError, match="condition 'text'"):
         Guided(model, 2.0, negative="blurry")
+
+
+def test_without_a_solver_the_first_order_is_taken(case):
+    model = case[0]
+    assert choose_plan(Guided(model, 2.0)).name == "ddim" and choose_plan(Guided(model, 1.0)).name == "dpmpp-3m"
+    assert choose_plan(Guided(model, 2.0), solver="dpmpp-2m").name == "dpmpp-2m"
