@@ -230,6 +230,16 @@ class Plan:
         if not all(map(math.isfinite, numbers)):
             raise ValueError("a time or a coefficient is not finite")
 
+    def as_diffusers_scheduler(self, like: Any = None) -> Any:
+        """The plan as the scheduler of a diffusers pipeline (`fewstep.hub.diffusers_scheduler`).
+
+        like: the pipeline's present scheduler, which says what the network predicts and is held against the plan's
+        process: `pipe.scheduler = plan.as_diffusers_scheduler(pipe.scheduler)`.
+        """
+        from fewstep.core.methods import find
+
+        return find("diffusers-scheduler", room="hub")(self, like)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, under a temporary name first."""
         path = Path(path)

@@ -151,7 +151,7 @@ class DiT(nn.Module):
         if x.ndim != 4 or x.shape[1:] != (self.channels, *self.size):
             expected = f"(B, {self.channels}, {self.size[0]}, {self.size[1]})"
             raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")
-        embedding = F.silu(self.embedding(noise, label, len(x)))
+        embedding = F.silu(self.embedding(noise, label, x.shape[0]))
         patches = F.pixel_unshuffle(x, self.patch)
         tokens = self.first(patches.flatten(2).transpose(1, 2))
         tokens = tokens + self.place.to(tokens.dtype)

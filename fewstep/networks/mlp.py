@@ -92,15 +92,15 @@ class MLP(nn.Module):
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         flat = x.flatten(1)
         if self.picture:
-            if y is None or y.flatten(1).shape != (len(x), self.picture):
+            if y is None or y.flatten(1).shape != (x.shape[0], self.picture):
                 given = "nothing" if y is None else tuple(y.shape)
                 raise ValueError(f"y must hold {self.picture} numbers a sample, got {given}")
             flat = torch.cat([flat, y.to(x.dtype).flatten(1)], dim=1)
         elif y is not None:
             raise ValueError("this network was built without a picture (picture=0), yet y was given")
-        embedding = F.silu(self.embedding(noise, label, len(x)))
+        embedding = F.silu(self.embedding(noise, label, x.shape[0]))
         hidden = self.first(flat)
         for block in self.block:
             hidden = block(hidden, embedding)
         out = self.last(self.last_norm(hidden))
-        return out.view(len(x), self.out_factor * self.shape[0], *self.shape[1:])
+        return out.view(x.shape[0], self.out_factor * self.shape[0], *self.shape[1:])

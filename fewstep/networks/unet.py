@@ -34,7 +34,7 @@ def _norm(channels: int, affine: bool = True) -> nn.GroupNorm:
 def grid(x: Tensor) -> Tensor:
     """Row and column of each pixel, from -1 to 1: (B, 2, H, W) for x (B, C, H, W)."""
     sides = [(torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) * (2 / n) - 1 for n in x.shape[2:]]
-    return torch.stack(torch.meshgrid(*sides, indexing="ij")).expand(len(x), 2, *x.shape[2:])
+    return torch.stack(torch.meshgrid(*sides, indexing="ij")).expand(x.shape[0], 2, *x.shape[2:])
 
 
 class Residual(nn.Module):
@@ -246,11 +246,11 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
         self._check_size((x.shape[2], x.shape[3]))
-        embedding = self._embed(noise, label, text, len(x))
+        embedding = self._embed(noise, label, text, x.shape[0])
         if self.picture:
-            if y is None or y.shape != (len(x), self.picture, *x.shape[2:]):
+            if y is None or y.shape != (x.shape[0], self.picture, *x.shape[2:]):
                 given = "nothing" if y is None else tuple(y.shape)
-                raise ValueError(f"y must have shape {(len(x), self.picture, *x.shape[2:])}, got {given}")
+                raise ValueError(f"y must have shape {(x.shape[0], self.picture, *x.shape[2:])}, got {given}")
             x = torch.cat([x, y.to(x.dtype)], dim=1)
         elif y is not None:
             raise ValueError("this network was built without a picture (picture=0), yet y was given")

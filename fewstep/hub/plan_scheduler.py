@@ -1,0 +1,362 @@
+"""The diffusers scheduler that carries a plan. Import it by `Plan.as_diffusers_scheduler`: diffusers takes seconds.
+
+diffusers takes a component of another library from a module that is imported already, and from no other: say
+`import fewstep.hub.plan_scheduler` before `from_pretrained` of a pipeline that was saved with a plan in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fewstep.core.errors import suggest
+from fewstep.core.methods import card
+from fewstep.core.plan import Plan
+from fewstep.core.prediction import expand
+from fewstep.core.process import process_from_config
+from fewstep.core.run import _add_up
+from fewstep.core.table import Table
+from fewstep.processes.discrete import Discrete
+from fewstep.sampling.build import plan as make_plan
+
+KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+@dataclass
+class PlanSchedulerOutput(BaseOutput):
+    """`prev_sample` `(B, *shape)` is what the network sees next, `pred_original_sample` the clean sample it implies."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+def later(plan: Plan, begin: int) -> Plan:
+    """The plan's solver on its times from evaluation `begin` on, with the same evaluations as the plan has there.
+
+    A solver that opens with evaluations of its own, as some of order 3 and above do, opens at the highest order below
+    that adds none.
+
+    Raises:
+        ValueError: nothing left; a learned plan, or another that its solver's name does not give back; an evaluation
+            inside a step.
+    """
+    wanted = [op.t for op in plan.evaluations][begin:]
+    if not wanted:
+        raise ValueError(f"the plan has {plan.nfe} evaluations: it cannot begin after the last of them")
+    if not _is_its_solvers(plan):
+        raise ValueError(
+            f"a {plan.name!r} plan cannot begin in the middle: its coefficients were made for all of its steps;"
+            " use a strength of 1, or a plan of a named solver"
+        )
+    for start in [k for k, t in enumerate(plan.times[:-1]) if math.isclose(t, wanted[0], rel_tol=1e-12)]:
+        for name in _orders(str(plan.about["solver"])):
+            made = _made(plan, name, plan.times[start:])
+            if made is not None and [op.t for op in made.evaluations] == wanted:
+                return made
+    raise ValueError(
+        f"evaluation {begin} of {plan.nfe} is inside a step of {plan.name!r}, where it cannot begin: take a strength"
+        " that leaves out a whole number of steps"
+    )
+
+
+def _orders(name: str) -> Iterator[str]:
+    yield name
+    method, order = card(name, "sampling", "solver")
+    yield from (f"{method.name}-{p}" for p in range((order or 1) - 1, 0, -1))
+
+
+def _made(plan: Plan, name: str, times: Sequence[float]) -> Plan | None:
+    try:
+        return make_plan(
+            process_from_config(dict(plan.process)),
+            name,
+            timesteps=list(times),
+            **dict(plan.about.get("options", {})),
+        )
+    except ValueError:
+        return None
+
+
+def _is_its_solvers(plan: Plan) -> bool:
+    """Whether the solver that the plan names makes this very plan on its times."""
+    made = _made(plan, str(plan.about.get("solver")), plan.times)
+    if made is None or made.table.structure != plan.table.structure:
+        return False
+    return all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        for mine, theirs in zip(plan.table.stages, made.table.stages, strict=True)
+        for row, other in zip(mine.weights, theirs.weights, strict=True)
+        for a, b in zip(row, other, strict=True)
+    )
+
+
+class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """A fewstep plan with the methods that diffusers pipelines call.
+
+    The plan fixes the times: `set_timesteps(n)` takes its number of steps or of evaluations, and the pipeline calls
+    the network once for each of `timesteps`, in the network's units. The state is `alpha x0 + sigma eps`, kept in
+    float32 (float64 for a float64 sample); a pipeline whose noise is not multiplied by `init_noise_sigma` (DDIM, DDPM,
+    DiT) starts from noise of variance 1, as it does with every scheduler.
+
+    Args:
+        plan: its JSON, `Plan.to_json()`.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction".
+        num_train_timesteps: steps of the table, or the scale of a flow's time.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(self, plan: str, prediction_type: str = "epsilon", num_train_timesteps: int = 1000):
+        if prediction_type not in KINDS:
+            raise suggest("prediction type", prediction_type, KINDS)
+        self.plan = Plan.from_json(plan)
+        self.process = process_from_config(dict(self.plan.process))
+        self.kind = KINDS[prediction_type]
+        # The unit of the network's time, in the process's own.
+        self.scale = 1 if isinstance(self.process, Discrete) else num_train_timesteps
+        if isinstance(self.process, Discrete):
+            self.alphas_cumprod = torch.tensor(self.process.alphas_cumprod, dtype=torch.float64).float()
+        self.init_noise_sigma = _first(self.plan.table)[1] * self.plan.start[1]
+        self.num_inference_steps: int | None = None
+        self.set_timesteps(self.plan.nfe)
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    @property
+    def step_index(self) -> int | None:
+        """The number of evaluations made, or None before the first."""
+        return self._index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Begin a run: `timesteps` `(nfe,)` float32.
+
+        Args:
+            num_inference_steps: the plan's steps or evaluations.
+            sigmas, timesteps: what some pipelines pass along: only the plan's own, or the plain equal steps
+                `1, 1 - 1/n, ...` that flow pipelines always give and leave to the scheduler to replace.
+            mu: a flow pipeline's shift for its picture size; the plan holds its shift already, and it counts once.
+
+        Raises:
+            ValueError: another number of steps, other times than the plan's.
+        """
+        plan = self.plan
+        steps, nfe = len(plan.times) - 1, plan.nfe
+        made = torch.tensor([op.t for op in plan.evaluations], dtype=torch.float32, device=device) * self.scale
+        levels = [op.scales[1] for op in plan.evaluations]
+        given = num_inference_steps
+        for name, values, own in (("timesteps", timesteps, made.tolist()), ("sigmas", sigmas, levels)):
+            if values is None:
+                continue
+            given = len(values)
+            plain = [1 - k / given for k in range(given)] if name == "sigmas" else own
+            if given in (steps, nfe) and not (_close(values, own) or _close(values, plain)):
+                raise ValueError(f"the plan holds its own {name}, and cannot take others: leave {name} out")
+        if given not in (steps, nfe):
+            also = f" ({steps} steps)" if steps != nfe else ""
+            raise ValueError(f"this plan makes {nfe} evaluations{also}, so num_inference_steps={given} does not fit it")
+        self.num_inference_steps = given
+        self.timesteps = made
+        if not isinstance(self.process, Discrete):
+            self.sigmas = torch.tensor([*levels, self.process.sigma(plan.times[-1])], device=device)
+        self._index: int | None = None
+        self._begin: int | None = None
+        self._table: Table = plan.table
+        self._rows: _Rows | None = None
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at an evaluation: image-to-image leaves out the first ones.
+
+        Raises:
+            ValueError: a plan that cannot be made anew on its later times (see `later`).
+        """
+        self._begin, self._index, self._rows = begin_index, None, None
+        self._table = (later(self.plan, begin_index) if begin_index else self.plan).table
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself: the network sees the state."""
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha x0 + sigma noise` `(B, *shape)` at times `(B,)` or `(1,)` in the network's units."""
+        t = timesteps.to(original_samples.device, torch.float64) / self.scale
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        state = torch.promote_types(original_samples.dtype, torch.float32)
+        x0, eps = original_samples.to(state), noise.to(original_samples.device, state)
+        return (expand(alpha, x0) * x0 + expand(sigma, x0) * eps).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise`, as flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    @torch.no_grad()
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+    ) -> PlanSchedulerOutput | tuple[Tensor]:
+        """One evaluation on: the network's answer at `sample` `(B, *shape)` gives its next input, or the result.
+
+        A `sample` that is not what the last call returned counts: the states that the solver keeps besides are moved
+        along, by the least change of the state before that would have led to it.
+
+        Args:
+            timestep: ignored; the plan counts its evaluations.
+            generator: of the noise of stochastic plans, one or one a sample.
+            eta, use_clipped_model_output: DDIMPipeline's; the plan has its own noise, and only the defaults will do.
+
+        Raises:
+            ValueError: a step after the last, an answer or a sample of another shape, eta.
+        """
+        if eta or use_clipped_model_output:
+            raise ValueError("eta and use_clipped_model_output are DDIMScheduler's: this plan holds its own noise")
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"the network's answer has shape {tuple(model_output.shape)}, the sample {tuple(sample.shape)}"
+            )
+        if self._rows is None:
+            self._index = self._begin or 0
+            self._rows = _Rows(self._table, self.kind, sample)
+        assert self._index is not None
+        if self._index == len(self.timesteps):
+            raise ValueError(f"all {len(self.timesteps)} evaluations of the plan are made: call set_timesteps first")
+        self._index += 1
+        clean = self._rows.clean(model_output, sample) if return_dict else None
+        previous = self._rows.advance(model_output, sample, generator)
+        return (previous,) if clean is None else PlanSchedulerOutput(previous, clean)
+
+
+def _close(values: Sequence[float], own: Sequence[float]) -> bool:
+    return len(values) == len(own) and all(
+        math.isclose(float(a), b, rel_tol=1e-4, abs_tol=1e-6) for a, b in zip(values, own, strict=True)
+    )
+
+
+def _first(table: Table) -> tuple[tuple[float, ...], float]:
+    """What is known when the network is first called: the states as multiples of its input, and the noise in that
+    input as a multiple of the run's first.
+
+    Noise added before it is one with the noise that a run starts from, since a pipeline has no place between the two.
+    """
+    stage = table.stages[0]
+    if stage.evaluate is not None:
+        return (1.0,), 1.0
+    fed = stage.weights[table.stages[1].x]
+    noise = math.hypot(fed[0], *fed[table.states :])
+    if len(stage.weights) > 1 and (stage.draws or fed[0] == 0):
+        raise ValueError("the plan adds noise to one of two states before its first evaluation: a pipeline has but one")
+    return tuple(row[0] / fed[0] for row in stage.weights) if len(stage.weights) > 1 else (1.0,), noise
+
+
+class _Rows:
+    """The states and the memory of a run, as in `fewstep.core.run.program`, one call an evaluation."""
+
+    def __init__(self, table: Table, kind: str, sample: Tensor):
+        self.table, self.shape = table, sample.shape
+        r, m = table.states, table.memory
+        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        rows = torch.zeros((2 * r + m, *sample.shape), dtype=dtype, device=sample.device)
+        views, flat = rows.unbind(), rows.view(2 * r + m, -1)
+        self.memory, self.state = views[r : r + m], (views[:r], views[r + m :])
+        self.reads = (flat[: r + m], flat[r:])
+        self.writes = (flat[r + m :], flat[:r])
+        self.bound = table.bind(kind)
+        self.weights = self.bound.tensors(sample.device, dtype)
+        self.kind, self.dtype = kind, dtype
+        self.i = 0 if table.stages[0].evaluate is not None else 1
+        self.given: Tensor | None = None
+        for state, factor in zip(self.state[self.i & 1], _first(table)[0], strict=False):
+            state.copy_(sample).mul_(factor)
+
+    def clean(self, value: Tensor, sample: Tensor) -> Tensor:
+        """The clean sample that the answer implies."""
+        p, q = self.table.stages[self.i].convert(self.kind, "x0")
+        return (p * sample.to(self.dtype) + q * value.to(self.dtype)).to(sample.dtype)
+
+    def advance(self, value: Tensor, sample: Tensor, generator: Any) -> Tensor:
+        """Take the network's answer at `sample`, and give its next input or the result."""
+        table, i = self.table, self.i
+        stage, odd = table.stages[i], i & 1
+        x, value = self.state[odd][stage.x], value.to(self.dtype)
+        if self.given is not None and not self._unchanged(sample):
+            self._move(sample)
+        for (_, slot), ratio in zip(stage.outputs, self.bound.ratios[i], strict=True):
+            if ratio is None:
+                self.memory[slot].copy_(value)
+            else:
+                torch.add(value, x, alpha=ratio, out=self.memory[slot])
+        for _, slot in stage.draws:
+            self.memory[slot].copy_(randn_tensor(self.shape, generator, x.device, self.dtype))
+        if x.device.type == "cpu":
+            torch.mm(self.weights[i], self.reads[odd], out=self.writes[odd][: len(stage.weights)])
+        else:  # a global setting may round matrix products there
+            _add_up(self.bound.weights[i], [*self.state[odd], *self.memory], self.state[1 - odd])
+        self.i = i + 1
+        row = table.stages[self.i].x if self.i < len(table.stages) else table.result
+        self.given = self.state[1 - odd][row].to(sample.dtype, copy=True)
+        self.version = 0 if self.given.is_inference() else self.given._version
+        return self.given
+
+    def _unchanged(self, sample: Tensor) -> bool:
+        """Whether this is the tensor that the last call returned, and nobody has written to it."""
+        return sample is self.given and not sample.is_inference() and sample._version == self.version
+
+    def _move(self, sample: Tensor) -> None:
+        """Put the sample in the place of the state that the network saw, and take the kept states along.
+
+        The combinations before gave `x = w . s` and the kept `k = u . s`, of the states s before them. The least change
+        of s that moves x by d is `w d / |w|^2`, and moves k by `(u . w) / |w|^2 d`.
+        """
+        if sample.shape != self.shape:
+            raise ValueError(f"the sample has shape {tuple(sample.shape)}, that of the first step {tuple(self.shape)}")
+        fed, states = self.table.stages[self.i].x, self.state[self.i & 1]
+        rows = self._dependence()
+        norm = math.fsum(c * c for c in rows[fed])
+        if len(rows) > 1 and norm > 0:
+            change = sample.to(self.dtype) - states[fed]
+            for k, row in enumerate(rows):
+                factor = math.fsum(a * b for a, b in zip(row, rows[fed], strict=True)) / norm
+                if k != fed and factor:
+                    states[k].add_(change, alpha=factor)
+        states[fed].copy_(sample)
+
+    def _dependence(self) -> list[list[float]]:
+        """How the present states depend on those one evaluation before, what the network said there being held.
+
+        That is held in the kind that the solver uses next: it may have written eps and x0 of one evaluation in turn.
+        """
+        before, outputs = self.table.stages[self.i - 1], self.table.stages[self.i].outputs
+        r = self.table.states
+        rows = [list(row[:r]) for row in before.weights]
+        if before.evaluate is not None and outputs and min(before.evaluate.scales[:2]) > 0:
+            for kind, slot in before.outputs:
+                p = before.convert(outputs[0][0], kind)[0]
+                for row, weights in zip(rows, before.weights, strict=True):
+                    row[before.x] += p * weights[r + slot]
+        return rows
