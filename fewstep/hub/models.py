@@ -1,18 +1,25 @@
-"""Models by name: those that ship with the package, and folders."""
+"""Models by name: those that ship with the package, fewstep folders, diffusers folders, and hub repositories."""
 
 from __future__ import annotations
 
 import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.plan import Plan
-from fewstep.denoisers.folder import load_model, save_model
+from fewstep.denoisers.folder import CARD, PLAN, claim_folder, load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
+# What is fetched of a repository: no pickle, no code.
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 
 
 def embedded() -> list[str]:
@@ -20,27 +27,167 @@ def embedded() -> list[str]:
     return sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").is_file())
 
 
-def load(name: str | os.PathLike[str], device: str | torch.device | None = None) -> NetworkDenoiser:
-    """A model by its embedded name (`"digits"`) or its folder, in evaluation mode; `model.plan` is its plan or None.
+def load(
+    name: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    size: int | Sequence[int] | None = None,
+    download: bool = False,
+    revision: str | None = None,
+    offload: bool = False,
+) -> Any:
+    """A model in evaluation mode; `model.plan` is its plan or None.
 
-    A plain name is an embedded model; anything with a slash, or an existing folder, is a path.
+    Args:
+        name: an embedded model (`"digits"`), a folder that fewstep or diffusers saved, or a repository of the hub
+            (`"org/name"`). A plain name is an embedded model; an existing folder, or anything that cannot be a
+            repository, is a path.
+        dtype: of the networks' weights, by default their own (float32 for diffusers folders).
+        size: height and width in pixels of what a diffusers model makes, or one number for both.
+        download: fetch a repository that is not in the local cache; without it nothing reaches out.
+        revision: branch, tag or commit of a repository.
+        offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
+            (needs accelerate).
+
+    Returns:
+        a `NetworkDenoiser`, or a `PipelineDenoiser` for diffusers models.
 
     Raises:
-        ValueError: an unknown name (close ones offered), a folder that is no model or is damaged.
+        ValueError: an unknown name (close ones offered), a folder that is no model or is damaged, an unsupported
+            pipeline, a missing component, weights that do not fit, a repository that is not there.
     """
     text = os.fspath(name)
     if text in embedded():
         path = EMBEDDED / text
-    elif isinstance(name, Path) or os.sep in text or Path(text).is_dir():
+    elif isinstance(name, Path) or Path(text).is_dir() or (os.sep in text and not _repository(text)):
         path = Path(text)
         if not path.exists():
             raise ValueError(f"there is no model folder {path}; the models that ship are {', '.join(embedded())}")
+    elif _repository(text):
+        path = _cached(text, download, revision)
     else:
         raise suggest("model", text, embedded())
+    if (path / "model_index.json").is_file():
+        pipeline = _pipeline(path, device, dtype, size, offload)
+        if (path / PLAN).is_file():
+            pipeline.plan = Plan.load(path / PLAN)
+        return pipeline
+    for what, given in (("size", size is not None), ("offload", offload)):
+        if given:
+            raise ValueError(f"{what} is for diffusers pipelines, and {path.name} is a model of fewstep's own")
     model = load_model(path)
+    if dtype is not None:
+        model.to(dtype)
     return model.to(device) if device is not None else model
 
 
-def save(model: NetworkDenoiser, folder: str | os.PathLike[str], plan: Plan | None = None, card: str = "") -> Path:
-    """Write a model (and the plan that samples it best) as a folder that `load` takes; absent or empty before."""
-    return save_model(model, folder, card=card, plan=plan if plan is not None else model.plan)
+def _pipeline(
+    path: Path,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    size: int | Sequence[int] | None,
+    offload: bool,
+) -> Denoiser:
+    from fewstep.hub.components import open_pipeline
+    from fewstep.hub.pipeline import PipelineDenoiser
+
+    pipeline = open_pipeline(path, dtype)
+    if not offload:
+        model = PipelineDenoiser(pipeline, size)
+        return model.to(device) if device is not None else model
+    try:
+        from accelerate import cpu_offload
+    except ImportError:
+        raise ImportError("offload needs accelerate: pip install accelerate") from None
+    target = torch.device(device or "cpu")
+    model = PipelineDenoiser(pipeline, size, target)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, target)
+    return model
+
+
+def _repository(text: str) -> bool:
+    """Whether a name has the form of a hub repository, `org/name`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+
+
+def _cached(name: str, download: bool, revision: str | None) -> Path:
+    """The local folder of a repository: from the cache, or fetched where that is allowed."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise ImportError("a hub repository needs huggingface_hub: pip install 'fewstep[hub]'") from None
+    at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision, local_files_only=not download, allow_patterns=PATTERNS
+        )
+    except errors.GatedRepoError:
+        raise ValueError(f"the repository {at} is gated: accept its terms on its page and log in first") from None
+    except errors.RevisionNotFoundError:
+        raise ValueError(f"the repository {name!r} has no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(f"there is no repository {at} on the hub, or it is private and needs a login") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        if not download:
+            raise ValueError(
+                f"there is no folder {name}, and the repository {at} is not in the local cache: give download=True to"
+                " fetch it from the hub"
+            ) from None
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"the repository {at} could not be fetched, is there a network? {reason}") from None
+    return Path(found)
+
+
+def save(
+    model: Denoiser,
+    folder: str | os.PathLike[str],
+    plan: Plan | None = None,
+    card: str | None = None,
+    figures: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write a model (and the plan that samples it best) as a folder that `load` takes; absent or empty before.
+
+    A `PipelineDenoiser` becomes a diffusers folder, its weights in safetensors, with the plan beside them.
+
+    Args:
+        plan: by default the model's own.
+        card: README.md; by default made from the model, the plan and the figures (`hub/card.py`), and "" for none.
+        figures: what `fs.evaluate` returned, once or for several plans.
+
+    Raises:
+        ValueError: a folder with something in it, or not writable; a plan for another process; a denoiser without a
+            network that can be saved.
+    """
+    from fewstep.hub.card import model_card
+
+    plan = plan if plan is not None else model.plan
+    if plan is not None and not plan.fits(model.process):
+        raise ValueError(
+            "the plan was made for another process than the model's: fs.plan(model.process, ...) makes one"
+        )
+    if card is None:
+        card = model_card(model, Path(folder).name, plan, figures)
+    elif figures:
+        raise ValueError("figures go into the card that is made here: give either a card or figures")
+    if isinstance(model, NetworkDenoiser):
+        return save_model(model, folder, card=card, plan=plan)
+    pipeline = getattr(model, "pipeline", None)
+    if not hasattr(pipeline, "save_pretrained"):
+        raise ValueError(f"only a network denoiser or a diffusers pipeline can be saved, got {type(model).__name__}")
+    path = claim_folder(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        made = Path(temporary) / "model"
+        pipeline.save_pretrained(made, safe_serialization=True)  # type: ignore[union-attr]
+        if card:
+            (made / CARD).write_text(card, "utf-8")
+        if plan is not None:
+            plan.save(made / PLAN)
+        if path.is_dir():
+            path.rmdir()
+        os.replace(made, path)
+    return path

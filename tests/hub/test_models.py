@@ -55,5 +55,70 @@ def test_a_folder_that_is_no_model(tmp_path):
         load(tmp_path)
 
 
+def test_a_folder_by_a_name_like_a_repository(tmp_path, monkeypatch):
+    save(load("digits"), tmp_path / "mine" / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert load("mine/digits").shape == (1, 8, 8)
+
+
+def test_a_dtype_and_a_size_for_models_of_the_package():
+    assert load("digits", dtype=torch.float64).dtype == torch.float64
+    for options in ({"size": 16}, {"offload": True}):
+        with pytest.raises(ValueError, match="is for diffusers pipelines, and digits is a model of fewstep's own"):
+            load("digits", **options)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A local cache of the hub with one repository, a fewstep model, and no network."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / "models--someone--digits"
+    save(load("digits"), repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.chdir(tmp_path)
+    return hub
+
+
+def test_a_repository_in_the_cache(cache):
+    assert load("someone/digits").shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({}, "no folder someone/else, and the repository 'someone/else' is not in the local cache: give download=True"),
+        ({"revision": "v2"}, "the repository 'someone/else' at revision 'v2' is not in the local cache"),
+        ({"download": True}, "the repository 'someone/else' could not be fetched, is there a network?"),
+    ],
+)
+def test_a_repository_that_is_not_there(options, message, cache):
+    with pytest.raises(ValueError, match=message) as caught:
+        load("someone/else", **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("GatedRepoError", "'someone/else' is gated: accept its terms on its page and log in first"),
+        ("RepositoryNotFoundError", "there is no repository 'someone/else' on the hub, or it is private"),
+        ("RevisionNotFoundError", "the repository 'someone/else' has no revision 'v2'"),
+    ],
+)
+def test_what_the_hub_may_answer(name, message, cache, monkeypatch):
+    error = getattr(cache.errors, name)
+
+    def answer(*_, **asked):
+        assert not asked["local_files_only"] and not any("bin" in p or "*.py" == p for p in asked["allow_patterns"])
+        raise error.__new__(error)
+
+    monkeypatch.setattr(cache, "snapshot_download", answer)
+    with pytest.raises(ValueError, match=message):
+        load("someone/else", download=True, revision="v2" if "revision" in message else None)
+
+
 def test_to_a_device():
     assert next(load("digits", device="cpu").parameters()).device.type == "cpu"

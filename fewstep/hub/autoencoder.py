@@ -1,0 +1,127 @@
+"""Pictures to latents and back, large ones tile by tile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.methods import Method
+
+METHODS = (
+    Method(
+        "autoencoder",
+        paper="High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)",
+        arxiv="2112.10752",
+        claim="pictures to latents and back, in overlapping tiles where memory is short",
+        use="Autoencoder",
+    ),
+)
+
+# The share of a tile that overlaps its neighbour, as 1 / n, in diffusers' tiling of each class.
+OVERLAP = {"AutoencoderKL": 4, "AutoencoderDC": 4, "AutoencoderTiny": 8}
+
+
+class Autoencoder(nn.Module):
+    """A diffusers autoencoder with its scaling: latents `(z - shift) scaling`, or `(z - mean) / std scaling`.
+
+    Args:
+        vae: AutoencoderKL, AutoencoderTiny or AutoencoderDC.
+        tile: side in pixels of the tiles in which larger pictures are encoded and decoded, one picture at a time, so
+            that memory does not grow with them; None for whole pictures.
+
+    Raises:
+        ValueError: an autoencoder of another class, a tile whose overlaps would not be whole latents.
+    """
+
+    shift: Tensor
+    spread: Tensor
+
+    def __init__(self, vae: Any, tile: int | None = None):
+        super().__init__()
+        kind = type(vae).__name__
+        if kind not in OVERLAP:
+            raise ValueError(f"unsupported autoencoder {kind!r}; supported: {', '.join(sorted(OVERLAP))}")
+        self.vae, config = vae, vae.config
+        self.factor = _factor(vae)
+        self.channels: int = config.latent_channels
+        self.pixel_channels: int = config.in_channels
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        self.scaling = float(config.scaling_factor)
+        shift: Any = config.get("shift_factor") or 0.0
+        if mean is not None and std is not None:
+            shift, spread = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
+        else:
+            shift, spread = torch.tensor(float(shift)), torch.tensor(1.0)
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("spread", spread, persistent=False)
+        self.tile = tile
+
+    @property
+    def tile(self) -> int | None:
+        return self._tile
+
+    @tile.setter
+    def tile(self, tile: int | None) -> None:
+        vae, kind = self.vae, type(self.vae).__name__
+        if tile is not None:
+            least = self.factor * OVERLAP[kind]
+            if tile < 2 * least or tile % least:
+                raise ValueError(f"tile must be a multiple of {least} pixels, at least {2 * least}, got {tile}")
+            if kind == "AutoencoderDC":
+                step = tile - tile // OVERLAP[kind]
+                vae.enable_tiling(tile, tile, step, step)
+            else:
+                vae.tile_sample_min_size, vae.tile_latent_min_size = tile, tile // self.factor
+                vae.tile_overlap_factor = 1 / OVERLAP[kind]
+        vae.use_tiling = tile is not None
+        self._tile = tile
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents `(B, channels, H / factor, W / factor)` of pictures `(B, C, H, W)` in [-1, 1]: the mode of the
+        posterior, where the autoencoder has one, and no draw from it.
+
+        Raises:
+            ValueError: another number of channels, sides that are no multiple of the factor.
+        """
+        if pictures.ndim != 4 or pictures.shape[1] != self.pixel_channels:
+            raise ValueError(f"the autoencoder takes (B, {self.pixel_channels}, H, W), got {tuple(pictures.shape)}")
+        if pictures.shape[2] % self.factor or pictures.shape[3] % self.factor:
+            raise ValueError(
+                f"the autoencoder takes sides that are multiples of {self.factor},"
+                f" got {pictures.shape[2]} x {pictures.shape[3]}"
+            )
+
+        def part(x: Tensor) -> Tensor:
+            answer = self.vae.encode(x.to(self.dtype), return_dict=False)[0]
+            return answer if isinstance(answer, Tensor) else answer.mode()
+
+        z = self._each(part, pictures).to(pictures.dtype)
+        return (z - self.shift) / self.spread * self.scaling
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures `(B, C, H factor, W factor)` of latents `(B, channels, H, W)`; `ValueError` for other channels."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(f"the autoencoder decodes (B, {self.channels}, H, W), got {tuple(latents.shape)}")
+        z = latents * self.spread / self.scaling + self.shift
+        return self._each(lambda part: self.vae.decode(part.to(self.dtype), return_dict=False)[0], z).to(latents.dtype)
+
+    def _each(self, function: Any, x: Tensor) -> Tensor:
+        """The function of the batch, or with tiles of one picture after the other."""
+        return function(x) if self.tile is None else torch.cat([function(one) for one in x.split(1)])
+
+
+def _factor(vae: Any) -> int:
+    """Pixels a latent stands for, in each direction: every block but one halves the sides."""
+    config = vae.config
+    blocks = next(
+        config[name] for name in ("block_out_channels", "encoder_block_out_channels") if config.get(name) is not None
+    )
+    return 2 ** (len(blocks) - 1)

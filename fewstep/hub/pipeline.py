@@ -1,0 +1,182 @@
+"""A diffusers pipeline as a denoiser: its network, its scheduler's process and grid, its autoencoder and prompts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.condition import Condition
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import Method, methods
+from fewstep.core.prediction import Prediction, expand
+from fewstep.hub.autoencoder import Autoencoder
+from fewstep.hub.prompt import complete
+from fewstep.hub.schedules import open_schedule
+from fewstep.sampling.build import plan
+
+METHODS = (
+    Method(
+        "diffusers-pipeline",
+        claim="a diffusers pipeline as a denoiser: the same pictures from the same noise, with any solver",
+        use="PipelineDenoiser",
+    ),
+)
+
+# Schedulers of distilled models, which sample by "multistep-consistency", and the steps diffusers takes by default.
+CONSISTENT = {"CMStochasticIterativeScheduler": 1, "LCMScheduler": 4, "FlowMatchLCMScheduler": 4}
+
+
+class Family(Protocol):
+    """What differs between families of pipelines: how the network is called, and what it is told.
+
+    `component` names the network; `channels`, `size` and `multiple` are the latents': how many there are, their usual
+    height and width, what these must be a multiple of, and the largest there is (None for any).
+    """
+
+    component: str
+    channels: int
+    size: tuple[int, int]
+    multiple: int
+    largest: int | None
+    conditions: Mapping[str, Condition]
+
+    def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """The network's answer `(B, channels or more, H, W)` to latents x `(B, channels, H, W)` at `time` `(B,)`."""
+        ...
+
+    def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]] | None:
+        """What the pipeline hands to its scheduler's `set_timesteps` beside the steps, by the number of steps."""
+        ...
+
+
+@functools.cache
+def families() -> Mapping[str, Method]:
+    """The card of the family of each supported pipeline class, by the class's name."""
+    return {kind: card for card in methods("hub") for kind in card.facts.get("pipelines", ())}
+
+
+class PipelineDenoiser(Denoiser):
+    """A diffusers pipeline whose class one of the families here knows.
+
+    The process runs on the latents `shape` (on pixels where there is no autoencoder); `encode` and `decode` go through
+    `autoencoder`, so that samples are pictures in [-1, 1]. `timesteps` is the grid of the pipeline's own scheduler.
+    Output channels beyond those of the latents (a learned variance) are dropped. Where the scheduler clips x0 the
+    answers are clipped x0.
+
+    Args:
+        pipeline: a diffusers pipeline object.
+        size: height and width in pixels, or one number for both; by default those of the network's configuration.
+        device: where it computes, if the weights are moved there only when they are used.
+
+    Raises:
+        ValueError: an unsupported pipeline or scheduler class, a size that network or autoencoder cannot take.
+    """
+
+    def __init__(self, pipeline: Any, size: int | Sequence[int] | None = None, device: torch.device | None = None):
+        super().__init__()
+        self.kind = type(pipeline).__name__
+        if self.kind not in families():
+            raise unsupported(self.kind)
+        self.pipeline, self._device = pipeline, device
+        self.family: Family = families()[self.kind].load()(pipeline)
+        self.network = getattr(pipeline, self.family.component)
+        rest = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        self.autoencoder = Autoencoder(rest.pop("vae")) if rest.get("vae") is not None else None
+        self.parts = nn.ModuleDict({name: part for name, part in rest.items() if name != self.family.component})
+        self.schedule = open_schedule(pipeline.scheduler)
+        self.process, self.predicts = self.schedule.process, self.schedule.predicts
+        self.conditions, self.value_range = dict(self.family.conditions), (-1.0, 1.0)
+        self.shape = self._latents(size)
+        self.timesteps = self.schedule.rule(self.family.grid(self.shape))
+        if steps := CONSISTENT.get(self.schedule.name):
+            self.plan = plan(self.process, "multistep-consistency", steps, self.timesteps)
+        self.eval()
+
+    def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
+        """The latents' shape for a size in pixels."""
+        factor, family = self.autoencoder.factor if self.autoencoder else 1, self.family
+        if size is None:
+            return (family.channels, *family.size)
+        height, width = (size, size) if isinstance(size, int) else (int(n) for n in size)
+        if min(height, width) < 1 or height % (multiple := factor * family.multiple) or width % multiple:
+            raise ValueError(
+                f"the size must be a multiple of {factor * family.multiple} in both directions"
+                f" (the autoencoder's {factor} times the network's {family.multiple}), got {height} x {width}"
+            )
+        if family.largest is not None and max(height, width) > family.largest * factor:
+            raise ValueError(
+                f"this model makes at most {family.largest * factor} pixels a side, got {height} x {width}"
+            )
+        return (family.channels, height // factor, width // factor)
+
+    def sized(self, height: int, width: int) -> PipelineDenoiser:
+        """The same model, weights shared, for pictures of another size in pixels."""
+        return PipelineDenoiser(self.pipeline, (height, width), self._device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device if self._device is not None else next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def describe(self) -> dict[str, Any]:
+        assert self.shape is not None
+        factor = self.autoencoder.factor if self.autoencoder else 1
+        about = {
+            "pipeline": self.kind,
+            "network": type(self.network).__name__,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "parameters in all": sum(p.numel() for p in self.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "scheduler": self.schedule.name,
+            "predicts": self.predicts,
+            "clips x0 to": self.schedule.clip,
+            "process": _brief(self.process.config()),
+            "size in pixels": [self.shape[1] * factor, self.shape[2] * factor],
+        }
+        return super().describe() | about
+
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        """As every denoiser's; the further tensors of a prompt follow from `text`."""
+        return super().check_condition(complete(self.conditions, condition), batch, device)
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        return data if self.autoencoder is None else self.autoencoder.encode(data)
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        return x if self.autoencoder is None else self.autoencoder.decode(x)
+
+    def _call(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        dtype = self.dtype
+        # The time stays in float32: bfloat16 has three digits, too few to tell two steps apart.
+        time = self.schedule.network_time(t).to(torch.float64 if dtype == torch.float64 else torch.float32)
+        answer = self.family(self.network, x.to(dtype), time.expand(x.shape[0]), condition)
+        return answer[:, : self.family.channels].to(x.dtype)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        if self.schedule.kind in ("edm", "consistency"):
+            c_in, c_skip, c_out = (expand(c, x) for c in self.schedule.scales(t))
+            x0 = torch.addcmul(c_skip * x, c_out, self._call(c_in * x, t, condition))
+            answer = Prediction(x0, "x0", x, t, self.process)
+        else:
+            answer = Prediction(self._call(x, t, condition), self.predicts, x, t, self.process)
+        if (clip := self.schedule.clip) is None:
+            return answer
+        return Prediction(answer.x0.clamp(-clip, clip), "x0", x, t, self.process)
+
+
+def _brief(config: dict[str, Any]) -> dict[str, Any]:
+    """A process's configuration, its table as its length and ends."""
+    table = config.get("alphas_cumprod")
+    return config | {"alphas_cumprod": f"{len(table)} steps, {table[0]:.6g} to {table[-1]:.6g}"} if table else config
+
+
+def unsupported(kind: str) -> ValueError:
+    """The error for a pipeline class that no family knows; it lists those that are."""
+    return ValueError(f"unsupported pipeline class {kind!r}; supported: {', '.join(sorted(families()))}")

@@ -1,0 +1,113 @@
+"""Stable Diffusion 1, 2 and XL: a UNet on latents that attends to a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.condition import Condition
+from fewstep.core.methods import Method
+from fewstep.hub.prompt import Encoder, Number, Prompt
+
+METHODS = (
+    Method(
+        "stable-diffusion-pipeline",
+        paper="High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)",
+        arxiv="2112.10752",
+        claim="Stable Diffusion 1 and 2: prompts by CLIP, epsilon or v-prediction on latents",
+        use="StableDiffusion",
+        facts={"pipelines": ("StableDiffusionPipeline",)},
+    ),
+    Method(
+        "stable-diffusion-xl-pipeline",
+        paper="SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis (Podell et al., 2023)",
+        arxiv="2307.01952",
+        claim="Stable Diffusion XL: two text encoders, and the picture's size told to the network",
+        use="StableDiffusionXL",
+        facts={"pipelines": ("StableDiffusionXLPipeline",)},
+    ),
+)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+class StableDiffusion:
+    """UNet2DConditionModel `(x, t, text)`. A network with distilled guidance (`time_cond_proj_dim`) takes `guidance`,
+    by default 7.5 as the pipeline's."""
+
+    component = "unet"
+    largest = None
+    multiple = 1
+
+    def __init__(self, pipeline: Any):
+        config = pipeline.unet.config
+        self.pipeline, self.size, self.channels = pipeline, _sides(config.sample_size or 64), config.in_channels
+        self.distilled = config.time_cond_proj_dim
+        encoder = Encoder(self._encode)
+        self.conditions: dict[str, Condition] = {"text": Prompt(encoder, "text", 3, config.cross_attention_dim)}
+        if self.distilled:
+            self.conditions["guidance"] = Number(7.5)
+
+    def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
+        return {"text": self.pipeline.encode_prompt([prompt or "" for prompt in prompts], device, 1, False)[0]}
+
+    def _guidance(self, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor | None:
+        if not self.distilled:
+            return None
+        embedding = self.pipeline.get_guidance_scale_embedding(condition["guidance"].cpu() - 1, self.distilled)
+        return embedding.to(x.device, x.dtype)
+
+    def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        return network(
+            x,
+            time,
+            encoder_hidden_states=condition["text"].to(x.dtype),
+            timestep_cond=self._guidance(x, condition),
+            return_dict=False,
+        )[0]
+
+    def grid(self, shape: tuple[int, ...]) -> None:
+        return None
+
+
+class StableDiffusionXL(StableDiffusion):
+    """The same with `pooled`, the second encoder's summary of the prompt, and six numbers: the size the picture is to
+    look as if it had had, where it was cropped (nowhere), and its size."""
+
+    def __init__(self, pipeline: Any):
+        super().__init__(pipeline)
+        text = self.conditions["text"]
+        assert isinstance(text, Prompt)
+        self.factor = pipeline.vae_scale_factor
+        self.conditions["pooled"] = Prompt(text.encoder, "pooled", 2, pipeline.text_encoder_2.config.projection_dim)
+        self._sizes: dict[tuple[int, int, int, torch.device], Tensor] = {}
+
+    def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
+        words = [prompt or "" for prompt in prompts]
+        text, _, pooled, _ = self.pipeline.encode_prompt(words, device=device, do_classifier_free_guidance=False)
+        if self.pipeline.config.force_zeros_for_empty_prompt:  # no prompt at all, which "" is not
+            given = torch.tensor([prompt is not None for prompt in prompts], device=text.device, dtype=text.dtype)
+            text, pooled = text * given[:, None, None], pooled * given[:, None]
+        return {"text": text, "pooled": pooled}
+
+    def _time_ids(self, x: Tensor) -> Tensor:
+        key = (len(x), *x.shape[-2:], x.device)
+        if key not in self._sizes:
+            size = [side * self.factor for side in x.shape[-2:]]
+            self._sizes = {key: torch.tensor([*size, 0, 0, *size], device=x.device).expand(len(x), 6)}
+        return self._sizes[key].to(x.dtype)
+
+    def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        return network(
+            x,
+            time,
+            encoder_hidden_states=condition["text"].to(x.dtype),
+            timestep_cond=self._guidance(x, condition),
+            added_cond_kwargs={"text_embeds": condition["pooled"].to(x.dtype), "time_ids": self._time_ids(x)},
+            return_dict=False,
+        )[0]

@@ -1,0 +1,147 @@
+"""Autoencoders of diffusers ("autoencoder"): scaling, tiles, memory, sizes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.hub.autoencoder import Autoencoder
+
+diffusers = pytest.importorskip("diffusers")
+from claims.pipelines import kl, seam  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny_autoencoder():
+    torch.manual_seed(5)
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        latent_channels=4,
+    ).eval()
+
+
+def deep_compression():
+    torch.manual_seed(5)
+    return diffusers.AutoencoderDC(
+        in_channels=3,
+        latent_channels=8,
+        attention_head_dim=4,
+        encoder_block_types=("ResBlock", "ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.41,
+    ).eval()
+
+
+KINDS = {"kl": kl, "tiny": tiny_autoencoder, "dc": deep_compression}
+
+
+def smooth(height, width, batch=1):
+    """Pictures of slow waves, in [-1, 1]."""
+    y, x = torch.linspace(0, 5, height)[:, None], torch.linspace(0, 4, width)
+    return torch.stack([torch.sin(y + c) * torch.cos(x - c) * 0.9 for c in range(3)]).expand(batch, 3, height, width)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_are_scaled_and_come_back(kind):
+    vae = KINDS[kind]()
+    made = Autoencoder(vae)
+    pictures = smooth(32, 48, 2)
+    latents = made.encode(pictures)
+    assert latents.shape == (2, made.channels, 32 // made.factor, 48 // made.factor)
+    with torch.no_grad():
+        raw = vae.encode(pictures)
+        raw = raw.latent_dist.mode() if kind == "kl" else raw[0]
+        torch.testing.assert_close(latents, raw * vae.config.scaling_factor)
+        torch.testing.assert_close(made.decode(latents), vae.decode(raw).sample)
+
+
+def test_shift_and_statistics():
+    raw = Autoencoder(kl(scaling_factor=1.0)).encode(smooth(16, 24))
+    shifted = Autoencoder(kl(scaling_factor=0.5, shift_factor=0.3))
+    torch.testing.assert_close(shifted.encode(smooth(16, 24)), (raw - 0.3) * 0.5)
+    mean, std = [0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 1.2, 2.0]
+    normed = Autoencoder(kl(scaling_factor=0.5, latents_mean=mean, latents_std=std))
+    m, s = (torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std))
+    torch.testing.assert_close(normed.encode(smooth(16, 24)), (raw - m) / s * 0.5)
+    torch.testing.assert_close(normed.decode((raw - m) / s * 0.5), shifted.decode((raw - 0.3) * 0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_leave_no_seam(kind):
+    """The steps between pixels at the borders of tiles are no larger than elsewhere, and the whole is the same but for
+    what each tile cannot see."""
+    made = Autoencoder(KINDS[kind]())
+    tile, (height, width) = (128, (288, 192)) if kind == "tiny" else (64, (160, 128))
+    latents = made.encode(smooth(height, width, 2))
+    plain = made.decode(latents)
+    made.tile = tile
+    tiled = made.decode(latents)
+    assert tiled.shape == plain.shape
+    across, inside = seam(tiled, plain, tile, 8 if kind == "tiny" else 4)
+    assert across <= inside, (across, inside)
+    encoded = made.encode(smooth(height, width, 2))
+    assert encoded.shape == latents.shape
+    assert float((encoded - latents).abs().mean()) < 0.1 * float(latents.std()) + 0.02
+    made.tile = None
+    torch.testing.assert_close(made.decode(latents), plain)
+
+
+def test_small_pictures_are_not_tiled():
+    made = Autoencoder(kl())
+    latents = made.encode(smooth(32, 32))
+    plain = made.decode(latents)
+    made.tile = 32
+    assert torch.equal(made.decode(latents), plain)
+
+
+@pytest.mark.parametrize("tile", [0, 8, 20, 36])
+def test_tiles_whose_overlap_is_no_whole_latent(tile):
+    with pytest.raises(ValueError, match=f"tile must be a multiple of 8 pixels, at least 16, got {tile}"):
+        Autoencoder(kl(), tile=tile)
+
+
+def test_bad_input():
+    made = Autoencoder(kl())
+    with pytest.raises(ValueError, match="takes sides that are multiples of 2, got 15 x 16"):
+        made.encode(torch.zeros(1, 3, 15, 16))
+    with pytest.raises(ValueError, match=r"takes \(B, 3, H, W\), got \(1, 1, 16, 16\)"):
+        made.encode(torch.zeros(1, 1, 16, 16))
+    with pytest.raises(ValueError, match=r"decodes \(B, 4, H, W\), got \(4, 8, 8\)"):
+        made.decode(torch.zeros(4, 8, 8))
+    with pytest.raises(ValueError, match="unsupported autoencoder 'Linear'; supported: AutoencoderDC, AutoencoderKL"):
+        Autoencoder(torch.nn.Linear(2, 2))
+
+
+MEASURE = """
+import sys
+sys.path.insert(0, {root!r})
+from claims.pipelines import decoding_memory
+print(decoding_memory({side}, {tile}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak of memory")
+def test_tiles_bound_the_memory():
+    """Peak memory of a process that decodes a large picture, less that of one that decodes a single tile."""
+
+    def peak(side, tile):
+        code = MEASURE.format(root=str(ROOT), side=side, tile=tile)
+        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    base, whole, tiled = peak(128, None), peak(1024, None), peak(1024, 128)
+    assert tiled - base < 0.25 * (whole - base), (base, whole, tiled)

@@ -1,0 +1,134 @@
+"""A loaded pipeline as any other denoiser ("diffusers-pipeline")."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.hub.pipeline import families
+
+pytest.importorskip("diffusers")
+from claims.pipelines import PROMPTS, matching  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def stable(tiny):
+    return tiny("StableDiffusionPipeline", matching("dpmpp-2m", "StableDiffusionPipeline"))
+
+
+@pytest.fixture(scope="module")
+def model(stable):
+    return fs.load(stable[1])
+
+
+def test_what_it_says_of_itself(model):
+    assert (model.kind, model.shape, model.value_range) == ("StableDiffusionPipeline", (4, 8, 8), (-1.0, 1.0))
+    assert not model.training and model.device.type == "cpu" and model.dtype == torch.float32
+    about = json.loads(json.dumps(model.describe()))
+    assert about["pipeline"] == "StableDiffusionPipeline" and about["size in pixels"] == [16, 16]
+    assert about["parameters"] < about["parameters in all"]
+    assert about["process"]["alphas_cumprod"] == "1000 steps, 0.99915 to 0.0046601"
+    assert about["conditions"]["text"] == {"kind": "prompt", "part": "text", "width": 16}
+
+
+def test_the_supported_classes():
+    assert {"DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline", "DiTPipeline"} < set(families())
+    assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"} < set(families())
+    assert {"PixArtAlphaPipeline", "PixArtSigmaPipeline", "FluxPipeline"} < set(families())
+
+
+def test_samples_are_pictures_and_belong_to_their_numbers(model):
+    pictures = fs.sample(model, 3, text="a cat", steps=3, seed=4)
+    assert pictures.shape == (3, 3, 16, 16)
+    alone = fs.sample(model, 1, text="a cat", steps=3, seed=4, first=2)
+    torch.testing.assert_close(pictures[2:], alone, rtol=1e-4, atol=1e-5)
+    other = fs.sample(model, 3, text=["a cat", "a dog", "the red dog"], steps=3, seed=4)
+    torch.testing.assert_close(other[:1], pictures[:1], rtol=1e-4, atol=1e-5)
+    assert float((other[2] - pictures[2]).abs().max()) > 1e-3
+    named = fs.sample(model, 1, text="a cat", steps=3, seed=4, timesteps="own")
+    torch.testing.assert_close(named, pictures[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_start_from_pictures(model):
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = model.encode(pictures)
+    assert latents.shape == (2, 4, 8, 8) and model.decode(latents).shape == pictures.shape
+    again = fs.sample(model, 2, text="a cat", steps=6, init=pictures, strength=0.3)
+    assert again.shape == pictures.shape and bool(torch.isfinite(again).all())
+
+
+def test_another_size_shares_the_weights(model):
+    wide = model.sized(16, 40)
+    assert wide.shape == (4, 8, 20) and wide.network is model.network
+    assert fs.sample(wide, 1, text="a cat", steps=2).shape == (1, 3, 16, 40)
+    with pytest.raises(ValueError, match=r"must be a multiple of 2 in both directions .* got 15 x 16"):
+        model.sized(15, 16)
+
+
+def test_guidance_and_comparison(model):
+    guided = fs.guide(model, "cfg", scale=3.0, negative="blurry")
+    assert fs.sample(guided, 2, text=PROMPTS, steps=2).shape == (2, 3, 16, 16)
+    table = fs.compare(model, (3,), ("ddim", "dpmpp-2m"), ("karras",), noises=16, reference_nfe=10)
+    assert len(table.rows) == 3
+
+
+@pytest.mark.slow
+def test_a_search(tiny):
+    _, folder = tiny("DDPMPipeline", matching("ddim", "DDPMPipeline"))
+    model = fs.load(folder)
+    found = fs.search(model, nfe=3, method="gits", noises=16, reference_nfe=10)
+    assert found.plan.nfe <= 3 and found.plan.fits(model.process)
+    assert fs.sample(model, 2, plan=found.plan).shape == (2, 3, 8, 8)
+
+
+def test_the_network_gets_its_own_dtype(stable):
+    half = fs.load(stable[1], dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    pictures = fs.sample(half, 2, text="a cat", steps=2)
+    assert pictures.dtype == torch.float32
+    whole = fs.sample(fs.load(stable[1]), 2, text="a cat", steps=2)
+    assert 0 < float((pictures - whole).abs().max()) < 0.2
+
+
+def test_offloaded_weights_give_the_same_pictures(stable, model):
+    pytest.importorskip("accelerate")
+    away = fs.load(stable[1], device="cpu", offload=True)
+    assert away.device.type == "cpu" and next(away.parameters()).device.type == "meta"
+    expected = fs.sample(model, 2, text=PROMPTS, steps=2)
+    torch.testing.assert_close(fs.sample(away, 2, text=PROMPTS, steps=2), expected)
+
+
+def test_a_prompt_for_an_unconditional_model(tiny):
+    _, folder = tiny("DDPMPipeline", matching("ddim", "DDPMPipeline"))
+    with pytest.raises(ValueError, match="this model is unconditional: it takes no 'text'"):
+        fs.sample(fs.load(folder), 2, text="a cat", steps=2)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (0, 8)])
+def test_sizes_that_a_network_on_pixels_cannot_take(size, tiny):
+    _, folder = tiny("DDPMPipeline", matching("ddim", "DDPMPipeline"))
+    with pytest.raises(ValueError, match="the size must be a multiple of 2"):
+        fs.load(folder, size=size)
+    assert fs.sample(fs.load(folder, size=(6, 8)), 2, steps=2).shape == (2, 3, 6, 8)
+
+
+def test_the_answer_is_the_networks_and_nothing_is_done_twice(stable, model):
+    """One call of the network an evaluation; each prompt is encoded once."""
+    pipeline, _ = stable
+    calls = []
+    hook = model.pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        fs.sample(model, 4, text=["the mat", "a photo", "the mat", "a photo"], steps=2)
+        fs.sample(model, 2, text="the mat", steps=2)
+    finally:
+        hook.remove()
+    assert len(calls) == 1
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor(300.0)
+    named = model.check_condition({"text": PROMPTS}, 2, x.device)
+    with torch.no_grad():
+        expected = pipeline.unet(x, 300, named["text"]).sample
+        torch.testing.assert_close(model(x, t, **named).eps, expected)
+        torch.testing.assert_close(model(x, t.expand(2), **named).eps, expected)
