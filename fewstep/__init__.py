@@ -29,10 +29,17 @@ if TYPE_CHECKING:
     from fewstep.core.plan import Plan as Plan
     from fewstep.core.prediction import Prediction as Prediction
     from fewstep.core.process import Process as Process
+    from fewstep.denoisers.checks import check_denoiser as check_denoiser
     from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
+    from fewstep.denoisers.wrap import wrap as wrap
     from fewstep.guidance.guide import guide as guide
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save
+    from fewstep.hub.onnx import export_onnx as export_onnx
+    from fewstep.hub.onnx import load_onnx as load_onnx
+    from fewstep.hub.program import export_program as export_program
+    from fewstep.hub.program import load_program as load_program
+    from fewstep.hub.push import push_to_hub as push_to_hub
     from fewstep.sampling.adjoint import sample_with_gradient as sample_with_gradient
     from fewstep.sampling.build import plan as plan
     from fewstep.sampling.compiled import compile as compile
@@ -69,8 +76,15 @@ _HOMES = {
     "Prediction": "fewstep.core.prediction",
     "Process": "fewstep.core.process",
     "NetworkDenoiser": "fewstep.denoisers.network",
+    "check_denoiser": "fewstep.denoisers.checks",
+    "wrap": "fewstep.denoisers.wrap",
     "load": "fewstep.hub.models",
     "save": "fewstep.hub.models",
+    "export_onnx": "fewstep.hub.onnx",
+    "load_onnx": "fewstep.hub.onnx",
+    "export_program": "fewstep.hub.program",
+    "load_program": "fewstep.hub.program",
+    "push_to_hub": "fewstep.hub.push",
     "plan": "fewstep.sampling.build",
     "sample": "fewstep.sampling.sample",
     "search": "fewstep.search.search",

@@ -18,7 +18,6 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.search.candidates import Candidate, hand_made, rank
 from fewstep.search.learn import learn
 from fewstep.search.problem import draw
@@ -52,14 +51,9 @@ class Accelerated:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model with its plan and a card; `fs.load` and `fewstep sample` take the folder."""
-        from fewstep.denoisers.folder import save_model
+        from fewstep.hub.models import save
 
-        if not isinstance(self.denoiser, NetworkDenoiser):
-            raise ValueError(
-                f"only a network denoiser can be saved as a folder, not {type(self.denoiser).__name__};"
-                " save the plan alone with plan.save(path)"
-            )
-        return save_model(self.denoiser, folder, card=self.card(), plan=self.plan)
+        return save(self.denoiser, folder, plan=self.plan, card=self.card())
 
     def card(self) -> str:
         lines = ["# An accelerated fewstep model", "", f"{self.plan.nfe} evaluations a sample.", ""]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,12 @@ from fewstep.core.errors import suggest
 
 
 class Condition(Protocol):
-    """A kind of condition: turns what a caller gives into a tensor of `batch` rows, or raises `ValueError`."""
+    """A kind of condition: turns what a caller gives into a tensor of `batch` rows, or raises `ValueError`.
+
+    `guides`: whether it has an empty value from which guidance leads away, as captions and labels have.
+    """
+
+    guides: ClassVar[bool]
 
     def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor: ...
 
@@ -27,6 +32,7 @@ class Condition(Protocol):
 class Label:
     """A class label in [0, classes); None means "no label", which in tensors is the index `classes`."""
 
+    guides: ClassVar[bool] = True
     classes: int
 
     def config(self) -> dict[str, Any]:
@@ -59,6 +65,7 @@ class Text:
     In tensors word i of the vocabulary is the index i + 1; 0 fills up to `length`.
     """
 
+    guides: ClassVar[bool] = True
     vocabulary: tuple[str, ...]
     length: int
 
@@ -111,6 +118,7 @@ class Text:
 class Picture:
     """A tensor that goes with every sample, such as the degraded picture to restore. It has no empty value."""
 
+    guides: ClassVar[bool] = False
     shape: tuple[int, ...]
 
     def config(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
@@ -31,7 +30,8 @@ class Guided(Denoiser):
 
     Scale 1 is the base, in one call of its own, bit for bit; 0 ignores the condition. "Empty" is no label and no
     caption, or what `negative` says instead (`negative="blurry"` for the caption, or a mapping of conditions); a
-    picture that goes with the sample stays. The rule is linear and says the same in every kind of prediction.
+    picture or a number that goes with the sample stays. The rule is linear and says the same in every kind of
+    prediction.
 
     What it extrapolates changes fast with the noise level, and solvers of high order overshoot: at scales above 1 the
     solver is ddim where none is asked for.
@@ -43,7 +43,7 @@ class Guided(Denoiser):
 
     def __init__(self, model: Denoiser, scale: float, negative: str | Mapping[str, Any] | None = None):
         super().__init__()
-        if not any(not isinstance(kind, Picture) for kind in model.conditions.values()):
+        if not any(kind.guides for kind in model.conditions.values()):
             raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
         if not 0 <= scale < float("inf"):
             raise ValueError(f"the guidance scale must be at least 0 and finite, got {scale}")
@@ -74,8 +74,8 @@ class Guided(Denoiser):
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         if self.scale == 1:
             return self.model(x, t, **condition)
-        pictures = {name: value for name, value in condition.items() if isinstance(self.conditions[name], Picture)}
-        empty = self.model.check_condition(self.negative | pictures, len(x), x.device)
+        kept = {name: value for name, value in condition.items() if not self.conditions[name].guides}
+        empty = self.model.check_condition(kept | self.negative, len(x), x.device)
         both = {name: torch.cat([value, empty[name]]) for name, value in condition.items()}
         answer = self.model(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
         given, nothing = answer.value.chunk(2)

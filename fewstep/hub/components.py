@@ -27,6 +27,7 @@ METHODS = (
 INDEX = "model_index.json"
 # Parts that no picture depends on: they check or mark finished ones, or feed pictures as prompts.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
+PLANS = "fewstep.hub.plan_scheduler"  # our scheduler, of a pipeline that was saved with a plan in it
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -110,7 +111,7 @@ def open_pipeline(folder: Path, dtype: torch.dtype | None = None) -> Any:
 
 def _part(path: Path, name: str, library: str, kind: str, dtype: torch.dtype) -> Any:
     """One component: a network with its weights, a scheduler or a tokenizer."""
-    if library not in ("diffusers", "transformers"):
+    if library not in ("diffusers", "transformers", PLANS):
         raise ValueError(f"{path}: the component {name} is code of its own ({library!r}), which is never run")
     folder = path / name
     if not folder.is_dir():

@@ -92,7 +92,8 @@ class PipelineDenoiser(Denoiser):
         self.conditions, self.value_range = dict(self.family.conditions), (-1.0, 1.0)
         self.shape = self._latents(size)
         self.timesteps = self.schedule.rule(self.family.grid(self.shape))
-        if steps := CONSISTENT.get(self.schedule.name):
+        self.plan = self.schedule.plan
+        if (steps := CONSISTENT.get(self.schedule.name)) and self.timesteps is not None:
             self.plan = plan(self.process, "multistep-consistency", steps, self.timesteps)
         self.eval()
 

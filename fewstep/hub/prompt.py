@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Prompt:
     last dimension, where that is known.
     """
 
+    guides: ClassVar[bool] = True
+
     def __init__(self, encoder: Encoder, part: str, ndim: int, width: int | None = None):
         self.encoder, self.part, self.ndim, self.width = encoder, part, ndim, width
 
@@ -78,6 +80,8 @@ class Prompt:
 
 class Number:
     """A number that the network is told, such as the guidance scale that was distilled into it."""
+
+    guides: ClassVar[bool] = False
 
     def __init__(self, default: float):
         self.default = float(default)

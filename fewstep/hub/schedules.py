@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.core.process import Process
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process, process_from_config
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
@@ -52,7 +53,8 @@ TABLE = (
 )
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 NOISE_LEVELS = ("CMStochasticIterativeScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
-SUPPORTED = tuple(sorted((*TABLE, *FLOWS, *NOISE_LEVELS)))
+PLAN = "PlanScheduler"  # ours, which holds a plan in place of a rule for any number of steps
+SUPPORTED = tuple(sorted((*TABLE, *FLOWS, *NOISE_LEVELS, PLAN)))
 
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 # At which index of the table a scheduler without noise levels ends; the others say so in set_alpha_to_one.
@@ -77,6 +79,7 @@ class Schedule:
     train_steps: int
     data_std: float = 0.5
     clip: float | None = None
+    plan: Plan | None = None
 
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is told at the process time t."""
@@ -99,8 +102,13 @@ class Schedule:
         skip = self.data_std**2 / (above**2 + self.data_std**2)
         return 1 / norm, skip, sign * above * self.data_std / norm
 
-    def rule(self, further: Callable[[int], Mapping[str, Any]] | None = None) -> Callable[..., list[float]]:
-        """The timestep rule of this scheduler; `further(steps)` is what else its pipeline hands to `set_timesteps`."""
+    def rule(self, further: Callable[[int], Mapping[str, Any]] | None = None) -> Callable[..., list[float]] | None:
+        """The timestep rule of this scheduler; `further(steps)` is what else its pipeline hands to `set_timesteps`.
+
+        None for a scheduler that holds a plan.
+        """
+        if self.name == PLAN:
+            return None
 
         def own(process: Process, steps: int, end: str = "zero") -> list[float]:
             evaluations, last = self._places(process, steps, further)
@@ -173,6 +181,11 @@ def open_schedule(scheduler: Any) -> Schedule:
         name, config = type(scheduler).__name__, dict(scheduler.config)
     if name not in SUPPORTED:
         raise ValueError(f"unsupported scheduler {name!r}; supported: {', '.join(SUPPORTED)}")
+    if name == PLAN:
+        held = Plan.from_json(config["plan"])
+        kind = "flow" if held.process.get("process") == Flow.name else "table"
+        made_for, steps = process_from_config(dict(held.process)), int(config["num_train_timesteps"])
+        return Schedule(made_for, _predicts(config), kind, name, config, steps, plan=held)
     try:
         made = _scheduler(name, config)
     except (ValueError, TypeError, NotImplementedError) as error:

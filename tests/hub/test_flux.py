@@ -48,3 +48,14 @@ def test_the_guidance_is_checked(tiny):
     assert model.check_condition({}, 2, model.device)["guidance"].tolist() == [3.5, 3.5]
     with pytest.raises(ValueError, match="guidance must be a finite number, got 'high'"):
         model.check_condition({"guidance": "high"}, 2, model.device)
+
+
+def test_guidance_leaves_the_number_as_it_is(tiny):
+    _, folder = tiny("FluxPipeline", matching("ddim", "FluxPipeline"), guidance_embeds=True)
+    model = fs.load(folder, size=16)
+    x, t = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0)), torch.tensor(0.5)
+    given, empty = (model.check_condition({"text": text, "guidance": 2.0}, 1, x.device) for text in ("a cat", None))
+    with torch.no_grad():
+        guided = fs.guide(model, "cfg", scale=3.0)(x, t, **given).value
+        base, plain = model(x, t, **given).value, model(x, t, **empty).value
+    torch.testing.assert_close(guided, plain + 3.0 * (base - plain), rtol=1e-4, atol=1e-5)

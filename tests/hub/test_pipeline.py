@@ -132,3 +132,27 @@ def test_the_answer_is_the_networks_and_nothing_is_done_twice(stable, model):
         expected = pipeline.unet(x, 300, named["text"]).sample
         torch.testing.assert_close(model(x, t, **named).eps, expected)
         torch.testing.assert_close(model(x, t.expand(2), **named).eps, expected)
+
+
+def test_a_pipeline_saved_with_a_plan_brings_it_along(stable, model, tmp_path):
+    pipeline = stable[0]
+    plan = fs.plan(model.process, "unipc-2", steps=4, timesteps=model.timesteps)
+    before = pipeline.scheduler
+    try:
+        pipeline.scheduler = plan.as_diffusers_scheduler(before)
+        pipeline.save_pretrained(tmp_path / "carried")
+    finally:
+        pipeline.scheduler = before
+    again = fs.load(tmp_path / "carried")
+    assert again.plan == plan and again.timesteps is None and again.predicts == model.predicts
+    expected = fs.sample(model, 2, text="a cat", plan=plan)
+    torch.testing.assert_close(fs.sample(again, 2, text="a cat"), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_accelerated_pipelines_are_saved_as_diffusers_folders(tiny, tmp_path):
+    model = fs.load(tiny("DDIMPipeline", matching("ddim", "DDIMPipeline"))[1])
+    found = fs.accelerate(model, nfe=2, noises=40, iterations=2)
+    found.save(tmp_path / "fast")
+    again = fs.load(tmp_path / "fast")
+    assert again.plan is not None and again.plan.nfe == 2 and (tmp_path / "fast" / "model_index.json").is_file()
