@@ -77,3 +77,34 @@ class Denoiser(nn.Module):
                     continue
                 raise ValueError(f"this model is unconditional: it takes no {name!r}")
         return {name: kind.check(name, condition.get(name), batch, device) for name, kind in self.conditions.items()}
+
+
+class Wrapper(Denoiser):
+    """Base of the denoisers around another one, `model`: all but what a technique changes is the model's own."""
+
+    def __init__(self, model: Denoiser):
+        super().__init__()
+        self.model, self.process, self.shape = model, model.process, model.shape
+        self.conditions, self.value_range = model.conditions, model.value_range
+        self.plan, self.timesteps, self.solver = model.plan, model.timesteps, model.solver
+        self.data: Any = getattr(model, "data", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe()
+
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        return self.model.check_condition(condition, batch, device)
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        return self.model.encode(data, **condition)
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        return self.model.decode(x, **condition)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
@@ -69,7 +69,7 @@ def without(module: nn.Module, paths: Iterable[str]) -> nn.Module:
     return clone
 
 
-class MaskedDenoiser(Denoiser):
+class MaskedDenoiser(Wrapper):
     """`model` with `masks[t]`, names of blocks, left out at the times t; at other times, and without masks, `model`.
 
     A time is met within a relative 1e-6 of the clock, so that float32 times find their mask. The host decides what
@@ -80,9 +80,7 @@ class MaskedDenoiser(Denoiser):
     """
 
     def __init__(self, model: Denoiser, masks: Mapping[float, Collection[str]]):
-        super().__init__()
-        self.model, self.process = model, model.process
-        self.shape, self.conditions, self.value_range = model.shape, model.conditions, model.value_range
+        super().__init__(model)
         self.masks = {float(t): tuple(names) for t, names in masks.items() if len(names)}
         self._paths = skippable(model) if self.masks else {}
         for name in (name for names in self.masks.values() for name in names):

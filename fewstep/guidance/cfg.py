@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
@@ -24,7 +24,7 @@ METHODS = (
 )
 
 
-class Guided(Denoiser):
+class Guided(Wrapper):
     """`empty + scale (conditional - empty)`, both in one call of twice the batch (Ho and Salimans, equation 6, whose w
     is `scale - 1`).
 
@@ -42,34 +42,21 @@ class Guided(Denoiser):
     """
 
     def __init__(self, model: Denoiser, scale: float, negative: str | Mapping[str, Any] | None = None):
-        super().__init__()
+        super().__init__(model)
         if not any(kind.guides for kind in model.conditions.values()):
             raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
         if not 0 <= scale < float("inf"):
             raise ValueError(f"the guidance scale must be at least 0 and finite, got {scale}")
-        self.model, self.scale = model, float(scale)
-        self.process, self.shape, self.conditions = model.process, model.shape, model.conditions
-        self.value_range = model.value_range
-        self.data, self.timesteps = getattr(model, "data", None), model.timesteps
+        self.scale = float(scale)
+        self.plan = None if scale != 1 else model.plan  # found for what the model itself predicts
         self.solver = "ddim" if scale > 1 else model.solver
         self.negative = {"text": negative} if isinstance(negative, str) else dict(negative or {})
         for name in self.negative:
             if name not in model.conditions:
                 raise suggest("condition", name, model.conditions)
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
     def describe(self) -> dict[str, Any]:
         return self.model.describe() | {"guidance scale": self.scale, "negative": self.negative}
-
-    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        return self.model.check_condition(condition, batch, device)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         if self.scale == 1:
@@ -80,9 +67,3 @@ class Guided(Denoiser):
         answer = self.model(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
         given, nothing = answer.value.chunk(2)
         return Prediction(torch.lerp(nothing, given, self.scale), answer.kind, x, t, self.process)
-
-    def encode(self, data: Tensor, **condition: Any) -> Tensor:
-        return self.model.encode(data, **condition)
-
-    def decode(self, x: Tensor, **condition: Any) -> Tensor:
-        return self.model.decode(x, **condition)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoiser
+from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, conversion, expand, scales
 
@@ -22,7 +22,7 @@ METHODS = (
 )
 
 
-class Thresholded(Denoiser):
+class Thresholded(Wrapper):
     """A denoiser whose x0 is clipped to its own quantile, and divided by it (Saharia et al., section 2.3).
 
     With y in [-1, 1] for the data's range, s is the `percentile` quantile of |y| over one sample's elements; where
@@ -30,27 +30,26 @@ class Thresholded(Denoiser):
     nothing else is touched, and the answer keeps the base's kind.
 
     Args:
-        base: it must have a `value_range`, unless one is given. Where it predicts eps there is no x0 at alpha = 0.
+        model: it must have a `value_range`, unless one is given. Where it predicts eps there is no x0 at alpha = 0.
         percentile: in (0, 1]; Imagen's and DPM-Solver++'s is 0.995.
 
     Raises:
         ValueError: a percentile out of range; no value range.
     """
 
-    def __init__(self, base: Denoiser, percentile: float = 0.995, value_range: tuple[float, float] | None = None):
-        super().__init__()
+    def __init__(self, model: Denoiser, percentile: float = 0.995, value_range: tuple[float, float] | None = None):
+        super().__init__(model)
         if not 0 < percentile <= 1:
             raise ValueError(f"percentile must be above 0 and at most 1, got {percentile}")
-        limits = value_range or base.value_range
+        limits = value_range or model.value_range
         if limits is None:
             raise ValueError("thresholding needs the data's range: give value_range=(low, high)")
         if not limits[0] < limits[1]:
             raise ValueError(f"value_range must rise, got {limits}")
-        self.base, self.percentile, self.value_range = base, percentile, (float(limits[0]), float(limits[1]))
-        self.process, self.shape, self.conditions = base.process, base.shape, base.conditions
+        self.percentile, self.value_range = percentile, (float(limits[0]), float(limits[1]))
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        answer = self.base(x, t, **condition)
+        answer = self.model(x, t, **condition)
         x0 = answer.x0
         change = self._limited(x0) - x0
         # value = P x + Q x0, so a changed x0 moves it by Q times the change.
