@@ -1,12 +1,15 @@
 """Put the figures of a demo into the README and the docs: `python tools/figures.py [runs/demo]`.
 
 With a demo's folder its figures become docs/figures.json, and its picture docs/images/digits.png. The tables between
-the markers are then written from docs/figures.json; `--check` only says whether they are up to date.
+the markers are then written from docs/figures.json, those of the chapters from the files that the other scripts of this
+folder measure (tools/ablation.py writes docs/ablation.json, and so on); `--check` only says whether they are up to
+date.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import sys
@@ -17,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures.json"
 PICTURE = ROOT / "docs" / "images" / "digits.png"
 PAGES = ("README.md", "docs/choose.md")
+# A script of this folder that measures, and the pages that show it.
+MEASURED = {
+    "ablation": ("docs/chapters/grid.md",),
+    "theory": ("docs/chapters/theory.md",),
+    "medical": ("docs/chapters/medical.md",),
+    "editing": ("docs/chapters/editing.md",),
+    "tutorials": ("docs/tutorials/digits.md", "docs/tutorials/folder.md", "docs/tutorials/diffusers.md"),
+}
 END = "<!-- end -->"
 
 
@@ -111,11 +122,28 @@ def choose(figures: dict[str, Any]) -> list[str]:
 def fill(text: str, figures: dict[str, Any]) -> str:
     """The page with its tables written anew."""
     for name, make in (("digits", digits), ("choose", choose)):
-        begin = f"<!-- figures: {name} -->"
-        if begin in text:
-            before, rest = text.split(begin, 1)
-            after = rest.split(END, 1)[1]
-            text = "\n".join([before + begin, "", *make(figures), "", END]) + after
+        if f"<!-- figures: {name} -->" in text:
+            text = put(text, name, make(figures))
+    return text
+
+
+def put(text: str, name: str, lines: list[str]) -> str:
+    """The page with other lines between the marker of that name and the next end."""
+    begin = f"<!-- figures: {name} -->"
+    before, rest = text.split(begin, 1)
+    return "\n".join([before + begin, "", *lines, "", END]) + rest.split(END, 1)[1]
+
+
+def fill_chapter(text: str, script: str) -> str:
+    """A chapter with the tables of the script that measured them; a script may have one table or several, by marker."""
+    spec = importlib.util.spec_from_file_location(script, Path(__file__).with_name(f"{script}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.lines(json.loads((ROOT / "docs" / f"{script}.json").read_text("utf-8")))
+    for name, lines in made.items() if isinstance(made, dict) else [(script, made)]:
+        if f"<!-- figures: {name} -->" in text:
+            text = put(text, name, lines)
     return text
 
 
@@ -131,10 +159,11 @@ def main() -> int:
         shutil.copyfile(given.demo / "samples.png", PICTURE)
     figures = json.loads(FIGURES.read_text("utf-8"))
     stale = []
-    for page in PAGES:
+    chapters = [(page, script) for script, pages in MEASURED.items() for page in pages]
+    for page, script in [*((page, "") for page in PAGES), *chapters]:
         path = ROOT / page
         old = path.read_text("utf-8")
-        new = fill(old, figures)
+        new = fill_chapter(old, script) if script else fill(old, figures)
         if new != old:
             stale.append(page)
             if not given.check:

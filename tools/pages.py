@@ -1,11 +1,16 @@
-"""Pages that MkDocs makes from elsewhere: the README, the contributing guide, the changelog, and the methods.
+"""Pages that MkDocs makes from elsewhere: README, contributing guide, changelog, the methods, the reference.
 
 The methods page comes from the method cards, which are read with `ast`, and from docs/evidence.json where it is there.
+The reference is one page a room, made of the docstrings. Formulas between dollars become MathML, which browsers show on
+their own.
 """
 
 from __future__ import annotations
 
+import ast
+import html
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,10 +119,46 @@ def read_evidence() -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
-def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' hook: adds the pages."""
-    from mkdocs.structure.files import File
+def reference_pages() -> dict[str, str]:
+    """The reference: what `fewstep` itself offers, and one page a room, a section for every file of it."""
+    package = ROOT / "fewstep"
+    rooms = [path.name for path in sorted(package.iterdir()) if (path / "__init__.py").is_file() and path.name != "cli"]
+    lines = [
+        "# Reference",
+        "",
+        "What `import fewstep as fs` offers; each is explained where it lives.",
+        "",
+        _row(["name", "lives in"]),
+        _row(["---"] * 2),
+    ]
+    for name, home in sorted(_homes().items()):
+        lines.append(_row([f"[`fs.{name}`]({home.split('.')[1]}.md#{home}.{name})", f"`{home}`"]))
+    lines += ["", "## Rooms", ""]
+    pages: dict[str, str] = {}
+    for room in rooms:
+        told = ast.get_docstring(ast.parse((package / room / "__init__.py").read_text("utf-8"))) or ""
+        lines.append(f"- [`fewstep.{room}`]({room}.md): {told.splitlines()[0] if told else ''}".rstrip(": "))
+        files = sorted(path.stem for path in (package / room).glob("*.py") if not path.stem.startswith("_"))
+        sections = [f"::: fewstep.{room}.{name}" for name in files]
+        pages[f"api/{room}.md"] = "\n\n".join([f"# fewstep.{room}", told, *sections]) + "\n"
+    return {"api/index.md": "\n".join(lines) + "\n"} | pages
 
+
+def _homes() -> dict[str, str]:
+    """The public names of the package, and the modules they live in."""
+    for node in ast.parse((ROOT / "fewstep" / "__init__.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES":
+            return ast.literal_eval(node.value)
+    raise ValueError("fewstep/__init__.py has no _HOMES")
+
+
+def _kept(found: re.Match[str]) -> str:
+    """A link of a page from the root as it is, or its words where its target is no page."""
+    return found[0] if (ROOT / "docs" / found[2].partition("#")[0]).exists() else found[1]
+
+
+def generated() -> dict[str, str]:
+    """Every page that is no file of docs/, by its name."""
     links = {"](docs/": "](", "](CONTRIBUTING.md)": "](contributing.md)"}
     links["](LICENSE)"] = "](https://www.apache.org/licenses/LICENSE-2.0)"
 
@@ -125,15 +166,51 @@ def on_files(files: Any, config: Any) -> Any:
         text = (ROOT / name).read_text("utf-8")
         for old, new in links.items():
             text = text.replace(old, new)
-        return text
+        # What lies in the repository and not on the site stays as words.
+        return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)\s]+/[^)\s]+)\)", _kept, text)
 
-    pages = {
+    return {
         "index.md": from_root("README.md"),
         "contributing.md": from_root("CONTRIBUTING.md"),
         "changelog.md": from_root("CHANGELOG.md"),
         "methods.md": methods_page(read_evidence()),
         "compared.md": compared_page(read_evidence()),
-    }
-    for name, text in pages.items():
+    } | reference_pages()
+
+
+def on_config(config: Any) -> Any:
+    """MkDocs' hook: the reference's pages go into the navigation, whatever rooms there are."""
+    pages = [name for name in reference_pages() if name != "api/index.md"]
+    rooms = [{f"fewstep.{Path(name).stem}": name} for name in pages]
+    config.nav = [{"Reference": ["api/index.md", *rooms]} if "Reference" in entry else entry for entry in config.nav]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs' hook: adds the pages."""
+    from mkdocs.structure.files import File
+
+    for name, text in generated().items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+# What pymdownx.arithmatex leaves of $...$ and $$...$$ when it is told to be generic.
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_page_content(page_html: str, **_: Any) -> str:
+    """MkDocs' hook: formulas become MathML. An unknown command is an error of the build."""
+    return FORMULA.sub(lambda found: _mathml(html.unescape(found[3]).strip(), found[2] == "["), page_html)
+
+
+def _mathml(tex: str, block: bool) -> str:
+    from latex2mathml.converter import convert
+
+    made = convert(tex, display="block" if block else "inline")
+    # A function's name stands apart from its argument, unless that is in brackets.
+    made = re.sub(r"(<mi>(?:log|exp|cos|sin)</mi>)(?!<mo[^>]*>&#x00028;)", r'\1<mspace width="0.167em" />', made)
+    if unknown := re.search(r"<m[io]>(\\[a-zA-Z]+)</m[io]>", made):
+        raise ValueError(f"no MathML for {unknown[1]} in the formula {tex!r}")
+    tag = "div" if block else "span"
+    return f'<{tag} class="formula">{made}</{tag}>'

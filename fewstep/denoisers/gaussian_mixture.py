@@ -33,8 +33,10 @@ class GaussianMixture(Denoiser):
     where `r_k` are the responsibilities. Both are finite at alpha = 0 and at sigma = 0, neither by a difference.
 
     Args:
-        weights `(K,)` positive (normalised here), means `(K, *shape)`, covariances `(K, D, D)`, `(K, D)` (diagonal),
-        `(K,)` (isotropic variances) or one number; D is the product of `shape`.
+        weights: `(K,)`, positive (normalised here).
+        means: `(K, *shape)`.
+        covariances: `(K, D, D)`, `(K, D)` (diagonal), `(K,)` (isotropic variances) or one number; D is the product of
+            `shape`.
         predicts: the kind it answers in, "x0" or "eps".
     """
 

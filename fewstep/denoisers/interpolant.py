@@ -63,8 +63,10 @@ class MixtureInterpolant(Denoiser):
         E[x0] = m0 + (a C00 + b C01) y,  E[x1] = m1 + (a C10 + b C11) y,  E[z] = gamma y,  score = -y.
 
     Args:
-        weights (K,) positive (normalised here); means (K, 2, *shape), of x0 and x1; covariances (K, 2 D, 2 D) of
-            both together, D the product of `shape`; process, a `fewstep.processes.interpolants.Interpolant`.
+        weights: (K,), positive (normalised here).
+        means: (K, 2, *shape), of x0 and x1.
+        covariances: (K, 2 D, 2 D), of both together, D the product of `shape`.
+        process: a `fewstep.processes.interpolants.Interpolant`.
 
     Raises ValueError for other shapes, or covariances that are not symmetric and positive definite.
     """

@@ -1,0 +1,97 @@
+"""Run the tutorials as they stand, take their pictures and figures: `python tools/tutorials.py`.
+
+Writes docs/tutorials.json and docs/images/tutorial-*.png. A minute or so a tutorial, on one CPU thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT, IMAGES = ROOT / "docs" / "tutorials.json", ROOT / "docs" / "images"
+SHOWN = 10
+
+
+def run(name: str) -> tuple[dict[str, Any], float]:
+    """The names that a tutorial's blocks leave behind, and the CPU seconds they took; in a folder of its own."""
+    text = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        begin = time.process_time()
+        try:
+            for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+                exec(compile(block, name, "exec"), names)
+            return names, time.process_time() - begin
+        finally:
+            os.chdir(here)
+
+
+def measure() -> dict[str, Any]:
+    import torch
+
+    from fewstep.report.grid import image_grid, save_png
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+
+    names, seconds = run("digits")
+    save_png(IMAGES / "tutorial-digits.png", image_grid(torch.stack([x[:SHOWN] for x in names["samples"].values()])))
+    evaluations = {name: plan.nfe for name, plan in names["plans"].items()}
+    search = {"evaluations": names["found"].evaluations, "seconds": names["found"].seconds}
+    found["digits"] = {"errors": names["errors"], "nfe": evaluations, "search": search, "seconds": seconds}
+    found["digits"]["n"] = len(names["answer"])
+
+    names, seconds = run("folder")
+    save_png(IMAGES / "tutorial-folder.png", image_grid(names["samples"].view(4, 10, 3, 16, 16)))
+    found["folder"] = {"losses": [names["first"].loss, names["last"].loss], "seconds": seconds}
+
+    names, seconds = run("diffusers")
+    pipe, best = names["pipe"], names["best"]
+    pipe.scheduler = names["scheduler"]
+    own = pipe(
+        batch_size=SHOWN, generator=torch.Generator().manual_seed(3), num_inference_steps=best.nfe, output_type="np"
+    )
+    rows = [torch.from_numpy(x[:SHOWN]).permute(0, 3, 1, 2) * 2 - 1 for x in (own.images, names["there"])]
+    rows.append(names["fine"](names["model"], names["noise"])[:SHOWN])
+    save_png(IMAGES / "tutorial-diffusers.png", image_grid(torch.stack(rows)))
+    found["diffusers"] = {
+        "errors": names["errors"], "difference": names["difference"], "ok": names["report"].ok, "seconds": seconds
+    }  # fmt: skip
+    return found
+
+
+def lines(found: dict[str, Any]) -> dict[str, list[str]]:
+    """What the pages show, by marker."""
+    digits, folder, diffusers = found["digits"], found["folder"], found["diffusers"]
+    best = digits["errors"].items()
+    table = ["| plan | evaluations | error |", "| --- | --- | --- |", "| reference | 100 | |"]
+    table += [f"| {name.rpartition(',')[0]} | {digits['nfe'][name]} | {error:.3f} |" for name, error in best]
+    search = digits["search"]
+    told = (
+        f"Mean distance from the reference's sample over the mean norm, {digits['n']} noises. The search made"
+        f" {search['evaluations']:,} evaluations of one sample. This page took {digits['seconds']:.0f} CPU seconds."
+    )
+    losses = f"The loss fell from {folder['losses'][0]:.3f} at step 200 to {folder['losses'][1]:.3f} at step 600."
+    errors = ", ".join(f"`{name}` {error:.3f}" for name, error in diffusers["errors"].items())
+    verdict = "finds nothing wrong" if diffusers["ok"] else "objects: 500 steps leave a poor denoiser"
+    return {
+        "tutorial-digits": [*table, "", told],
+        "tutorial-folder": [f"{losses} This page took {folder['seconds']:.0f} CPU seconds."],
+        "tutorial-diffusers": [
+            f"Error at ten evaluations against 100: {errors}. The largest difference between the pipeline's pictures"
+            f" and fewstep's is {diffusers['difference']:.1g}. The check {verdict}. This page took"
+            f" {diffusers['seconds']:.0f} CPU seconds."
+        ],
+    }
+
+
+if __name__ == "__main__":
+    OUT.write_text(json.dumps(measure(), indent=1) + "\n", "utf-8")
