@@ -37,7 +37,7 @@ from fewstep.training.fit import fit
 from fewstep.training.noise_levels import NoiseLevels
 
 SEEDS = (0, 1, 2)
-STEPS, RATE = 300, 2e-3
+STEPS, RATE = 600, 2e-3
 HELD_OUT = 128  # pictures on which is measured
 PATCH = 24  # side of a photograph's patch, grey
 
