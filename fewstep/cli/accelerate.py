@@ -48,6 +48,7 @@ def accelerate(
     """
     from fewstep.denoisers.folder import claim_folder
 
+    used = common.Used()
     folder = out if out is not None else Path("runs") / f"{Path(model).resolve().name}-{nfe}"
     claim_folder(folder)  # before the work
     common.check_writable(folder)
@@ -63,6 +64,7 @@ def accelerate(
         plan = {"nfe": found.plan.nfe, "about": dict(found.plan.about)}
         common.print_json(
             {"out": folder, "plan": plan, "rows": found.rows, "figures": found.figures, "notes": list(found.notes)}
+            | used.facts()
         )
         return
     rows = verdict(found)
@@ -70,6 +72,7 @@ def accelerate(
     for note in found.notes:
         typer.echo(note)
     typer.echo(f"{found.plan.name} at {found.plan.nfe} evaluations: {folder}")
+    used.say()
 
 
 def verdict(found: Accelerated, shown: int = SHOWN) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ Everything heavy is imported inside the functions: `fewstep --help` must come at
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +20,10 @@ import typer
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
     from fewstep.core.plan import Plan
-    from fewstep.denoisers.network import NetworkDenoiser
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model ('digits') or a model folder.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An embedded model ('digits'), a model folder, or a diffusers one.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU where there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
@@ -29,13 +32,127 @@ Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --room timesteps'.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan of a search, instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, above follows more closely.")
+]
+Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
+Negative = Annotated[str | None, typer.Option(help="What to keep away from (with --guidance).")]
+Size = Annotated[
+    str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")
+]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network: slow to start, faster a step.")]
+Offload = Annotated[bool, typer.Option("--offload", help="Keep weights in main memory until a layer needs them.")]
+Tile = Annotated[
+    int | None, typer.Option(help="Decode latents in tiles of so many pixels: large pictures in little memory.")
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not in the local cache.")]
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def open_model(name: str, device: str | None) -> NetworkDenoiser:
-    """The model on a device that exists; `ValueError` otherwise."""
+def open_model(
+    name: str,
+    device: str | None,
+    *,
+    dtype: str | None = None,
+    size: str | None = None,
+    download: bool = False,
+    offload: bool = False,
+    tile: int | None = None,
+    compiled: bool = False,
+) -> Any:
+    """The model on a device that exists, as the options of the command line ask; `ValueError` otherwise."""
     from fewstep.hub.models import load
 
-    return load(name, check_device(device))
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their hints on import are not this command's to give
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    options: dict[str, Any] = {"download": True} if download else {}
+    options |= {"offload": True} if offload else {}
+    if dtype is not None:
+        import torch
+
+        from fewstep.core.errors import suggest
+
+        if dtype not in DTYPES:
+            raise suggest("dtype", dtype, DTYPES)
+        options["dtype"] = getattr(torch, dtype)
+    if size is not None:
+        options["size"] = read_size(size)
+    model = load(name, check_device(device), **options)
+    if tile is not None:
+        autoencoder = getattr(model, "autoencoder", None)
+        if autoencoder is None:
+            raise ValueError("this model has no autoencoder whose decoding could be tiled: leave --tile out")
+        autoencoder.tile = tile
+    if compiled:
+        model.network.compile()
+    return model
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) of "512x768" or "512"."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--size takes HEIGHTxWIDTH in pixels, such as 512x768 or 512, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def guided(model: Denoiser, guidance: float | None, negative: str | None = None) -> Denoiser:
+    """The model with classifier-free guidance, where that is asked for."""
+    if negative is not None and guidance is None:
+        raise ValueError("--negative is what guidance keeps away from: give --guidance as well")
+    if guidance is None:
+        return model
+    from fewstep.guidance.guide import guide
+
+    check_reads(model, negative, "--negative")
+    return guide(model, "cfg", scale=guidance, **({"negative": negative} if negative is not None else {}))
+
+
+def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -> None:
+    """`ValueError` for a prompt to a model that reads none."""
+    if prompt is not None and "text" not in model.conditions:
+        extra = ", or give --label" if "label" in model.conditions else ""
+        raise ValueError(f"this model reads no captions: leave {option} out{extra}")
+
+
+def prompted(model: Denoiser, prompt: str | None, guidance: float | None, negative: str | None) -> Denoiser:
+    """The model guided, and with its caption fixed where one is given: what measures and searches take."""
+    from fewstep.denoisers.given import Given
+
+    check_reads(model, prompt)
+    made = guided(model, guidance, negative)
+    return Given(made, text=prompt) if prompt is not None else made
+
+
+class Used:
+    """Seconds and peak memory from here to the end of a command."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def facts(self) -> dict[str, float]:
+        """`total_seconds`; `peak_memory`, the most resident memory of the process in bytes; `peak_gpu_memory`."""
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found = {
+            "total_seconds": time.perf_counter() - self._begin,
+            "peak_memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit),
+        }
+        if "torch" in sys.modules:
+            import torch
+
+            if torch.cuda.is_available() and torch.cuda.is_initialized():
+                found["peak_gpu_memory"] = float(torch.cuda.max_memory_allocated())
+        return found
+
+    def say(self) -> None:
+        """One line of it on stderr."""
+        found = self.facts()
+        gpu = f", {found['peak_gpu_memory'] / 2**20:.0f} MB on the GPU" if "peak_gpu_memory" in found else ""
+        say(f"{found['total_seconds']:.1f} s in all, peak memory {found['peak_memory'] / 2**20:.0f} MB{gpu}")
 
 
 def check_device(name: str | None) -> str:
@@ -64,21 +181,22 @@ def chosen_plan(
     timesteps: str | None,
     nfe: int | None,
     plan: Path | None = None,
+    strength: float = 1.0,
 ) -> Plan:
     """The plan the options ask for: a file, or by name; the model's own where nothing is asked."""
     from fewstep.core.plan import Plan
     from fewstep.sampling.sample import choose_plan
 
     if plan is not None:
-        if any(value is not None for value in (solver, steps, timesteps, nfe)):
-            raise ValueError("a plan holds its solver and times already: give either --plan or those")
+        if any(value is not None for value in (solver, steps, timesteps, nfe)) or strength != 1.0:
+            raise ValueError("a plan holds its solver, times and strength already: give either --plan or those")
         made = Plan.load(plan)
         if not made.fits(model.process):
             raise ValueError(f"{plan} was made for another process than the model's")
         return made
     if steps is not None and nfe is not None:
         raise ValueError("give either --steps or --nfe")
-    return choose_plan(model, steps, nfe, solver, timesteps)
+    return choose_plan(model, steps, nfe, solver, timesteps, strength)
 
 
 def check_positive(what: str, value: float, least: float = 1) -> None:

@@ -24,10 +24,17 @@ def compare(
     solvers: Annotated[list[str] | None, typer.Option(help="Solvers [default: six common ones].")] = None,
     timesteps: Annotated[list[str] | None, typer.Option(help="Timestep rules [default: log-snr karras short].")] = None,
     plan: Annotated[list[Path] | None, typer.Option(help="Plans to set beside them (plan.json of a search).")] = None,
+    prompt: common.Prompt = None,
+    negative: common.Negative = None,
+    guidance: common.Guidance = None,
     n: Annotated[int, typer.Option("-n", help="How many noises.")] = 256,
     out: Annotated[Path, typer.Option(help="The folder of the report.")] = Path("runs/compare"),
     force: Annotated[bool, typer.Option("--force", help="Replace the report in --out.")] = False,
     seed: common.Seed = 0,
+    size: common.Size = None,
+    dtype: common.Dtype = None,
+    compiled: common.Compile = False,
+    download: common.Download = False,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
@@ -42,12 +49,14 @@ def compare(
     """
     from fewstep.core.plan import Plan
 
+    used = common.Used()
     counts = nfe or [4, 8, 16]
     for count in counts:
         common.check_positive("--nfe", count)
     common.check_positive("-n", n, 16)
     common.check_new_file(out / "report.html", force)
-    opened = common.open_model(model, device)
+    opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
+    opened = common.prompted(opened, prompt, guidance, negative)
     plans = [Plan.load(path) for path in plan or []]
     if opened.plan is not None:
         plans.append(opened.plan)
@@ -77,13 +86,14 @@ def compare(
     write_json(out / "results.json", {"model": model, "figures": found.figures, "rows": found.rows})
     path = write_report(out, page(model, found.rows, found.figures))
     if as_json:
-        common.print_json({"out": str(path), "figures": found.figures, "rows": found.rows})
+        common.print_json({"out": str(path), "figures": found.figures, "rows": found.rows} | used.facts())
         return
     best = [row for row in found.rows if row["pareto"]]
     columns = ("sampler", "evaluations", "error", "Frechet distance", "seconds")
     keys = ("name", "nfe", "error", "frechet", "seconds")
     common.print_table(columns, [[row[key] for key in keys] for row in best])
     typer.echo(f"the best of {len(found.rows) - 1} samplers at their evaluations; all of them: {path}")
+    used.say()
 
 
 def page(model: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> Report:

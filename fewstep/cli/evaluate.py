@@ -32,9 +32,15 @@ def evaluate(
         str | None,
         typer.Option(help="Space of the comparisons with data: pixels, blocks or digits [default: by size]."),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none.")] = None,
+    prompt: common.Prompt = None,
+    negative: common.Negative = None,
+    guidance: common.Guidance = None,
     data: Annotated[Path | None, typer.Option(help="What to compare with: a folder of images, or an .npz.")] = None,
     seed: common.Seed = 0,
+    size: common.Size = None,
+    dtype: common.Dtype = None,
+    compiled: common.Compile = False,
+    download: common.Download = False,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
@@ -46,23 +52,21 @@ def evaluate(
     Example:
         fewstep evaluate digits --solver dpmpp-3m --steps 8 -n 1000 --metrics frechet,endpoint --features digits
     """
+    used = common.Used()
     common.check_positive("-n", n, 2)
-    opened: Denoiser = common.open_model(model, device)
+    opened: Denoiser = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
+    opened = common.prompted(opened, prompt, guidance, negative)
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
     names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     if names == []:
         raise ValueError("--metrics names none")
 
     from fewstep.accelerate.evaluate import evaluate as measure
-    from fewstep.guidance.guide import guide
-
-    if guidance is not None:
-        opened = guide(opened, "cfg", scale=guidance)
 
     bars = common.Stages()
     out = measure(opened, plan, n, names, features, seed, bars.stage, data=data)
     if as_json:
-        common.print_json({"model": model} | out)
+        common.print_json({"model": model} | out | used.facts())
         return
     typer.echo(
         f"{model}: {n} samples by {out['plan']}, {out['planned_nfe']} evaluations planned and"
@@ -71,6 +75,7 @@ def evaluate(
     common.print_table(("metric", "value", "n", ""), [_row(name, found) for name, found in out["figures"].items()])
     for note in out["notes"]:
         typer.echo(note)
+    used.say()
 
 
 def _row(name: str, found: dict[str, Any]) -> list[Any]:

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.cli import common
-from fewstep.cli.sample import KEY
+from fewstep.cli.pictures import read_facts
+
+LONG = 32
 
 
 def info(
@@ -20,7 +22,8 @@ def info(
 ) -> None:
     """Show what a model, plan or picture is.
 
-    The facts of a model and its plan, or the parameters inside a picture that sample wrote.
+    The facts of a model and its plan, or the parameters inside a picture that sample wrote, with the command that makes
+    it again.
 
     \b
     Example:
@@ -30,7 +33,9 @@ def info(
     """
     path = Path(what)
     if path.suffix.lower() == ".png" and not path.is_dir():
-        facts, table = _picture(path), ""
+        facts = read_facts(path)
+        again = "again" if "index" in facts else "again.png"  # a folder, for a picture out of one
+        table = f"to make it again:\n  {facts['command']} --out {again}" if "command" in facts else ""
     elif path.suffix == ".json" and not path.is_dir():
         facts, table = _plan(path)
     else:
@@ -40,32 +45,10 @@ def info(
         return
     width = max(len(key) for key in facts)
     for key, value in facts.items():
-        if key != "plan":
-            typer.echo(f"{key:{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+        if key not in ("plan", "command"):
+            typer.echo(f"{key:{width}}  {_text(value)}")
     if table:
         typer.echo(table)
-
-
-def _picture(path: Path) -> dict[str, Any]:
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        with Image.open(path) as image:
-            image.load()  # text chunks may follow the pixels
-            text = getattr(image, "text", {}).get(KEY)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
-    if text is None:
-        raise ValueError(f"{path} holds no parameters: 'fewstep sample' did not write it")
-    try:
-        facts = json.loads(text)
-    except json.JSONDecodeError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise ValueError(f"the parameters in {path} are damaged")
-    return facts
 
 
 def _plan(path: Path) -> tuple[dict[str, Any], str]:
@@ -81,7 +64,20 @@ def _plan(path: Path) -> tuple[dict[str, Any], str]:
 
 def _model(name: str) -> tuple[dict[str, Any], str]:
     model = common.open_model(name, "cpu")
-    facts: dict[str, Any] = {"model": name, **model.describe()}
+    facts: dict[str, Any] = {"model": name} | model.describe()
     if model.plan is not None:
         facts["plan"] = {"nfe": model.plan.nfe, "about": dict(model.plan.about), "times": list(model.plan.times)}
     return facts, str(model.plan) if model.plan is not None else ""
+
+
+def _text(value: Any) -> str:
+    """A fact on one line, long lists by their length and ends."""
+
+    def short(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: short(inner) for key, inner in part.items()}
+        if isinstance(part, list | tuple) and len(part) > LONG:
+            return f"{len(part)} values, {part[0]} to {part[-1]}"
+        return part
+
+    return value if isinstance(value, str) else json.dumps(short(value), ensure_ascii=False)

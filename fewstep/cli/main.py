@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.accelerate import accelerate
-from fewstep.cli.compare import LISTS, compare
+from fewstep.cli.compare import LISTS as COMPARE_LISTS
+from fewstep.cli.compare import compare
 from fewstep.cli.demo import demo
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
+from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
 from fewstep.cli.train import train
@@ -75,20 +77,20 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:
-    """`compare`'s `--nfe 4 8 16` as `--nfe 4 --nfe 8 --nfe 16`."""
+    """`compare`'s `--nfe 4 8 16` as `--nfe 4 --nfe 8 --nfe 16`, and `sample`'s `--seeds 3 7`."""
     spread: list[str] = []
     option: str | None
     option, fresh = None, False
-    after_compare = False
+    lists: tuple[str, ...] = ()
     for word in arguments:
         if word.startswith("-"):
-            option = word if after_compare and word in LISTS else None
+            option = word if word in lists else None
             fresh = True
         elif option is not None and not fresh:
             spread.append(option)
         else:
             fresh = False
-        after_compare = after_compare or word == "compare"
+        lists = lists or {"compare": COMPARE_LISTS, "sample": SAMPLE_LISTS}.get(word, ())
         spread.append(word)
     return spread
 

@@ -2,187 +2,181 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import common
+from fewstep.cli import common, pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.core.denoiser import Denoiser
 
-KEY = "fewstep"  # the text chunk of a PNG, and the array of an .npz, that holds the parameters as JSON
+LISTS = ("--seeds",)  # options that take several values, as in `--seeds 3 7 11`
 BATCH = 256
+STRENGTH = 0.6  # of a start from a picture where none is given
 
 
 def sample(
+    context: typer.Context,
     model: common.Model,
-    n: Annotated[int, typer.Option("-n", help="How many samples.")] = 64,
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many samples (of each prompt) [default: 64, or one a seed].")
+    ] = None,
     label: Annotated[
         int | None, typer.Option(help="The class; without it a conditional model draws without one.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="The caption, for models that read one.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, above follows more closely.")
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="The caption, for models that read one; several by repeating it.")
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file of captions, one a line; # begins a comment.")
+    ] = None,
+    negative: common.Negative = None,
+    guidance: common.Guidance = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
     nfe: common.Nfe = None,
     plan_file: common.PlanFile = None,
+    init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of --init is redrawn, above 0 to 1 [default: 0.6; with --mask 1].")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Of --init: white is drawn anew, black stays as it is.")] = None,
     brownian: Annotated[
         bool, typer.Option("--brownian", help="Noise from one path a sample: more steps refine the same picture.")
     ] = False,
+    size: common.Size = None,
+    dtype: common.Dtype = None,
+    tile: common.Tile = None,
+    compiled: common.Compile = False,
+    offload: common.Offload = False,
+    download: common.Download = False,
     out: Annotated[
         Path, typer.Option(help="A .png (one grid), an .npz (arrays), or a folder (one PNG a sample).")
     ] = Path("samples.png"),
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     seed: common.Seed = 0,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="A seed a sample, as in --seeds 3 7 11: each as --seed S -n 1 draws it.")
+    ] = None,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
     """Draw samples from a model.
 
     Without --solver, --steps, --timesteps and --nfe a model that has a plan of its own (an accelerated one) uses it,
-    any other takes ten steps of dpmpp-3m. Sample i depends on --seed and i alone, not on -n.
+    any other takes ten steps of a default solver. Sample i depends on --seed and i alone, not on -n; of several
+    prompts each gets the samples that it would get alone.
 
     \b
     Example:
         fewstep sample digits -n 64 --label 3 --steps 8 --solver unipc --timesteps karras --out threes.png
         fewstep sample shapes -n 16 --prompt "a green triangle above a red square" --guidance 2 --out scenes.png
+        fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
     """
-    common.check_positive("-n", n)
-    _check_out(out, force)
-    opened: Denoiser = common.open_model(model, device)
-    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
-    condition = _condition(opened, label, prompt)
-    opened.check_condition(condition, n, next(opened.parameters()).device)
-    if guidance is not None:
-        from fewstep.guidance.guide import guide
+    used = common.Used()
+    count = n if n is not None else len(seeds) if seeds else 64
+    common.check_positive("-n", count)
+    if seeds and (count != len(seeds) or seed or brownian):
+        raise ValueError(f"--seeds names {len(seeds)} samples and their noise: leave -n, --seed and --brownian out")
+    pictures.check_out(out, force)
+    said = [*(prompt or []), *(pictures.read_prompts(prompts) if prompts is not None else [])]
+    base: Denoiser = common.open_model(
+        model, device, dtype=dtype, size=size, download=download, offload=offload, tile=tile, compiled=compiled
+    )
+    total = count * max(1, len(said))
+    condition = _condition(base, label, said, count)
+    base.check_condition(condition, total, base.device)
+    opened = common.guided(base, guidance, negative)
+    start, share = None, 1.0
+    if init is not None:
+        opened, start, share = _start(base, opened, init, mask, strength)
+    elif mask is not None or strength is not None:
+        raise ValueError("--mask and --strength go with a picture to start from: give --init")
+    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share)
 
-        opened = guide(opened, "cfg", scale=guidance)
-
+    from fewstep import __version__
     from fewstep.sampling.sample import sample as draw
 
-    batches = -(-n // BATCH)
+    batches = -(-total // BATCH)
     stages = common.Stages()
     begin = time.perf_counter()
-    with stages.stage(f"{n} samples, {plan.name}", batches * plan.nfe) as advance:
+    rows = [(s, 0) for s in seeds] if seeds else [(seed, i) for i in range(count)]
+    noise: dict[str, Any] = {"seed": seed} if not seeds and len(said) < 2 else {"seeds": rows * max(1, len(said))}
+    if start is not None:
+        noise["init"] = start.expand(total, *start.shape)
+    with stages.stage(f"{total} samples, {plan.name}", batches * plan.nfe) as advance:
         with common.counted(opened, advance) as calls:
-            images = draw(opened, n, plan=plan, seed=seed, batch_size=BATCH, brownian=brownian, **condition)
+            images = draw(opened, total, plan=plan, batch_size=BATCH, brownian=brownian, **noise, **condition)
     seconds = time.perf_counter() - begin
     facts: dict[str, Any] = {
+        "fewstep": __version__,
+        "command": pictures.command_line(
+            context, ("out", "force", "as_json", "prompts"), {"prompt": said} if said else {}
+        ),
         "model": model,
         "solver": plan.name,
         "timesteps": plan.about.get("timesteps"),
         "steps": plan.about.get("steps"),
         "end": plan.about.get("end"),
         "nfe": plan.nfe,
-        "n": n,
-        "seed": seed,
+        "n": count,
+        "seed": None if seeds else seed,
         "label": label,
-        "prompt": prompt,
+        "prompt": said[0] if len(said) == 1 else said or None,
         "guidance": guidance,
+        "device": str(base.device),
+        "dtype": str(base.dtype).removeprefix("torch."),
     }
-    _write(out, images, opened.value_range or (-1.0, 1.0), facts)
+    optional = {"negative": negative, "seeds": seeds, "size": size, "mask": mask and str(mask)}
+    facts |= {key: value for key, value in optional.items() if value}
+    facts |= {"init": str(init), "strength": share} if init is not None else {}
+    facts |= {"plan": plan.to_json()} if plan_file is not None else {}
+    own = [
+        ({"seed": s, "number": i} if seeds or len(said) > 1 else {}) | ({"prompt": text} if text else {})
+        for text in said or [""]
+        for s, i in rows
+    ]
+    pictures.write(out, images, opened.value_range or (-1.0, 1.0), facts, own)
     measured = {"planned_nfe": plan.nfe, "actual_nfe": calls() / batches, "seconds": seconds, "out": str(out)}
     if as_json:
-        common.print_json(facts | measured)
-    else:
-        typer.echo(
-            f"{n} samples in {seconds:.2f} s, {plan.nfe} evaluations planned and {measured['actual_nfe']:g} made: {out}"
-        )
+        common.print_json(facts | measured | used.facts())
+        return
+    typer.echo(
+        f"{total} samples in {seconds:.2f} s, {plan.nfe} evaluations planned and {measured['actual_nfe']:g} made: {out}"
+    )
+    used.say()
 
 
-def _condition(model: Denoiser, label: int | None, prompt: str | None) -> dict[str, Any]:
+def _condition(model: Denoiser, label: int | None, prompts: list[str], n: int) -> dict[str, Any]:
     """What was asked for, by the name of the condition."""
     from fewstep.core.condition import Label
 
     kind = model.conditions.get("label")
     if label is not None and isinstance(kind, Label) and label >= kind.classes:  # that index stands for no label
         raise ValueError(f"label {label} is out of range: 0 to {kind.classes - 1}; leave --label out for none")
-    if prompt is not None and "text" not in model.conditions:
-        raise ValueError(
-            "this model reads no captions: leave --prompt out"
-            + (", or give --label" if "label" in model.conditions else "")
-        )
-    asked = {"label": label, "text": prompt}
-    return {name: value for name, value in asked.items() if value is not None}
+    common.check_reads(model, prompts[0] if prompts else None)
+    asked: dict[str, Any] = {"label": label} if label is not None else {}
+    if prompts:
+        asked["text"] = prompts[0] if len(prompts) == 1 else [text for text in prompts for _ in range(n)]
+    return asked
 
 
-def _kind(out: Path) -> str:
-    if out.suffix.lower() in (".png", ".npz"):
-        return out.suffix.lower()
-    if out.suffix:
-        raise ValueError(f"--out must be a .png, an .npz or a folder, got {str(out)!r}")
-    return "folder"
+def _start(
+    base: Denoiser, opened: Denoiser, init: Path, mask: Path | None, strength: float | None
+) -> tuple[Denoiser, Tensor | None, float]:
+    """The model (which keeps what the mask keeps), the picture to start from or None, and the strength."""
+    share = strength if strength is not None else STRENGTH if mask is None else 1.0
+    if not 0 < share <= 1 or (mask is None and share == 1):
+        raise ValueError(f"--strength must be above 0 and below 1 (1 only with --mask), got {share:g}")
+    picture = pictures.read_picture(init, base)
+    if mask is not None:
+        from fewstep.guidance.guide import guide
 
-
-def _check_out(out: Path, force: bool) -> None:
-    if _kind(out) != "folder":
-        return common.check_new_file(out, force)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder, a .png or an .npz")
-    inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if inside and not force:
-        raise ValueError(f"the folder {out} is not empty: choose another, or give --force to replace its samples")
-    if other := [name for name in inside if not re.fullmatch(r"\d{5,}\.png", name)]:
-        raise ValueError(f"the folder {out} holds more than samples ({other[0]!r}): choose another")
-    common.check_writable(out)
-
-
-def _write(out: Path, images: Tensor, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
-    """The samples as what `out` names, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    kind = _kind(out)
-    if kind == ".npz":
-        return _write_npz(out, images, value_range, facts)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"samples of shape {tuple(images.shape[1:])} are no pictures: name an .npz")
-    from fewstep.report.grid import image_grid, save_png
-
-    if kind == ".png":
-        save_png(out, image_grid(images, value_range), {KEY: facts})
-        return
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        for index, image in enumerate(images):
-            picture = image_grid(image[None], value_range, scale=1)
-            save_png(temporary / f"{index:05d}.png", picture, {KEY: facts | {"index": index}})
-        temporary.chmod(0o755)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_npz(out: Path, images: Tensor, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
-    """Arrays `images`, (N, H, W, C) floats, `value_range` and the parameters: a data set that fewstep opens."""
-    import io
-    import json
-
-    import numpy as np
-
-    from fewstep.report.files import write_bytes
-
-    low, high = value_range
-    values = images.clamp(low, high).cpu()  # a data set's values lie within its range
-    arrays: dict[str, Any] = {
-        "images": values.movedim(1, -1).numpy() if values.ndim == 4 else values.numpy(),
-        "value_range": np.array(value_range, dtype=np.float64),
-        KEY: np.array(json.dumps(facts)),
-    }
-    if facts["label"] is not None:
-        arrays["labels"] = np.full(len(values), facts["label"], dtype=np.int64)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_bytes(out, buffer.getvalue())
+        opened = guide(opened, "known", picture=picture, mask=1 - pictures.read_picture(mask, base, grey=True))
+    return opened, picture if share < 1 else None, share

@@ -22,9 +22,7 @@ def search(
     out: Annotated[
         Path | None, typer.Option(help="The folder of the search [default: runs/search-MODEL-METHOD-NFE].")
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Stop after so long [default: when it is done].")
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so long [default: when it is done].")] = None,
     evaluations: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations of the network on one sample.")
     ] = None,
@@ -32,7 +30,14 @@ def search(
     option: Annotated[
         list[str] | None, typer.Option("--option", help="An option of the method, as in --option iterations=4.")
     ] = None,
+    prompt: common.Prompt = None,
+    negative: common.Negative = None,
+    guidance: common.Guidance = None,
     seed: common.Seed = 0,
+    size: common.Size = None,
+    dtype: common.Dtype = None,
+    compiled: common.Compile = False,
+    download: common.Download = False,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
@@ -47,11 +52,13 @@ def search(
         fewstep search digits --nfe 5 --method gits
         fewstep sample digits --plan runs/search-digits-gits-5/plan.json -n 64 --out fast.png
     """
+    used = common.Used()
     common.check_positive("--nfe", nfe)
     folder = out if out is not None else Path("runs") / f"search-{Path(model).resolve().name}-{method}-{nfe}"
     common.check_writable(folder)
     options = dict(_option(text) for text in option or [])
-    opened = common.open_model(model, device)
+    opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
+    opened = common.prompted(opened, prompt, guidance, negative)
 
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report
@@ -89,7 +96,7 @@ def search(
     write_json(folder / "results.json", result)
     path = write_report(folder, page(model, found))
     if as_json:
-        common.print_json(result)
+        common.print_json(result | used.facts())
         return
     columns = ("sampler", "evaluations", "error")
     rows = [[row["name"], row["nfe"], row["error"]] for row in found.rows]
@@ -98,6 +105,7 @@ def search(
     if not found.finished:
         typer.echo("the budget ended before the search did; the same command with a larger one goes on")
     typer.echo(f"{found.evaluations} evaluations, {found.seconds:.0f} s: {folder / 'plan.json'}, {path}")
+    used.say()
 
 
 def _option(text: str) -> tuple[str, Any]:

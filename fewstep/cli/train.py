@@ -52,6 +52,7 @@ def train(
     """
     from fewstep.training.trainer import train as run
 
+    used = common.Used()
     if device is not None:
         common.check_device(device)
     read = _recipe(recipe, out, resume, data, size, "L" if grey else "RGB", labels)
@@ -61,9 +62,13 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` the first process alone speaks
         return
     if as_json:
-        common.print_json({"out": str(out), "step": result.step, "loss": result.loss, "model": result.model})
-    elif result.model is not None:
-        typer.echo(result.model)
+        common.print_json(
+            {"out": str(out), "step": result.step, "loss": result.loss, "model": result.model} | used.facts()
+        )
+    else:
+        if result.model is not None:
+            typer.echo(result.model)
+        used.say()
     if result.model is None:
         raise typer.Exit(130)
 

@@ -22,9 +22,13 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int] | tuple[Tensor, Tensor]
+) -> tuple[Tensor, ...]:
     """Ten rounds of Philox-4x32 on int64 tensors that hold 32-bit words (they broadcast against each other)."""
     c0, c1, c2, c3 = counter
+    k0: int | Tensor
+    k1: int | Tensor
     k0, k1 = key
     for _ in range(10):
         # int64 products wrap, yet their 64 bits are right; the shift is arithmetic, so the high word is masked.
@@ -98,22 +102,56 @@ class Noise:
         self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normals of `shape` `(B, *sample)`, row i those of sample `first + i`."""
-        batch, size = shape[0], math.prod(shape[1:])
-        blocks = (size + 3) // 4  # one counter gives four words: two pairs of normals
+        sample = torch.arange(self.first, self.first + shape[0], device=device).unsqueeze(1)
         seed = operator.index(self.seed) & 0xFFFFFFFFFFFFFFFF
-        sample = torch.arange(self.first, self.first + batch, device=device).unsqueeze(1)
-        position = torch.arange(blocks, device=device).unsqueeze(0)
-        words = philox(
-            (
-                position,  # the four broadcast against each other, and are full after two rounds
-                torch.full((1, 1), draw, device=device, dtype=torch.int64),
-                sample & _MASK,
-                sample >> 32,
-            ),
-            (seed & _MASK, seed >> 32),
-        )
-        bits = torch.cat(words, dim=1).double()  # (B, 4 blocks): the first half gives radii, the second angles
-        radius = _log(bits[:, : 2 * blocks].add_(0.5).mul_(2.0**-32)).mul_(-2).sqrt_()
-        c, s = _circle(bits[:, 2 * blocks :].mul_(2.0**-32).sub_(0.5))
-        normals = torch.cat((c.mul_(radius), s.mul_(radius)), dim=1)
-        return normals[:, :size].to(dtype).reshape(shape)
+        return _normals(sample, (seed & _MASK, seed >> 32), draw, shape).to(dtype)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The noise of any samples: row i is that of sample `numbers[i]` under `seeds[i]`, exactly as `Noise` gives it."""
+
+    seeds: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.seeds) != len(self.numbers):
+            raise ValueError(f"each seed needs the number of its sample, got {len(self.seeds)} and {len(self.numbers)}")
+        for seed, number in zip(self.seeds, self.numbers, strict=True):
+            Noise(seed, number)  # the same checks
+
+    def __getitem__(self, rows: slice) -> Seeds:
+        return Seeds(self.seeds[rows], self.numbers[rows])
+
+    def normal(
+        self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normals of `shape` `(B, *sample)`, B as many as there are seeds."""
+        if shape[0] != len(self.seeds):
+            raise ValueError(f"there are {len(self.seeds)} seeds for a batch of {shape[0]}")
+        seeds = [operator.index(seed) & 0xFFFFFFFFFFFFFFFF for seed in self.seeds]
+        low, high = ([[word] for word in words] for words in ([s & _MASK for s in seeds], [s >> 32 for s in seeds]))
+        key = torch.tensor(low, device=device), torch.tensor(high, device=device)
+        sample = torch.tensor(self.numbers, device=device).unsqueeze(1)
+        return _normals(sample, key, draw, shape).to(dtype)
+
+
+def _normals(sample: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor], draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals of `shape`, float64: of draw `draw` of samples `(B, 1)` under a key, one for all or `(B, 1)`."""
+    size, device = math.prod(shape[1:]), sample.device
+    blocks = (size + 3) // 4  # one counter gives four words: two pairs of normals
+    position = torch.arange(blocks, device=device).unsqueeze(0)
+    words = philox(
+        (
+            position,  # the four broadcast against each other, and are full after two rounds
+            torch.full((1, 1), draw, device=device, dtype=torch.int64),
+            sample & _MASK,
+            sample >> 32,
+        ),
+        key,
+    )
+    bits = torch.cat(words, dim=1).double()  # (B, 4 blocks): the first half gives radii, the second angles
+    radius = _log(bits[:, : 2 * blocks].add_(0.5).mul_(2.0**-32)).mul_(-2).sqrt_()
+    c, s = _circle(bits[:, 2 * blocks :].mul_(2.0**-32).sub_(0.5))
+    normals = torch.cat((c.mul_(radius), s.mul_(radius)), dim=1)
+    return normals[:, :size].reshape(shape)

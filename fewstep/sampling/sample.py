@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Noise, Seeds
 from fewstep.core.plan import Plan
 from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
@@ -68,6 +68,7 @@ def sample(
     plan: Plan | None = None,
     seed: int = 0,
     first: int = 0,
+    seeds: Sequence[int | tuple[int, int]] | None = None,
     shape: Sequence[int] | None = None,
     batch_size: int = 256,
     init: Tensor | None = None,
@@ -87,6 +88,8 @@ def sample(
         steps, nfe, solver, timesteps, options: what `fs.plan` takes; with none of them the model's own plan (that of an
             accelerated model), or ten steps of the default solver.
         plan: a plan instead.
+        seeds: a seed a sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives. A
+            pair `(seed, number)` is sample `number` of that seed.
         shape: one sample's shape, for denoisers that take any.
         init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
             begin.
@@ -113,6 +116,16 @@ def sample(
         raise ValueError("at strength 1 nothing of init is left: give a strength below 1")
     if init is not None and len(init) != n:
         raise ValueError(f"init must hold {n} samples, got shape {tuple(init.shape)}")
+    if seeds is not None and (len(seeds) != n or seed or first or brownian):
+        raise ValueError(
+            f"seeds must be {n} of them, got {len(seeds)}"
+            if len(seeds) != n
+            else "seeds say where all noise comes from: leave seed, first and brownian out"
+        )
+    own_seeds = None
+    if seeds is not None:
+        pairs = [pair if isinstance(pair, tuple) else (pair, 0) for pair in seeds]
+        own_seeds = Seeds(tuple(s for s, _ in pairs), tuple(number for _, number in pairs))
     chosen = plan or choose_plan(model, steps, nfe, solver, timesteps, strength, **(options or {}))
     device = model.device
     named = model.check_condition(condition, n, device)
@@ -120,7 +133,7 @@ def sample(
     for begin in range(0, n, batch_size):
         end = min(begin + batch_size, n)
         own = {name: value[begin:end] for name, value in named.items()}
-        source = Noise(seed, first + begin)
+        source = own_seeds[begin:end] if own_seeds is not None else Noise(seed, first + begin)
         normal = functools.partial(source.normal, shape=(end - begin, *size), device=device, dtype=dtype)
         state = chosen(
             model,
@@ -130,7 +143,7 @@ def sample(
             init=None if init is None else model.encode(init[begin:end].to(device), **own),
             dtype=dtype,
             callback=callback,
-            source=BrownianNoise(chosen, seed, first + begin) if brownian else None,
+            source=BrownianNoise(chosen, seed, first + begin) if brownian else source,
             progress=progress,
             **own,
         )

@@ -74,7 +74,7 @@ def test_ctrl_c_is_a_line_and_130(fewstep, monkeypatch):
 
 
 def test_an_error_nobody_foresaw_is_one_line_too(fails, monkeypatch):
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr("fewstep.cli.common.open_model", broken)

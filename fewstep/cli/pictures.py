@@ -1,0 +1,187 @@
+"""Samples as files that say how they were made, and pictures read from files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fewstep.cli import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.core.denoiser import Denoiser
+
+KEY = "fewstep"  # the text chunk of a PNG, and the array of an .npz, that holds the parameters as JSON
+
+
+def command_line(context: typer.Context, without: Sequence[str], instead: Mapping[str, Any]) -> str:
+    """The command as it was given, its defaults left out; `instead` holds values by the names of the parameters."""
+    words = ["fewstep", str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        value = instead.get(name, context.params.get(name))
+        if name in without or value is None or value == parameter.default or value == []:
+            continue
+        option = next((o for o in parameter.opts if o.startswith("-")), None)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [option] if option and one is not True else []
+            words += [str(one)] if one is not True else [str(option)]
+    return shlex.join(words)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines and lines that begin with # do not count."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text file (UTF-8)") from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: one a line, # begins a comment")
+    return prompts
+
+
+def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
+    """A picture file as `(C, H, W)` of the model's samples, in their range, cropped and resized to their size.
+
+    `grey` gives one channel in [0, 1], for masks.
+    """
+    import numpy as np
+    import torch
+
+    from fewstep.data.folder import _read as read
+
+    autoencoder = getattr(model, "autoencoder", None)
+    shape = tuple(model.shape or ())
+    if autoencoder is not None:
+        shape = (autoencoder.pixel_channels, *(n * autoencoder.factor for n in shape[1:]))
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"this model's samples are no pictures (their shape is {shape}): {path} cannot be used")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    found = read(path, "L" if grey or shape[0] == 1 else "RGB", None if grey else (shape[1], shape[2]))
+    if isinstance(found, str):
+        raise ValueError(f"{path} cannot be read as a picture: {found}")
+    if grey:  # by area: a sharper filter would overshoot at a mask's edges
+        from PIL import Image, ImageOps
+
+        fitted = ImageOps.fit(Image.fromarray(found[..., 0]), (shape[2], shape[1]), Image.Resampling.BOX)
+        found = np.asarray(fitted)[..., None]
+    values = torch.from_numpy(found.copy()).permute(2, 0, 1).float() / 255
+    if grey:
+        return values
+    low, high = model.value_range or (-1.0, 1.0)
+    return low + (high - low) * values
+
+
+def kind_of(out: Path) -> str:
+    """What `--out` names: ".png", ".npz" or "folder"."""
+    if out.suffix.lower() in (".png", ".npz"):
+        return out.suffix.lower()
+    if out.suffix:
+        raise ValueError(f"--out must be a .png, an .npz or a folder, got {str(out)!r}")
+    return "folder"
+
+
+def check_out(out: Path, force: bool) -> None:
+    """`ValueError` unless samples can be written there without replacing anything unasked."""
+    if kind_of(out) != "folder":
+        return common.check_new_file(out, force)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder, a .png or an .npz")
+    inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if inside and not force:
+        raise ValueError(f"the folder {out} is not empty: choose another, or give --force to replace its samples")
+    if other := [name for name in inside if not re.fullmatch(r"\d{5,}\.png", name)]:
+        raise ValueError(f"the folder {out} holds more than samples ({other[0]!r}): choose another")
+    common.check_writable(out)
+
+
+def write(
+    out: Path,
+    images: Tensor,
+    value_range: tuple[float, float],
+    facts: dict[str, Any],
+    own: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """The samples as what `out` names, whole or not at all. `own` holds a sample's own facts, for its own file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kind = kind_of(out)
+    if kind == ".npz":
+        return _write_npz(out, images, value_range, facts)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"samples of shape {tuple(images.shape[1:])} are no pictures: name an .npz")
+    from fewstep.report.grid import image_grid, save_png
+
+    if kind == ".png":
+        save_png(out, image_grid(images, value_range), {KEY: facts})
+        return
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for index, image in enumerate(images):
+            picture = image_grid(image[None], value_range, scale=1)
+            said = facts | {"index": index} | dict(own[index] if own else {})
+            save_png(temporary / f"{index:05d}.png", picture, {KEY: said})
+        temporary.chmod(0o755)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_npz(out: Path, images: Tensor, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
+    """Arrays `images`, (N, H, W, C) floats, `value_range` and the parameters: a data set that fewstep opens."""
+    import io
+
+    import numpy as np
+
+    from fewstep.report.files import write_bytes
+
+    low, high = value_range
+    values = images.float().clamp(low, high).cpu()  # a data set's values lie within its range
+    arrays: dict[str, Any] = {
+        "images": values.movedim(1, -1).numpy() if values.ndim == 4 else values.numpy(),
+        "value_range": np.array(value_range, dtype=np.float64),
+        KEY: np.array(json.dumps(facts)),
+    }
+    if facts["label"] is not None:
+        arrays["labels"] = np.full(len(values), facts["label"], dtype=np.int64)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(out, buffer.getvalue())
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The parameters inside a PNG that `fewstep sample` wrote; `ValueError` where there are none."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()  # text chunks may follow the pixels
+            text = getattr(image, "text", {}).get(KEY)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+    if text is None:
+        raise ValueError(f"{path} holds no parameters: 'fewstep sample' did not write it")
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"the parameters in {path} are damaged")
+    return facts

@@ -1,0 +1,42 @@
+"""A model with a condition fixed: what measures and searches take that draw conditions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.prediction import Prediction
+
+
+class Given(Wrapper):
+    """The model under `condition`, the same for every sample: `Given(model, text="a red circle")`.
+
+    All of the model's conditions are fixed, those that are not named as empty, so it is an unconditional denoiser.
+
+    Raises:
+        ValueError: what the model says about the condition.
+    """
+
+    def __init__(self, model: Denoiser, **condition: Any):
+        super().__init__(model)
+        self.conditions = {}
+        self.fixed = model.check_condition(condition, 1, model.device)
+
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        return Denoiser.check_condition(self, condition, batch, device)  # it has none left
+
+    def _rows(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: value.to(x.device).expand(len(x), *value.shape[1:]) for name, value in self.fixed.items()}
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        return self.model(x, t, **self._rows(x))
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        return self.model.encode(data, **self._rows(data))
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        return self.model.decode(x, **self._rows(x))
