@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
     from fewstep.denoisers.wrap import wrap as wrap
     from fewstep.guidance.guide import guide as guide
+    from fewstep.hub.checkpoints import load_checkpoint as load_checkpoint
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save
     from fewstep.hub.onnx import export_onnx as export_onnx
@@ -79,6 +80,7 @@ _HOMES = {
     "check_denoiser": "fewstep.denoisers.checks",
     "wrap": "fewstep.denoisers.wrap",
     "load": "fewstep.hub.models",
+    "load_checkpoint": "fewstep.hub.checkpoints",
     "save": "fewstep.hub.models",
     "export_onnx": "fewstep.hub.onnx",
     "load_onnx": "fewstep.hub.onnx",

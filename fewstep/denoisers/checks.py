@@ -80,7 +80,7 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        lines = [f"{'fits' if self.ok else 'WRONG'}: {self.stated}"]
+        lines = [f"{'fits' if self.ok else 'DOES NOT FIT'}: {self.stated}"]
         for found in self.findings:
             mark = "ok   " if found.ok else "FAILS"
             lines.append(f"  {mark}  {found.name}: {found.value:.3g} (bound {found.bound:.3g})")
@@ -308,8 +308,10 @@ def _report(
         advice = f"looks like {best.convention.text}: fs.wrap(..., {best.convention.text}); {beside}"
     elif not ok:
         failed = next(found for found in findings if not found.ok)
+        same = stated is not None and best is not None and best.convention == stated.convention
+        which = "no other convention fits better, but" if same else "no convention fits:"
         advice = (
-            f"no convention fits: {failed.name} is {failed.value:.3g} (bound {failed.bound:.3g}); is the model trained,"
+            f"{which} {failed.name} is {failed.value:.3g} (bound {failed.bound:.3g}); is the model trained,"
             " is the process its own, are the data scaled as it knows them?"
         )
     shown = [*([stated] if stated is not None else []), *(one for one in others[:SHOWN] if one is not stated)]
