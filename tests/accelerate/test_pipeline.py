@@ -60,6 +60,7 @@ def test_when_learning_does_not_help_the_hand_made_plan_is_returned_and_it_says_
     assert "did not help" in result.notes[0]
 
 
+@pytest.mark.slow
 def test_an_accelerated_network_is_a_folder_that_samples_with_its_own_plan(tmp_path):
     model = fs.load("digits")
     result = accelerate(model, nfe=2, noises=48, iterations=1)

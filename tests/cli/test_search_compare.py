@@ -10,6 +10,7 @@ from fewstep.cli.main import _spread
 from fewstep.core.plan import Plan
 
 
+@pytest.mark.slow
 def test_a_search_writes_its_plan_and_sample_takes_it(fewstep, tmp_path):
     out = tmp_path / "found"
     arguments = ("search", "digits", "--nfe", "3", "--noises", "16", "--option", "iterations=2", "--out", out)

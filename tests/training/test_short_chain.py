@@ -40,6 +40,7 @@ def long(model: NetworkDenoiser):
     return plan(model.process, "dpmpp-2m", timesteps="karras", nfe=30)
 
 
+@pytest.mark.slow
 def test_the_gain_persists_on_the_long_chain(points, tmp_path):
     state = {name: value.clone() for name, value in points.state_dict().items()}
     found = find("shortft")(points, right, steps=60, batch=64, lr=1e-2, checked=long(points), every=60)
