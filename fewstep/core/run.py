@@ -125,10 +125,13 @@ def run(
     begin = time.perf_counter()
     x, named = begin_run(plan, model, noise, init, dtype, condition)
     table, source = plan.table, source or Noise(seed, first)
-    samples, kept, count = _loop(plan, table, model, x, source, named, callback, progress, trajectory)
+    steps, shape = program(table, x, source), x.shape
+    del x  # the program keeps its own copy
+    samples, kept, count = _loop(plan, model, steps, shape, named, callback, progress, trajectory)
     # A sum is the cheapest reading that any NaN or infinity reaches; only if it is off are the elements looked at.
     if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):
-        _blame(plan, table, model, x, source, named)
+        x, named = begin_run(plan, model, noise, init, dtype, condition)
+        _blame(plan, model, program(table, x, source), shape, named)
     return Result(samples, plan.nfe, count, time.perf_counter() - begin, tuple(kept))
 
 
@@ -142,9 +145,11 @@ def program(table: Table, start: Tensor, source: Source) -> Program:
     x is a view that the next step overwrites. `value` must have x's shape.
     """
     shape, r, m = start.shape, table.states, table.memory
-    rows = torch.zeros((2 * r + m, *shape), dtype=start.dtype, device=start.device)
+    device, dtype = start.device, start.dtype
+    rows = torch.zeros((2 * r + m, *shape), dtype=dtype, device=device)
     views = rows.unbind()
     views[0].copy_(start)
+    del start
     # Every view is made before the loop, which makes none. Even stages read [A | memory] and write B, odd stages read
     # [memory | B] and write A.
     memory = views[r : r + m]
@@ -152,8 +157,8 @@ def program(table: Table, start: Tensor, source: Source) -> Program:
     flat = rows.view(2 * r + m, -1)
     reads = (flat[: r + m], flat[r:])
     writes = {n: (flat[r + m : r + m + n], flat[:n]) for n in table.widths}
-    on_cpu = start.device.type == "cpu"  # one product reads each row once
-    times = table.times(start.device, start.dtype)
+    on_cpu = device.type == "cpu"  # one product reads each row once
+    times = table.times(device, dtype)
     bound: Bound | None = None
     mm, count = torch.mm, 0
     for i, stage in enumerate(table.stages):
@@ -164,7 +169,7 @@ def program(table: Table, start: Tensor, source: Source) -> Program:
             count += 1
             if bound is None:
                 bound = table.bind(kind)
-                weights = bound.tensors(start.device, start.dtype)
+                weights = bound.tensors(device, dtype)
                 first_kind = kind
             elif kind != first_kind:  # a wrapper that changes its mind: the table is bound to the first kind
                 p, q = stage.convert(kind, first_kind)
@@ -175,7 +180,7 @@ def program(table: Table, start: Tensor, source: Source) -> Program:
                 else:
                     torch.add(value, x, alpha=ratio, out=memory[slot])
         for draw, slot in stage.draws:
-            memory[slot].copy_(source.normal(draw, shape, start.device, start.dtype))
+            memory[slot].copy_(source.normal(draw, shape, device, dtype))
         if bound is None:  # before the first evaluation: noise and states alone, no kind matters
             _add_up(stage.weights, [*state[odd], *memory], state[1 - odd])
         elif on_cpu:
@@ -196,19 +201,17 @@ def check_answer(value: Tensor, x: Tensor, count: int, t: float) -> None:
 
 def _loop(
     plan: Plan,
-    table: Table,
     model: Denoiser,
-    start: Tensor,
-    source: Source,
+    steps: Program,
+    shape: torch.Size,
     condition: dict[str, Tensor],
     callback: Callback | None,
     progress: bool,
     trajectory: bool,
 ) -> tuple[Tensor, list[Tensor], int]:
     kept: list[Tensor] = []
-    count, shape = 0, start.shape
+    count = 0
     watched = trajectory or progress or callback is not None
-    steps = program(table, start, source)
     with _bar(progress, plan) as advance:
         try:
             x, t = next(steps)
@@ -255,9 +258,7 @@ class _bar:
             self.progress.stop()
 
 
-def _blame(
-    plan: Plan, table: Table, model: Denoiser, start: Tensor, source: Source, condition: dict[str, Tensor]
-) -> None:
+def _blame(plan: Plan, model: Denoiser, steps: Program, shape: torch.Size, condition: dict[str, Tensor]) -> None:
     """Run again, now reading every answer, to name the evaluation that was first not finite."""
 
     def check(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
@@ -265,7 +266,7 @@ def _blame(
             what = "received" if not bool(torch.isfinite(x).all()) else "returned"
             raise ValueError(f"the network {what} values that are not finite at evaluation {number}, t = {t:.6g}")
 
-    _loop(plan, table, model, start, source, condition, check, False, False)
+    _loop(plan, model, steps, shape, condition, check, False, False)
     raise ValueError(
         "the samples are not finite, although every answer of the network is: the plan's coefficients overflow"
     )
