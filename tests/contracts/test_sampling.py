@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewstep.core.methods import card, methods
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
-from fewstep.core.run import _loop, unrolled
+from fewstep.core.run import _loop, program, unrolled
 from fewstep.processes.cosine import Cosine
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
@@ -174,7 +174,7 @@ def test_the_loop_reads_nothing_from_the_device(name, make_mixture):
     noise = Noise(7).normal(0, (5, 2, 3))
     made = plan(process, name, 6)
     with Seen() as seen, torch.no_grad():
-        _loop(made, made.table, model, noise, Noise(7), {}, None, False, False)
+        _loop(made, model, program(made.table, noise, Noise(7)), noise.shape, {}, None, False, False)
     assert "mm" in seen.names
     assert not seen.names & {"_local_scalar_dense", "nonzero", "_linalg_check_errors", "equal", "is_nonzero"}
 
