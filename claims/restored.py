@@ -50,6 +50,15 @@ ARMS: dict[str, Process] = {
     "mean-reverting": MeanReverting(spread=0.4),
     DIFFUSION: EDM(),
 }
+# Two solvers that all share and, for a class whose own sampler is neither, that one. RDDM's own step is ddim, and
+# MR-Sampler's second order is dpmpp-2m, both in the bridge's coordinates.
+SOLVERS = {
+    "ddbm": ("ddim", "dpmpp-2m", "bridge-hybrid"),
+    "resshift": ("ddim", "dpmpp-2m", "shift-ancestral"),
+    "rddm": ("ddim", "dpmpp-2m"),
+    "mean-reverting": ("ddim", "dpmpp-2m"),
+    DIFFUSION: ("ddim", "dpmpp-2m", "heun"),
+}
 
 
 @dataclass(frozen=True)
@@ -153,19 +162,16 @@ def _against_diffusion(arm: str) -> Outcome:
     task = TASKS[1]
     x0, y = held_out(task)
 
-    def run(seed: int) -> tuple[float, float]:
-        arms = (arm, DIFFUSION)
-        ours, theirs = (
-            psnr(restored(restorer(task, name, seed), plan_of(name, "dpmpp-2m", 5), y, seed), x0) for name in arms
-        )
-        return ours, theirs
+    def best(name: str, seed: int) -> float:
+        model = restorer(task, name, seed)
+        return max(psnr(restored(model, plan_of(name, solver, 5), y, seed), x0) for solver in SOLVERS[name])
 
     return over_seeds(
-        run,
+        lambda seed: (best(arm, seed), best(DIFFUSION, seed)),
         SEEDS,
-        f"{DIFFUSION} (edm, y beside the state), dpmpp-2m, 5 evaluations",
-        f"{arm}, dpmpp-2m, 5 evaluations; {task.name}: blur of {task.blur:g} pixels and noise of {task.noise:g},"
-        f" small unet, {STEPS} steps of {task.batch}, {HELD_OUT} held-out pictures",
+        f"{DIFFUSION} (edm, y beside the state), the best of {', '.join(SOLVERS[DIFFUSION])}",
+        f"{arm}, the best of {', '.join(SOLVERS[arm])}; {task.name}: blur of {task.blur:g} pixels and noise of"
+        f" {task.noise:g}, small unet, {STEPS} steps of {task.batch}, {HELD_OUT} held-out pictures",
         better="high",
         unit="PSNR, dB",
     )
@@ -174,7 +180,7 @@ def _against_diffusion(arm: str) -> Outcome:
 CLAIMS_ON_DIGITS = tuple(
     Claim(
         "bridge-network",
-        f"under {arm} it deblurs digits better than a conditional diffusion of the same network at 5 evaluations",
+        f"under {arm} it deblurs digits better in 5 evaluations than a conditional diffusion, each by its best solver",
         functools.partial(lambda arm, seed: _against_diffusion(arm), arm),
         quick=False,
     )
