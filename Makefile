@@ -16,6 +16,7 @@ test: .venv/.test
 
 lint: .venv/.test
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 # Runs every claim and writes docs/evidence.json.

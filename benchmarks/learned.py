@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.problems import mixture, processes
-from fewstep.search.candidates import hand_made, rank, score
-from fewstep.search.learn import learn
-from fewstep.search.reference import error_estimate, solve
+from fewstep.searching.candidates import hand_made, rank, score
+from fewstep.searching.learn import learn
+from fewstep.searching.reference import error_estimate, solve
 
 NFES = (4, 5, 6, 8, 10)
 TRAIN, HELD_OUT, TEST, REFERENCE_NFE = 1536, 256, 512, 200

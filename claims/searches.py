@@ -14,7 +14,7 @@ from fewstep.core.methods import find
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.sampling.build import plan
-from fewstep.search.job import Job
+from fewstep.searching.job import Job
 
 
 def problem(process: Process | None, seed: int) -> Problem:
@@ -26,7 +26,7 @@ def problem(process: Process | None, seed: int) -> Problem:
 def _job(process: Process | None, nfe: int, method: str, seed: int, noises: int, options: tuple[Any, ...]) -> Job:
     job = Job(problem(process, seed).model, nfe, method=method, seed=seed + 1, noises=noises)
     with job, torch.no_grad():
-        find(method, room="search")(job, **dict(options))
+        find(method, room="searching")(job, **dict(options))
     return job
 
 

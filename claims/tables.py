@@ -16,8 +16,8 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan, solver_names
-from fewstep.search.job import Job, OutOfBudget
-from fewstep.search.search import search_names
+from fewstep.searching.job import Job, OutOfBudget
+from fewstep.searching.search import search_names
 
 PROCESSES: tuple[Process, ...] = (VP(), EDM(), Flow())
 RULES = ("log-snr", "karras", "quadratic", "short", "uniform")
@@ -119,7 +119,7 @@ def _searched(problem: Problem, nfe: int, name: str) -> dict[str, Any] | None:
     )
     with job, torch.no_grad():
         try:
-            find(name, room="search")(job)
+            find(name, room="searching")(job)
         except OutOfBudget:
             pass
         spent, seconds = job.evaluations, job.seconds

@@ -9,16 +9,17 @@ Everything here is imported on first use, so `import fewstep` loads nothing heav
 
 from __future__ import annotations
 
-import sys
+import ast
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# The one list of public names: read by type checkers, and by `_homes`.
 if TYPE_CHECKING:
-    from fewstep.accelerate.evaluate import evaluate as evaluate
-    from fewstep.accelerate.pipeline import accelerate as accelerate
+    from fewstep.acceleration.evaluate import evaluate as evaluate
+    from fewstep.acceleration.pipeline import accelerate as accelerate
     from fewstep.core.condition import Label as Label
     from fewstep.core.condition import Picture as Picture
     from fewstep.core.condition import Text as Text
@@ -49,69 +50,29 @@ if TYPE_CHECKING:
     from fewstep.sampling.mixed import run_mixed as run_mixed
     from fewstep.sampling.parallel import run_parallel as run_parallel
     from fewstep.sampling.sample import sample as sample
-    from fewstep.search.compare import compare as compare
-    from fewstep.search.search import search as search
+    from fewstep.searching.compare import compare as compare
+    from fewstep.searching.search import search as search
     from fewstep.training.fit import fit as fit
     from fewstep.training.trainer import train as train
 
-_HOMES = {
-    "accelerate": "fewstep.accelerate.pipeline",
-    "bits_per_dim": "fewstep.sampling.likelihood",
-    "compare": "fewstep.search.compare",
-    "compile": "fewstep.sampling.compiled",
-    "log_likelihood": "fewstep.sampling.likelihood",
-    "run_mixed": "fewstep.sampling.mixed",
-    "run_parallel": "fewstep.sampling.parallel",
-    "sample_with_gradient": "fewstep.sampling.adjoint",
-    "evaluate": "fewstep.accelerate.evaluate",
-    "Denoiser": "fewstep.core.denoiser",
-    "Label": "fewstep.core.condition",
-    "Picture": "fewstep.core.condition",
-    "Text": "fewstep.core.condition",
-    "fit": "fewstep.training.fit",
-    "guide": "fewstep.guidance.guide",
-    "find": "fewstep.core.methods",
-    "methods": "fewstep.core.methods",
-    "Noise": "fewstep.core.noise",
-    "Plan": "fewstep.core.plan",
-    "Prediction": "fewstep.core.prediction",
-    "Process": "fewstep.core.process",
-    "NetworkDenoiser": "fewstep.denoisers.network",
-    "check_denoiser": "fewstep.denoisers.checks",
-    "wrap": "fewstep.denoisers.wrap",
-    "load": "fewstep.hub.models",
-    "load_checkpoint": "fewstep.hub.checkpoints",
-    "save": "fewstep.hub.models",
-    "export_onnx": "fewstep.hub.onnx",
-    "load_onnx": "fewstep.hub.onnx",
-    "export_program": "fewstep.hub.program",
-    "load_program": "fewstep.hub.program",
-    "push_to_hub": "fewstep.hub.push",
-    "plan": "fewstep.sampling.build",
-    "sample": "fewstep.sampling.sample",
-    "search": "fewstep.search.search",
-    "train": "fewstep.training.trainer",
-}
-__all__ = sorted(_HOMES)
+
+def _homes() -> dict[str, str]:
+    """The module of each public name, read from this file's own list above."""
+    (listed,) = (node for node in ast.parse(Path(__file__).read_text("utf-8")).body if isinstance(node, ast.If))
+    imports = [node for node in listed.body if isinstance(node, ast.ImportFrom)]
+    return {name.name: str(node.module) for node in imports for name in node.names}
+
+
+HOMES = _homes()
+__all__ = sorted(HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(HOMES[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
-
-
-class _Package(ModuleType):
-    """Keeps `fs.search` and `fs.accelerate` the functions: importing a room binds its module to the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

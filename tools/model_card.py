@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.accelerate.evaluate import evaluate
+from fewstep.acceleration.evaluate import evaluate
 from fewstep.hub.models import EMBEDDED
 from fewstep.report.files import write_text
 from fewstep.sampling.build import plan

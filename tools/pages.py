@@ -24,8 +24,8 @@ ROOMS = {
     "networks": "Networks for images.",
     "training": "Training.",
     "metrics": "Measures of samples.",
-    "search": "Searches: `fewstep search MODEL --method NAME`.",
-    "accelerate": "The whole job: search, learn, judge.",
+    "searching": "Searches: `fewstep search MODEL --method NAME`.",
+    "acceleration": "The whole job: search, learn, judge.",
 }
 
 
@@ -121,6 +121,8 @@ def read_evidence() -> dict[str, Any] | None:
 
 def reference_pages() -> dict[str, str]:
     """The reference: what `fewstep` itself offers, and one page a room, a section for every file of it."""
+    from fewstep import HOMES
+
     package = ROOT / "fewstep"
     rooms = [path.name for path in sorted(package.iterdir()) if (path / "__init__.py").is_file() and path.name != "cli"]
     lines = [
@@ -131,7 +133,7 @@ def reference_pages() -> dict[str, str]:
         _row(["name", "lives in"]),
         _row(["---"] * 2),
     ]
-    for name, home in sorted(_homes().items()):
+    for name, home in sorted(HOMES.items()):
         lines.append(_row([f"[`fs.{name}`]({home.split('.')[1]}.md#{home}.{name})", f"`{home}`"]))
     lines += ["", "## Rooms", ""]
     pages: dict[str, str] = {}
@@ -142,14 +144,6 @@ def reference_pages() -> dict[str, str]:
         sections = [f"::: fewstep.{room}.{name}" for name in files]
         pages[f"api/{room}.md"] = "\n\n".join([f"# fewstep.{room}", told, *sections]) + "\n"
     return {"api/index.md": "\n".join(lines) + "\n"} | pages
-
-
-def _homes() -> dict[str, str]:
-    """The public names of the package, and the modules they live in."""
-    for node in ast.parse((ROOT / "fewstep" / "__init__.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES":
-            return ast.literal_eval(node.value)
-    raise ValueError("fewstep/__init__.py has no _HOMES")
 
 
 def _kept(found: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan, solver_names
-from fewstep.search.candidates import _QUIET, _tried
+from fewstep.searching.candidates import _QUIET, _tried
 from fewstep.timesteps.grid import make_times
 
 NAME = "fewstep"

@@ -10,7 +10,7 @@ import typer
 from fewstep.cli import common
 
 if TYPE_CHECKING:
-    from fewstep.accelerate.pipeline import Accelerated
+    from fewstep.acceleration.pipeline import Accelerated
 
 COLUMNS = (
     ("plan", "name"),
@@ -56,7 +56,7 @@ def accelerate(
     common.check_positive("--seconds", seconds, 0)
     opened = common.open_model(model, device)
 
-    from fewstep.accelerate.pipeline import accelerate as run
+    from fewstep.acceleration.pipeline import accelerate as run
 
     found = run(opened, nfe, seconds=seconds, metric=metric, seed=seed, progress=True)
     found.save(folder)

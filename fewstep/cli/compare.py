@@ -61,12 +61,12 @@ def compare(
     if opened.plan is not None:
         plans.append(opened.plan)
 
-    from fewstep.accelerate.evaluate import known_data
+    from fewstep.acceleration.evaluate import known_data
     from fewstep.data.spec import open_data
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report
-    from fewstep.search.compare import RULES, SOLVERS, check_names
-    from fewstep.search.compare import compare as run
+    from fewstep.searching.compare import RULES, SOLVERS, check_names
+    from fewstep.searching.compare import compare as run
 
     chosen, rules = tuple(solvers or SOLVERS), tuple(timesteps or RULES)
     check_names(chosen, rules)

@@ -20,7 +20,7 @@ from fewstep.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewstep.accelerate.pipeline import Accelerated
+    from fewstep.acceleration.pipeline import Accelerated
     from fewstep.core.plan import Plan
     from fewstep.denoisers.network import NetworkDenoiser
 
@@ -76,7 +76,7 @@ def demo(
     job = Job(model, seed, stages)
     job.reference()
     job.solvers()
-    from fewstep.accelerate.pipeline import accelerate
+    from fewstep.acceleration.pipeline import accelerate
 
     common.say(f"accelerating to {FAST_NFE} evaluations")
     found = accelerate(model, FAST_NFE, seconds=SECONDS, noises=NOISES, seed=seed, progress=True)
@@ -112,7 +112,7 @@ class Job:
 
     def reference(self) -> None:
         """The reference's samples and how far they are from those with half the evaluations."""
-        from fewstep.search.reference import reference_plan, relative_error
+        from fewstep.searching.reference import reference_plan, relative_error
 
         with self.stages.stage(f"reference, {REFERENCE_NFE} evaluations", REFERENCE_NFE) as advance:
             plan = reference_plan(self.model, REFERENCE_NFE)
@@ -150,7 +150,7 @@ class Job:
 
     def _draw(self, plan: Plan, n: int, advance: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
         """Samples, or None where they are not finite, with the evaluations made and the seconds."""
-        from fewstep.accelerate.evaluate import solve
+        from fewstep.acceleration.evaluate import solve
 
         condition = {"label": self.labels[:n].to(self.device)}
         begin = time.perf_counter()

@@ -61,7 +61,7 @@ def evaluate(
     if names == []:
         raise ValueError("--metrics names none")
 
-    from fewstep.accelerate.evaluate import evaluate as measure
+    from fewstep.acceleration.evaluate import evaluate as measure
 
     bars = common.Stages()
     out = measure(opened, plan, n, names, features, seed, bars.stage, data=data)

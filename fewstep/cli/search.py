@@ -12,7 +12,7 @@ from fewstep.cli import common
 
 if TYPE_CHECKING:
     from fewstep.report.page import Report
-    from fewstep.search.search import Found
+    from fewstep.searching.search import Found
 
 
 def search(
@@ -62,7 +62,7 @@ def search(
 
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report
-    from fewstep.search.search import search as run
+    from fewstep.searching.search import search as run
 
     try:
         found = run(

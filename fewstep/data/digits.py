@@ -4,6 +4,8 @@ The test set of the UCI "Optical Recognition of Handwritten Digits" data (Alpayd
 counts the ink in a 4x4 block of a 32x32 bitmap, hence the integers 0 to 16.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -65,9 +65,7 @@ class DatasetDenoiser(Denoiser):
         # |x - alpha x_i|^2 up to a constant in i, divided by 2 sigma^2 in float64, where it may be huge.
         logits = (alpha * (flat.double() @ self.data.double().T) - 0.5 * alpha**2 * self.norms.double()) / sigma**2
         if label is not None and self.labels is not None:
-            other = (self.labels.unsqueeze(0) != label.unsqueeze(1)) & (
-                label < self.classes
-            ).unsqueeze(1)
+            other = (self.labels.unsqueeze(0) != label.unsqueeze(1)) & (label < self.classes).unsqueeze(1)
             logits = logits.masked_fill(other, -torch.inf)
         weights = torch.softmax(logits - logits.amax(1, keepdim=True), dim=1).to(self.data.dtype)
         return Prediction((weights @ self.data).reshape(x.shape).to(x.dtype), "x0", x, t.squeeze(1), self.process)

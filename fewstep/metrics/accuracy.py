@@ -1,5 +1,7 @@
 """How many conditional samples are of the class they were asked to be."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,9 +46,7 @@ def class_accuracy(
     labels = torch.as_tensor(labels)
     integer = not labels.is_floating_point() and labels.dtype != torch.bool
     if not integer or labels.shape not in ((), (n,)):
-        raise ValueError(
-            f"labels must be an integer or ({n},) integers, not {tuple(labels.shape)} of {labels.dtype}"
-        )
+        raise ValueError(f"labels must be an integer or ({n},) integers, not {tuple(labels.shape)} of {labels.dtype}")
     if classifier is None:
         from fewstep.metrics.digits_classifier import digits_classifier
 
@@ -54,13 +54,9 @@ def class_accuracy(
     with torch.no_grad():
         logits = torch.cat([classifier(part) for part in samples.split(1024)])
     if logits.ndim != 2 or len(logits) != n:
-        raise ValueError(
-            f"the classifier must give ({n}, classes) for {n} samples, not {tuple(logits.shape)}"
-        )
+        raise ValueError(f"the classifier must give ({n}, classes) for {n} samples, not {tuple(logits.shape)}")
     classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"labels must lie in [0, {classes}), not in [{int(labels.min())}, {int(labels.max())}]"
-        )
+        raise ValueError(f"labels must lie in [0, {classes}), not in [{int(labels.min())}, {int(labels.max())}]")
     share = (logits.argmax(1).cpu() == labels.cpu()).double().mean().item()
     return Accuracy(share, n, (share * (1 - share) / n) ** 0.5)

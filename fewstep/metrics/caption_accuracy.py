@@ -1,5 +1,7 @@
 """How often pictures of captioned shapes show what their captions ask for, as the exact verifier reads them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

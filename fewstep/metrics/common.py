@@ -1,5 +1,7 @@
 """What the metrics share: the checks on what comes in, and the form of what goes out."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 

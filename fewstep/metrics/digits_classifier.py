@@ -3,6 +3,8 @@
 They are made again by `python -m fewstep.metrics.digits_classifier`, in about a minute.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import os
@@ -42,9 +44,7 @@ class DigitsClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The penultimate layer: (B, 64)."""
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"the digits classifier takes images (B, 1, 8, 8) in [-1, 1], not {tuple(x.shape)}"
-            )
+            raise ValueError(f"the digits classifier takes images (B, 1, 8, 8) in [-1, 1], not {tuple(x.shape)}")
         return self.body(x.to(self.head.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,9 +75,7 @@ def train_digits_classifier(seed: int = 0, epochs: int = 150) -> Trained:
     from fewstep.data import digits
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # sums in one order, so that the weights repeat; batches are too small to share out
+    torch.set_num_threads(1)  # sums in one order, so that the weights repeat; batches are too small to share out
     try:
         return _train(digits.load, seed, epochs)
     finally:

@@ -1,5 +1,7 @@
 """How far a fast run ends from a fine run that started from the same noise."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch

@@ -1,5 +1,7 @@
 """Feature spaces in which samples are compared: pixels, a layer of the digits classifier, or any function."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,13 +36,9 @@ class Features:
         y = self.function(x)
         if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x) or y.shape[1] == 0:
             got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(
-                f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}"
-            )
+            raise ValueError(f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}")
         if self.dim not in (None, y.shape[1]):
-            raise ValueError(
-                f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}"
-            )
+            raise ValueError(f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}")
         y = y.cpu().double()  # the CPU first: not every device has float64, and both sets must meet on one
         if not torch.isfinite(y).all():
             raise ValueError(f"features {self.name!r} of {what} are not finite")
@@ -68,7 +66,7 @@ _KNOWN = {
 }
 
 
-def find_features(features: "str | Features | Callable[[Tensor], Tensor]") -> Features:
+def find_features(features: str | Features | Callable[[Tensor], Tensor]) -> Features:
     """The features of that name, or a callable (B, *shape) -> (B, F) under its own name.
 
     The names: "pixels"; "blocks", pictures averaged down to 8x8; "digits", a layer of the digits classifier.
@@ -82,9 +80,7 @@ def find_features(features: "str | Features | Callable[[Tensor], Tensor]") -> Fe
         return _KNOWN[features]
     if callable(features):
         return Features(getattr(features, "__name__", type(features).__name__), features)
-    raise ValueError(
-        f"features must be one of {', '.join(_KNOWN)}, or a function of samples, not {features!r}"
-    )
+    raise ValueError(f"features must be one of {', '.join(_KNOWN)}, or a function of samples, not {features!r}")
 
 
 def feature_pair(samples: Tensor, real: Tensor, features: Features) -> tuple[Tensor, Tensor]:

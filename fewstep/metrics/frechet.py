@@ -1,5 +1,7 @@
 """Frechet distance between samples and real data, beside the distance that real data keep from themselves."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,9 +70,7 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     The last trace is the sum of the singular values of S_a^1/2 S_b^1/2. That never forms the product S_a S_b,
     so its small eigenvalues keep their digits, and a singular covariance needs no offset on its diagonal.
     """
-    mean_a, cov_a, mean_b, cov_b = (
-        x.detach().to("cpu", torch.float64) for x in (mean_a, cov_a, mean_b, cov_b)
-    )
+    mean_a, cov_a, mean_b, cov_b = (x.detach().to("cpu", torch.float64) for x in (mean_a, cov_a, mean_b, cov_b))
     dim = mean_a.numel()
     if not mean_a.shape == mean_b.shape == (dim,) or not cov_a.shape == cov_b.shape == (dim, dim):
         shapes = [tuple(x.shape) for x in (mean_a, cov_a, mean_b, cov_b)]

@@ -1,5 +1,7 @@
 """Precision and recall of samples from nearest neighbours, and their kin, density and coverage."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Sliced Wasserstein distance: the exact one-dimensional distance, averaged over fixed directions."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -11,6 +11,8 @@ network (`network.get_submodule(name)`), so features are read, cached or replace
 `network.skippable` are those among them that can be left out: their input stands for their output.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import TypeVar

@@ -1,5 +1,7 @@
 """A compact diffusion transformer: patches as tokens, adaptive layer norm that starts at zero."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A perceptron for data without a grid: points, small vectors, flattened pictures."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """A small text encoder: words of a fixed vocabulary to vectors that know their neighbours."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

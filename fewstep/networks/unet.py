@@ -1,5 +1,7 @@
 """A compact UNet: residual blocks with adaptive group norm, attention at the resolutions asked for."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

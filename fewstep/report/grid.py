@@ -1,5 +1,7 @@
 """Samples as pictures: pixel values from tensors, grids, and PNG files that carry their parameters."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Mapping
@@ -46,9 +48,7 @@ def image_grid(
     `fill` lie between images and in places left over. Raises ValueError for no images and other shapes.
     """
     if images.ndim not in (4, 5) or images.numel() == 0:
-        raise ValueError(
-            f"images must be (R, C, channels, H, W) or (N, channels, H, W), not {tuple(images.shape)}"
-        )
+        raise ValueError(f"images must be (R, C, channels, H, W) or (N, channels, H, W), not {tuple(images.shape)}")
     if gap < 0 or (scale is not None and scale < 1):
         raise ValueError(f"scale must be at least 1 and gap at least 0, not {scale} and {gap}")
     columns = images.shape[1] if images.ndim == 5 else int(np.ceil(np.sqrt(len(images))))

@@ -1,5 +1,7 @@
 """The report of a job: one HTML page with pictures, plots and tables inside, that opens anywhere, offline."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +37,7 @@ class Pictures:
             got = tuple(self.images.shape)
             raise ValueError(f"images of {self.title!r} must be (rows, columns, channels, H, W), not {got}")
         if len(self.row_labels) != len(self.images):
-            raise ValueError(
-                f"{self.title!r} has {len(self.images)} rows of images but {len(self.row_labels)} labels"
-            )
+            raise ValueError(f"{self.title!r} has {len(self.images)} rows of images but {len(self.row_labels)} labels")
 
 
 Section = Pictures | Plot | Table
@@ -69,9 +69,7 @@ def render(report: Report) -> str:
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(
         title=report.title,
         lead=[report.lead] if isinstance(report.lead, str) else list(report.lead),

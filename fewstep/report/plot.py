@@ -1,5 +1,7 @@
 """Line plots as inline SVG whose colours are the page's own, so that they follow light and dark."""
 
+from __future__ import annotations
+
 import html
 import io
 import math
@@ -107,10 +109,7 @@ def _scale(axes: Any, plot: Plot) -> None:
     axes.grid(True, axis="y", color=RULE, linewidth=0.8)
     axes.tick_params(length=3)
     points = [
-        (float(x), float(y))
-        for _, xs, ys in plot.series
-        for x, y in zip(xs, ys, strict=True)
-        if _seen(plot, x, y)
+        (float(x), float(y)) for _, xs, ys in plot.series for x, y in zip(xs, ys, strict=True) if _seen(plot, x, y)
     ]
     if plot.log_x and points:
         axes.set_xscale("log")
@@ -163,7 +162,4 @@ def _inline(drawing: str, prefix: str, alt: str) -> str:
     drawing = re.sub(r"<[^<>]+>", own, drawing)
     box = re.search(r'viewBox="[^"]*"', drawing)
     assert box is not None, "Matplotlib gives every SVG a viewBox"
-    return (
-        f'<svg {box[0]} role="img" aria-label="{html.escape(alt)}">'
-        + drawing[drawing.index(">") + 1 :].strip()
-    )
+    return f'<svg {box[0]} role="img" aria-label="{html.escape(alt)}">' + drawing[drawing.index(">") + 1 :].strip()

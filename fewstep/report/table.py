@@ -1,5 +1,7 @@
 """Tables of figures: how numbers are written, and which value of a column is the best."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,8 +88,7 @@ def numeric_columns(table: Table) -> list[bool]:
     """Whether each column holds numbers (and dashes) alone: such columns are set flush right."""
     values = [[_python(row[index]) for row in table.rows] for index in range(len(table.columns))]
     return [
-        all(value is None or isinstance(value, int | float) for value in column)
-        and any(v is not None for v in column)
+        all(value is None or isinstance(value, int | float) for value in column) and any(v is not None for v in column)
         for column in values
     ]
 

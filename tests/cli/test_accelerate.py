@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from fewstep.accelerate import pipeline
 
 import fewstep as fs
-from fewstep.accelerate import pipeline
-from fewstep.accelerate.pipeline import Accelerated
+from fewstep.acceleration.pipeline import Accelerated
 from fewstep.cli.accelerate import verdict
 
 

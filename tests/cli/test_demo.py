@@ -6,10 +6,10 @@ import json
 import os
 
 import pytest
+from fewstep.accelerate import pipeline
 
 import fewstep as fs
-from fewstep.accelerate import pipeline
-from fewstep.accelerate.pipeline import Accelerated
+from fewstep.acceleration.pipeline import Accelerated
 from fewstep.cli import demo
 
 

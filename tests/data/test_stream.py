@@ -1,5 +1,7 @@
 """The stream of shards: what it gives, in which order, and what it does with what is broken."""
 
+from __future__ import annotations
+
 import io
 import sys
 import tarfile

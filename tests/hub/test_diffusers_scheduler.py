@@ -16,7 +16,7 @@ from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
-from fewstep.search.search import search
+from fewstep.searching.search import search
 
 diffusers = pytest.importorskip("diffusers")
 

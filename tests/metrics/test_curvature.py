@@ -1,5 +1,7 @@
 """curvature: zero on straight paths, the closed form on bent ones."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

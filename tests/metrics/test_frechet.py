@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -47,17 +49,15 @@ def test_rotation_does_not_matter():
 def test_singular_covariances_are_exact():
     # On a line each, at an angle: tr sqrt(S_a^1/2 S_b S_a^1/2) = |u.v| s t, and no rounding of size 1e-8.
     u, v, s, t = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.6, 0.8, 0, 0]), 3.0, 2.0
-    value = gaussian_frechet(
-        torch.zeros(4), s**2 * torch.outer(u, u), torch.zeros(4), t**2 * torch.outer(v, v)
-    )
+    value = gaussian_frechet(torch.zeros(4), s**2 * torch.outer(u, u), torch.zeros(4), t**2 * torch.outer(v, v))
     assert value == pytest.approx(s**2 + t**2 - 2 * 0.6 * s * t, abs=1e-6)  # the inputs are float32
     low = covariance(7, 3, rank=2)
     assert gaussian_frechet(torch.zeros(7), low, torch.zeros(7), low) < 1e-12 * low.trace().item()
     # Perpendicular supports overlap in nothing.
     e = torch.eye(4, dtype=torch.float64)
-    assert gaussian_frechet(
-        e[0], 4 * torch.outer(e[1], e[1]), e[0], torch.outer(e[2], e[2])
-    ) == pytest.approx(5, rel=1e-14)
+    assert gaussian_frechet(e[0], 4 * torch.outer(e[1], e[1]), e[0], torch.outer(e[2], e[2])) == pytest.approx(
+        5, rel=1e-14
+    )
 
 
 def test_equal_sets_are_at_zero_and_a_shift_is_its_square():

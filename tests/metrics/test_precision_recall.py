@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -26,9 +28,7 @@ def test_hand_made_line():
     result = precision_recall(samples, real, k=1)
     assert result.precision == pytest.approx(2 / 3)  # 0.5 and 2 lie in a real ball, 100 in none
     assert result.recall == pytest.approx(4 / 4)  # 0, 1, 3 are near 0.5 or 2; 7 is within 98 of 100
-    assert result.density == pytest.approx(
-        (2 + 2 + 0) / 3
-    )  # 0.5: of 0 and 1; 2: of 1 and 3 (the ball of 7 ends at 3)
+    assert result.density == pytest.approx((2 + 2 + 0) / 3)  # 0.5: of 0 and 1; 2: of 1 and 3 (the ball of 7 ends at 3)
     assert result.coverage == pytest.approx(3 / 4)  # the ball of 7 holds no sample
     assert result.value == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
     assert (result.n, result.n_real, result.k, result.features) == (3, 4, 1, "pixels")

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -29,9 +31,7 @@ def test_unequal_sizes_are_exact():
 def test_repeating_every_row_changes_nothing():
     a, b = normal(7, 2, 3), normal(5, 2, 3, seed=1)
     expected = sliced_wasserstein(a, b).value
-    assert sliced_wasserstein(a.repeat(3, 1, 1), b.repeat(2, 1, 1)).value == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert sliced_wasserstein(a.repeat(3, 1, 1), b.repeat(2, 1, 1)).value == pytest.approx(expected, rel=1e-12)
     assert sliced_wasserstein(a.repeat(4, 1, 1), a).value < 1e-12
 
 

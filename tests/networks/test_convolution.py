@@ -1,5 +1,7 @@
 """The convolution: what a pixel depends on, any size, and what every network of the room has."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

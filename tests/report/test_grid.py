@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import os
 
 import numpy as np
@@ -31,9 +33,7 @@ def test_pixels_become_blocks_that_can_be_seen():
     x = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
     grid = image_grid(x)
     assert grid.shape == (2 * 64 + 4, 2 * 64 + 4)  # three images in two by two
-    assert np.array_equal(grid[:64:8, :64:8], to_pixels(x)[0]) and np.array_equal(
-        grid[7:64:8, 7:64:8], to_pixels(x)[0]
-    )
+    assert np.array_equal(grid[:64:8, :64:8], to_pixels(x)[0]) and np.array_equal(grid[7:64:8, 7:64:8], to_pixels(x)[0])
     assert np.array_equal(grid[68::8, :64:8], to_pixels(x)[2])
     assert (grid[68:, 68:] == 255).all()
     assert image_grid(torch.zeros(1, 1, 100, 90)).shape == (100, 90)

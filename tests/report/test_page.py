@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import base64
 import io
 import os
@@ -126,11 +128,7 @@ def test_written_whole_and_the_same_again(tmp_path, text):
     assert path.read_text("utf-8") == text
     write_report(path.parent, Report("short", "One paragraph."))
     short = Page(path.read_text("utf-8"))
-    assert (
-        [t for _, t in short.all("p")] == ["One paragraph."]
-        and not short.all("dl")
-        and not short.all("section")
-    )
+    assert [t for _, t in short.all("p")] == ["One paragraph."] and not short.all("dl") and not short.all("section")
 
 
 def test_bad_sections():

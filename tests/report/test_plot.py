@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import math
 import re
 from xml.etree import ElementTree
@@ -9,9 +11,7 @@ from fewstep.report.plot import Plot, svg
 
 def points(drawing, index):
     """Coordinates of the line of series `index` (from 1) in the drawing."""
-    (path,) = re.findall(
-        rf'<path d="([^"]*)"[^>]*style="fill: none;[^"]*stroke: var\(--series-{index}\)', drawing
-    )[:1]
+    (path,) = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: none;[^"]*stroke: var\(--series-{index}\)', drawing)[:1]
     return [tuple(map(float, pair)) for pair in re.findall(r"[ML] (\S+) (\S+)", path)]
 
 
@@ -53,9 +53,7 @@ def test_log_axis_has_plain_tick_labels(ys):
 
 
 def test_horizontal_lines_are_named():
-    drawing = svg(
-        Plot("t", [("a", [1, 2], [1.0, 2.0])], lines=[("floor, n = 3", 1.5), ("lost", math.nan)]), "s"
-    )
+    drawing = svg(Plot("t", [("a", [1, 2], [1.0, 2.0])], lines=[("floor, n = 3", 1.5), ("lost", math.nan)]), "s")
     assert "floor, n = 3" in drawing and "lost" not in re.sub('aria-label="[^"]*"', "", drawing)
 
 

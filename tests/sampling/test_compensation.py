@@ -102,8 +102,8 @@ def test_a_corrector_still_sees_the_prediction_as_it_was(make_mixture):
 
     def states(made):
         values = {0: noise * made.start[1]}
-        from fewstep.search.problem import Problem
-        from fewstep.search.stepwise import Stepper
+        from fewstep.searching.problem import Problem
+        from fewstep.searching.stepwise import Stepper
 
         return Stepper(model, Problem(noise, noise, {}, 0, 0)).run(made.ops, values)
 

@@ -53,6 +53,4 @@ def test_inductor_gives_the_eager_samples():
     model = load("digits")
     made = plan(model.process, "dpmpp-2m", 5)
     noise = Noise(7).normal(0, (4, 1, 8, 8))
-    torch.testing.assert_close(
-        compile(made, model)(noise, label=3), made(model, noise, label=3), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(compile(made, model)(noise, label=3), made(model, noise, label=3), rtol=1e-3, atol=1e-4)

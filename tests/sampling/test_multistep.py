@@ -35,9 +35,10 @@ def test_weights_are_the_integrals_of_the_lagrange_basis(name, frame, process):
     ratio = lambda t: process.sigma(t) / process.alpha(t)  # noqa: E731
     variable = {"t": lambda t: t, "log_snr": process.log_snr, "mu": ratio}[frame.variable]
     nodes = [variable(t) for t in NODES]
-    slope = lambda t: (  # noqa: E731
-        process.dsigma(t) * process.alpha(t) - process.sigma(t) * process.dalpha(t)
-    ) / process.alpha(t) ** 2
+
+    def slope(t):
+        return (process.dsigma(t) * process.alpha(t) - process.sigma(t) * process.dalpha(t)) / process.alpha(t) ** 2
+
     exact = [
         process.alpha(b) * quad(lambda t, j=j: basis(j, nodes, variable(t)) * slope(t), a, b, epsabs=1e-13)[0]
         for j in range(3)

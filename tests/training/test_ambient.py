@@ -1,5 +1,7 @@
 """Ambient: the noisy sample's pair has the clean pair's conditional means, on the closed-form mixture."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

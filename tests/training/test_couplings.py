@@ -1,5 +1,7 @@
 """Couplings: permutations of the noise, the best ones, and what they do to its distribution."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest

@@ -1,5 +1,7 @@
 """The Monge gap: entropic transport against closed forms, and the gap of maps that are and are not optimal."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

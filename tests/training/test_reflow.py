@@ -1,5 +1,7 @@
 """Reflow: pairs are the ends of the plan, and training on straight pairs makes one step exact."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """SinDDM: the pyramid, the process of the detail, and pictures of any size out of one."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

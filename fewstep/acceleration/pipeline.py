@@ -1,0 +1,261 @@
+"""`fs.accelerate(model, nfe=4)`: reference, search, learn, verdict."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.acceleration.point import Point
+from fewstep.acceleration.verdict import judge
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
+from fewstep.core.plan import Plan
+from fewstep.searching.candidates import Candidate, hand_made, rank
+from fewstep.searching.learn import learn
+from fewstep.searching.problem import draw
+from fewstep.searching.reference import error_estimate, reference_plan, solve
+
+METHODS = (
+    Method(
+        "accelerate",
+        claim="searched, learned and judged; never worse than the best hand-made plan",
+        use="accelerate",
+    ),
+)
+
+REFERENCE_NFE = 100
+SHOWN = ("endpoint", "frechet")
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """The result: the model, its best plan, and what was measured on the way.
+
+    `rows` is the verdict, best first: one dict a sampler with name, solver, timesteps, end, planned_nfe, nfe, n,
+    endpoint, median, frechet and seconds. `figures` is JSON: sizes, the reference's error, what learning did.
+    """
+
+    denoiser: Denoiser
+    plan: Plan
+    rows: list[dict[str, Any]]
+    figures: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model with its plan and a card; `fs.load` and `fewstep sample` take the folder."""
+        from fewstep.hub.models import save
+
+        return save(self.denoiser, folder, plan=self.plan, card=self.card())
+
+    def card(self) -> str:
+        lines = ["# An accelerated fewstep model", "", f"{self.plan.nfe} evaluations a sample.", ""]
+        lines += [f"- {note}" for note in self.notes]
+        lines += ["", "| sampler | evaluations | endpoint error | Frechet distance |", "|---|---|---|---|"]
+        for row in self.rows[:12]:
+            figures = [f"{row[key]:.4g}" if row[key] is not None else "diverged" for key in ("endpoint", "frechet")]
+            lines.append(f"| {row['name']} | {row['nfe']} | {figures[0]} | {figures[1]} |")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many noises to learn from, to hold out, and to judge on."""
+
+    train: int
+    held_out: int
+    verdict: int
+
+    @property
+    def total(self) -> int:
+        return self.train + self.held_out + self.verdict
+
+
+def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype) -> Sizes:
+    """Enough to learn from (forty residuals a parameter, 128 to 2048 noises), 128 held out, 512 to judge.
+
+    When the reference would take over half of the budget for so many, or when a smaller number is given (96 at least):
+    two fifths of it to learn from at most, three twentieths held out, the rest to judge.
+    """
+    parameters = 2 * nfe + 1 + nfe * (nfe + 1) // 2
+    train = min(2048, max(128, 40 * parameters // math.prod(model.shape or (1,))))
+    wanted = Sizes(train, 128, 512)
+    if noises is None:
+        noise, condition = draw(model, 0, 0, 32, dtype)
+        time_ = torch.tensor(model.process.t_max, dtype=dtype, device=noise.device)
+        with torch.no_grad():
+            costs = []
+            for _ in range(4):  # the first call warms up; the least of several is the machine's, not its neighbours'
+                begin = time.perf_counter()
+                float(model(noise, time_, **condition).value.sum())
+                costs.append(time.perf_counter() - begin)
+            cost = min(costs)
+        noises = max(96, int(seconds / 2 / (cost * REFERENCE_NFE) * 32))
+    if noises >= wanted.total:
+        return wanted
+    train, held_out = min(train, 2 * noises // 5), min(128, 3 * noises // 20)
+    return Sizes(train, held_out, noises - train - held_out)
+
+
+def accelerate(
+    model: Denoiser,
+    nfe: int = 4,
+    *,
+    seconds: float = 60.0,
+    metric: str = "endpoint",
+    seed: int = 0,
+    noises: int | None = None,
+    iterations: int | None = None,
+    progress: bool = False,
+) -> Accelerated:
+    """The best sampler of a model at `nfe` evaluations.
+
+    (a) The probability-flow ODE is solved for fresh noises by a third-order method in 100 evaluations, with an estimate
+    of its error. (b) Every deterministic solver x timestep rule x end point is scored at `nfe`. (c) Times and
+    coefficients of the best ones are fitted to land on the reference, by Gauss-Newton steps that stop early on held-out
+    noises.
+    (d) All are judged on noises that neither search nor learning has seen. The best of the judged is returned: never
+    something worse than the best hand-made plan.
+
+    Args:
+        seconds: budget for (c); (a), (b) and (d) take about as long again.
+        metric: "endpoint" (distance to the reference from the same noise) or "frechet" (distance of distributions, to
+            the model's data where known, else to the reference's samples): what the returned plan is best in.
+        noises: how many in all, to learn from, to hold out and to judge on; where not given, up to 2688 as the budget
+            allows. With `iterations` (of the fit, in place of `seconds`) it makes the result repeatable to the bit.
+
+    Raises:
+        ValueError: an unknown metric, nfe below 1, a model without a shape.
+    """
+    if metric not in SHOWN:
+        raise suggest("metric", metric, SHOWN)
+    if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
+        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
+    if noises is not None and noises < 40:
+        raise ValueError(f"noises must be at least 40, got {noises}")
+    if model.shape is None:
+        raise ValueError("accelerate draws noise, so the denoiser needs a shape: set model.shape = (...)")
+    dtype = torch.float32
+    clock = time.perf_counter()
+    took: dict[str, float] = {}
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        took[name], clock = time.perf_counter() - clock, time.perf_counter()
+
+    with _Progress(progress) as bar:
+        sizes = _sizes(model, nfe, seconds, noises, dtype)
+        bar.stage(f"reference: {sizes.total} noises, {REFERENCE_NFE} evaluations")
+        problem = solve(model, seed, 0, sizes.total, REFERENCE_NFE, dtype)
+        error = error_estimate(model, problem, REFERENCE_NFE)
+        train = problem.part(0, sizes.train)
+        held_out = problem.part(sizes.train, sizes.train + sizes.held_out)
+        test = problem.part(sizes.train + sizes.held_out, sizes.total)
+        lap("reference")
+
+        bar.stage(f"search: every hand-made plan at {nfe} evaluations")
+        point = Point(model, reference_plan(model, REFERENCE_NFE))
+        candidates = rank(list(hand_made(model.process, nfe)), model, held_out)
+        if not candidates:
+            raise ValueError(f"no solver can do with {nfe} evaluations")
+        point = Point(model, candidates[0].plan, {"searched": len(candidates)})
+        lap("search")
+
+        bar.stage("learning times and coefficients", total=1.0)
+        learned, facts = learn(
+            model, candidates, train, held_out, seconds=seconds, iterations=iterations, advance=bar.fraction
+        )
+        lap("learn")
+
+        bar.stage("verdict on unseen noises")
+        rows = judge(point.denoiser, candidates, learned, test, REFERENCE_NFE, metric)
+        lap("verdict")
+
+    chosen, notes = _choose(rows, metric, learned, candidates)
+    reference_row = next(row for row in rows if row["role"] == "reference")
+    notes.append(
+        f"The reference is {reference_row['name']} with {REFERENCE_NFE} evaluations; with half of them it moves by"
+        f" {error:.2g} of the samples' norm."
+    )
+    figures = {
+        "nfe": chosen["plan"].nfe,
+        "metric": metric,
+        "seed": seed,
+        "noises": {"train": len(train), "held_out": len(held_out), "verdict": len(test)},
+        "reference_nfe": REFERENCE_NFE,
+        "reference_error": error,
+        "searched": len(candidates),
+        "learning": facts,
+        "seconds": took,
+        "frechet_against": rows[0]["frechet_against"],
+    }
+    plan = chosen["plan"]
+    for row in rows:
+        row.pop("plan")
+    return Accelerated(model, plan, rows, figures, notes)
+
+
+def _choose(
+    rows: list[dict[str, Any]], metric: str, learned: Plan | None, candidates: list[Candidate]
+) -> tuple[dict[str, Any], list[str]]:
+    """The best judged row that is a sampler at the asked evaluations, and what to say of it."""
+    offered = [row for row in rows if row["role"] in ("candidate", "learned") and row[metric] is not None]
+    hand = min((row for row in offered if row["role"] == "candidate"), key=lambda row: row[metric])
+    own = next((row for row in offered if row["role"] == "learned"), None)
+    if own is None:
+        return hand, [f"Nothing could be learned here; the best hand-made plan is {hand['name']}."]
+    if not own[metric] < hand[metric]:
+        return hand, [
+            f"Learning did not help: {own[metric]:.3g} against {hand[metric]:.3g} of {hand['name']}, which is returned."
+        ]
+    gain = hand[metric] / own[metric] if own[metric] > 0 else math.inf
+    word = "endpoint error" if metric == "endpoint" else "Frechet distance"
+    return own, [
+        f"The learned plan has {word} {own[metric]:.3g}, the best hand-made plan ({hand['name']}) {hand[metric]:.3g}:"
+        f" {gain:.1f} times as much."
+    ]
+
+
+class _Progress:
+    """Rich progress of the stages, on stderr, or nothing."""
+
+    def __init__(self, wanted: bool):
+        self.wanted = wanted
+        self.fraction: Callable[[float], None] | None = None
+
+    def __enter__(self) -> _Progress:
+        if self.wanted:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.bar.start()
+            self.task: Any = None
+        return self
+
+    def stage(self, text: str, total: float | None = None) -> None:
+        if not self.wanted:
+            return
+        self._finish()
+        self.task = self.bar.add_task(text, total=total)
+        task = self.task
+        self.fraction = (lambda done: self.bar.update(task, completed=done)) if total is not None else None
+
+    def _finish(self) -> None:
+        if self.task is not None:
+            self.bar.update(self.task, total=1.0, completed=1.0)
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            self._finish()
+            self.bar.stop()
