@@ -33,6 +33,11 @@ class Denoiser(nn.Module):
     solver: str | None = None  # the solver that suits it where none is asked for
 
     @property
+    def carries(self) -> bool:
+        """Whether it takes a run's memory (core/memory.py), as the condition `memory`."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """Where it computes: the device of its first tensor, or the CPU."""
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
@@ -88,6 +93,10 @@ class Wrapper(Denoiser):
         self.conditions, self.value_range = model.conditions, model.value_range
         self.plan, self.timesteps, self.solver = model.plan, model.timesteps, model.solver
         self.data: Any = getattr(model, "data", None)
+
+    @property
+    def carries(self) -> bool:
+        return self.model.carries
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.core.run import Callback
+from fewstep.core.sampler import Callback
 from fewstep.denoisers.network import NetworkDenoiser
 
 METHODS = (

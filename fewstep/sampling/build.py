@@ -12,9 +12,10 @@ from fewstep.core.bands import Bands
 from fewstep.core.errors import suggest
 from fewstep.core.live import Loop
 from fewstep.core.methods import Method, card, find, methods
-from fewstep.core.plan import Plan
+from fewstep.core.plan import Plan, as_plan
 from fewstep.core.process import Process
-from fewstep.core.trace import record
+from fewstep.core.record import record
+from fewstep.core.sampler import Sampler
 from fewstep.processes.shifted import Shifted
 from fewstep.timesteps.grid import check_times, make_times
 
@@ -71,7 +72,7 @@ def plan(
     strength: float = 1.0,
     shift: float | None = None,
     **options: Any,
-) -> Plan:
+) -> Sampler:
     """A plan: a solver on a grid of times, traced for one process.
 
     Args:
@@ -131,25 +132,21 @@ def plan(
     facts = card(solver, "sampling")[0].facts if isinstance(solver, str) else {}
     if not facts.get("live"):
         return record(function, process, times, options, about)
+    adaptive = facts.get("adaptive")
     if isinstance(process, Bands):
         raise ValueError(f"{name!r} reads one noise level a step, but {process.name!r} has one for every element")
-    return Loop(
-        ops=(),
-        result=0,
-        times=tuple(times),
-        start=(process.alpha(times[0]), process.sigma(times[0])),
-        process=process.config(),
-        about=about,
-        solver=function,
-        options=options,
-        most=options.get("max_nfe", inspect.signature(function).parameters["max_nfe"].default)
-        if facts.get("adaptive")
-        else None,
-        noisy=bool(facts.get("stochastic")),
-    )
+    most = options.get("max_nfe", inspect.signature(function).parameters["max_nfe"].default) if adaptive else None
+    start = process.alpha(times[0]), process.sigma(times[0])
+    noisy = bool(facts.get("stochastic"))
+    return Loop(function, tuple(times), start, process.config(), about, options, most, noisy)
 
 
-def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any) -> Plan:
+def fixed_plan(process: Process, solver: str | Callable[..., Any] = DEFAULT_SOLVER, **rest: Any) -> Plan:
+    """`plan`, where only a plan will do: `ValueError` for a solver that depends on the data as it runs."""
+    return as_plan(plan(process, solver, **rest))
+
+
+def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any) -> Sampler:
     """The plan with the most steps that needs at most `nfe` evaluations."""
     if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.core.run import Program, begin_run, check_answer, program
+from fewstep.core.run import Ask, Program, begin_run, check_answer, check_given, is_finite, memory_for, program
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -29,7 +29,7 @@ METHODS = (
 class Request:
     """A plan with its noise `(B, *shape)` and what `fewstep.core.run.run` takes besides."""
 
-    plan: Plan
+    plan: Sampler
     noise: Tensor
     condition: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -42,14 +42,17 @@ class _Run:
 
     def __init__(self, request: Request, model: Denoiser, dtype: torch.dtype):
         x, self.condition = begin_run(request.plan, model, request.noise, request.init, dtype, dict(request.condition))
-        self.plan, self.rows, self.count = request.plan, len(x), 0
-        self.program: Program = program(request.plan.table, x, Noise(request.seed, request.first))
+        table, self.rows, self.count = request.plan.table, len(x), 0
+        check_given(table, self.condition)
+        self.evaluations = table.evaluations
+        self.memory: Memory | None = memory_for(model, len(x), request.condition, table, request.plan.times[-1])
+        self.program: Program = program(table, x, Noise(request.seed, request.first))
         self.samples: Tensor | None = None
         self._advance(None)
 
     def _advance(self, answer: tuple[Tensor, str] | None) -> None:
         try:
-            self.x, self.t = next(self.program) if answer is None else self.program.send(answer)
+            self.asked: Ask = next(self.program) if answer is None else self.program.send(answer)
         except StopIteration as stop:
             self.samples = stop.value
 
@@ -125,9 +128,16 @@ class Mixed:
         if self._group[0] != tickets:  # the conditions of a group are put together once
             named = {name: torch.cat([run.condition[name] for run in runs]) for name in runs[0].condition}
             self._group = (tickets, named)
-        x = torch.cat([run.x for run in runs])
-        t = torch.cat([run.t.expand(run.rows) for run in runs])
-        prediction = self.model(x, t, **self._group[1])
+        x = torch.cat([run.asked.x for run in runs])
+        t = torch.cat([run.asked.t.expand(run.rows) for run in runs])
+        named = dict(self._group[1])
+        for name in {name for run in runs for name in run.asked.given}:
+            named[name] = torch.cat([run.asked.given.get(name, run.condition[name]).to(x.dtype) for run in runs])
+        memories = [run.memory for run in runs if run.memory is not None]
+        for run in runs:
+            if run.memory is not None:
+                run.memory.advance(given=run.evaluations[run.count].given)
+        prediction = ask(self.model, x, t, Together(memories) if memories else None, named)
         self.calls += 1
         check_answer(prediction.value, x, self.calls, float("nan"))
         finished = []
@@ -147,7 +157,7 @@ class Mixed:
             KeyError: a ticket that is not finished, or was handed over.
         """
         samples = self._done.pop(ticket)
-        if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):
+        if not is_finite(samples):
             raise ValueError("the samples are not finite: run the plan by itself, which names the evaluation")
         return samples
 
@@ -158,7 +168,7 @@ class Mixed:
 
 
 def run_mixed(
-    requests: Sequence[Request | tuple[Plan, Tensor] | tuple[Plan, Tensor, Mapping[str, Any]]],
+    requests: Sequence[Request | tuple[Sampler, Tensor] | tuple[Sampler, Tensor, Mapping[str, Any]]],
     model: Denoiser,
     max_batch: int | None = None,
     dtype: torch.dtype = torch.float32,

@@ -15,8 +15,8 @@ from fewstep.core.condition import Label
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
+from fewstep.core.started import Started, started
 from fewstep.report.files import write_bytes
-from fewstep.sampling.started import Started, started
 
 METHODS = (
     Method(

@@ -15,8 +15,8 @@ from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process, process_from_config
+from fewstep.core.started import Started, started
 from fewstep.report.files import write_bytes
-from fewstep.sampling.started import Started, started
 
 METHODS = (
     Method(

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Evaluate, Plan
-from fewstep.core.prediction import conversion, scales
+from fewstep.core.ops import Combine, Draw, Evaluate, play
+from fewstep.core.plan import Plan
+from fewstep.core.prediction import scales
 from fewstep.core.process import Process
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
@@ -56,24 +57,29 @@ def tabulate(plan: Plan) -> tuple[list[float], np.ndarray] | None:
     None for a plan that draws noise, evaluates a time twice or goes back in time.
     """
     times = [e.t for e in plan.evaluations]
-    if plan.stochastic or any(t <= s for t, s in zip(times, [*times[1:], plan.times[-1]], strict=True)):
+    if (
+        plan.stochastic
+        or plan.spread is not None
+        or any(t <= s for t, s in zip(times, [*times[1:], plan.times[-1]], strict=True))
+    ):
         return None
     n = len(times)
     start = np.zeros(n + 1)
     start[0] = 1.0
-    values, rows, count = {0: start}, [], 0
-    for op in plan.ops:
-        if isinstance(op, Combine):
-            values[op.slot] = sum((c * values[slot] for slot, c in op.terms), start=np.zeros(n + 1))
-        elif isinstance(op, Evaluate):
-            rows.append(values[op.x])
-            count += 1
-            x0 = np.zeros(n + 1)
-            x0[count] = 1.0
-            for kind, slot in op.outputs:
-                p, q = conversion("x0", kind, *op.scales)
-                values[slot] = p * values[op.x] + q * x0
+    values: dict[int, np.ndarray] = {0: start}
+    rows: list[np.ndarray] = []
+
+    def answer(op: Evaluate, x: np.ndarray) -> tuple[str, np.ndarray]:
+        rows.append(x)
+        return "x0", np.eye(n + 1)[len(rows)]
+
+    for _ in play(plan.ops, values, answer, _no_draw):
+        pass
     return times, np.stack([*rows, values[plan.result]])
+
+
+def _no_draw(op: Draw) -> np.ndarray:
+    raise ValueError("a plan that draws noise is not learned")
 
 
 class Learner:
