@@ -122,6 +122,7 @@ def test_configuration_makes_the_same_network(card):
     config = json.loads(json.dumps(network.config()))
     assert config.pop("network") == card.name
     assert set(config) == set(inspect.signature(type(network)).parameters)
+    assert config == config | json.loads(json.dumps(card.facts["small"]))
     again = find(card.name, "networks")(**config)
     again.load_state_dict(network.state_dict())
     assert again.config() == network.config()

@@ -113,8 +113,7 @@ def test_masks_and_operations_see_the_blocks(model):
     time = 0.4 * model.process.t_max
     masked = MaskedDenoiser(model, {time: names[:1]})
     assert torch.equal(call(masked, model), call(without(model, [blocks_of(model)[names[0]]]), model))
-    if "label" not in model.conditions:
-        assert 0 < flops(model, names) < flops(model, names[:1]) < flops(model)
+    assert 0 < flops(model, names) < flops(model, names[:1]) < flops(model)
 
 
 def test_weights_that_are_moved_when_used(tmp_path):
