@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
+from fewstep.networks.surgery import Block, blocks_of, without
 
 METHODS = (
     Method(
@@ -25,48 +25,21 @@ METHODS = (
 )
 
 
-class Skip(nn.Module):
-    """Stands for a block that is left out."""
-
-    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        return x
+def _skippable(model: nn.Module) -> dict[str, Block]:
+    if not (found := {name: block for name, block in blocks_of(model).items() if block.skippable}):
+        raise ValueError("no block of this model's network can be left out: its `skippable` is empty")
+    return found
 
 
 def skippable(model: nn.Module) -> dict[str, str]:
     """The blocks that can be left out: name -> path in the model, in the order in which they run.
 
-    They are those of the model's first submodule with a dictionary `skippable` of names and modules, each named by its
-    path in that submodule: blocks that are called with their input first and return a tensor of its shape.
+    They are those of `fewstep.networks.surgery.blocks_of` that add to their input and keep its shape.
 
     Raises:
-        ValueError: no submodule names its blocks.
+        ValueError: no submodule names its blocks, or none of them can be left out.
     """
-    for path, module in model.named_modules():
-        names = getattr(module, "skippable", None)
-        if isinstance(names, Mapping) and names:
-            return {name: f"{path}.{name}" if path else name for name in names}
-    raise ValueError(
-        "no network in this model names the blocks that can be left out: give it a property `skippable`, a dictionary"
-        " from the paths of residual blocks that keep their input's shape to the blocks"
-    )
-
-
-def without(module: nn.Module, paths: Iterable[str]) -> nn.Module:
-    """The module with the submodules at these paths left out, sharing everything else with it, hooks included.
-
-    Only the modules on the way to those left out are copied, and they shallowly: parameters and buffers stay one.
-    """
-    grouped: dict[str, list[str]] = {}
-    for path in paths:
-        head, _, rest = path.partition(".")
-        grouped.setdefault(head, []).append(rest)
-    if not grouped:
-        return module
-    clone = copy.copy(module)
-    clone.__dict__["_modules"] = dict(module._modules)
-    for head, rests in grouped.items():
-        clone._modules[head] = Skip() if "" in rests else without(module.get_submodule(head), rests)
-    return clone
+    return {name: block.path for name, block in _skippable(model).items()}
 
 
 class MaskedDenoiser(Wrapper):
@@ -82,10 +55,10 @@ class MaskedDenoiser(Wrapper):
     def __init__(self, model: Denoiser, masks: Mapping[float, Collection[str]]):
         super().__init__(model)
         self.masks = {float(t): tuple(names) for t, names in masks.items() if len(names)}
-        self._paths = skippable(model) if self.masks else {}
+        self._blocks = _skippable(model) if self.masks else {}
         for name in (name for names in self.masks.values() for name in names):
-            if name not in self._paths:
-                raise suggest("block", name, self._paths)
+            if name not in self._blocks:
+                raise suggest("block", name, self._blocks)
 
     def mask(self, t: float) -> tuple[str, ...]:
         """The names of the blocks that are left out at time t."""
@@ -108,7 +81,7 @@ class MaskedDenoiser(Wrapper):
         return Prediction(value, kind, x, t, self.process)
 
     def _at(self, time: float, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
-        return without(self.model, [self._paths[name] for name in self.mask(time)])(x, t, **condition)
+        return without(self.model, [self._blocks[name] for name in self.mask(time)])(x, t, **condition)
 
 
 @torch.no_grad()
@@ -124,9 +97,9 @@ def flops(model: Denoiser, names: Collection[str] = ()) -> int:
 
     if model.shape is None:
         raise ValueError("operations are counted on one sample, so the denoiser needs a shape: set model.shape = (...)")
-    paths = skippable(model) if names else {}
-    if unknown := [name for name in names if name not in paths]:
-        raise suggest("block", unknown[0], paths)
+    blocks = _skippable(model) if names else {}
+    if unknown := [name for name in names if name not in blocks]:
+        raise suggest("block", unknown[0], blocks)
     tensor = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     x = torch.zeros((1, *model.shape), device=tensor.device, dtype=dtype)
@@ -138,5 +111,5 @@ def flops(model: Denoiser, names: Collection[str] = ()) -> int:
 
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter leaves this one out
     with FlopCounterMode(display=False, custom_mapping={on_cpu: attention}) as counter:
-        without(model, [paths[name] for name in names])(x, t, **condition)
+        without(model, [blocks[name] for name in names])(x, t, **condition)
     return counter.get_total_flops()

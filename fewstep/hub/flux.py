@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import joint_blocks
 from fewstep.hub.prompt import Encoder, Number, Prompt
 from fewstep.hub.stable_diffusion_3 import shift_by_size
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -82,6 +84,9 @@ class Flux:
             return_dict=False,
         )[0]
         return unpack(answer, x.shape[2], x.shape[3])
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return joint_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]]:
         config = self.pipeline.scheduler.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
 from fewstep.hub.prompt import complete
 from fewstep.hub.schedules import open_schedule
+from fewstep.networks.surgery import Block
 from fewstep.sampling.build import plan
 
 METHODS = (
@@ -46,6 +48,10 @@ class Family(Protocol):
 
     def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """The network's answer `(B, channels or more, H, W)` to latents x `(B, channels, H, W)` at `time` `(B,)`."""
+        ...
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        """The network's blocks by their paths in it, in the order in which they run."""
         ...
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]] | None:
@@ -117,6 +123,12 @@ class PipelineDenoiser(Denoiser):
     def sized(self, height: int, width: int) -> PipelineDenoiser:
         """The same model, weights shared, for pictures of another size in pixels."""
         return PipelineDenoiser(self.pipeline, (height, width), self._device)
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The network's blocks by their paths in it, in the order in which they run; see `blocks_of`."""
+        found = self.family.blocks(self.network)
+        return {name: replace(block, path=f"network.{block.path}") for name, block in found.items()}
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import stage_blocks
 from fewstep.hub.prompt import Encoder, Number, Prompt
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -70,6 +72,9 @@ class StableDiffusion:
             timestep_cond=self._guidance(x, condition),
             return_dict=False,
         )[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return stage_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> None:
         return None
