@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from fewstep.core.methods import card, find
+from fewstep.core.methods import card, find, order
 from fewstep.core.ops import Combine, Draw, Evaluate, Number, Op, in_band, play
 from fewstep.core.process import Process, process_from_config
 from fewstep.core.trace import Trace
@@ -155,11 +155,10 @@ def _log_snr(alpha: float, sigma: float) -> float:
 
 def _stated(name: str) -> str | None:
     try:
-        method, p = card(name, "sampling")
+        stated = order(*card(name, "solver"))
     except ValueError:
         return None
-    text = method.facts.get("order")
-    return None if text is None else str(sum(p or 0 if part == "p" else int(part) for part in text.split(" + ")))
+    return None if stated is None else str(stated)
 
 
 # The problem on which orders are measured: three narrow-to-broad components on the line, 24 starts.
@@ -203,7 +202,7 @@ def _exact(config: str, n: int) -> tuple[Process, list[float], Array]:
 def _orders(plan: Program) -> tuple[float | None, float | None]:
     """The measured order of the plan's solver, and that of its single steps."""
     try:
-        function = find(plan.name, room="sampling")
+        function = find(plan.name, "solver")
         if plan.stochastic:
             return None, None
         errors, defects = [], []

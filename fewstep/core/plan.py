@@ -213,7 +213,7 @@ class Plan(Sampler):
         like: the pipeline's present scheduler, which says what the network predicts and is held against the plan's
         process: `pipe.scheduler = plan.as_diffusers_scheduler(pipe.scheduler)`.
         """
-        return find("diffusers-scheduler", room="hub")(self, like)
+        return find("diffusers-scheduler", "export")(self, like)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, under a temporary name first."""

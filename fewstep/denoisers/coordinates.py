@@ -25,6 +25,7 @@ METHODS = (
     ),
     Method(
         "dct",
+        kind="coordinates",
         paper="Discrete Cosine Transform (Ahmed, Natarajan and Rao, 1974)",
         claim="orthonormal cosine transform: white noise stays white, and the network keeps to pixels",
         use="DCT",
@@ -106,7 +107,7 @@ class CoordinateDenoiser(NetworkDenoiser):
         return super().loss_pair(x0, self.coordinates.eps(x0, eps, t, condition), t, **condition)
 
 
-def restore(
+def sample_as_data(
     model: Denoiser,
     plan: Plan,
     state: Tensor,

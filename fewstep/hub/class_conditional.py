@@ -15,6 +15,7 @@ from fewstep.networks.surgery import Block
 METHODS = (
     Method(
         "dit-pipeline",
+        kind="family",
         paper="Scalable Diffusion Models with Transformers (Peebles and Xie, 2023)",
         arxiv="2212.09748",
         claim="DiT pipelines: a label, its null class for guidance, the learned variance left aside",

@@ -18,6 +18,7 @@ from fewstep.networks.surgery import Block
 METHODS = (
     Method(
         "flux-pipeline",
+        kind="family",
         claim="Flux: packed latents, a shift that depends on the size, the guidance scale as a condition",
         use="Flux",
         facts={"pipelines": ("FluxPipeline",)},

@@ -17,6 +17,7 @@ from fewstep.networks.surgery import Block
 METHODS = (
     Method(
         "pixart-pipeline",
+        kind="family",
         paper="PixArt-alpha: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis"
         " (Chen et al., 2024)",
         arxiv="2310.00426",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.errors import suggest
-from fewstep.core.methods import Method, find, methods
+from fewstep.core.methods import made, methods
 from fewstep.core.plan import Plan
+from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job, OutOfBudget
+from fewstep.searching.problem import data_for
 from fewstep.searching.reference import error_estimate, solve
 
 DEFAULT_METHOD = "learned-plan"
@@ -50,14 +51,9 @@ class Found:
         return next(row["error"] for row in self.rows if row["role"] == "searched")
 
 
-def is_search(method: Method) -> bool:
-    """Whether a method of this room can be named in `search`."""
-    return bool(method.facts.get("search"))
-
-
 def search_names() -> tuple[str, ...]:
     """Every method that `search` knows."""
-    return tuple(method.name for method in methods("searching") if is_search(method))
+    return tuple(method.name for method in methods("search"))
 
 
 def search(
@@ -72,25 +68,27 @@ def search(
     evaluations: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     tell: Callable[[str], None] | None = None,
+    data: str | Path | Dataset | None = None,
     **options: Any,
 ) -> Found:
     """Search a plan of `nfe` evaluations.
 
     Args:
-        method: `fewstep methods --room search` lists them; `options` are the method's own.
+        method: `fewstep methods --kind search` lists them; `options` are the method's own.
         noises: how many to learn from, and as many again to score on, and to judge on.
         seconds, evaluations: the budget; without it the method stops by itself. When it is spent, the best plan so
             far is returned, with `finished` False.
         folder: keep the search there (`search.json`, `plan.json`): a search that was stopped or killed goes on from
             where it was when the same call is made again, and its best plan so far can be loaded at any time.
         tell: called with a line of text whenever something better is found.
+        data: where the conditions of the noises come from, row by row: needed by models that take a picture, such as
+            bridges. By default classes in turn, and the captions of the model's own data.
 
     Raises:
         ValueError: an unknown method or option, a budget below one candidate, a model without a shape, a folder that
             holds another search.
     """
-    if method not in search_names():
-        raise suggest("search method", method, search_names())
+    function = made("search", method, skip=1, **options)
     for what, value in (("nfe", nfe), ("reference_nfe", reference_nfe)):
         if isinstance(value, bool) or int(value) != value or value < 1:
             raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
@@ -105,15 +103,6 @@ def search(
         )
     if seconds is not None and not seconds > 0:
         raise ValueError(f"a budget of {seconds} seconds is below one candidate: give more than 0")
-    function = find(method, room="searching", what="search method")
-    known = list(inspect.signature(function).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise (
-                suggest(f"option of {method!r}", option, known)
-                if known
-                else ValueError(f"the search {method!r} has no options, got {option!r}")
-            )
     job = Job(
         model,
         nfe,
@@ -126,10 +115,11 @@ def search(
         folder=folder,
         settings=options,
         tell=tell,
+        data=None if data is None else data_for(model, data),
     )
     with job, torch.no_grad():
         try:
-            function(job, **options)
+            function(job)
             finished = True
         except OutOfBudget:
             finished = False
@@ -158,7 +148,7 @@ def judge(model: Denoiser, plan: Plan, job: Job, name: str) -> list[dict[str, An
     Those of the solvers that do best in few steps, on every rule, are ranked on the noises that the search scored its
     own on, and the best dozen are judged.
     """
-    test = solve(model, job.seed, 2 * job.noises, 2 * job.noises, job.reference_nfe, job.dtype)
+    test = solve(model, job.seed, 2 * job.noises, 2 * job.noises, job.reference_nfe, job.dtype, job.data)
     hand: list[Candidate] = rank(list(hand_made(model.process, plan.nfe, SOLVERS)), model, job.held_out)[:SHOWN]
     rows = [_row("searched", name, plan, score(plan, model, test))]
     for candidate in hand:
