@@ -119,11 +119,11 @@ def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -
 
 def prompted(model: Denoiser, prompt: str | None, guidance: float | None, negative: str | None) -> Denoiser:
     """The model guided, and with its caption fixed where one is given: what measures and searches take."""
-    from fewstep.denoisers.given import Given
+    from fewstep.denoisers.fixed import Fixed
 
     check_reads(model, prompt)
     made = guided(model, guidance, negative)
-    return Given(made, text=prompt) if prompt is not None else made
+    return Fixed(made, text=prompt) if prompt is not None else made
 
 
 class Used:
