@@ -247,7 +247,7 @@ def summary(result: dict[str, Any], out: Path) -> list[str]:
 
 def _check_out(out: Path) -> None:
     """A folder that is new, empty, or a former demo's; `ValueError` otherwise."""
-    from fewstep.denoisers.folder import claim_folder
+    from fewstep.core.files import claim_folder
 
     if not (out.is_dir() and any(out.iterdir())):
         claim_folder(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,25 @@ class Denoiser(nn.Module):
             "value range": list(self.value_range) if self.value_range else None,
             "conditions": {name: kind.config() for name, kind in self.conditions.items()},
         }
+
+    def config(self) -> dict[str, Any]:
+        """The options that make it again, by name: numbers, text, tensors and things that have configurations.
+
+        Its weights and buffers are not among them: they are its state (`fewstep.core.config`). `ValueError` for a
+        denoiser that does not say what it is made of, as one around a function.
+        """
+        raise self.unsaved()
+
+    def unsaved(self) -> ValueError:
+        """The error for a denoiser that cannot be saved."""
+        return ValueError(
+            f"{type(self).__name__} cannot be saved: it is not made of fewstep's own networks and methods alone"
+        )
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
+        """The denoiser of its options, which are things already; `state` is what its buffers will be given."""
+        return cls(**options)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         raise NotImplementedError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.core.errors import suggest
+from fewstep.core.files import write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -241,14 +242,8 @@ class Plan:
         return find("diffusers-scheduler", "export")(self, like)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, under a temporary name first."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.to_json(), "utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the plan as JSON, whole or not at all."""
+        write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

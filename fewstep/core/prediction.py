@@ -91,7 +91,7 @@ class Prediction:
     t: Tensor
     process: Process
 
-    def replaced(self, value: Tensor, **changes: Any) -> Self:
+    def replaced(self, value: Tensor, **changes: Any) -> Prediction:
         """The same answer with another value: its class, and what else it says, stay."""
         return replace(self, value=value, **changes)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Text
+from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
 
 # A built-in data set is a module with SHAPE, VALUE_RANGE and CLASSES, and either `load(split) -> (images, labels)` or,

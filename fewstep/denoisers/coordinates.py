@@ -90,8 +90,8 @@ class CoordinateDenoiser(NetworkDenoiser):
         made = coordinates if isinstance(coordinates, Coordinates) else coordinates_from_config(coordinates)
         self.coordinates = made
 
-    def further(self) -> dict[str, Any]:
-        return {"coordinates": self.coordinates.config()}
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"coordinates": self.coordinates}
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return self.coordinates.encode(data, condition)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +12,6 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, joined
-from fewstep.denoisers.folder import claim_folder, load_model, save_model
 
 METHODS = (
     Method(
@@ -29,8 +23,6 @@ METHODS = (
         facts={"wraps": True, "changes": ("plan",)},
     ),
 )
-
-FILE, FORMAT = "experts.json", "fewstep-experts-1"
 
 
 class Experts(Denoiser):
@@ -64,6 +56,9 @@ class Experts(Denoiser):
         self.register_buffer("cuts", torch.tensor(cuts, dtype=torch.float64), persistent=False)
         self.cuts: Tensor
 
+    def config(self) -> dict[str, Any]:
+        return {"denoisers": self.denoisers, "cuts": self.cuts.tolist()}
+
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         chosen = torch.bucketize(t.double(), self.cuts, right=True)
         if t.ndim == 0:
@@ -83,39 +78,3 @@ class Experts(Denoiser):
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
         return self.denoisers[0].decode(x, **condition)  # type: ignore[operator]
-
-
-def save_experts(model: Experts, folder: str | os.PathLike[str]) -> Path:
-    """Writes a folder with a model folder for each expert and the times between them; `load_experts` reads it.
-
-    The folder is whole or absent. Raises ValueError as `save_model` does.
-    """
-    path = claim_folder(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        for number, denoiser in enumerate(model.denoisers):
-            save_model(denoiser, temporary / f"expert-{number}")  # type: ignore[arg-type]
-        about = {"format": FORMAT, "experts": len(model.denoisers), "cuts": model.cuts.tolist()}
-        (temporary / FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-        temporary.chmod(0o755)
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return path
-
-
-def load_experts(folder: str | os.PathLike[str]) -> Experts:
-    """Reads what `save_experts` wrote. Raises ValueError for another folder, or a damaged one."""
-    path = Path(folder)
-    try:
-        about = json.loads((path / FILE).read_text("utf-8"))
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']!r}, expected {FORMAT!r}")
-        count, cuts = int(about["experts"]), [float(cut) for cut in about["cuts"]]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / FILE} is not a list of experts: {error}") from None
-    return Experts([load_model(path / f"expert-{number}") for number in range(count)], cuts).eval()

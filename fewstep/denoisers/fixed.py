@@ -35,6 +35,9 @@ class Fixed(Wrapper):
         super().__init__(model, conditions={})
         self.fixed = model.check_condition(condition, 1, model.device)
 
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model} | self.fixed
+
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
         return Denoiser.check_condition(self, condition, batch, device)  # it has none left
 

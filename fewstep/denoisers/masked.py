@@ -82,11 +82,14 @@ class MaskedDenoiser(Wrapper):
 
     def __init__(self, model: Denoiser, masks: Mapping[float, Collection[str]]):
         super().__init__(model)
-        self.masks = {float(t): tuple(names) for t, names in masks.items() if len(names)}
+        self.masks = {float(t): tuple(names) for t, names in dict(masks).items() if len(names)}
         self._paths = skippable(model) if self.masks else {}
         for name in (name for names in self.masks.values() for name in names):
             if name not in self._paths:
                 raise suggest("block", name, self._paths)
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "masks": list(self.masks.items())}  # JSON has no numbers for keys
 
     def mask(self, t: float) -> tuple[str, ...]:
         """The names of the blocks that are left out at time t."""

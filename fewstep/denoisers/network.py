@@ -73,9 +73,10 @@ class NetworkDenoiser(Denoiser):
         self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
         self.data = data
 
-    def further(self) -> dict[str, Any]:
-        """Arguments beyond those above, as JSON: what a subclass adds to its model folder."""
-        return {}
+    def config(self) -> dict[str, Any]:
+        names = ("network", "process", "predicts", "shape", "conditions")
+        further = ("precondition", "data_std", "value_range", "data")
+        return {name: getattr(self, name) for name in (*names, *further)}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -59,6 +59,9 @@ class Guided(Wrapper):
     def describe(self) -> dict[str, Any]:
         return self.model.describe() | {"guidance scale": self.scale, "negative": self.negative}
 
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "scale": self.scale, "negative": self.negative}
+
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         if self.scale == 1:
             return self.model(x, t, **condition)

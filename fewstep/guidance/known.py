@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, conversion, expand, scales
@@ -74,6 +74,9 @@ class Known(Wrapper):
 
     def describe(self) -> dict[str, Any]:
         return self.model.describe() | {"known": f"{float(self.mask.mean()):.3g} of the picture"}
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "picture": self.picture, "mask": self.mask}
 
     def _in_coordinates(self, x: Tensor, condition: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The picture and the mask in the model's coordinates, `(1 or B, *shape)`, in x's dtype."""

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.prompt import complete
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method, methods
 from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
-from fewstep.hub.prompt import complete
 from fewstep.hub.schedules import open_schedule
 from fewstep.sampling.build import plan
 

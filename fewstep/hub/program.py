@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import condition_from_config
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.run import unrolled
 from fewstep.hub.onnx import as_config, example
-from fewstep.report.files import write_bytes
 
 METHODS = (
     Method(
@@ -143,7 +143,7 @@ def export_program(plan: Plan, model: Denoiser, path: str | os.PathLike[str], ba
     made._example_inputs = None  # they would be stored as a pickle
     made._guards_code = []  # text that loading would execute; `SamplingProgram` checks shapes itself
     torch.export.save(made, file, extra_files={ABOUT: json.dumps(about)})
-    return write_bytes(path, file.getvalue())
+    return write(path, file.getvalue())
 
 
 class SamplingProgram:

@@ -50,6 +50,9 @@ class Thresholded(Wrapper):
         super().__init__(model, value_range=(float(limits[0]), float(limits[1])))
         self.percentile = percentile
 
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "percentile": self.percentile, "value_range": self.value_range}
+
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         answer = self.model(x, t, **condition)
         x0 = answer.x0

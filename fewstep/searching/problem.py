@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label, Text
+from fewstep.conditions.label import Label
+from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan

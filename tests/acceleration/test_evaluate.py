@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.acceleration.evaluate import METRICS, evaluate, known_data, reference_plan
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import digits

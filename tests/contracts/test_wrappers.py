@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.facts import Facts
 from fewstep.core.methods import methods

@@ -10,7 +10,7 @@ import torch
 from scipy.fft import dctn
 from torch import nn
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser, restore
 from fewstep.denoisers.folder import load_model, save_model
@@ -128,7 +128,7 @@ def test_a_model_in_other_coordinates_is_saved_with_them(tmp_path):
 def test_unknown_coordinates():
     with pytest.raises(ValueError, match="unknown coordinates 'spatial-nose': did you mean 'spatial-noise'"):
         coordinates_from_config({"coordinates": "spatial-nose"})
-    with pytest.raises(ValueError, match="'ddim' are no coordinates"):
+    with pytest.raises(ValueError, match="unknown coordinates 'ddim'"):
         coordinates_from_config({"coordinates": "ddim"})
     with pytest.raises(ValueError, match="coordinates 'function-noise': .*'lenght'"):
         coordinates_from_config({"coordinates": "function-noise", "lenght": 2})

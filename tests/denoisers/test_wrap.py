@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fewstep as fs
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.methods import find
 from fewstep.core.prediction import KINDS
 from fewstep.denoisers.fixed import Fixed
