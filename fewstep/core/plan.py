@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewstep.core.bands import Bands
 from fewstep.core.check import Check, check
+from fewstep.core.files import write
 from fewstep.core.methods import find
 from fewstep.core.noise import Source
 from fewstep.core.ops import (
@@ -216,14 +217,8 @@ class Plan(Sampler):
         return find("diffusers-scheduler", "export")(self, like)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, under a temporary name first."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.to_json(), "utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the plan as JSON, whole or not at all."""
+        write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, joined
 from fewstep.networks.surgery import Block, blocks_of, without
 
 METHODS = (
@@ -21,6 +21,7 @@ METHODS = (
         arxiv="2309.10438",
         claim="residual blocks left out by name at chosen times, without touching the network",
         use="MaskedDenoiser",
+        facts={"wraps": True},
     ),
 )
 
@@ -54,11 +55,14 @@ class MaskedDenoiser(Wrapper):
 
     def __init__(self, model: Denoiser, masks: Mapping[float, Collection[str]]):
         super().__init__(model)
-        self.masks = {float(t): tuple(names) for t, names in masks.items() if len(names)}
+        self.masks = {float(t): tuple(names) for t, names in dict(masks).items() if len(names)}
         self._blocks = _skippable(model) if self.masks else {}
         for name in (name for names in self.masks.values() for name in names):
             if name not in self._blocks:
                 raise suggest("block", name, self._blocks)
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "masks": list(self.masks.items())}  # JSON has no numbers for keys
 
     def mask(self, t: float) -> tuple[str, ...]:
         """The names of the blocks that are left out at time t."""
@@ -72,13 +76,12 @@ class MaskedDenoiser(Wrapper):
         times = t.unique().tolist()
         if len(times) == 1:
             return self._at(times[0], x, t, condition)
-        value, kind = torch.empty_like(x), ""  # samples at different times, with masks of their own
+        parts = []  # samples at different times, with masks of their own
         for time in times:
             rows = (t == time).nonzero().squeeze(1)
             named = {name: c[rows] if isinstance(c, Tensor) and c.ndim else c for name, c in condition.items()}
-            part = self._at(time, x[rows], t[rows], named)
-            value[rows], kind = part.value.to(x.dtype), part.kind
-        return Prediction(value, kind, x, t, self.process)
+            parts.append((rows, self._at(time, x[rows], t[rows], named)))
+        return joined(parts, x, t)
 
     def _at(self, time: float, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
         return without(self.model, [self._blocks[name] for name in self.mask(time)])(x, t, **condition)

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.core.condition import Condition, Label
+from fewstep.conditions.label import Label
+from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import transformer_blocks
 from fewstep.networks.surgery import Block

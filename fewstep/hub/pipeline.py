@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.prompt import complete
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method, methods
 from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
-from fewstep.hub.prompt import complete
 from fewstep.hub.schedules import open_schedule
 from fewstep.networks.surgery import Block
-from fewstep.sampling.build import plan
+from fewstep.sampling.build import fixed_plan
 
 METHODS = (
     Method(
@@ -101,7 +101,7 @@ class PipelineDenoiser(Denoiser):
         self.timesteps = self.schedule.rule(self.family.grid(self.shape))
         self.plan = self.schedule.plan
         if (steps := CONSISTENT.get(self.schedule.name)) and self.timesteps is not None:
-            self.plan = plan(self.process, "multistep-consistency", steps, self.timesteps)
+            self.plan = fixed_plan(self.process, "multistep-consistency", steps, self.timesteps)
         self.eval()
 
     def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:

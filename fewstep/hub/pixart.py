@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import transformer_blocks
-from fewstep.hub.prompt import Encoder, Prompt
 from fewstep.networks.surgery import Block
 
 METHODS = (

@@ -27,7 +27,7 @@ from fewstep.core.process import process_from_config
 from fewstep.core.run import Rows
 from fewstep.core.table import Table
 from fewstep.processes.discrete import Discrete
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import condition_from_config
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan, as_plan
 from fewstep.core.run import check_given, unrolled
 from fewstep.core.sampler import Sampler
 from fewstep.hub.onnx import as_config, example
-from fewstep.report.files import write_bytes
 
 METHODS = (
     Method(
@@ -157,7 +157,7 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
     made._example_inputs = None  # they would be stored as a pickle
     made._guards_code = []  # text that loading would execute; `SamplingProgram` checks shapes itself
     torch.export.save(made, file, extra_files={ABOUT: json.dumps(about)})
-    return write_bytes(path, file.getvalue())
+    return write(path, file.getvalue())
 
 
 class SamplingProgram:

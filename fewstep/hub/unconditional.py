@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Condition, Label
+from fewstep.conditions.label import Label
+from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import stage_blocks
 from fewstep.networks.surgery import Block

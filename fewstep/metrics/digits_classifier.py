@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib import resources
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fewstep.core.files import write
 
 WEIGHTS = "digits_classifier.safetensors"
 
@@ -112,14 +113,7 @@ def save_digits_classifier(model: DigitsClassifier, facts: dict[str, float], pat
     """Write float32 safetensors with `facts` as JSON in the metadata, whole or not at all."""
     from safetensors.torch import save
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(save(model.state_dict(), metadata={"facts": json.dumps(facts, sort_keys=True)}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write(path, save(model.state_dict(), metadata={"facts": json.dumps(facts, sort_keys=True)}))
 
 
 def facts(path: str | Path | None = None) -> dict[str, float]:

@@ -117,9 +117,9 @@ def plan(
     return Loop(function, tuple(times), start, process.config(), about, options, most, noisy)
 
 
-def fixed_plan(process: Process, solver: str | Callable[..., Any] = DEFAULT_SOLVER, **rest: Any) -> Plan:
+def fixed_plan(process: Process, *arguments: Any, **options: Any) -> Plan:
     """`plan`, where only a plan will do: `ValueError` for a solver that depends on the data as it runs."""
-    return as_plan(plan(process, solver, **rest))
+    return as_plan(plan(process, *arguments, **options))
 
 
 def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any) -> Sampler:

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.core.started import Started, started
-from fewstep.report.files import write_bytes
 
 METHODS = (
     Method(
@@ -150,7 +150,7 @@ class OneMoreStep(nn.Module):
             "rank": self.rank,
         }
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        return write_bytes(Path(path), save(weights, metadata={"config": json.dumps(config)}))
+        return write(Path(path), save(weights, metadata={"config": json.dumps(config)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OneMoreStep:

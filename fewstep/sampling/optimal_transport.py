@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process, process_from_config
 from fewstep.core.started import Started, started
-from fewstep.report.files import write_bytes
 
 METHODS = (
     Method(
@@ -179,7 +179,7 @@ class OTStart:
         config = {"format": FORMAT, "process": self.process.config(), "t": self.t, "seed": self.seed}
         parts = {"data": self.data, "heights": self.heights, "centres": self.centres}
         tensors = {key: value.cpu().contiguous() for key, value in parts.items()}
-        return write_bytes(Path(path), save(tensors, metadata={"config": json.dumps(config | {"fitted": self.fitted})}))
+        return write(Path(path), save(tensors, metadata={"config": json.dumps(config | {"fitted": self.fitted})}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OTStart:

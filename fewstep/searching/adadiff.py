@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card
@@ -19,7 +19,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.metrics.accuracy import correct
 from fewstep.report.files import write_json
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.mixed import Request, run_mixed
 from fewstep.searching.job import Job
 from fewstep.searching.problem import Problem

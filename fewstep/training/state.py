@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Condition, Label, Picture
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.core.condition import Condition
 from fewstep.data.open import is_built_in, open_source
 from fewstep.data.spec import Dataset
 from fewstep.data.stream import Stream

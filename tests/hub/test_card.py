@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from fewstep.core.condition import Label, Picture
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.plan import Plan
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.card import model_card
