@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fewstep.core.noise import Noise
 from fewstep.processes.restoration_chain import RestorationChain
 from fewstep.training.ema import EMA
 from fewstep.training.fit import Draw, rows_of
+from fewstep.training.players import Moment, Player, optimise
 
 METHODS = (
     Method(
@@ -30,6 +31,19 @@ METHODS = (
         facts={"kind": "trainer"},
     ),
 )
+
+
+BETAS = (0.5, 0.99)  # an adversary's gradients turn: they are remembered for less long
+
+
+class Drawn(NamedTuple):
+    """A batch: data (B, *shape), other real data, what the restorer made of the states, the states, their levels."""
+
+    x0: Tensor
+    real: Tensor
+    made: Tensor
+    states: list[Tensor]
+    level: Tensor
 
 
 class Restorer(nn.Module):
@@ -143,52 +157,53 @@ def fit_restorer(
         watch: called with the step and the losses by name.
 
     Raises:
-        ValueError: steps below 1, a batch smaller than the chain has levels. FloatingPointError: weights not finite.
+        ValueError: steps below 1, a batch smaller than the chain has levels. FloatingPointError: a loss that is not finite.
     """
     chain = restorer.chain
     if steps < 1 or batch < chain.levels:
         raise ValueError(f"steps must be at least 1 and batch at least {chain.levels}, got {steps} and {batch}")
-    draw = rows_of(data) if isinstance(data, Tensor) else data
-    generator = torch.Generator().manual_seed(seed)
+    take = rows_of(data) if isinstance(data, Tensor) else data
     device = next(restorer.parameters()).device
+    parts: dict[str, Tensor] = {}
 
-    def adam(module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
+    def draw(count: int, generator: torch.Generator) -> Drawn:
+        x0 = take(count, generator)[0].to(device)
+        states, filled, levels = degraded(chain, x0, generator)
+        level = levels.float() / chain.levels
+        z = torch.randn(count, *restorer.latent, generator=generator).to(x0)
+        # Restored once, for both; the real data shuffled, so that each level's are not those its restorations came from.
+        made = restorer(filled, levels, z)
+        real = x0 if critic is None else x0[torch.randperm(count, generator=generator).to(device)]
+        return Drawn(x0, real, made, states, level)
 
-    makes, judges = adam(restorer), None if critic is None else adam(critic)
+    def error(drawn: Drawn) -> Tensor:
+        parts["error"] = (drawn.made - drawn.x0).square().mean()
+        return parts["error"]
+
+    def judging(drawn: Drawn) -> Tensor:
+        assert critic is not None
+        parts["critic"] = critic_loss(critic, drawn.real, drawn.made, drawn.level, penalty)
+        return parts["critic"]
+
+    def restoring(drawn: Drawn) -> Tensor:
+        assert critic is not None
+        parts["fidelity"] = fidelity(chain, drawn.made, drawn.states).mean()
+        parts["prior"] = F.softplus(-realism(critic, drawn.made, drawn.level)).mean()
+        return weight * parts["fidelity"] + parts["prior"]
+
+    def watched(moment: Moment) -> None:
+        if watch is not None:
+            watch(moment.step, {name: float(value.detach()) for name, value in parts.items()})
+
     average = EMA(restorer.network, ema)
+    players = {"restorer": Player(restorer, error if critic is None else restoring, lr=lr, betas=BETAS, average=average)}
+    if critic is not None:  # the critic first, then the restorer against it
+        players = {"critic": Player(critic, judging, lr=lr, betas=BETAS)} | players
     restorer.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout layers
-        for step in range(steps):
-            x0 = draw(batch, generator)[0].to(device)
-            states, filled, levels = degraded(chain, x0, generator)
-            level = levels.float() / chain.levels
-            z = torch.randn(batch, *restorer.latent, generator=generator).to(x0)
-            made = restorer(filled, levels, z)
-            if critic is None or judges is None:
-                parts = {"error": (made - x0).square().mean()}
-                loss = parts["error"]
-            else:
-                # Shuffled, so that each level's real data are not those its restorations came from.
-                real = x0[torch.randperm(batch, generator=generator).to(device)]
-                judging = critic_loss(critic, real, made, level, penalty)
-                judges.zero_grad()
-                judging.backward()
-                judges.step()
-                critic.requires_grad_(False)
-                prior = F.softplus(-realism(critic, made, level)).mean()
-                critic.requires_grad_(True)
-                parts = {"fidelity": fidelity(chain, made, states).mean(), "prior": prior, "critic": judging}
-                loss = weight * parts["fidelity"] + prior
-            makes.zero_grad()
-            loss.backward()
-            makes.step()
-            average.update(restorer.network)
-            if watch is not None:
-                watch(step, {name: float(value.detach()) for name, value in parts.items()})
+        seeded = torch.Generator().manual_seed(seed)
+        optimise(players, draw, steps=steps, batch=batch, seed=seeded, watch=watched)
     result = copy.deepcopy(restorer)
     average.copy_to(result.network)
-    if not all(bool(parameter.isfinite().all()) for parameter in result.parameters()):
-        raise FloatingPointError("the weights are not finite: a lower lr may do")
     return result.eval()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from fewstep.training.ema import EMA
 from fewstep.training.importance import ImportanceLevels
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective
+from fewstep.training.players import Moment, Player, optimise
 from fewstep.training.recipe import DataPart, Recipe, differences
 
 # A resumed run may change these: they say how long and how often, not what a step does.
@@ -28,6 +30,16 @@ FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_ev
 DECILES = 10
 MEASURED = 2048  # samples of a stream that its standard deviation is measured on
 VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-out loss
+
+
+class Drawn(NamedTuple):
+    """What one step trains on: samples and noise (B, *shape), times (B,), conditions, and the quantiles of the times."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    condition: dict[str, Tensor]
+    quantile: Tensor
 
 
 class TrainingState:
@@ -60,10 +72,18 @@ class TrainingState:
         self.denoiser = _denoiser(recipe, self.data)
         self.objective = accelerator.prepare(recipe.make_objective(self.denoiser))
         self.network = self.denoiser.network
-        self.optimizer = torch.optim.AdamW(
-            _groups(self.network, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
-        )
         self.ema = EMA(self.network, settings.ema)
+        self.player = Player(
+            self.network,
+            self._losses,
+            lr=settings.rate,
+            betas=settings.betas,
+            # Matrices and kernels decay; biases and the scales of norms do not.
+            weight_decay=lambda parameter: settings.weight_decay if parameter.ndim > 1 else 0.0,
+            clip=settings.clip,
+            average=self.ema,
+            backward=self._backward,
+        )
         self.coupling = recipe.make_coupling()
         if accelerator.num_processes > 1 and isinstance(self.levels, ImportanceLevels):
             raise ValueError("noise_levels.importance learns from every loss: it trains in one process only")
@@ -74,35 +94,52 @@ class TrainingState:
         self.sums = torch.zeros(3 + 2 * DECILES, device=accelerator.device)
         self.first_bad = torch.full((), torch.iinfo(torch.int64).max, device=accelerator.device)
 
+    def run(self, last: int, watch: Callable[[], bool | None] | None = None) -> None:
+        """Steps up to `last`; `watch` is called after each, and ends the run by answering True."""
+
+        def watched(moment: Moment) -> bool | None:
+            self.step = moment.step + 1
+            decile = (moment.drawn.quantile * DECILES).long().to(self.accelerator.device)
+            self._record(moment.losses["model"], moment.norms["model"], decile)
+            return None if watch is None else watch()
+
+        optimise(
+            {"model": self.player},
+            self._draw,
+            steps=last,
+            batch=self.recipe.train.batch,
+            seed=self.draws.generators["noise"],
+            first=self.step,
+            watch=watched,
+        )
+
     def advance(self) -> None:
         """One step of the optimiser."""
-        settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
-        share = settings.batch // self.accelerator.num_processes
-        mine = slice(rank * share, (rank + 1) * share)
-        x0, given = self._take(self.step * settings.batch, mine)
-        eps = self.denoiser.process.eps(lambda: self.draws.normal(settings.batch, *x0.shape[1:]))[mine]
-        if self.coupling is not None:  # within what this process trains on
-            eps = self.coupling(x0, eps, self.draws.generators["noise"])
-        quantile = self.draws.shares(settings.batch)[mine]
-        hidden = self.draws.hidden(settings.batch, settings.condition_dropout)[mine]
-        condition = self._condition(given, hidden)
+        self.run(self.step + 1)
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(self.step)
+    def _draw(self, batch: int, generator: torch.Generator) -> Drawn:
+        """This process's part of the next batch. Everything is drawn for the whole batch, however many share it."""
+        settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
+        share = batch // self.accelerator.num_processes
+        mine = slice(rank * share, (rank + 1) * share)
+        x0, given = self._take(self.step * batch, mine)
+        eps = self.denoiser.process.eps(lambda: self.draws.normal(batch, *x0.shape[1:]))[mine]
+        if self.coupling is not None:  # within what this process trains on
+            eps = self.coupling(x0, eps, generator)
+        quantile = self.draws.shares(batch)[mine]
+        hidden = self.draws.hidden(batch, settings.condition_dropout)[mine]
+        condition = self._condition(given, hidden)
         torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
-        t = self.levels.quantile(quantile).to(device)
-        losses = self.objective(x0.to(device), eps.to(device), t, condition)
+        return Drawn(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), condition, quantile)
+
+    def _losses(self, drawn: Drawn) -> Tensor:
+        return self.objective(drawn.x0, drawn.eps, drawn.t, drawn.condition)
+
+    def _backward(self, losses: Tensor, drawn: Drawn, parameters: Sequence[nn.Parameter]) -> None:
         if isinstance(self.levels, ImportanceLevels):
-            self.accelerator.backward((losses * self.levels.weight(t).to(losses)).mean())
-            self.levels.update(t, losses)
+            self.levels.backward(losses, drawn.t, parameters)
         else:
             self.accelerator.backward(losses.mean())
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.network)
-        self.step += 1
-        self._record(losses.detach(), norm, (quantile * DECILES).long().to(device))
 
     def _take(self, seen: int, mine: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's part of the batch that follows `seen` samples: images, and what goes with them."""
@@ -182,7 +219,7 @@ class TrainingState:
         sums = self.accelerator.reduce(self.sums, "sum")
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
-        moments = optimizer_tensors(self.network, self.optimizer)
+        moments = optimizer_tensors(self.network, self.player.optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
         tensors |= {f"generator.{name}": value for name, value in self.draws.state().items()}
         if isinstance(self.levels, ImportanceLevels):
@@ -214,7 +251,7 @@ class TrainingState:
             )
         self.network.load_state_dict(part(tensors, "network"))
         self.ema.load(part(tensors, "ema"), facts["ema_updates"])
-        restore_optimizer(self.network, self.optimizer, part(tensors, "optimizer"))
+        restore_optimizer(self.network, self.player.optimizer, part(tensors, "optimizer"))
         self.draws.restore(part(tensors, "generator"))
         if isinstance(self.levels, ImportanceLevels):
             self.levels.load(part(tensors, "levels"))
@@ -268,13 +305,3 @@ def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
         value_range=data.spec.value_range,
         data=data.spec.name if data.spec.name in BUILT_IN else None,
     )
-
-
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases and the scales of norms do not."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [entry for entry in parameters if entry.ndim > 1], "weight_decay": weight_decay},
-        {"params": [entry for entry in parameters if entry.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
