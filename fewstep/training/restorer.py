@@ -1,4 +1,4 @@
-"""Restoration as generation: a network that restores degraded data plausibly, not on average (RGM).
+"""Restoration as generation: how a network learns to restore plausibly, not on average (RGM).
 
 Trained by a maximum a posteriori loss, the fidelity to what was degraded and the divergence of the restored data from
 real ones; a latent z chooses among the restorations. Restoring and degrading in turn, a few times, generates.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.core.noise import Noise
+from fewstep.denoisers.restorer import Restorer
 from fewstep.processes.restoration_chain import RestorationChain
 from fewstep.training.ema import EMA
 from fewstep.training.fit import Draw, rows_of
@@ -37,61 +37,13 @@ BETAS = (0.5, 0.99)  # an adversary's gradients turn: they are remembered for le
 
 
 class Drawn(NamedTuple):
-    """A batch: data (B, *shape), other real data, what the restorer made of the states, the states, their levels."""
+    """A batch: data (B, *shape), others as real, what was made of the states, the states, and their levels (B,)."""
 
     x0: Tensor
     real: Tensor
     made: Tensor
     states: list[Tensor]
     level: Tensor
-
-
-class Restorer(nn.Module):
-    """`x0 = G(y_k, k, z)` for the levels of a chain of degradations.
-
-    Args:
-        network: called as `network(x, noise, y=z)`: the state with every block filled, its level as a number in (0, 1],
-            and z; answers with data. (`MLP(shape, picture=...)`, `UNet(picture=...)`.)
-        shape: one sample's shape. latent: that of z, standard normal.
-
-    Raises ValueError where the chain's blocks do not divide the shape.
-    """
-
-    def __init__(
-        self, network: nn.Module, chain: RestorationChain, shape: Sequence[int], latent: Sequence[int]
-    ) -> None:
-        super().__init__()
-        chain.shape(chain.levels, shape)
-        self.network, self.chain, self.shape, self.latent = network, chain, tuple(shape), tuple(latent)
-
-    def forward(self, y: Tensor, k: int | Tensor, z: Tensor) -> Tensor:
-        """The restored data (B, *shape), from a state of level k, or, with k (B,), from states already filled."""
-        filled = y if isinstance(k, Tensor) else self.chain.adjust(y, k)
-        level = torch.as_tensor(k, device=y.device).float() / self.chain.levels
-        return self.network(filled, level.expand(len(y)), y=z)
-
-    @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, first: int = 0, batch_size: int = 256) -> Tensor:
-        """n samples (n, *shape), one call a level: restore, degrade to the level before, restore again.
-
-        Sample i depends on (seed, first + i) alone. Raises ValueError for n or batch_size below 1.
-        """
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        device, chain, parts = next(self.parameters()).device, self.chain, []
-        for begin in range(0, n, batch_size):
-            source, count = Noise(seed, first + begin), min(batch_size, n - begin)
-
-            def normal(draw: int, shape: Sequence[int], source: Noise = source, count: int = count) -> Tensor:
-                return source.normal(draw, (count, *shape), device)
-
-            y = chain.start(self.shape, normal(0, chain.shape(chain.levels, self.shape)))
-            for k in range(chain.levels, 0, -1):
-                x0 = self(y, k, normal(2 * k, self.latent))
-                if k > 1:
-                    y = chain.degrade(x0, k - 1, normal(2 * k - 1, chain.shape(k - 1, self.shape)))
-            parts.append(x0)
-        return torch.cat(parts)
 
 
 def degraded(
@@ -157,7 +109,8 @@ def fit_restorer(
         watch: called with the step and the losses by name.
 
     Raises:
-        ValueError: steps below 1, a batch smaller than the chain has levels. FloatingPointError: a loss that is not finite.
+        ValueError: steps below 1, a batch smaller than the chain has levels.
+        FloatingPointError: a loss that is not finite, at the end.
     """
     chain = restorer.chain
     if steps < 1 or batch < chain.levels:
@@ -171,7 +124,7 @@ def fit_restorer(
         states, filled, levels = degraded(chain, x0, generator)
         level = levels.float() / chain.levels
         z = torch.randn(count, *restorer.latent, generator=generator).to(x0)
-        # Restored once, for both; the real data shuffled, so that each level's are not those its restorations came from.
+        # Restored once, for both. Real data are shuffled: each level's are not those its restorations came from.
         made = restorer(filled, levels, z)
         real = x0 if critic is None else x0[torch.randperm(count, generator=generator).to(device)]
         return Drawn(x0, real, made, states, level)
@@ -196,7 +149,9 @@ def fit_restorer(
             watch(moment.step, {name: float(value.detach()) for name, value in parts.items()})
 
     average = EMA(restorer.network, ema)
-    players = {"restorer": Player(restorer, error if critic is None else restoring, lr=lr, betas=BETAS, average=average)}
+    players = {
+        "restorer": Player(restorer, error if critic is None else restoring, lr=lr, betas=BETAS, average=average)
+    }
     if critic is not None:  # the critic first, then the restorer against it
         players = {"critic": Player(critic, judging, lr=lr, betas=BETAS)} | players
     restorer.train()

@@ -33,7 +33,7 @@ VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-o
 
 
 class Drawn(NamedTuple):
-    """What one step trains on: samples and noise (B, *shape), times (B,), conditions, and the quantiles of the times."""
+    """A batch: samples and noise (B, *shape), times (B,), conditions, and the quantiles of the times."""
 
     x0: Tensor
     eps: Tensor
