@@ -27,9 +27,9 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU where there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --room sampling' lists them.")]
+Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --kind solver' lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
-Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --room timesteps'.")]
+Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --kind rule'.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan of a search, instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[

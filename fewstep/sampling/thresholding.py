@@ -14,6 +14,7 @@ from fewstep.core.prediction import Prediction, conversion, expand, scales
 METHODS = (
     Method(
         "dynamic-thresholding",
+        kind="correction",
         paper="Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022)",
         arxiv="2205.11487",
         claim="no x0 leaves the data's range, however strong the guidance; predictions within it stay bit for bit",

@@ -17,11 +17,11 @@ from fewstep.training.objective import Step
 METHODS = (
     Method(
         "hybrid-vlb",
+        kind="term",
         paper="Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021)",
         arxiv="2102.09672",
         claim="trains the reverse variance by the bound, and leaves the mean to the simple loss",
         use="VariationalBound",
-        facts={"kind": "term"},
     ),
 )
 

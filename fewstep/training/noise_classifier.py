@@ -21,6 +21,7 @@ from fewstep.training.players import Player, cosine, optimise
 METHODS = (
     Method(
         "noise-classifier",
+        kind="correction",
         paper="Denoising MCMC for Accelerating Diffusion-Based Generative Models (Kim & Ye, 2022)",
         arxiv="2209.14593",
         claim="p(noise level | noisy sample), trained in seconds on vectors and small images",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 METHODS = (
     Method(
         "dpm-ot",
+        kind="start",
         paper="DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport (Li et al., 2023)",
         arxiv="2307.11308",
         claim="noise transported to diffused training samples: few steps are left, and no mode is mixed",
