@@ -87,7 +87,7 @@ def denoising_mcmc(
     Chain i depends on (seed, first + i) alone.
 
     Args:
-        classifier: logits `(B, K)` of the levels for `y` `(B, *shape)` (fewstep.sampling.noise_classifier).
+        classifier: logits `(B, K)` of the levels for `y` `(B, *shape)` (fewstep.training.noise_classifier).
         times: of the K levels, noisiest first; by default the classifier's own.
         steps, solver, options: of the finishing runs. From the noisiest level it takes `steps` steps even in log-SNR
             and to sigma = 0, from lower ones in proportion fewer. The first state takes `steps` steps from `t_max`.
