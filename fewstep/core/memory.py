@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, joined
 from fewstep.core.sampler import Model
 
 Key = TypeVar("Key", bound=Hashable)
@@ -188,7 +188,7 @@ class Together:
         return Together([part.branch(name) for part in self._parts])
 
     def get(self, name: str) -> Tensor | None:
-        """The kept tensors of all, one after the other, or None where one has none."""
+        """The kept tensors of all, one after the other; None where one has none, so group by that first."""
         found = [part.get(name) for part in self._parts]
         present = [value for value in found if value is not None]
         return torch.cat(present) if len(present) == len(found) else None
@@ -248,18 +248,14 @@ def routed(
     condition: Mapping[str, Any],
 ) -> Prediction:
     """The answer to a call whose rows are treated by a key of the host: `answer(key, x, t, memory, condition)` for each
-    group of rows, put together. All answers are of the first one's kind."""
+    group of rows, put together; of the first answer's kind."""
     groups = grouped(memory, key)
     if len(groups) == 1:
         return answer(groups[0][0], x, t, memory, dict(condition))
-    value, kind = torch.empty_like(x), ""
-    process = None
-    for found, rows, own in groups:
+    found = []
+    for value, rows, own in groups:
         assert rows is not None
         rows = rows.to(x.device)
         named = {name: v[rows] if isinstance(v, Tensor) and v.ndim else v for name, v in condition.items()}
-        prediction = answer(found, x[rows], t[rows] if t.ndim else t, own, named)
-        kind, process = kind or prediction.kind, prediction.process
-        value = value.index_copy(0, rows, prediction.to(kind).to(x.dtype))
-    assert process is not None
-    return Prediction(value, kind, x, t, process)
+        found.append((rows, answer(value, x[rows], t[rows] if t.ndim else t, own, named)))
+    return joined(found, x, t)

@@ -171,7 +171,7 @@ def run(
     begin = time.perf_counter()
     x, named = begin_run(sampler, model, noise, init, dtype, condition)
     table, source = sampler.table, source or Noise(seed, first)
-    check_given(table, named)
+    check_given(table, model)
     memory = memory_for(model, len(x), condition, table, sampler.times[-1])
     steps, shape = program(table, x, source), x.shape
     del x  # the program keeps its own copy
@@ -189,10 +189,10 @@ def run(
     return Result(samples, sampler.nfe, count, time.perf_counter() - begin, watch.end(samples), report)
 
 
-def check_given(table: Table, condition: Mapping[str, Any]) -> None:
+def check_given(table: Table, model: Model) -> None:
     """`ValueError` where a plan gives the network a number that the model does not take."""
     for name in dict.fromkeys(name for op in table.evaluations for name, _ in op.given):
-        if name not in condition:
+        if name not in model.conditions:
             raise ValueError(f"the plan gives the network {name!r} at its evaluations, but this model does not take it")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
+from fewstep.core.memory import AnyMemory, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, joined
 from fewstep.networks.surgery import Block, blocks_of, without
@@ -47,7 +48,8 @@ class MaskedDenoiser(Wrapper):
     """`model` with `masks[t]`, names of blocks, left out at the times t; at other times, and without masks, `model`.
 
     A time is met within a relative 1e-6 of the clock, so that float32 times find their mask. The host decides what
-    runs, so it reads the time at each evaluation. Threads may share it, and the model beside it: nothing is changed.
+    runs: a run's memory says the time, which is read from the tensor outside a run. Threads may share it, and the model
+    beside it: nothing is changed.
 
     Raises:
         ValueError: a model whose blocks have no names, a block that it does not have.
@@ -70,21 +72,42 @@ class MaskedDenoiser(Wrapper):
         clock = abs(self.process.t_max - self.process.t_zero)
         return self.masks[near] if near is not None and abs(near - t) <= 1e-6 * max(abs(t), 1e-3 * clock) else ()
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+    @property
+    def carries(self) -> bool:
+        return bool(self.masks) or self.model.carries
+
+    def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
         if not self.masks:
-            return self.model(x, t, **condition)
+            return ask(self.model, x, t, memory, condition)
+        if memory is None:
+            return self._by_reading(x, t, condition)
+
+        def answer(
+            time: float | None, x: Tensor, t: Tensor, memory: AnyMemory, condition: dict[str, Any]
+        ) -> Prediction:
+            if time is None:  # a sampler whose samples have times of their own
+                memory.count(len(x))
+                return self._by_reading(x, t, condition)
+            return ask(self._at(time), x, t, memory, condition)
+
+        return routed(memory, lambda part: part.t, answer, x, t, condition)
+
+    def _by_reading(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
         times = t.unique().tolist()
         if len(times) == 1:
-            return self._at(times[0], x, t, condition)
+            return self._at(times[0])(x, t, **condition)
         parts = []  # samples at different times, with masks of their own
         for time in times:
             rows = (t == time).nonzero().squeeze(1)
             named = {name: c[rows] if isinstance(c, Tensor) and c.ndim else c for name, c in condition.items()}
-            parts.append((rows, self._at(time, x[rows], t[rows], named)))
+            parts.append((rows, self._at(time)(x[rows], t[rows], **named)))
         return joined(parts, x, t)
 
-    def _at(self, time: float, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
-        return without(self.model, [self._blocks[name] for name in self.mask(time)])(x, t, **condition)
+    def _at(self, time: float) -> Denoiser:
+        """The model at a time."""
+        found = without(self.model, [self._blocks[name] for name in self.mask(time)])
+        assert isinstance(found, Denoiser)
+        return found
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
     size, draws = batch or 2, _draws(plan)
     conditions = example(model, size)
-    check_given(plan.table, conditions)
+    check_given(plan.table, model)
     noise = torch.zeros(size, *model.shape, device=model.device)
     steps = torch.zeros(draws, size, *model.shape, device=model.device)
     first = torch.tensor(plan.evaluations[0].t, device=model.device)

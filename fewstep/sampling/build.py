@@ -16,6 +16,7 @@ from fewstep.core.process import Process
 from fewstep.core.record import record
 from fewstep.core.sampler import Sampler
 from fewstep.processes.shifted import Shifted
+from fewstep.sampling.tell import tell
 from fewstep.timesteps.grid import check_times, make_times
 
 DEFAULT_SOLVER = "dpmpp-3m"
@@ -47,6 +48,7 @@ def plan(
     end: str = "zero",
     strength: float = 1.0,
     shift: float | None = None,
+    guidance: float | Sequence[float | None] | None = None,
     **options: Any,
 ) -> Sampler:
     """A plan: a solver on a grid of times, traced for one process.
@@ -59,11 +61,16 @@ def plan(
         end: "zero" ends at the clean sample, "min" at the process's smallest noise.
         strength: start in the middle: the last `round(strength * steps)` steps of the grid (image-to-image).
         shift: resolution shift of the grid (`Shifted`), not of the process the network was trained on.
+        guidance: a guidance scale that the plan tells the model (`fs.guide`) at its evaluations, one for all or one for
+            each; None where the model's own holds. 1 is no guidance, in a call of half the rows.
         **options: the solver's own (order, eta, variant, ...).
 
     Raises:
         ValueError: unknown names (close ones offered), times that do not fall, fewer steps than the solver needs.
     """
+    if guidance is not None:
+        rest: dict[str, Any] = {"nfe": nfe, "end": end, "strength": strength, "shift": shift, **options}
+        return tell(plan(process, solver, steps, timesteps, **rest), guidance=guidance)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     explicit = not isinstance(timesteps, str) and not callable(timesteps)

@@ -65,7 +65,7 @@ def checkpointed(
     if size < 1:
         raise ValueError(f"a segment has at least 1 stage, got {segment}")
     start, named = begin_run(plan, model, noise, init, noise.dtype, condition)
-    check_given(plan.table, named)
+    check_given(plan.table, model)
     states, source = [start], Noise(seed, first)
     memory: dict[int, Tensor] = {}
     bounds = [*([0] if cut else []), *range(cut, len(stages), size), len(stages)]

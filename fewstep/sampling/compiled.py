@@ -90,7 +90,7 @@ class Compiled:
         states[0] = x
         memory = x.new_zeros((table.memory + 1, *x.shape))  # the last row takes the outputs that a stage lacks
         times, given = table.times(x.device, dtype), table.given(x.device, dtype)
-        check_given(table, named)
+        check_given(table, self.model)
         source, count = Noise(seed, first), 0
         fed: list[tuple[Any, ...]] | None = None
         for i, stage in enumerate(table.stages):

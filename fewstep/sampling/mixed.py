@@ -44,7 +44,7 @@ class _Run:
     def __init__(self, request: Request, model: Denoiser, dtype: torch.dtype):
         x, self.condition = begin_run(request.plan, model, request.noise, request.init, dtype, dict(request.condition))
         table, self.rows, self.count = request.plan.table, len(x), 0
-        check_given(table, self.condition)
+        check_given(table, model)
         self.evaluations = table.evaluations
         self.memory: Memory | None = memory_for(model, len(x), request.condition, table, request.plan.times[-1])
         self.program: Program = program(table, x, Noise(request.seed, request.first))
@@ -127,13 +127,14 @@ class Mixed:
             return []
         runs = [self._runs[ticket] for ticket in tickets]
         if self._group[0] != tickets:  # the conditions of a group are put together once
-            named = {name: torch.cat([run.condition[name] for run in runs]) for name in runs[0].condition}
-            self._group = (tickets, named)
+            names = dict.fromkeys(name for run in runs for name in run.condition)
+            self._group = (tickets, {name: torch.cat([self._condition(run, name) for run in runs]) for name in names})
         x = torch.cat([run.asked.x for run in runs])
         t = torch.cat([run.asked.t.expand(run.rows) for run in runs])
         named = dict(self._group[1])
         for name in {name for run in runs for name in run.asked.given}:
-            named[name] = torch.cat([run.asked.given.get(name, run.condition[name]).to(x.dtype) for run in runs])
+            told = [run.asked.given[name] if name in run.asked.given else self._condition(run, name) for run in runs]
+            named[name] = torch.cat([value.to(x.dtype) for value in told])
         memories = [run.memory for run in runs if run.memory is not None]
         for run in runs:
             if run.memory is not None:
@@ -149,6 +150,12 @@ class Mixed:
                 self._done[ticket] = run.samples
                 finished.append(ticket)
         return finished
+
+    def _condition(self, run: _Run, name: str) -> Tensor:
+        """A request's condition, or its default where the request says nothing of it."""
+        if name not in run.condition:
+            run.condition[name] = self.model.conditions[name].check(name, None, run.rows, run.asked.x.device)
+        return run.condition[name]
 
     def pop(self, ticket: int) -> Tensor:
         """The samples `(B, *shape)` of a finished request, handed over once.

@@ -80,7 +80,7 @@ def run_parallel(
     begin = time.perf_counter()
     table = plan.table
     start, named = begin_run(plan, model, noise, init, dtype, condition)
-    check_given(table, named)
+    check_given(table, model)
     source, batch, device = Noise(seed, first), len(start), start.device
     given = table.given(device, dtype)
     draws = [draw for stage in table.stages for draw, _ in stage.draws]
@@ -109,7 +109,8 @@ def run_parallel(
         if given:
             told = given[done : done + m]
             for name in {name for own in told for name in own}:
-                repeated[name] = torch.cat([own[name].expand(batch) if name in own else named[name] for own in told])
+                usual = named[name] if name in named else model.conditions[name].check(name, None, batch, device)
+                repeated[name] = torch.cat([own[name].expand(batch) if name in own else usual for own in told])
         prediction = model(torch.cat(fed), times[done : done + m].repeat_interleave(batch), **repeated)
         if prediction.value.shape != (m * batch, *start.shape[1:]):
             raise ValueError(f"the network returned shape {tuple(prediction.value.shape)} for {m * batch} samples")

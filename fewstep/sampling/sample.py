@@ -132,7 +132,11 @@ def sample(
     parts: list[Tensor] = []
     for begin in range(0, n, batch_size):
         end = min(begin + batch_size, n)
-        own = {name: value[begin:end] for name, value in named.items()}
+        # A number for all samples stays one of the host, which a run's memory hands on.
+        own: dict[str, Any] = {
+            name: condition[name] if isinstance(condition.get(name), float) else value[begin:end]
+            for name, value in named.items()
+        }
         source = own_seeds[begin:end] if own_seeds is not None else Noise(seed, first + begin)
         normal = functools.partial(source.normal, shape=(end - begin, *size), device=device, dtype=dtype)
         state = chosen(

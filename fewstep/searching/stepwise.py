@@ -38,7 +38,9 @@ class Stepper:
             answers, kind = [], ""
             for begin in range(0, len(x), 256):
                 named = {name: value[begin : begin + 256] for name, value in self.problem.condition.items()}
-                prediction = self.model(x[begin : begin + 256], time, **named)
+                part = x[begin : begin + 256]
+                told = {name: x.new_full((len(part),), value) for name, value in op.given}
+                prediction = self.model(part, time, **{**named, **told})
                 answers.append(prediction.value.to(x.dtype))
                 kind = prediction.kind
             return kind, torch.cat(answers)
