@@ -32,6 +32,7 @@ METHODS = (
         arxiv="2311.14768",
         claim="a small policy picks the steps of each condition, for quality at fewer steps on average",
         use="adadiff",
+        facts={"quick": {"updates": 50}},
     ),
 )
 

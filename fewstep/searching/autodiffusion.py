@@ -30,6 +30,7 @@ METHODS = (
         arxiv="2309.10438",
         claim="times, then blocks to leave out at each, evolved for the samples' distribution or their endpoints",
         use="autodiffusion",
+        facts={"quick": {"points": 40, "population": 6, "generations": 2, "children": 4, "parents": 3}},
     ),
 )
 

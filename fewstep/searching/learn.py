@@ -47,6 +47,7 @@ METHODS = (
         arxiv="2502.17423",
         claim="fitted times and coefficients beat every hand-made plan at 4 to 10 evaluations",
         use="learned_plan",
+        facts={"quick": {"iterations": 1}},
     ),
 )
 

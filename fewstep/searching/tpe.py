@@ -28,6 +28,7 @@ METHODS = (
         arxiv="1907.10902",
         claim="a tree-structured Parzen estimator over solvers, rules with their numbers, ends and shifts of times",
         use="tpe",
+        facts={"quick": {"trials": 10, "startup": 4}},
     ),
 )
 

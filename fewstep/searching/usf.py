@@ -24,6 +24,7 @@ METHODS = (
         arxiv="2312.07243",
         claim="times, prediction kind, order and derivative estimate of every step, evolved under a predictor",
         use="usf",
+        facts={"quick": {"population": 6, "generations": 2, "children": 4, "screened": 32, "parents": 3}},
     ),
 )
 
