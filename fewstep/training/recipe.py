@@ -93,8 +93,8 @@ class Recipe:
         for kind in ("objective", "distance", "rows", "average", "coordinates"):
             if (section := getattr(self, kind)) is not None:
                 check(kind, section)
-        for section in self.terms:
-            check("term", {key: value for key, value in section.items() if key != "factor"})
+        for term in self.terms:
+            check("term", {key: value for key, value in term.items() if key != "factor"})
         if isinstance(self.make_levels(), ImportanceLevels) and self.backward is not None:
             raise ValueError("noise levels by importance weigh the gradients themselves: leave [backward] out")
         if (self.coordinates is None) != (self.denoiser.name != "coordinates"):
@@ -242,7 +242,7 @@ class Recipe:
         given = self.denoiser
         options: dict[str, Any] = {"predicts": given.predicts, "shape": spec.shape, "conditions": dict(conditions)}
         options |= {"precondition": given.precondition, "data_std": 1.0, "value_range": spec.value_range, "data": data}
-        options |= measured | ({} if given.data_std is None else {"data_std": given.data_std}) | given.options
+        options |= dict(measured) | ({} if given.data_std is None else {"data_std": given.data_std}) | given.options
         made = find(given.name, "denoiser")
         taken = inspect.signature(made).parameters
         if "options" not in taken:
