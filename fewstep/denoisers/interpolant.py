@@ -57,8 +57,8 @@ class InterpolantPrediction(Prediction):
 
     def replaced(self, value: Tensor, **changes: Any) -> Prediction:
         """A velocity alone: what the state is made of under another one is not known."""
-        own: dict[str, Any] = {"value": value, "kind": self.kind, "x": self.x, "t": self.t, "process": self.process}
-        return Prediction(**own | changes)
+        own: dict[str, Any] = {"kind": self.kind, "x": self.x, "t": self.t, "process": self.process}
+        return Prediction(value, **own | changes)
 
 
 class MixtureInterpolant(Denoiser):

@@ -18,10 +18,13 @@ from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.facts import Facts
 from fewstep.core.memory import Memory, ask
-from fewstep.core.methods import methods
+from fewstep.core.methods import find, methods
 from fewstep.core.prediction import Prediction
+from fewstep.denoisers.dataset import DatasetDenoiser
+from fewstep.denoisers.interpolant import MixtureInterpolant
 from fewstep.denoisers.learned_variance import SpreadPrediction
 from fewstep.networks.unet import UNet
+from fewstep.processes.interpolants import Interpolant
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 
@@ -245,3 +248,22 @@ def test_facts_are_what_was_set_wherever_it_was_set():
     assert one.facts == Facts(VP(), (3,), data="shapes") == replace(one.facts, solver=None)
     one.shape, one.plan = (5,), plan(VP(), "ddim", 2)
     assert one.facts.shape == (5,) and one.facts.plan is one.plan
+
+
+def test_a_data_set_kept_as_a_tensor_is_no_name_of_one():
+    exact = DatasetDenoiser(torch.rand(5, 3), VP())
+    assert exact.data.shape == (5, 3) and exact.facts.data is None
+    wrapped = find("dynamic-thresholding", "correction")(exact, 1.0, (0.0, 1.0))
+    assert wrapped.facts.data is None and wrapped.model.data is exact.data
+
+
+def test_what_another_velocity_says_of_an_interpolants_parts_is_not_made_up():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    covariances = root @ root.mT + torch.eye(6, dtype=torch.float64)
+    process = Interpolant(latent="brownian")
+    exact = MixtureInterpolant(torch.ones(2), torch.zeros(2, 2, 3), covariances, process)
+    x = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    answer = exact(x, torch.tensor(0.4, dtype=torch.float64))
+    assert torch.equal(answer.part(slice(1, 3)).latent, answer.latent[1:3])
+    assert type(answer.replaced(2 * answer.value)) is Prediction
