@@ -58,7 +58,8 @@ def headline(figures: dict[str, Any]) -> list[str]:
     rows = figures["rows"]
     fast = next(row for row in rows if row["name"] == "accelerated")
     ddim = sorted((row for row in rows if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
-    shown = [(f"plan learned by `fewstep accelerate {figures['model']}`", fast), ("`ddim`", ddim[-1]), ("`ddim`", ddim[0])]
+    learned = f"plan learned by `fewstep accelerate {figures['model']}`"
+    shown = [(learned, fast), ("`ddim`", ddim[-1]), ("`ddim`", ddim[0])]
     body = [["1", "reference", str(rows[0]["planned_nfe"]), f"{_number(figures['reference_error'])} (estimated)"]]
     body += [
         [str(place), name, str(row["planned_nfe"]), _number(row["endpoint"])]

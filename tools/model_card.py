@@ -50,7 +50,8 @@ def digits() -> str:
     held_out = real["figures"]["validation_frechet"]
     return f"""# {name}
 
-Handwritten digits of 8x8 pixels in [-1, 1], ten classes, trained with label dropout (so it also samples without a label).
+Handwritten digits of 8x8 pixels in [-1, 1], ten classes, trained with label dropout (so it also samples without
+a label).
 
 - **Data**: the 1797 digits that ship with scikit-learn (UCI, CC BY 4.0); 1437 to train, 360 held out.
 - **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {dict(model.network.config())}.
@@ -111,12 +112,12 @@ their relation to each other. The model reads captions such as "a large red circ
 also draws without one.
 
 - **Data**: `fewstep.data.shapes`, drawn on request; about an eighth of the combinations is never drawn for training.
-- **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {reader:,} of them in its own text encoder (two layers,
-  {words} words), {options}.
+- **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {reader:,} of them in its own text encoder (two
+  layers, {words} words), {options}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
 - **Recipe**: `recipes/shapes.toml`
   (`fewstep train recipes/shapes.toml --out runs/shapes`).
-- **Use**: examples and tests of guidance, rewards and fine-tuning, with captions that can be verified from the pixels.
+- **Use**: examples and tests of guidance, rewards and fine-tuning, with captions that are verified from the pixels.
 
 Share of {SHAPES_N} pictures that show what was asked for, according to the exact verifier
 (`fewstep.metrics.shapes_verifier`), in every respect ("caption") and by attribute; {SHAPES_STEPS} steps. "Held out" are

@@ -135,9 +135,9 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     last = [sum(errors[f"{d} of {a}"][-1] for a in AMBIENT) / len(AMBIENT) for d in INTRINSIC]
     told = (
         f"Between the ambient dimensions {AMBIENT[0]} and {AMBIENT[-1]} the error differs by a factor of at most"
-        f" {spread:.2f}; between {INTRINSIC[0]} and {INTRINSIC[-1]} intrinsic ones, at {COUNTS[-1]:,} samples, by a factor of"
-        f" {last[-1] / last[0]:,.0f}. {TRIALS} draws of data and subspace each; {found['seconds']:.0f} CPU seconds for"
-        " the whole chapter."
+        f" {spread:.2f}; between {INTRINSIC[0]} and {INTRINSIC[-1]} intrinsic ones, at {COUNTS[-1]:,} samples, by a"
+        f" factor of {last[-1] / last[0]:,.0f}. {TRIALS} draws of data and subspace each; {found['seconds']:.0f}"
+        " CPU seconds for the whole chapter."
     )
     rows = found["rewards"]
     best = max(rows, key=lambda row: row["learned"])

@@ -77,7 +77,8 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     search = digits["search"]
     told = (
         f"Mean distance from the reference's sample over the mean norm, {digits['n']} noises. The search took"
-        f" {search['evaluations']:,} evaluations of a single sample. This page took {digits['seconds']:.0f} CPU seconds."
+        f" {search['evaluations']:,} evaluations of a single sample. This page took {digits['seconds']:.0f}"
+        " CPU seconds."
     )
     losses = f"The loss fell from {folder['losses'][0]:.3f} at step 200 to {folder['losses'][1]:.3f} at step 600."
     errors = ", ".join(f"`{name}` {error:.3f}" for name, error in diffusers["errors"].items())

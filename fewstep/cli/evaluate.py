@@ -24,7 +24,7 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of frechet, precision-recall, sliced-wasserstein, accuracy, captions, endpoint"
+            help="Some of frechet, precision-recall, sliced-wasserstein, accuracy, captions, endpoint"
             " [default: all that apply]."
         ),
     ] = None,
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a model's samples.
 
-    Against its data, against the labels asked for, and against the exact end of its ODE from the same noises.
+    Against its data, against the requested labels, and against the exact end of its ODE from the same noises.
 
     \b
     Example:

@@ -26,8 +26,8 @@ METHODS = (
 class InterpolatedCosine(Process):
     """`log(alpha / sigma) = -log tan(pi t / 2) + t log(low / d) + (1 - t) log(high / d)`, `alpha^2 + sigma^2 = 1`.
 
-    `-log tan(pi t / 2) + log(n / d)` is the cosine schedule for pictures of d pixels a side that keeps, averaged down
-    to n pixels, the SNR that the plain one has there; with `low = high = n` it is that schedule, which is also
+    `-log tan(pi t / 2) + log(n / d)` is the cosine schedule for pictures with sides of d pixels that keeps, averaged
+    down to n pixels, the SNR that the plain one has there; with `low = high = n` it is that schedule, which is also
     `Shifted(Cosine(s=0), d / n)`.
 
     resolution: d. low, high: the n of the noisy and of the clean end, low at most high.

@@ -36,7 +36,7 @@ class RestorationChain:
     of the data (`alpha` small), for `sample` starts from noise alone.
 
     Args:
-        fades, stds, factors: one a level; factors, by default all 1, must divide a picture's sides in turn.
+        fades, stds, factors: one per level; factors, by default all 1, must divide a picture's sides in turn.
 
     Raises:
         ValueError: no level, lists of different lengths, fades outside (0, 1], stds or factors that are not positive.
@@ -122,7 +122,7 @@ class RestorationChain:
         return self.fades[k - 1] * average(y, self.factors[k - 1]) + self.stds[k - 1] * normal
 
     def fidelity(self, x0: Tensor, y: Tensor, k: int) -> Tensor:
-        """`|A_k x0 - y|^2 / (2 sigma_k^2)` a number of y: minus the log-likelihood of x0, (B,), up to a constant.
+        """`|A_k x0 - y|^2 / (2 sigma_k^2)` per number of y: minus the log-likelihood of x0, (B,), up to a constant.
 
         It is 1/2 on average where x0 is the data that y came from.
         """

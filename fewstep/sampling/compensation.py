@@ -79,7 +79,7 @@ def compensate(plan: Plan, ratios: Sequence[float], points: int = 3) -> Plan:
         t, last = (evaluations[e].t for e in (newest, seen[-2]))
         for kind, slot in list(outputs[newest].items()):
             nodes = seen[-points:]
-            # At alpha = 0 eps says nothing of x0: a point where the plan did not ask for it is left out.
+            # At alpha = 0 eps says nothing about x0: a point where the plan did not evaluate it is left out.
             nodes = [e for e in nodes if kind in outputs[e] or evaluations[e].scales[0] > 0]
             if len(nodes) < 2:
                 continue

@@ -19,7 +19,7 @@ METHODS = (
         "dpm-solver",
         paper=_PAPER,
         arxiv="2206.00927",
-        claim="order p = 1, 2, 3 with p evaluations a step, stages at exact log-SNRs",
+        claim="order p = 1, 2, 3 with p evaluations per step, stages at exact log-SNRs",
         use="dpm_solver",
         facts={"order": "p", "orders": (1, 2, 3), "any_order": True},
     ),

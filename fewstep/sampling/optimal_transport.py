@@ -29,7 +29,7 @@ METHODS = (
 )
 
 FORMAT = "fewstep-ot-start-1"
-ROWS = 16_384  # points whose products with all atoms are held at once
+ROWS = 16_384  # points whose products with all atoms are held in memory at once
 FAR = 1e9  # where the centre of a cell that no draw met is put
 
 
