@@ -16,7 +16,7 @@ METHODS = (
         "interpolated-cosine",
         paper="simple diffusion: End-to-end diffusion for high resolution images (Hoogeboom et al., 2023)",
         arxiv="2301.11093",
-        claim="the cosine schedule as low resolutions see it in the noise, as high ones near the data",
+        claim="the cosine schedule of low resolutions in the noise, and of high ones near the data",
         use="InterpolatedCosine",
     ),
 )

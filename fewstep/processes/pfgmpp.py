@@ -55,7 +55,7 @@ class PFGMpp(EDM):
         from scipy.special import gammainccinv, gammaincinv
 
         at, half = normal.detach().double().cpu(), 0.5 * self.degrees
-        below = torch.special.ndtr(-at.abs()).numpy()  # the smaller tail, which keeps its digits
+        below = torch.special.ndtr(-at.abs()).numpy()  # the smaller tail, which keeps its precision
         square = torch.where(
             at < 0, torch.from_numpy(gammaincinv(half, below)), torch.from_numpy(gammainccinv(half, below))
         )

@@ -1,7 +1,7 @@
 """A chain of degradations: each level averages blocks of pixels, fades what is left and adds noise.
 
 Level 0 is the data; a state of level k may be smaller than one of level k - 1. All laws are exact, because averages of
-white noise are white. It is no process of one shape, so no solver runs it: a restorer does
+white noise are white. Its states may differ in shape, so no solver runs it, only a restorer
 (`fewstep.training.restorer`).
 """
 
@@ -33,7 +33,7 @@ class RestorationChain:
     factors, and `sigma_k^2 = (fade_k sigma_{k-1} / factor_k)^2 + std_k^2`.
 
     With factors of 1 it is a diffusion of few steps, for data of any shape. The last level should hold next to nothing
-    of the data (`alpha` small), for `sample` starts from noise alone.
+    of the data (`alpha` small), because `sample` starts from pure noise.
 
     Args:
         fades, stds, factors: one per level; factors, by default all 1, must divide a picture's sides in turn.
@@ -129,7 +129,7 @@ class RestorationChain:
         return (self.operator(x0, k) - y).square().flatten(1).mean(1) / (2 * self.sigma(k) ** 2)
 
     def start(self, shape: Sequence[int], normal: Tensor) -> Tensor:
-        """The last level's state that restoring begins with, made of standard noise of its shape."""
+        """The last level's state, from which restoring begins, made from standard noise of its shape."""
         expected = self.shape(self.levels, shape)
         if tuple(normal.shape[1:]) != expected:
             raise ValueError(f"the last level has shape (B, *{expected}), got noise of shape {tuple(normal.shape)}")

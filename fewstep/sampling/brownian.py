@@ -18,7 +18,7 @@ METHODS = (
         "brownian",
         paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
         arxiv="2206.00364",
-        claim="noise of one path a sample: another step count gives nearly the same picture",
+        claim="noise from one path per sample: another step count gives nearly the same picture",
         use="BrownianNoise",
     ),
 )

@@ -18,7 +18,7 @@ METHODS = (
         "dynamic-compensation",
         paper="DC-Solver: Improving Predictor-Corrector Diffusion Sampler via Dynamic Compensation (Zhao et al., 2024)",
         arxiv="2409.03755",
-        claim="rewrites any multistep plan: its newest prediction is moved in time, for no evaluation",
+        claim="rewrites any multistep plan: its newest prediction is moved in time, with no more evaluations",
         use="compensate",
     ),
 )

@@ -27,7 +27,7 @@ METHODS = (
         "dpm-fast",
         paper=_PAPER,
         arxiv="2206.00927",
-        claim="as many evaluations as the grid has steps, in steps of order 3 and one or two last ones below",
+        claim="one evaluation per step of the grid, in steps of order 3 and one or two last ones of lower order",
         use="dpm_fast",
         facts={"order": "2"},
     ),

@@ -20,7 +20,7 @@ METHODS = (
         "evodiff",
         paper="EVODiff: Entropy-aware Variance Optimized Diffusion Inference (Li et al., 2025)",
         arxiv="2509.26096",
-        claim="DPM-Solver++(2M) with per-sample weights of least variance; the next answer corrects the step",
+        claim="DPM-Solver++(2M) with per-sample weights of least variance; the next prediction corrects the step",
         use="evodiff",
         facts={"live": True},
     ),

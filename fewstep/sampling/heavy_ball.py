@@ -13,7 +13,7 @@ METHODS = (
         "heavy-ball",
         paper="Diffusion Sampling with Momentum for Mitigating Divergence Artifacts (Wizadwongsa et al., 2023)",
         arxiv="2307.11118",
-        claim="averages the directions of any plan's steps: stabler, at the price of its order",
+        claim="averages the directions of any plan's steps: more stable, at the price of its order",
         use="heavy_ball",
     ),
 )

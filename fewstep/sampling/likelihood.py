@@ -29,7 +29,7 @@ METHODS = (
         "bits-per-dim",
         paper=_PAPER,
         arxiv="2011.13456",
-        claim="the ODE's likelihood in bits a value, of continuous data or of data with levels",
+        claim="the ODE's likelihood in bits per value, of continuous data or of data with levels",
         use="bits_per_dim",
     ),
 )

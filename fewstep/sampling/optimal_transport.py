@@ -23,7 +23,7 @@ METHODS = (
         "dpm-ot",
         paper="DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport (Li et al., 2023)",
         arxiv="2307.11308",
-        claim="noise transported to diffused training samples: few steps are left, and no mode is mixed",
+        claim="noise transported to diffused training samples: few steps are left, and modes do not mix",
         use="OTStart",
     ),
 )

@@ -15,7 +15,7 @@ METHODS = (
         "restart",
         paper="Restart Sampling for Improving Generative Processes (Xu et al., 2023)",
         arxiv="2306.14878",
-        claim="an ODE solver of order 2 whose errors, at given noise levels, fresh noise contracts away",
+        claim="an ODE solver of order 2; fresh noise at given noise levels contracts its errors",
         use="restart",
         facts={"order": "2"},
     ),

@@ -19,7 +19,7 @@ METHODS = (
         "time-shift",
         paper="Alleviating Exposure Bias in Diffusion Models through Shifted Time Steps (Li et al., 2024)",
         arxiv="2305.15583",
-        claim="the network is asked at the time whose nominal variance a state has; the update stays",
+        claim="evaluates the network at the time whose nominal variance the state has; the update stays",
         use="time_shift",
     ),
 )
