@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from claims.claim import Outcome
+from fewstep.core import methods
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.methods import card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
@@ -185,14 +185,14 @@ def order(process: Process, solver: str | Callable[..., Value], seed: int, steps
 
 def stated(name: str) -> int:
     """The order that a solver's card states; `name` may carry p (`unipc-3`)."""
-    method, p = card(name, "sampling")
-    text = str(method.facts["order"])  # "2", "p" or "p + 1"
-    return sum(p or 0 if part == "p" else int(part) for part in text.split(" + "))
+    stated = methods.order(*methods.card(name, "solver"))
+    assert stated is not None
+    return stated
 
 
 def orders(process: Process, method: str, seed: int) -> Outcome:
     """The furthest of a method's measured orders from the stated ones."""
-    every = card(method, "sampling")[0].facts.get("orders")
+    every = methods.card(method, "solver")[0].facts.get("orders")
     names = [f"{method}-{p}" for p in every] if every else [method]
     measured = {name: order(process, name, seed) for name in names}
     found = ", ".join(f"{name} {value:.2f} for {stated(name)}" for name, value in measured.items())

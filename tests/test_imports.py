@@ -111,7 +111,7 @@ def test_nothing_imports_torchvision(path):
 
 
 def test_method_cards():
-    names = [card.name for card in methods()]
+    names = [(card.kind, card.name) for card in methods()]
     assert len(names) == len(set(names)) > 40
     for card in methods():
         assert 0 < len(card.claim) < 100, card.name

@@ -27,9 +27,9 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --room sampling' lists them.")]
+Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --kind solver' lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
-Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --room timesteps'.")]
+Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --kind rule'.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to use instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[
@@ -119,11 +119,11 @@ def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -
 
 def prompted(model: Denoiser, prompt: str | None, guidance: float | None, negative: str | None) -> Denoiser:
     """The model guided, and with its caption fixed where one is given: what measures and searches take."""
-    from fewstep.denoisers.given import Given
+    from fewstep.denoisers.fixed import Fixed
 
     check_reads(model, prompt)
     made = guided(model, guidance, negative)
-    return Given(made, text=prompt) if prompt is not None else made
+    return Fixed(made, text=prompt) if prompt is not None else made
 
 
 class Used:

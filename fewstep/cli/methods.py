@@ -17,6 +17,7 @@ def methods(
     room: Annotated[
         str | None, typer.Option(help="Only the methods of one room, such as sampling or timesteps.")
     ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only the methods of one kind, such as solver or rule.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """List methods by name, paper, claim and file.
@@ -24,17 +25,13 @@ def methods(
     \b
     Example:
         fewstep methods dpm
-        fewstep methods --room timesteps
+        fewstep methods --kind rule
     """
-    from fewstep.core.errors import suggest
     from fewstep.core.methods import methods as cards
 
-    rooms = {card.room for card in cards()}
-    if room is not None and room not in rooms:
-        raise suggest("room", room, rooms)
-    found = cards(room, word)
+    found = cards(kind, word, room)
     if as_json:
-        keys = ("name", "room", "paper", "arxiv", "claim", "file")
+        keys = ("name", "kind", "room", "paper", "arxiv", "claim", "file")
         common.print_json([{key: getattr(card, key) for key in keys} for card in found])
         return
     if not found:

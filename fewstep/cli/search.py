@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def search(
     model: common.Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations of the plan.")] = 8,
-    method: Annotated[str, typer.Option(help="'fewstep methods --room search' lists them.")] = "learned-plan",
+    method: Annotated[str, typer.Option(help="'fewstep methods --kind search' lists them.")] = "learned-plan",
     out: Annotated[
         Path | None, typer.Option(help="The folder of the search [default: runs/search-MODEL-METHOD-NFE].")
     ] = None,

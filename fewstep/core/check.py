@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.core.methods import card, find
+from fewstep.core.methods import card, find, order
 from fewstep.core.plan import Combine, Draw, Evaluate, Plan
 from fewstep.core.prediction import conversion
 from fewstep.core.process import Process, process_from_config
@@ -130,11 +130,10 @@ def _log_snr(alpha: float, sigma: float) -> float:
 
 def _stated(name: str) -> str | None:
     try:
-        method, p = card(name, "sampling")
+        stated = order(*card(name, "solver"))
     except ValueError:
         return None
-    text = method.facts.get("order")
-    return None if text is None else str(sum(p or 0 if part == "p" else int(part) for part in text.split(" + ")))
+    return None if stated is None else str(stated)
 
 
 # The problem on which orders are measured: three narrow-to-broad components on the line, 24 starts.
@@ -182,7 +181,7 @@ def _orders(plan: Plan) -> tuple[float | None, float | None]:
     import json
 
     try:
-        function = find(plan.name, room="sampling")
+        function = find(plan.name, "solver")
         if plan.stochastic:
             return None, None
         errors, defects = [], []

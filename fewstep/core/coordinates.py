@@ -46,9 +46,7 @@ class Coordinates(nn.Module):
 def coordinates_from_config(config: Mapping[str, Any]) -> Coordinates:
     """The coordinates of a configuration; `ValueError` for an unknown name or argument."""
     rest = dict(config)
-    kind = find(str(rest.pop("coordinates", "")), what="coordinates")
-    if not (isinstance(kind, type) and issubclass(kind, Coordinates)):
-        raise ValueError(f"{config['coordinates']!r} are no coordinates")
+    kind = find(str(rest.pop("coordinates", "")), "coordinates")
     try:
         return kind(**rest)
     except TypeError as error:

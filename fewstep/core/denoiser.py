@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -10,17 +11,21 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
+from fewstep.core.facts import Facts
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
+
+_FACTS = tuple(field.name for field in fields(Facts))
 
 
 class Denoiser(nn.Module):
     """Base of everything that predicts: networks, closed forms, and whatever wraps them.
 
     `forward(x, t, **condition)` takes `x` `(B, *shape)` and `t`, a scalar or `(B,)` tensor of process times.
-    `shape` is one sample's shape, or None where any will do; `conditions` names what may be asked for;
-    `value_range` is the range of the data, or None.
+
+    What is true of it beside that are plain attributes, each where it applies: set them in `__init__` or on the class.
+    `facts` reads them all, whichever were set.
     """
 
     process: Process
@@ -31,6 +36,18 @@ class Denoiser(nn.Module):
     # The rule of the model's own scheduler, where it came with one: (process, steps, end) -> times.
     timesteps: Callable[..., list[float]] | None = None
     solver: str | None = None  # the solver that suits it where none is asked for
+
+    @property
+    def facts(self) -> Facts:
+        """Its process, shape, conditions and so on, as they are now."""
+        # A data set kept as the tensor `data` is not a data set's name, and other models have no such attribute at all.
+        own = {name: getattr(self, name) for name in _FACTS if hasattr(self, name)}
+        return Facts(**own | {"data": own.get("data") if isinstance(own.get("data"), str) else None})
+
+    def take(self, facts: Facts) -> None:
+        """Have these facts for its own."""
+        # Past nn.Module's own bookkeeping, by which another model's autoencoder would be registered here once more.
+        self.__dict__.update(vars(facts))
 
     @property
     def device(self) -> torch.device:
@@ -80,14 +97,19 @@ class Denoiser(nn.Module):
 
 
 class Wrapper(Denoiser):
-    """Base of the denoisers around another one, `model`: all but what a technique changes is the model's own."""
+    """Base of the denoisers around another one, `model`: all but what a technique changes is the model's own.
 
-    def __init__(self, model: Denoiser):
+    changes: facts that are not the model's, such as `plan=None`.
+    """
+
+    autoencoder: nn.Module | None
+    data: str | None
+    data_std: float | None
+
+    def __init__(self, model: Denoiser, **changes: Any):
         super().__init__()
-        self.model, self.process, self.shape = model, model.process, model.shape
-        self.conditions, self.value_range = model.conditions, model.value_range
-        self.plan, self.timesteps, self.solver = model.plan, model.timesteps, model.solver
-        self.data: Any = getattr(model, "data", None)
+        self.model = model
+        self.take(replace(model.facts, **changes))
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,8 @@
 """Method cards: what fewstep holds, read from the source files and imported on demand.
 
 A method file ends its imports with a literal `METHODS = (Method("dpmpp-2m", ..., use="dpmpp_2m"),)`. It is read with
-`ast`, so listing every method imports nothing, and adding one touches no shared list.
+`ast`, so listing every method imports nothing, and adding one touches no shared list. A file is parsed to the end of
+the literal and no further, which keeps the reading of all of them well under a tenth of a second.
 """
 
 from __future__ import annotations
@@ -18,22 +19,62 @@ from typing import Any
 
 from fewstep.core.errors import suggest
 
+# The kind of a card that names none, by its room. In every other room a card names its kind.
+KINDS = {
+    "acceleration": "acceleration",
+    "caching": "cache",
+    "compression": "compressor",
+    "conditions": "condition",
+    "data": "data",
+    "denoisers": "denoiser",
+    "distillation": "distiller",
+    "editing": "editor",
+    "guidance": "guidance",
+    "metrics": "metric",
+    "modalities": "modality",
+    "networks": "network",
+    "operators": "operator",
+    "processes": "process",
+    "restoration": "restorer",
+    "sampling": "solver",
+    "searching": "search",
+    "timesteps": "rule",
+}
+# How messages call a kind whose own name says too little.
+SPOKEN = {
+    "backward": "way to go backward",
+    "data": "data set",
+    "guidance": "method of guidance",
+    "rule": "timestep rule",
+    "search": "search method",
+}
+_OPENING = re.compile(r"^METHODS = \(", re.MULTILINE)
+_CLOSING = re.compile(r".+$|\n(?:.*\n)*?\)$", re.MULTILINE)  # on the same line, or a line that is `)`
+
 
 @dataclass(frozen=True)
 class Method:
     """One method of the catalogue.
 
-    `name` is what a user types, `use` the function or class in `module`, `claim` what it promises in one line, and
-    `facts` holds what the room's contract test needs to know (a solver's convergence order, for instance).
+    `name` is what a user types, unique among the methods of its `kind` ("solver", "rule", "process", ...; left out, it
+    is the room's). `use` is the function or class in `module`, `claim` what it promises in one line, and `facts` hold
+    what the contract test of the kind needs to know (a solver's convergence order, for instance).
     """
 
     name: str
+    kind: str = ""
     paper: str = ""
     arxiv: str = ""
     claim: str = ""
     use: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
+
+    def __post_init__(self) -> None:
+        if self.module and not self.kind:
+            if self.room not in KINDS:
+                raise ValueError(f"the card {self.name!r} in {self.file} must name its kind: kind=...")
+            object.__setattr__(self, "kind", KINDS[self.room])
 
     @property
     def room(self) -> str:
@@ -47,6 +88,18 @@ class Method:
         return getattr(import_module(self.module), self.use)
 
 
+def _head(path: Path) -> str:
+    """The text of a file to the end of its METHODS literal; empty without one."""
+    text = path.read_text("utf-8")
+    opening = _OPENING.search(text) if "METHODS = (" in text else None
+    if opening is None:
+        return ""
+    closing = _CLOSING.match(text, opening.end())
+    if closing is None:
+        raise ValueError(f"{path}: METHODS must be closed by a line that is ')'")
+    return text[: closing.end()]
+
+
 def _cards(path: Path, module: str) -> list[Method]:
     """The METHODS literal of a file. A name in it may stand for a string that the file assigns above it."""
     strings: dict[str, str] = {}
@@ -55,7 +108,7 @@ def _cards(path: Path, module: str) -> list[Method]:
         return strings[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
 
     found = []
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in ast.parse(_head(path)).body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
         name = node.targets[0].id
@@ -70,50 +123,124 @@ def _cards(path: Path, module: str) -> list[Method]:
 
 
 @functools.cache
-def _all() -> Mapping[str, Method]:
+def _all() -> tuple[Method, ...]:
     root = Path(__file__).resolve().parents[1]
-    found: dict[str, Method] = {}
+    found: dict[tuple[str, str], Method] = {}
     for path in sorted(root.rglob("*.py")):
         module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
         for method in _cards(path, module):
-            if method.name in found:
-                raise ValueError(f"{method.name!r} is registered in {found[method.name].module} and in {module}")
-            found[method.name] = method
-    return found
+            other = found.setdefault((method.kind, method.name), method)
+            if other is not method:
+                raise ValueError(f"the {method.kind} {method.name!r} is registered in {other.module} and in {module}")
+    return tuple(found.values())
 
 
-def methods(room: str | None = None, word: str = "") -> list[Method]:
-    """The method cards, of one room or of all, whose name, paper or claim contains `word`."""
+def methods(kind: str | None = None, word: str = "", room: str | None = None) -> list[Method]:
+    """The method cards whose name, paper or claim contains `word`: of one kind ("solver"), of one room, or of all.
+
+    A room's name does for `kind` too where no kind has it: `methods("sampling")` are the solvers and whatever else
+    lies there. Raises `ValueError` for a kind or room that has no card.
+    """
+    found = _all()
+    kinds = {card.kind for card in found}
+    if room is not None or (kind is not None and kind not in kinds):
+        rooms = {card.room for card in found}
+        if room is None and kind in rooms:
+            kind, room = None, kind
+        for what, given, known in (("kind", kind, kinds | rooms), ("room", room, rooms)):
+            if given is not None and given not in known:
+                raise suggest(what, given, known)
     word = word.lower()
     return [
         card
-        for card in _all().values()
-        if (room is None or card.room == room)
+        for card in found
+        if kind in (None, card.kind)
+        and room in (None, card.room)
         and word in " ".join((card.name, card.paper, card.claim, card.module)).lower()
     ]
 
 
-def card(name: str, room: str | None = None, what: str = "method") -> tuple[Method, int | None]:
-    """The card of `name`, and the order when the name carries one (`unipc-3` is `unipc` of order 3)."""
-    known = {card.name: card for card in methods(room)}
-    if name in known:
-        return known[name], None
-    stem = re.fullmatch(r"(.+)-(\d+)", str(name))
-    if stem and stem[1] in known and known[stem[1]].facts.get("any_order"):
-        if int(stem[2]) < 1:
-            raise ValueError(f"the order of {stem[1]!r} must be at least 1, got {stem[2]}")
-        return known[stem[1]], int(stem[2])
-    raise suggest(what, name, known)
+def card(
+    name: str, kind: str | None = None, what: str | None = None, room: str | None = None
+) -> tuple[Method, int | None]:
+    """The card of `name`, and the order when the name carries one (`unipc-3` is `unipc` of order 3).
+
+    `what` is the thing's name in the message where that is not the kind.
+
+    Raises:
+        ValueError: none has the name (the close ones are named), or several kinds have one and `kind` is missing.
+    """
+    known: dict[str, list[Method]] = {}
+    for method in methods(kind, room=room):
+        known.setdefault(method.name, []).append(method)
+    what = what or SPOKEN.get(kind or "", kind or "method")
+    stem, order = str(name), None
+    if stem not in known and (found := re.fullmatch(r"(.+)-(\d+)", stem)):
+        if any(method.facts.get("any_order") for method in known.get(found[1], ())):
+            stem, order = found[1], int(found[2])
+    if stem not in known:
+        raise suggest(what, name, known)
+    if len(known[stem]) > 1:
+        kinds = " and a ".join(method.kind for method in known[stem])
+        raise ValueError(f"{name!r} is a {kinds}: say which, with kind=...")
+    if order == 0:
+        raise ValueError(f"the order of {stem!r} must be at least 1, got {order}")
+    return known[stem][0], order
 
 
-def find(name: str, room: str | None = None, what: str = "method") -> Callable[..., Any]:
+def find(name: str, kind: str | None = None, what: str | None = None, room: str | None = None) -> Callable[..., Any]:
     """The function or class behind a method's name, imported on demand.
 
-    Raises `ValueError` with the close names when there is none.
+    Args:
+        name: as `methods` lists it; an order may follow it, where the method takes one: `unipc-3`.
+        kind: what it has to be ("solver", "rule", "process", ...), or the room it is in.
+
+    Raises:
+        ValueError: none has the name; the message has the close ones.
     """
-    method, order = card(name, room, what)
+    method, order = card(name, kind, what, room)
     found = method.load()
+    return found if order is None else functools.partial(found, order=order)
+
+
+def made(kind: str, name: str, /, skip: int = 0, **options: Any) -> functools.partial[Any]:
+    """A method with its options set: `made("weighting", "min-snr", 2, gamma=5.0)`.
+
+    The first `skip` arguments of the function or class are left to the call; all others are options, by name.
+
+    Raises:
+        ValueError: an unknown method or option (the close ones are named), or none for an option without a default.
+    """
+    method, order = card(name, kind)
+    function, said = method.load(), f"{SPOKEN.get(kind, kind)} {name!r}"
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
     if order is not None:
-        assert "order" in inspect.signature(found).parameters
-        return functools.partial(found, order=order)
-    return found
+        if "order" in options:
+            raise ValueError(f"the order is in the name already: {name!r}, got order={options['order']!r} as well")
+        options["order"] = order
+    fixed = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    known = [p.name for p in fixed]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for option in options:
+            if option not in known:
+                raise (
+                    suggest(f"option of the {said}", option, known)
+                    if known
+                    else ValueError(f"the {said} has no options, got {option!r}")
+                )
+    if missing := [p.name for p in fixed if p.default is p.empty and p.name not in options]:
+        raise ValueError(f"the {said} needs {missing[0]}=...; its options are {', '.join(known)}")
+    return functools.partial(function, **options)
+
+
+def order(method: Method, p: int | None = None) -> int | None:
+    """The convergence order that a solver's card states, None where it states none.
+
+    `p` is the order in the solver's name (`unipc-3`: 3); without one, the default of its option `order` counts.
+    """
+    if "order" not in method.facts:
+        return None
+    stated = int(method.facts["order"])
+    if not method.facts.get("plus_p"):
+        return stated
+    return stated + (p if p is not None else int(inspect.signature(method.load()).parameters["order"].default))

@@ -238,7 +238,7 @@ class Plan:
         """
         from fewstep.core.methods import find
 
-        return find("diffusers-scheduler", room="hub")(self, like)
+        return find("diffusers-scheduler", "export")(self, like)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, under a temporary name first."""

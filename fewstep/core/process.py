@@ -135,7 +135,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     }
     if "process" not in config:
         raise ValueError(f"a process configuration needs the key 'process', got {sorted(config)}")
-    kind = find(config["process"], room="processes", what="process")
+    kind = find(config["process"], "process")
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if extra := sorted(set(values) - known):
         raise ValueError(f"process {config['process']!r} has no parameter {extra[0]!r}; it has {sorted(known)}")

@@ -28,9 +28,9 @@ from fewstep.data.spec import DataSpec
 METHODS = (
     Method(
         "stream",
+        kind="format",
         claim="shuffled, endless, and resumed to the bit from the number of samples seen",
         use="open_stream",
-        facts={"kind": "data"},
     ),
 )
 

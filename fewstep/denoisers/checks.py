@@ -29,6 +29,7 @@ from fewstep.denoisers.wrap import Clock
 METHODS = (
     Method(
         "check-denoiser",
+        kind="check",
         claim="finds a wrong parameterisation, time, scale or sign by identities, and names the right one",
         use="check_denoiser",
     ),

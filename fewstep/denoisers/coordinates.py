@@ -25,6 +25,7 @@ METHODS = (
     ),
     Method(
         "dct",
+        kind="coordinates",
         paper="Discrete Cosine Transform (Ahmed, Natarajan and Rao, 1974)",
         claim="orthonormal cosine transform: white noise stays white, and the network keeps to pixels",
         use="DCT",

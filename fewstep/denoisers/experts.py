@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, joined
 from fewstep.denoisers.folder import claim_folder, load_model, save_model
 
 METHODS = (
@@ -25,6 +26,7 @@ METHODS = (
         arxiv="2312.16486",
         claim="denoisers trained apart for ranges of noise levels, sampled as one",
         use="Experts",
+        facts={"wraps": True, "changes": ("plan",)},
     ),
 )
 
@@ -58,8 +60,7 @@ class Experts(Denoiser):
         if any(dict(other.conditions) != dict(first.conditions) for other in denoisers):
             raise ValueError(f"experts must take the same conditions, got {[sorted(d.conditions) for d in denoisers]}")
         self.denoisers = nn.ModuleList(denoisers)
-        self.process, self.shape, self.value_range = first.process, first.shape, first.value_range
-        self.conditions = first.conditions
+        self.take(replace(first.facts, plan=None))
         self.register_buffer("cuts", torch.tensor(cuts, dtype=torch.float64), persistent=False)
         self.cuts: Tensor
 
@@ -67,14 +68,15 @@ class Experts(Denoiser):
         chosen = torch.bucketize(t.double(), self.cuts, right=True)
         if t.ndim == 0:
             return self.denoisers[int(chosen)](x, t, **condition)
-        value, kind = torch.empty_like(x), ""
+        parts = []
         for number in chosen.unique().tolist():
             rows = (chosen == number).nonzero().squeeze(1)
             own = {name: v[rows] if isinstance(v, Tensor) else v for name, v in condition.items()}
-            prediction = self.denoisers[number](x[rows], t[rows], **own)
-            kind = kind or prediction.kind
-            value = value.index_copy(0, rows, prediction.to(kind).to(x.dtype))
-        return Prediction(value, kind, x, t, self.process)
+            parts.append((rows, self.denoisers[number](x[rows], t[rows], **own)))
+        return joined(parts, x, t)
+
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        return self.denoisers[0].check_condition(condition, batch, device)  # type: ignore[operator]
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return self.denoisers[0].encode(data, **condition)  # type: ignore[operator]

@@ -81,7 +81,7 @@ def save_model(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     if type(model) is not NetworkDenoiser:  # another denoiser of this room, made of the same parts
-        config["denoiser"] = next(card.name for card in methods("denoisers") if card.use == type(model).__name__)
+        config["denoiser"] = next(card.name for card in methods("denoiser") if card.use == type(model).__name__)
     if further := model.further():
         config["further"] = further
     config["config_sha256"] = _fingerprint(config)
@@ -149,9 +149,9 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
     try:
         tensors = load_tensors(weights)
         network_config = dict(config["network"])
-        network = find(network_config.pop("network"), room="networks", what="network")(**network_config)
+        network = find(network_config.pop("network"), "network")(**network_config)
         network.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
-        made = find(config.get("denoiser", "network"), room="denoisers", what="denoiser")
+        made = find(config.get("denoiser", "network"), "denoiser")
         model = made(
             network,
             process_from_config(config["process"]),

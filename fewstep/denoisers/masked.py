@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, joined
 
 METHODS = (
     Method(
@@ -21,6 +21,7 @@ METHODS = (
         arxiv="2309.10438",
         claim="residual blocks left out by name at chosen times, without touching the network",
         use="MaskedDenoiser",
+        facts={"wraps": True},
     ),
 )
 
@@ -99,13 +100,12 @@ class MaskedDenoiser(Wrapper):
         times = t.unique().tolist()
         if len(times) == 1:
             return self._at(times[0], x, t, condition)
-        value, kind = torch.empty_like(x), ""  # samples at different times, with masks of their own
+        parts = []  # samples at different times, with masks of their own
         for time in times:
             rows = (t == time).nonzero().squeeze(1)
             named = {name: c[rows] if isinstance(c, Tensor) and c.ndim else c for name, c in condition.items()}
-            part = self._at(time, x[rows], t[rows], named)
-            value[rows], kind = part.value.to(x.dtype), part.kind
-        return Prediction(value, kind, x, t, self.process)
+            parts.append((rows, self._at(time, x[rows], t[rows], named)))
+        return joined(parts, x, t)
 
     def _at(self, time: float, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
         return without(self.model, [self._paths[name] for name in self.mask(time)])(x, t, **condition)

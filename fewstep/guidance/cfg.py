@@ -20,6 +20,7 @@ METHODS = (
         arxiv="2207.12598",
         claim="samples follow their label or caption more closely",
         use="Guided",
+        facts={"wraps": True, "changes": ("plan", "solver")},
     ),
 )
 
@@ -42,14 +43,14 @@ class Guided(Wrapper):
     """
 
     def __init__(self, model: Denoiser, scale: float, negative: str | Mapping[str, Any] | None = None):
-        super().__init__(model)
+        # The model's plan was found for what it predicts itself.
+        changed = {"plan": None if scale != 1 else model.plan, "solver": "ddim" if scale > 1 else model.solver}
+        super().__init__(model, **changed)
         if not any(kind.guides for kind in model.conditions.values()):
             raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
         if not 0 <= scale < float("inf"):
             raise ValueError(f"the guidance scale must be at least 0 and finite, got {scale}")
         self.scale = float(scale)
-        self.plan = None if scale != 1 else model.plan  # found for what the model itself predicts
-        self.solver = "ddim" if scale > 1 else model.solver
         self.negative = {"text": negative} if isinstance(negative, str) else dict(negative or {})
         for name in self.negative:
             if name not in model.conditions:
@@ -66,4 +67,5 @@ class Guided(Wrapper):
         both = {name: torch.cat([value, empty[name]]) for name, value in condition.items()}
         answer = self.model(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
         given, nothing = answer.value.chunk(2)
-        return Prediction(torch.lerp(nothing, given, self.scale), answer.kind, x, t, self.process)
+        # What the answer says beside its value is that of the conditional half.
+        return answer.part(slice(len(x))).replaced(torch.lerp(nothing, given, self.scale), x=x, t=t)

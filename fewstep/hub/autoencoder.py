@@ -12,6 +12,7 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "autoencoder",
+        kind="import",
         paper="High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)",
         arxiv="2112.10752",
         claim="pictures to latents and back, in overlapping tiles where memory is short",

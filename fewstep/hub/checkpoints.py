@@ -24,6 +24,7 @@ from fewstep.processes.ve import EDM
 METHODS = (
     Method(
         "checkpoint",
+        kind="import",
         paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
         arxiv="2206.00364",
         claim="EDM and k-diffusion networks with their preconditioning, from safetensors",

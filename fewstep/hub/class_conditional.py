@@ -13,6 +13,7 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "dit-pipeline",
+        kind="family",
         paper="Scalable Diffusion Models with Transformers (Peebles and Xie, 2023)",
         arxiv="2212.09748",
         claim="DiT pipelines: a label, its null class for guidance, the learned variance left aside",

@@ -19,6 +19,7 @@ from fewstep.hub.pipeline import families, unsupported
 METHODS = (
     Method(
         "diffusers-folder",
+        kind="import",
         claim="a diffusers folder as a pipeline object, whole or refused with one line",
         use="open_pipeline",
     ),

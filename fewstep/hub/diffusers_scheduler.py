@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 METHODS = (
     Method(
         "diffusers-scheduler",
+        kind="export",
         claim="any plan, learned ones too, as the scheduler of a diffusers pipeline",
         use="as_diffusers_scheduler",
     ),

@@ -16,6 +16,7 @@ from fewstep.hub.stable_diffusion_3 import shift_by_size
 METHODS = (
     Method(
         "flux-pipeline",
+        kind="family",
         claim="Flux: packed latents, a shift that depends on the size, the guidance scale as a condition",
         use="Flux",
         facts={"pipelines": ("FluxPipeline",)},

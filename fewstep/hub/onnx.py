@@ -21,7 +21,11 @@ from fewstep.core.prediction import Prediction
 from fewstep.core.process import process_from_config
 from fewstep.report.files import write_bytes
 
-METHODS = (Method("onnx", claim="a denoiser as one file for ONNX Runtime, which every plan runs", use="export_onnx"),)
+METHODS = (
+    Method(
+        "onnx", kind="export", claim="a denoiser as one file for ONNX Runtime, which every plan runs", use="export_onnx"
+    ),
+)
 
 FORMAT = "fewstep-onnx-1"
 KEY = "fewstep"  # of the metadata

@@ -21,6 +21,7 @@ from fewstep.sampling.build import plan
 METHODS = (
     Method(
         "diffusers-pipeline",
+        kind="import",
         claim="a diffusers pipeline as a denoiser: the same pictures from the same noise, with any solver",
         use="PipelineDenoiser",
     ),
@@ -56,7 +57,7 @@ class Family(Protocol):
 @functools.cache
 def families() -> Mapping[str, Method]:
     """The card of the family of each supported pipeline class, by the class's name."""
-    return {kind: card for card in methods("hub") for kind in card.facts.get("pipelines", ())}
+    return {kind: card for card in methods("family") for kind in card.facts["pipelines"]}
 
 
 class PipelineDenoiser(Denoiser):

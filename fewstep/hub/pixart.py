@@ -15,6 +15,7 @@ from fewstep.hub.prompt import Encoder, Prompt
 METHODS = (
     Method(
         "pixart-pipeline",
+        kind="family",
         paper="PixArt-alpha: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis"
         " (Chen et al., 2024)",
         arxiv="2310.00426",

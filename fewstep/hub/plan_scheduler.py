@@ -70,7 +70,7 @@ def later(plan: Plan, begin: int) -> Plan:
 
 def _orders(name: str) -> Iterator[str]:
     yield name
-    method, order = card(name, "sampling", "solver")
+    method, order = card(name, "solver")
     yield from (f"{method.name}-{p}" for p in range((order or 1) - 1, 0, -1))
 
 

@@ -24,7 +24,12 @@ from fewstep.hub.onnx import as_config, example
 from fewstep.report.files import write_bytes
 
 METHODS = (
-    Method("program", claim="a plan and its network exported as one graph of torch.export", use="export_program"),
+    Method(
+        "program",
+        kind="export",
+        claim="a plan and its network exported as one graph of torch.export",
+        use="export_program",
+    ),
 )
 
 FORMAT = "fewstep-program-1"

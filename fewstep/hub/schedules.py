@@ -25,6 +25,7 @@ from fewstep.processes.ve import EDM
 METHODS = (
     Method(
         "diffusers-schedule",
+        kind="import",
         claim="a diffusers scheduler's process, prediction and own grid, read off the scheduler itself",
         use="open_schedule",
     ),

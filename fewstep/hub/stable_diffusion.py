@@ -15,6 +15,7 @@ from fewstep.hub.prompt import Encoder, Number, Prompt
 METHODS = (
     Method(
         "stable-diffusion-pipeline",
+        kind="family",
         paper="High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)",
         arxiv="2112.10752",
         claim="Stable Diffusion 1 and 2: prompts by CLIP, epsilon or v-prediction on latents",
@@ -23,6 +24,7 @@ METHODS = (
     ),
     Method(
         "stable-diffusion-xl-pipeline",
+        kind="family",
         paper="SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis (Podell et al., 2023)",
         arxiv="2307.01952",
         claim="Stable Diffusion XL: two text encoders, and the picture's size told to the network",

@@ -15,6 +15,7 @@ from fewstep.hub.prompt import Encoder, Prompt
 METHODS = (
     Method(
         "stable-diffusion-3-pipeline",
+        kind="family",
         paper="Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024)",
         arxiv="2403.03206",
         claim="Stable Diffusion 3: a rectified flow, its shift in the grid alone",

@@ -15,6 +15,7 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "unconditional-pipeline",
+        kind="family",
         paper="Denoising Diffusion Probabilistic Models (Ho et al., 2020)",
         arxiv="2006.11239",
         claim="DDPM, DDIM and consistency pipelines on UNet2DModel, in pixels",

@@ -23,6 +23,7 @@ METHODS = (
     ),
     Method(
         "zero-terminal-snr",
+        kind="schedule",
         paper="Common Diffusion Noise Schedules and Sample Steps Are Flawed (Lin et al., 2024)",
         arxiv="2305.08891",
         claim="the last step is pure noise, the first one unchanged",

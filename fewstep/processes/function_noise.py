@@ -16,6 +16,7 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "function-noise",
+        kind="coordinates",
         paper="Modeling Temporal Data as Continuous Functions with Stochastic Process Diffusion (Bilos et al., 2023)",
         arxiv="2211.02590",
         claim="noise correlated in time (RBF, Matern, OU), on grids that differ from sample to sample",

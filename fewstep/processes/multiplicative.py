@@ -15,6 +15,7 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "multiplicative-noise",
+        kind="coordinates",
         paper="Perception-based multiplicative noise removal using SDEs (Vuong and Nguyen, 2024)",
         arxiv="2408.10283",
         claim="geometric Brownian noise as an ordinary process of the logarithm, from any level of speckle",

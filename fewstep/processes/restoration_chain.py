@@ -1,7 +1,7 @@
 """A chain of degradations: each level averages blocks of pixels, fades what is left and adds noise.
 
 Level 0 is the data; a state of level k may be smaller than one of level k - 1. All laws are exact, because averages of
-white noise are white. Its states may differ in shape, so no solver runs it, only a restorer
+white noise are white. It is no process of one shape, so no solver runs it: a restorer does
 (`fewstep.training.restorer`).
 """
 

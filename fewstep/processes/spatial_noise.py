@@ -15,6 +15,7 @@ from fewstep.core.prediction import expand
 METHODS = (
     Method(
         "spatial-noise",
+        kind="coordinates",
         paper="SVNR: Spatially-variant Noise Removal with Denoising Diffusion (Pearl et al., 2023)",
         arxiv="2306.16052",
         claim="every pixel has its own time; sampling starts at the noisy picture",

@@ -16,7 +16,7 @@ METHODS = (
         arxiv="2204.13902",
         claim="order p at one evaluation per step: eps is a polynomial in t (tAB-DEIS)",
         use="deis",
-        facts={"order": "p", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
     Method(
         "ab",
@@ -24,14 +24,14 @@ METHODS = (
         arxiv="2204.13902",
         claim="order p at one evaluation per step: eps is a polynomial in log-SNR",
         use="ab",
-        facts={"order": "p", "orders": (1, 2, 3, 4, 5), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4, 5), "any_order": True},
     ),
     Method(
         "lms",
         paper="k-diffusion's linear multistep sampler (Crowson, 2022)",
         claim="order p at one evaluation per step: eps is a polynomial in sigma/alpha, up to sigma = 0 itself",
         use="lms",
-        facts={"order": "p", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
     Method(
         "ab-x0",
@@ -39,7 +39,7 @@ METHODS = (
         arxiv="2211.01095",
         claim="order p at one evaluation per step: x0 is a polynomial in log-SNR (dpmpp-3m at order 3)",
         use="ab_x0",
-        facts={"order": "p", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
     Method(
         "ab-v",
@@ -47,7 +47,7 @@ METHODS = (
         arxiv="2202.00512",
         claim="order p at one evaluation per step on v in its angle, regular at both ends of every process",
         use="ab_v",
-        facts={"order": "p", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
     Method(
         "vab",
@@ -55,7 +55,7 @@ METHODS = (
         arxiv="2209.03003",
         claim="order p at one evaluation per step on the flow's velocity, regular at both ends of every process",
         use="vab",
-        facts={"order": "p", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
 )
 

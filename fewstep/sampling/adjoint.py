@@ -25,6 +25,7 @@ from fewstep.timesteps.grid import make_times
 METHODS = (
     Method(
         "adjoint",
+        kind="gradient",
         paper="AdjointDPM: Adjoint Sensitivity Method for Gradient Backpropagation of Diffusion Probabilistic Models"
         " (Pan et al., 2023)",
         arxiv="2307.10711",

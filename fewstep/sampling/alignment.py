@@ -12,6 +12,7 @@ from fewstep.core.process import process_from_config
 METHODS = (
     Method(
         "timestep-alignment",
+        kind="rewrite",
         paper="Towards More Accurate Diffusion Model Acceleration with a Timestep Aligner (Xia et al., 2023)",
         arxiv="2310.09469",
         claim="rewrites any plan: another time for the network at each evaluation, with no further evaluations",

@@ -16,6 +16,7 @@ from fewstep.core.process import process_from_config
 METHODS = (
     Method(
         "brownian",
+        kind="noise",
         paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
         arxiv="2206.00364",
         claim="noise from one path per sample: another step count gives nearly the same picture",

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fewstep.core.bands import Bands
-from fewstep.core.errors import suggest
 from fewstep.core.live import Loop
-from fewstep.core.methods import Method, card, find, methods
+from fewstep.core.methods import card, made, methods
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.core.trace import record
@@ -21,29 +20,6 @@ from fewstep.timesteps.grid import check_times, make_times
 DEFAULT_SOLVER = "dpmpp-3m"
 DEFAULT_TIMES = "log-snr"
 ADAPTIVE_STEPS = 1000
-
-
-def is_solver(method: Method) -> bool:
-    """Whether a method of this room is a solver; the others are executors, corrections and measures."""
-    return bool({"order", "stochastic", "live"} & method.facts.keys())
-
-
-def solver_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
-    """The solver behind a name, its options checked against its signature."""
-    if not is_solver(card(name, "sampling", "solver")[0]):
-        raise suggest("solver", name, {method.name for method in methods("sampling") if is_solver(method)})
-    solver = find(name, room="sampling", what="solver")
-    if isinstance(solver, functools.partial) and "order" in options:
-        raise ValueError(f"the order is in the name already: {name!r}, got order={options['order']!r} as well")
-    known = list(inspect.signature(solver).parameters)[3:]
-    for option in options:
-        if option not in known:
-            raise (
-                suggest(f"option of {name!r}", option, known)
-                if known
-                else ValueError(f"the solver {name!r} has no options, got {option!r}")
-            )
-    return solver
 
 
 class _Clock(Shifted):
@@ -96,7 +72,7 @@ def plan(
         if nfe is not None:
             raise ValueError("explicit times fix the evaluations: give either timesteps as a list or nfe")
         steps = len(timesteps) - 1  # type: ignore[arg-type]
-    elif isinstance(solver, str) and card(solver, "sampling", "solver")[0].facts.get("adaptive"):
+    elif isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive"):
         if steps is not None or nfe is not None:
             raise ValueError(f"{solver!r} chooses its own steps: give it a tolerance instead of steps or nfe")
         steps = ADAPTIVE_STEPS  # of the grid from which it takes its two ends alone
@@ -106,7 +82,7 @@ def plan(
         return _within(process, solver, nfe, timesteps, end=end, strength=strength, shift=shift, **options)  # type: ignore[arg-type]
     assert steps is not None
 
-    function = solver_function(solver, options) if isinstance(solver, str) else solver
+    function = made("solver", solver, 3, **options) if isinstance(solver, str) else solver
     name = solver if isinstance(solver, str) else getattr(solver, "__name__", "solver")
     if shift is None or explicit:
         if explicit and shift is not None:
@@ -128,7 +104,7 @@ def plan(
     about: dict[str, Any] = {"solver": name, "timesteps": rule, "steps": kept, "end": end}
     about |= {key: value for key, value in (("shift", shift), ("strength", strength)) if value not in (None, 1.0)}
     about |= {"options": options} if options else {}
-    facts = card(solver, "sampling")[0].facts if isinstance(solver, str) else {}
+    facts = card(solver, "solver")[0].facts if isinstance(solver, str) else {}
     if not facts.get("live"):
         return record(function, process, times, options, about)
     if isinstance(process, Bands):
@@ -179,8 +155,8 @@ def solver_names(live: bool = False) -> tuple[str, ...]:
     """Every solver that can be named, orders spelt out: those that make a plan, or the `live` ones, which depend on the
     data as they run."""
     names: list[str] = []
-    for method in methods("sampling"):
-        if not is_solver(method) or bool(method.facts.get("live")) != live:
+    for method in methods("solver"):
+        if bool(method.facts.get("live")) != live:
             continue
         orders = method.facts.get("orders")
         names += [f"{method.name}-{p}" for p in orders] if orders else [method.name]

@@ -22,6 +22,7 @@ from fewstep.core.table import Stage
 METHODS = (
     Method(
         "checkpointed",
+        kind="gradient",
         paper="Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)",
         arxiv="1604.06174",
         claim="exact gradients through any plan, memory of the square root of its stages",

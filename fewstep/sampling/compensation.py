@@ -16,6 +16,7 @@ from fewstep.sampling.common import lagrange
 METHODS = (
     Method(
         "dynamic-compensation",
+        kind="rewrite",
         paper="DC-Solver: Improving Predictor-Corrector Diffusion Sampler via Dynamic Compensation (Zhao et al., 2024)",
         arxiv="2409.03755",
         claim="rewrites any multistep plan: its newest prediction is moved in time, with no more evaluations",

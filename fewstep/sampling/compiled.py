@@ -18,6 +18,7 @@ from fewstep.core.table import Table
 METHODS = (
     Method(
         "compile",
+        kind="executor",
         claim="network and combination in one graph, the same for every step, schedule and step count",
         use="compile",
     ),

@@ -18,7 +18,7 @@ METHODS = (
         arxiv="2010.02502",
         claim="order 1; eta = 1 is ancestral sampling",
         use="ddim",
-        facts={"order": "1"},
+        facts={"order": 1},
     ),
     Method(
         "ddpm",

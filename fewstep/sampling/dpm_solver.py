@@ -21,7 +21,7 @@ METHODS = (
         arxiv="2206.00927",
         claim="order p = 1, 2, 3 with p evaluations per step, stages at exact log-SNRs",
         use="dpm_solver",
-        facts={"order": "p", "orders": (1, 2, 3), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3), "any_order": True},
     ),
     Method(
         "dpm-fast",
@@ -29,7 +29,7 @@ METHODS = (
         arxiv="2206.00927",
         claim="one evaluation per step of the grid, in steps of order 3 and one or two last ones of lower order",
         use="dpm_fast",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
 )
 

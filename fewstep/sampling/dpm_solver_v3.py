@@ -26,7 +26,7 @@ METHODS = (
         arxiv="2310.13268",
         claim="order p + 1 at one evaluation per step, linear part and drift taken from the model's statistics",
         use="dpm_solver_v3",
-        facts={"live": True, "order": "p + 1", "orders": (1, 2, 3), "any_order": True},
+        facts={"live": True, "order": 1, "plus_p": True, "orders": (1, 2, 3), "any_order": True},
     ),
 )
 

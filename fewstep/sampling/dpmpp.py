@@ -19,7 +19,7 @@ METHODS = (
         arxiv="2211.01095",
         claim="order 2 at one evaluation per step",
         use="dpmpp_2m",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
     Method(
         "dpmpp-3m",
@@ -27,7 +27,7 @@ METHODS = (
         arxiv="2211.01095",
         claim="order 3 at one evaluation per step",
         use="dpmpp_3m",
-        facts={"order": "3"},
+        facts={"order": 3},
     ),
     Method(
         "dpmpp-2s",
@@ -35,7 +35,7 @@ METHODS = (
         arxiv="2211.01095",
         claim="order 2 at two evaluations per step",
         use="dpmpp_2s",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
     Method(
         "dpmpp-3s",
@@ -43,7 +43,7 @@ METHODS = (
         arxiv="2211.01095",
         claim="order 3 at three evaluations per step",
         use="dpmpp_3s",
-        facts={"order": "3"},
+        facts={"order": 3},
     ),
     Method(
         "dpmpp-2m-sde",

@@ -19,7 +19,7 @@ METHODS = (
         arxiv="2307.11118",
         claim="order p at one evaluation per step, stable on longer steps than ab as beta falls below 1",
         use="ghvb",
-        facts={"order": "p", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
 )
 

@@ -17,7 +17,7 @@ METHODS = (
         arxiv="2306.04848",
         claim="order 1 at one evaluation per step, eps extrapolated from the last two; gamma = 1 is ddim",
         use="gradient_estimation",
-        facts={"order": "1"},
+        facts={"order": 1},
     ),
 )
 

@@ -11,6 +11,7 @@ from fewstep.core.plan import Combine, Op, Plan
 METHODS = (
     Method(
         "heavy-ball",
+        kind="rewrite",
         paper="Diffusion Sampling with Momentum for Mitigating Divergence Artifacts (Wizadwongsa et al., 2023)",
         arxiv="2307.11118",
         claim="averages the directions of any plan's steps: more stable, at the price of its order",

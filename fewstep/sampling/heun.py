@@ -19,7 +19,7 @@ METHODS = (
         arxiv="2206.00364",
         claim="order 1 in the process's own time",
         use="euler",
-        facts={"order": "1"},
+        facts={"order": 1},
     ),
     Method(
         "heun",
@@ -27,7 +27,7 @@ METHODS = (
         arxiv="2206.00364",
         claim="order 2 at two evaluations per step; churn adds fresh noise",
         use="heun",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
 )
 

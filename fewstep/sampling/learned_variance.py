@@ -30,6 +30,7 @@ METHODS = (
     ),
     Method(
         "chain-bound",
+        kind="likelihood",
         paper=_PAPER,
         arxiv="2102.09672",
         claim="an upper bound on the negative log-likelihood of a sampling chain, at its own times",

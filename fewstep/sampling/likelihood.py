@@ -20,6 +20,7 @@ _PAPER = "Score-Based Generative Modeling through Stochastic Differential Equati
 METHODS = (
     Method(
         "ode-likelihood",
+        kind="likelihood",
         paper=_PAPER,
         arxiv="2011.13456",
         claim="log p(x) of the probability-flow ODE, with the exact trace or an unbiased one",
@@ -27,6 +28,7 @@ METHODS = (
     ),
     Method(
         "bits-per-dim",
+        kind="likelihood",
         paper=_PAPER,
         arxiv="2011.13456",
         claim="the ODE's likelihood in bits per value, of continuous data or of data with levels",

@@ -21,6 +21,7 @@ from fewstep.sampling.build import plan as make_plan
 METHODS = (
     Method(
         "denoising-mcmc",
+        kind="executor",
         paper="Denoising MCMC for Accelerating Diffusion-Based Generative Models (Kim & Ye, 2022)",
         arxiv="2209.14593",
         claim="Langevin steps between noise levels; every state is a few evaluations from a sample",

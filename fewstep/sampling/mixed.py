@@ -19,6 +19,7 @@ from fewstep.core.run import Program, begin_run, check_answer, program
 METHODS = (
     Method(
         "run-mixed",
+        kind="executor",
         claim="different plans, step counts and conditions share network calls, each as if alone",
         use="run_mixed",
     ),

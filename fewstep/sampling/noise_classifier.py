@@ -20,6 +20,7 @@ from fewstep.report.files import write_bytes
 METHODS = (
     Method(
         "noise-classifier",
+        kind="correction",
         paper="Denoising MCMC for Accelerating Diffusion-Based Generative Models (Kim & Ye, 2022)",
         arxiv="2209.14593",
         claim="p(noise level | noisy sample), trained in seconds on vectors and small images",

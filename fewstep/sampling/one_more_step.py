@@ -21,6 +21,7 @@ from fewstep.sampling.started import Started, started
 METHODS = (
     Method(
         "one-more-step",
+        kind="start",
         paper="One More Step: A Versatile Plug-and-Play Module for Rectifying Diffusion Schedule Flaws and Enhancing"
         " Low-Frequency Controls (Hu et al., 2023)",
         arxiv="2311.15744",

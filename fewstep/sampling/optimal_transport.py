@@ -21,6 +21,7 @@ from fewstep.sampling.started import Started, started
 METHODS = (
     Method(
         "dpm-ot",
+        kind="start",
         paper="DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport (Li et al., 2023)",
         arxiv="2307.11308",
         claim="noise transported to diffused training samples: few steps are left, and modes do not mix",

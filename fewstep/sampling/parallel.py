@@ -19,6 +19,7 @@ from fewstep.core.table import Stage
 METHODS = (
     Method(
         "paradigms",
+        kind="executor",
         paper="Parallel Sampling of Diffusion Models (Shih et al., 2023)",
         arxiv="2305.16317",
         claim="a window of evaluations in one call: fewer calls one after the other, the same samples",

@@ -18,7 +18,7 @@ METHODS = (
         arxiv="2202.09778",
         claim="order 2: four-step weights after a Runge-Kutta start of 4 evaluations per step",
         use="pndm",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
     Method(
         "plms",
@@ -26,7 +26,7 @@ METHODS = (
         arxiv="2202.09778",
         claim="order 2: four-step weights after one improved Euler step, one evaluation more than steps",
         use="plms",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
     Method(
         "ipndm",
@@ -34,7 +34,7 @@ METHODS = (
         arxiv="2204.13902",
         claim="order 2 at one evaluation per step: the weights of up to 4 steps, fewer at the start",
         use="ipndm",
-        facts={"order": "2", "orders": (2, 3, 4), "any_order": True},
+        facts={"order": 2, "orders": (2, 3, 4), "any_order": True},
     ),
 )
 

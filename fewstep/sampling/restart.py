@@ -17,7 +17,7 @@ METHODS = (
         arxiv="2306.14878",
         claim="an ODE solver of order 2; fresh noise at given noise levels contracts its errors",
         use="restart",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
 )
 
@@ -63,10 +63,10 @@ def restart(
     Raises:
         ValueError: an interval that is none, or lies above the process; a solver that adds noise of its own.
     """
-    method, _ = card(descent, "sampling", "solver")
+    method, _ = card(descent, "solver")
     if "order" not in method.facts or method.facts.get("live") or method.name == "restart":
         raise ValueError(f"restart descends by a deterministic solver, such as 'rho-rk-2' or 'ab-3', not {descent!r}")
-    descend = find(descent, room="sampling", what="solver")
+    descend = find(descent, "solver")
     rounds = _placed(process, times, intervals)
     x, done = trace.start(), 0
     for i, group in sorted(rounds.items()):

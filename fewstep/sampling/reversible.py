@@ -16,6 +16,7 @@ from fewstep.sampling.angle import Tableau, increment
 METHODS = (
     Method(
         "reversible",
+        kind="gradient",
         paper="Efficient, Accurate and Stable Gradients for Neural ODEs (McCallum & Foster, 2024)",
         arxiv="2410.11648",
         claim="exact gradients in constant memory, by a solver that runs backwards algebraically",

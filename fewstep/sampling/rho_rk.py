@@ -18,7 +18,7 @@ METHODS = (
         arxiv="2204.13902",
         claim="order p = 2, 3, 4 at p evaluations per step: Heun's, Kutta's and the classical method (rhoRK-DEIS)",
         use="rho_rk",
-        facts={"order": "p", "orders": (2, 3, 4), "any_order": True},
+        facts={"order": 0, "plus_p": True, "orders": (2, 3, 4), "any_order": True},
     ),
 )
 

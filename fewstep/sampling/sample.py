@@ -43,7 +43,7 @@ def choose_plan(
         if rule is not None and model.timesteps is None:
             raise ValueError("this model came without a scheduler of its own: name another timestep rule")
         rule = model.timesteps
-    adaptive = isinstance(solver, str) and card(solver, "sampling", "solver")[0].facts.get("adaptive")
+    adaptive = isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive")
     if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
     return make_plan(

@@ -20,6 +20,7 @@ from fewstep.core.run import program
 METHODS = (
     Method(
         "adaptive-diffusion",
+        kind="executor",
         paper="Training-Free Adaptive Diffusion with Bounded Difference Approximation Strategy (Ye et al., 2024)",
         arxiv="2410.09873",
         claim="reuses the last noise prediction, sample by sample, while the states' third difference is small",

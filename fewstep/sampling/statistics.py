@@ -40,6 +40,7 @@ _PAPER = "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Stat
 METHODS = (
     Method(
         "model-statistics",
+        kind="statistics",
         paper=_PAPER,
         arxiv="2310.13268",
         claim="the linear part and the drift of a model per coordinate, from two evaluations per point",

@@ -17,6 +17,7 @@ from fewstep.core.run import program
 METHODS = (
     Method(
         "time-shift",
+        kind="executor",
         paper="Alleviating Exposure Bias in Diffusion Models through Shifted Time Steps (Li et al., 2024)",
         arxiv="2305.15583",
         claim="evaluates the network at the time whose nominal variance the state has; the update stays",

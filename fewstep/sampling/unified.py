@@ -22,7 +22,7 @@ METHODS = (
         arxiv="2312.07243",
         claim="kind, Taylor order and derivative estimate chosen for each step; order 2 by default",
         use="unified",
-        facts={"order": "2"},
+        facts={"order": 2},
     ),
 )
 

@@ -21,7 +21,7 @@ METHODS = (
         arxiv="2302.04867",
         claim="order p + 1 at one evaluation per step",
         use="unipc",
-        facts={"order": "p + 1", "orders": (1, 2, 3, 4), "any_order": True},
+        facts={"order": 1, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
 )
 

@@ -30,7 +30,6 @@ METHODS = (
         arxiv="2311.14768",
         claim="a small policy picks the steps of each condition, for quality at fewer steps on average",
         use="adadiff",
-        facts={"search": True},
     ),
 )
 
@@ -259,7 +258,7 @@ def adadiff(
         raise ValueError("adadiff picks the steps by the condition, and this model is unconditional")
     if other := [name for name, kind in model.conditions.items() if not isinstance(kind, Label)]:
         raise ValueError(f"adadiff reads class labels, and {other[0]!r} is none")
-    facts = card(solver, "sampling", "solver")[0].facts
+    facts = card(solver, "solver")[0].facts
     if facts.get("stochastic") or facts.get("live"):
         raise ValueError(f"the steps are picked for a deterministic solver with a plan, not for {solver!r}")
     asked = counts if counts is not None else [max(1, round(job.nfe * k / 4)) for k in (1, 2, 3, 4)]

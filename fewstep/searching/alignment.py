@@ -24,7 +24,6 @@ METHODS = (
         arxiv="2310.09469",
         claim="one network time a step, fitted so that the step goes where the teacher goes",
         use="aligner",
-        facts={"search": True},
     ),
 )
 

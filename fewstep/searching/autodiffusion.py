@@ -29,7 +29,6 @@ METHODS = (
         arxiv="2309.10438",
         claim="times, then blocks to leave out at each, evolved for the samples' distribution or their endpoints",
         use="autodiffusion",
-        facts={"search": True},
     ),
 )
 

@@ -24,7 +24,6 @@ METHODS = (
         arxiv="2404.14507",
         claim="times that minimise a KL bound between the reverse SDE and its steps, estimated on noised samples",
         use="ays",
-        facts={"search": True},
     ),
 )
 

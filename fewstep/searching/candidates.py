@@ -71,7 +71,7 @@ def _tried() -> list[str]:
     """The solvers tried where none are named; of those of order 1, which are all ddim, that alone."""
     kept = []
     for solver in solver_names():
-        method, order = card(solver, "sampling")
+        method, order = card(solver, "solver")
         if method.name not in _LEFT_OUT and (order != 1 or method.name == "unipc"):
             kept.append(solver)
     return kept
@@ -83,12 +83,12 @@ def hand_made(process: Process, nfe: int, solvers: Sequence[str] | None = None) 
     Discrete rules only where there is a table.
     """
     seen = set()
-    rules: list[str | Rule] = [method.name for method in methods("timesteps")]
+    rules: list[str | Rule] = [method.name for method in methods("rule")]
     if process.table_steps is None:
         rules = [rule for rule in rules if rule not in ("leading", "linspace", "trailing")]
     for solver in _tried() if solvers is None else solvers:
         options = _QUIET.get(solver, {})
-        if card(solver, "sampling")[0].facts.get("stochastic") and not options:
+        if card(solver, "solver")[0].facts.get("stochastic") and not options:
             continue
         for rule in rules + (_CUTS if solver in _CUT_SOLVERS else []):
             for end in ENDS:

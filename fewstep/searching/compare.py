@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.methods import card
+from fewstep.core.methods import card, made
 from fewstep.core.plan import Plan
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import plan as make_plan
-from fewstep.sampling.build import solver_function
 from fewstep.searching.problem import run_all
 from fewstep.searching.reference import error_estimate, reference_plan, solve
 
@@ -39,9 +38,9 @@ class Comparison:
 def check_names(solvers: Sequence[str], timesteps: Sequence[str]) -> None:
     """`ValueError` for a solver or rule that is not known."""
     for solver in solvers:
-        solver_function(solver, {})
+        made("solver", solver, 3)
     for rule in timesteps:
-        card(rule, "timesteps", "timestep rule")
+        card(rule, "rule")
 
 
 @torch.no_grad()

@@ -30,7 +30,6 @@ METHODS = (
         arxiv="2409.03755",
         claim="one compensation ratio a step, fitted on a dozen trajectories, or predicted from other step counts",
         use="dc_solver",
-        facts={"search": True},
     ),
 )
 

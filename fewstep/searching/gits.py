@@ -20,7 +20,6 @@ METHODS = (
         arxiv="2405.11326",
         claim="times by dynamic programming on the errors of single Euler steps from a teacher's path",
         use="gits",
-        facts={"search": True},
     ),
 )
 

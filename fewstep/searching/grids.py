@@ -27,7 +27,7 @@ def solver_steps(process: Process, nfe: int, solver: str | None = None) -> dict[
         ValueError: a solver that is unknown, stochastic or live, or that cannot do with so few.
     """
     if solver is not None:
-        facts = card(solver, "sampling", "solver")[0].facts
+        facts = card(solver, "solver")[0].facts
         if facts.get("stochastic") or facts.get("live"):
             raise ValueError(f"a grid is searched for a deterministic solver with a plan, not for {solver!r}")
     steps = {}

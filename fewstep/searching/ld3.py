@@ -28,7 +28,6 @@ METHODS = (
         arxiv="2405.15506",
         claim="times by gradient descent through the sampler, towards the ends of a teacher that may start nearby",
         use="ld3",
-        facts={"search": True},
     ),
 )
 

@@ -45,7 +45,6 @@ METHODS = (
         arxiv="2502.17423",
         claim="fitted times and coefficients beat every hand-made plan at 4 to 10 evaluations",
         use="learned_plan",
-        facts={"search": True},
     ),
 )
 

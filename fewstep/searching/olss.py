@@ -24,7 +24,6 @@ METHODS = (
         arxiv="2305.14677",
         claim="coefficients by least squares on a teacher's states, times that bound the largest step's error",
         use="olss",
-        facts={"search": True},
     ),
 )
 

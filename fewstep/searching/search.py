@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.errors import suggest
-from fewstep.core.methods import Method, find, methods
+from fewstep.core.methods import made, methods
 from fewstep.core.plan import Plan
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
@@ -50,14 +48,9 @@ class Found:
         return next(row["error"] for row in self.rows if row["role"] == "searched")
 
 
-def is_search(method: Method) -> bool:
-    """Whether a method of this room can be named in `search`."""
-    return bool(method.facts.get("search"))
-
-
 def search_names() -> tuple[str, ...]:
     """Every method that `search` knows."""
-    return tuple(method.name for method in methods("searching") if is_search(method))
+    return tuple(method.name for method in methods("search"))
 
 
 def search(
@@ -77,7 +70,7 @@ def search(
     """Search a plan of `nfe` evaluations.
 
     Args:
-        method: `fewstep methods --room search` lists them; `options` are the method's own.
+        method: `fewstep methods --kind search` lists them; `options` are the method's own.
         noises: how many to learn from, and as many again to score on, and to judge on.
         seconds, evaluations: the budget; without it the method stops by itself. When it is spent, the best plan so
             far is returned, with `finished` False.
@@ -89,8 +82,7 @@ def search(
         ValueError: an unknown method or option, a budget below one candidate, a model without a shape, a folder that
             holds another search.
     """
-    if method not in search_names():
-        raise suggest("search method", method, search_names())
+    function = made("search", method, skip=1, **options)
     for what, value in (("nfe", nfe), ("reference_nfe", reference_nfe)):
         if isinstance(value, bool) or int(value) != value or value < 1:
             raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
@@ -105,15 +97,6 @@ def search(
         )
     if seconds is not None and not seconds > 0:
         raise ValueError(f"a budget of {seconds} seconds is below one candidate: give more than 0")
-    function = find(method, room="searching", what="search method")
-    known = list(inspect.signature(function).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise (
-                suggest(f"option of {method!r}", option, known)
-                if known
-                else ValueError(f"the search {method!r} has no options, got {option!r}")
-            )
     job = Job(
         model,
         nfe,
@@ -129,7 +112,7 @@ def search(
     )
     with job, torch.no_grad():
         try:
-            function(job, **options)
+            function(job)
             finished = True
         except OutOfBudget:
             finished = False

@@ -28,7 +28,6 @@ METHODS = (
         arxiv="1907.10902",
         claim="a tree-structured Parzen estimator over solvers, rules with their numbers, ends and shifts of times",
         use="tpe",
-        facts={"search": True},
     ),
 )
 
@@ -66,7 +65,7 @@ def solvers(process: Process, nfe: int) -> list[str]:
     """The deterministic solvers that make a plan of exactly `nfe` evaluations, to one end or the other."""
     found = []
     for name in solver_names():
-        if card(name, "sampling")[0].facts.get("stochastic"):
+        if card(name, "solver")[0].facts.get("stochastic"):
             continue
         for end in ENDS:
             try:
@@ -125,7 +124,7 @@ class Space:
         """The plan of some parameters; None where a rule cannot place its times, or they make another count."""
         rule, solver, end = values["rule"], values["solver"], values["end"]
         options = {key: values[f"{rule} {key}"] for key in RULES[rule]}
-        place = functools.partial(find(rule, room="timesteps"), **options)
+        place = functools.partial(find(rule, "rule"), **options)
         try:
             made = make_plan(self.process, solver, timesteps=place, nfe=self.nfe, end=end)
             times = shifted(self.process, made.times, [values.get(name, 0.0) for name in self.offsets])

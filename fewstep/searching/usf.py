@@ -24,7 +24,6 @@ METHODS = (
         arxiv="2312.07243",
         claim="times, prediction kind, order and derivative estimate of every step, evolved under a predictor",
         use="usf",
-        facts={"search": True},
     ),
 )
 

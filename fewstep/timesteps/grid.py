@@ -53,7 +53,7 @@ def make_times(
         return check_times(process, rule)
     if isinstance(steps, bool) or not isinstance(steps, Real) or steps != steps // 1 or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    make = find(rule, room="timesteps", what="timestep rule") if isinstance(rule, str) else rule
+    make = find(rule, "rule") if isinstance(rule, str) else rule
     times = make(process, int(steps), end)
     name = rule if isinstance(rule, str) else getattr(rule, "__name__", "rule")
     try:

@@ -16,12 +16,12 @@ from fewstep.training.objective import Step
 METHODS = (
     Method(
         "repa",
+        kind="term",
         paper="Representation Alignment for Generation: Training Diffusion Transformers Is Easier Than You Think"
         " (Yu et al., 2025)",
         arxiv="2410.06940",
         claim="hidden states that agree with a frozen teacher's view of the clean picture",
         use="Alignment",
-        facts={"kind": "term"},
     ),
 )
 

@@ -32,11 +32,11 @@ from fewstep.training.objective import Objective
 METHODS = (
     Method(
         "ambient",
+        kind="objective",
         paper="How Much Is a Noisy Image Worth? Data Scaling Laws for Ambient Diffusion (Daras et al., 2025)",
         arxiv="2411.02780",
         claim="a few clean samples and many noisy ones do nearly as well as all of them clean",
         use="Ambient",
-        facts={"kind": "objective"},
     ),
 )
 

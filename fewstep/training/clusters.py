@@ -17,11 +17,11 @@ from fewstep.training.objective import Objective
 METHODS = (
     Method(
         "interval-clusters",
+        kind="clusters",
         paper="Addressing Negative Transfer in Diffusion Models (Go et al., 2023)",
         arxiv="2306.00354",
         claim="noise levels in k contiguous clusters of least cost: time, log-SNR or gradient affinity",
         use="clusters",
-        facts={"kind": "clusters"},
     ),
 )
 

@@ -14,11 +14,11 @@ from fewstep.training.objective import Step
 METHODS = (
     Method(
         "constraint",
+        kind="term",
         paper="Physics-Informed Diffusion Models (Bastek et al., 2024)",
         arxiv="2403.14404",
         claim="samples obey the data's equations better, at no cost in sampling",
         use="Constraint",
-        facts={"kind": "term"},
     ),
 )
 

@@ -18,37 +18,37 @@ from fewstep.training.named import named
 METHODS = (
     Method(
         "independent-coupling",
+        kind="coupling",
         paper="Denoising Diffusion Probabilistic Models (Ho et al., 2020)",
         arxiv="2006.11239",
         claim="each sample keeps the noise it was drawn with",
         use="independent",
-        facts={"kind": "coupling"},
     ),
     Method(
         "minibatch-ot",
+        kind="coupling",
         paper="Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport"
         " (Tong et al., 2024)",
         arxiv="2302.00482",
         claim="paths that cross less within a batch, so that they are straighter",
         use="optimal_transport",
-        facts={"kind": "coupling"},
     ),
     Method(
         "immiscible",
+        kind="coupling",
         paper="Immiscible Diffusion: Accelerating Diffusion Training with Noise Assignment (Li et al., 2024)",
         arxiv="2406.12303",
         claim="assigns the batch's noise by distance in half precision; pooled noise stays Gaussian",
         use="immiscible",
-        facts={"kind": "coupling"},
     ),
     Method(
         "immiscible-knn",
+        kind="coupling",
         paper="Improved Immiscible Diffusion: Accelerate Diffusion Training by Reducing Its Miscibility"
         " (Li et al., 2025)",
         arxiv="2505.18521",
         claim="each sample takes the nearest of a few noises: no assignment, memory grows with the batch alone",
         use="immiscible_knn",
-        facts={"kind": "coupling"},
     ),
 )
 

@@ -12,11 +12,11 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "rs2",
+        kind="rows",
         paper="Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning (Okanovic et al., 2024)",
         arxiv="2305.18424",
         claim="a fresh random share of the data every round learns more than a fixed one",
         use="Draws",
-        facts={"kind": "rows"},
     ),
 )
 

@@ -12,6 +12,7 @@ from fewstep.core.methods import Method
 METHODS = (
     Method(
         "ema",
+        kind="average",
         paper="Improved Techniques for Training Score-Based Generative Models (Song and Ermon, 2020)",
         arxiv="2006.09011",
         claim="averaged weights sample better than the last ones",

@@ -19,11 +19,11 @@ from fewstep.training.noise_levels import NoiseLevels
 METHODS = (
     Method(
         "train-experts",
+        kind="trainer",
         paper="PanGu-Draw: Advancing Resource-Efficient Text-to-Image Synthesis (Lu et al., 2023)",
         arxiv="2312.16486",
         claim="a structure expert for much noise and a texture expert for little, each at its share of the steps",
         use="train_experts",
-        facts={"kind": "trainer"},
     ),
 )
 

@@ -29,15 +29,16 @@ from fewstep.training.objective import Step
 METHODS = (
     Method(
         "fokker-planck",
+        kind="term",
         paper="FP-Diffusion: Improving Score-based Diffusion Models by Enforcing the Underlying Score Fokker-Planck"
         " Equation (Lai et al., 2023)",
         arxiv="2210.04296",
         claim="penalises scores that no diffusion has; zero for the exact score",
         use="FokkerPlanck",
-        facts={"kind": "term"},
     ),
     Method(
         "ode-sde-gap",
+        kind="check",
         paper="Closing the ODE-SDE gap in score-based diffusion models through the Fokker-Planck equation"
         " (Deveney et al., 2023)",
         arxiv="2311.15996",

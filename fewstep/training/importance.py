@@ -13,11 +13,11 @@ from fewstep.training.noise_levels import NoiseLevels
 METHODS = (
     Method(
         "importance",
+        kind="levels",
         paper="Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021)",
         arxiv="2102.09672",
         claim="draws noise levels by their loss: the same loss on average, a gradient of less variance",
         use="ImportanceLevels",
-        facts={"kind": "levels"},
     ),
 )
 

@@ -25,6 +25,7 @@ from fewstep.report.files import write_bytes
 METHODS = (
     Method(
         "lora",
+        kind="adapter",
         paper="LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021)",
         arxiv="2106.09685",
         claim="trains two thin matrices a layer through PEFT; merges into a plain network",

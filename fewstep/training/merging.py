@@ -20,11 +20,11 @@ from fewstep.training.objective import Objective, Step, squared_error
 METHODS = (
     Method(
         "deme",
+        kind="trainer",
         paper="Decouple-Then-Merge: Finetune Diffusion Models as Multi-Task Learning (Ma et al., 2024)",
         arxiv="2410.06664",
         claim="fine-tunes a copy for each range of noise levels and merges them by task vectors",
         use="decouple",
-        facts={"kind": "trainer"},
     ),
 )
 

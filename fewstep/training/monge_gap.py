@@ -13,11 +13,11 @@ from fewstep.training.couplings import assignment
 METHODS = (
     Method(
         "monge-gap",
+        kind="regulariser",
         paper="The Monge Gap: A Regularizer to Learn All Transport Maps (Uscidda and Cuturi, 2023)",
         arxiv="2302.04953",
         claim="zero for a map that transports optimally, positive for any other",
         use="monge_gap",
-        facts={"kind": "regulariser"},
     ),
 )
 

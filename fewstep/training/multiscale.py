@@ -11,11 +11,11 @@ from fewstep.training.objective import squared_error
 METHODS = (
     Method(
         "multiscale",
+        kind="distance",
         paper="simple diffusion: End-to-end diffusion for high resolution images (Hoogeboom et al., 2023)",
         arxiv="2301.11093",
         claim="adds the errors of coarser pictures, the more the coarser they are",
         use="multiscale",
-        facts={"kind": "distance"},
     ),
 )
 

@@ -18,27 +18,27 @@ ANT = "Addressing Negative Transfer in Diffusion Models (Go et al., 2023)"
 METHODS = (
     Method(
         "pcgrad",
+        kind="backward",
         paper=ANT,
         arxiv="2306.00354",
         claim="a cluster's gradient loses what points against another cluster's",
         use="PCGrad",
-        facts={"kind": "backward"},
     ),
     Method(
         "nash-mtl",
+        kind="backward",
         paper=ANT,
         arxiv="2306.00354",
         claim="the bargaining solution: every cluster gains in proportion, whatever its loss's scale",
         use="NashMTL",
-        facts={"kind": "backward"},
     ),
     Method(
         "uncertainty-weighting",
+        kind="backward",
         paper=ANT,
         arxiv="2306.00354",
         claim="clusters weighted by learned variances, which settle at their mean losses",
         use="UncertaintyWeighting",
-        facts={"kind": "backward"},
     ),
 )
 

@@ -23,6 +23,7 @@ from fewstep.training.reward import Conditions, Reward, fixed_or_drawn
 METHODS = (
     Method(
         "pso",
+        kind="tuner",
         paper="Tuning Timestep-Distilled Diffusion Model Using Pairwise Sample Optimization (Miao et al., 2024)",
         arxiv="2410.03190",
         claim="tunes a few-step student by pairs of samples, without distilling again and without blur",

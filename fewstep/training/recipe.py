@@ -262,7 +262,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 
 
 def _network_class(network: dict[str, Any]) -> Any:
-    made = find(_name("network", network, "unet"), room="networks", what="network")
+    made = find(_name("network", network, "unet"), "network")
     known = [name for name in inspect.signature(made).parameters]
     for key in network:
         if key != "name" and key not in known:

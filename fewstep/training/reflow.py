@@ -21,11 +21,11 @@ from fewstep.training.objective import Objective
 METHODS = (
     Method(
         "reflow",
+        kind="pairs",
         paper="Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow (Liu et al., 2023)",
         arxiv="2209.03003",
         claim="straighter paths than the teacher's, hence less error in one or two steps",
         use="reflow",
-        facts={"kind": "data"},
     ),
 )
 

@@ -23,11 +23,11 @@ from fewstep.training.fit import Draw, rows_of
 METHODS = (
     Method(
         "rgm",
+        kind="trainer",
         paper="Restoration based Generative Models (Choi, Park and Kang, 2023)",
         arxiv="2303.05456",
         claim="restores by fidelity and an adversarial prior, so a few restorations generate every mode",
         use="fit_restorer",
-        facts={"kind": "trainer"},
     ),
 )
 

@@ -22,6 +22,7 @@ from fewstep.training.noise_levels import FURTHEST
 METHODS = (
     Method(
         "draft",
+        kind="tuner",
         paper="Directly Fine-Tuning Diffusion Models on Differentiable Rewards (Clark et al., 2023)",
         arxiv="2309.17400",
         claim="a reward's gradient through all or the last steps of a plan; stops when a verifier says so",

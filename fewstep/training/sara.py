@@ -20,6 +20,7 @@ from fewstep.training.objective import Objective, Step
 METHODS = (
     Method(
         "sara",
+        kind="tuner",
         paper="SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation"
         " (Hu et al., 2024)",
         arxiv="2409.06633",

@@ -14,6 +14,7 @@ from fewstep.training.reward import Reward, Tuned, tune
 METHODS = (
     Method(
         "shortft",
+        kind="tuner",
         paper="ShortFT: Diffusion Model Alignment via Shortcut-based Fine-Tuning (Guo et al., 2025)",
         arxiv="2507.22604",
         claim="a reward's whole gradient through a few-step plan, into adapters for each of its times",

@@ -32,11 +32,11 @@ from fewstep.processes.flow import Flow
 METHODS = (
     Method(
         "sinddm",
+        kind="denoiser",
         paper="SinDDM: A Single Image Denoising Diffusion Model (Kulikov et al., 2023)",
         arxiv="2211.16582",
         claim="new pictures of any size with the patches of the one it learned from",
         use="SingleImage",
-        facts={"kind": "denoiser"},
     ),
 )
 

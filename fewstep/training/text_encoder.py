@@ -19,6 +19,7 @@ from fewstep.training.reward import Conditions, Reward, Tuned, tune
 METHODS = (
     Method(
         "textcraftor",
+        kind="tuner",
         paper="TextCraftor: Your Text Encoder Can be Image Quality Controller (Li et al., 2024)",
         arxiv="2403.18978",
         claim="rewards raise what captions give by tuning the text encoder alone; tuned encoders blend",

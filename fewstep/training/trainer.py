@@ -27,6 +27,7 @@ from fewstep.training.state import TrainingState
 METHODS = (
     Method(
         "trainer",
+        kind="trainer",
         paper="Denoising Diffusion Probabilistic Models (Ho et al., 2020)",
         arxiv="2006.11239",
         claim="a stopped run, resumed, ends in the same bits as one that never stopped",

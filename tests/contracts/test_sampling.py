@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.core.methods import card, methods
+from fewstep.core.methods import card, methods, order
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.run import _loop, program, unrolled
@@ -21,15 +21,14 @@ from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan, solver_names
 
 SOLVERS = solver_names()
-DETERMINISTIC = [name for name in SOLVERS if not card(name, "sampling")[0].facts.get("stochastic")]
+DETERMINISTIC = [name for name in SOLVERS if not card(name, "solver")[0].facts.get("stochastic")]
 STOCHASTIC = [name for name in SOLVERS if name not in DETERMINISTIC]
-RULES = [method.name for method in methods("timesteps")]
+RULES = [method.name for method in methods("rule")]
 F64 = torch.float64
 
 
 def stated(name: str) -> int:
-    method, p = card(name, "sampling")
-    return int(eval(method.facts["order"], {"p": p}))
+    return order(*card(name, "solver"))
 
 
 def log_snr_grid(process, n: int, uneven: bool, low: float = -math.log(3), high: float = -math.log(0.1)) -> list[float]:
@@ -66,7 +65,7 @@ def test_error_falls_at_the_stated_order(name, uneven, smooth, problem):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_without_noise_the_drift_is_followed_at_its_order(name, smooth, monkeypatch):
     """d(x/alpha)/d(log_snr) = 2 (x0 - x/alpha) is the drift of the reverse SDE (eta = 1)."""
-    order = card(name, "sampling")[0].facts.get("drift_order", 1)
+    order = card(name, "solver")[0].facts.get("drift_order", 1)
     monkeypatch.setattr(Noise, "normal", lambda self, draw, shape, device, dtype: torch.zeros(shape, dtype=dtype))
     process = smooth.process
     noise = torch.randn(16, 2, generator=torch.Generator().manual_seed(2), dtype=F64)

@@ -95,7 +95,7 @@ def test_faulty_arguments(case):
         fs.guide(case[0], "cfg", scale=-1)
     with pytest.raises(ValueError, match="'cfg' needs scale"):
         fs.guide(case[0], "cfg")
-    with pytest.raises(ValueError, match="unknown option of 'cfg' 'weight'"):
+    with pytest.raises(ValueError, match="unknown option of the method of guidance 'cfg' 'weight'"):
         fs.guide(case[0], "cfg", weight=2)
     with pytest.raises(ValueError, match="unknown method of guidance 'cgf': did you mean 'cfg'"):
         fs.guide(case[0], "cgf", scale=2)

@@ -103,7 +103,7 @@ def test_a_shift_is_the_flows_formula_applied_once():
         (("dpm++2m", 4), {}, r"unknown solver 'dpm\+\+2m': did you mean 'dpmpp-2m'"),
         (("karras", 4), {}, "unknown solver 'karras'"),
         (("ddim", 4, "karas"), {}, "unknown timestep rule 'karas': did you mean 'karras'"),
-        (("ddim", 4), {"etta": 1.0}, "unknown option of 'ddim' 'etta': did you mean 'eta'"),
+        (("ddim", 4), {"etta": 1.0}, "unknown option of the solver 'ddim' 'etta': did you mean 'eta'"),
         (("euler", 4), {"eta": 1.0}, "the solver 'euler' has no options, got 'eta'"),
         (("ddim", 4), {"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
         (("heun", 4), {"churn": -1.0}, "churn must not be negative, got -1.0"),

@@ -29,7 +29,7 @@ T = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97], dtype=F64)
 
 
 def test_they_are_registered():
-    assert {card.name for card in methods("training") if card.facts.get("kind") == "weighting"} == set(NAMES)
+    assert {card.name for card in methods("weighting")} == set(NAMES)
 
 
 def of_output(name, predicts, process, t, precondition="none", **options):

@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 
+METHODS = (
+    Method(
+        "fixed",
+        claim="a model under one condition, as the unconditional denoiser that measures and searches take",
+        use="Fixed",
+        facts={"wraps": True, "changes": ("conditions", "encode", "decode")},
+    ),
+)
 
-class Given(Wrapper):
-    """The model under `condition`, the same for every sample: `Given(model, text="a red circle")`.
+
+class Fixed(Wrapper):
+    """The model under `condition`, the same for every sample: `Fixed(model, text="a red circle")`.
 
     All of the model's conditions are fixed, those that are not named as empty, so it is an unconditional denoiser.
 
@@ -22,8 +32,7 @@ class Given(Wrapper):
     """
 
     def __init__(self, model: Denoiser, **condition: Any):
-        super().__init__(model)
-        self.conditions = {}
+        super().__init__(model, conditions={})
         self.fixed = model.check_condition(condition, 1, model.device)
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
