@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.acceleration.evaluate import evaluate
 from fewstep.hub.models import EMBEDDED
 from fewstep.report.files import write_text
 from fewstep.sampling.build import plan
+from fewstep.searching.evaluate import evaluate
 
 DIGITS_PLANS = (
     ("dpmpp-3m", "log-snr", 20),
@@ -56,7 +56,7 @@ a label).
 - **Data**: the 1797 digits that ship with scikit-learn (UCI, CC BY 4.0); 1437 to train, 360 held out.
 - **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {dict(model.network.config())}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `recipes/digits.toml` (`fewstep train recipes/digits.toml --out runs/digits`).
+- **Recipe**: `fewstep/recipes/digits.toml` (`fewstep train digits --out runs/digits`).
 - **Use**: examples and tests of samplers. Not a general model of handwriting.
 
 {DIGITS_N} samples with the training labels, against the training split. Frechet distance in pixels; real against real
@@ -115,8 +115,8 @@ also draws without one.
 - **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {reader:,} of them in its own text encoder (two
   layers, {words} words), {options}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `recipes/shapes.toml`
-  (`fewstep train recipes/shapes.toml --out runs/shapes`).
+- **Recipe**: `fewstep/recipes/shapes.toml`
+  (`fewstep train shapes --out runs/shapes`).
 - **Use**: examples and tests of guidance, rewards and fine-tuning, with captions that are verified from the pixels.
 
 Share of {SHAPES_N} pictures that show what was asked for, according to the exact verifier

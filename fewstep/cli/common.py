@@ -259,6 +259,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_data(source: str | Path | None) -> None:
+    """A line on stderr: what the data named on the command line were taken for; `ValueError` where there are none."""
+    if source is not None:
+        from fewstep.data.open import described
+
+        say(f"data: {described(source)}")
+
+
 class Stages:
     """Progress on stderr: one bar per stage on a terminal, one line per stage elsewhere."""
 

@@ -150,7 +150,7 @@ class Job:
 
     def _draw(self, plan: Plan, n: int, advance: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
         """Samples, or None where they are not finite, with the evaluations made and the seconds."""
-        from fewstep.acceleration.evaluate import solve
+        from fewstep.searching.evaluate import solve
 
         condition = {"label": self.labels[:n].to(self.device)}
         begin = time.perf_counter()

@@ -107,7 +107,7 @@ class CoordinateDenoiser(NetworkDenoiser):
         return super().loss_pair(x0, self.coordinates.eps(x0, eps, t, condition), t, **condition)
 
 
-def restore(
+def sample_as_data(
     model: Denoiser,
     plan: Plan,
     state: Tensor,

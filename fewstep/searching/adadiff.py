@@ -17,6 +17,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
+from fewstep.metrics.accuracy import correct
 from fewstep.report.files import write_json
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.mixed import Request, run_mixed
@@ -208,7 +209,8 @@ def reinforce(features: Tensor, table: Tensor, seed: int, hidden: int, updates: 
 
 
 def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
-    """For each noise: the relative endpoint error of the plan, and 1 where the class the reference shows is lost."""
+    """For each noise: the relative endpoint error of the plan, and 1 where the class the reference shows is lost (of
+    data whose classes can be judged)."""
     try:
         x = job.run(made, problem).double().flatten(1)
     except ValueError as error:
@@ -218,11 +220,10 @@ def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
     reference = problem.reference.double().flatten(1)
     errors = (x - reference).norm(dim=1) / reference.norm(dim=1).mean()
     lost = torch.zeros(len(errors), dtype=torch.bool)
-    if getattr(job.model, "data", None) == "digits" and "label" in problem.condition:
-        from fewstep.metrics.digits_classifier import digits_classifier
-
-        classifier, label = digits_classifier(x.device), problem.condition["label"]
-        right = [classifier(y.view_as(problem.reference).float()).argmax(1) == label for y in (reference, x)]
+    judged = card("accuracy", "metric")[0].facts["of"]
+    if getattr(job.model, "data", None) == judged and "label" in problem.condition:
+        label = problem.condition["label"]
+        right = [correct(y.view_as(problem.reference).float(), label) for y in (reference, x)]
         lost = right[0] & ~right[1]
     return [[float(e), float(gone)] for e, gone in zip(errors, lost, strict=True)]
 

@@ -36,7 +36,7 @@ HYBRID = 0.001  # of the bound beside the simple loss (iDDPM, section 3.1)
 
 @dataclass(frozen=True)
 class DataPart:
-    """What `fewstep.data.spec.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
+    """What `fewstep.data.open.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
 
     labels: condition on the classes; captions: on the captions. share: of the data that one round takes; the next
     takes others (RS2, see `fewstep.training.draws.Draws`).

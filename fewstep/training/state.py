@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.condition import Condition, Label, Picture
-from fewstep.data.spec import BUILT_IN, Dataset, open_data
-from fewstep.data.stream import Stream, open_stream
+from fewstep.data.open import is_built_in, open_source
+from fewstep.data.spec import Dataset
+from fewstep.data.stream import Stream
 from fewstep.denoisers.learned_variance import LearnedVariance
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
@@ -229,8 +230,7 @@ def _open(data: DataPart, split: str) -> Dataset | Stream:
         if split != "train" or data.share != 1 or data.captions:
             what = "validate_every" if split != "train" else "share" if data.share != 1 else "captions"
             raise ValueError(f"a stream of shards is no place for {what}: it is read once, in order, for its pictures")
-        return open_stream(data.source, data.size, data.mode, data.labels, seed=data.seed)
-    return open_data(
+    return open_source(
         data.source,
         split=split,
         size=data.size,
@@ -266,7 +266,7 @@ def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
         precondition=given.precondition,
         data_std=_std(data) if measured else given.data_std or 1.0,
         value_range=data.spec.value_range,
-        data=data.spec.name if data.spec.name in BUILT_IN else None,
+        data=data.spec.name if is_built_in(data.spec.name) else None,
     )
 
 
