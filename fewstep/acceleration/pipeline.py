@@ -79,7 +79,7 @@ class Sizes:
 
 
 def _sizes(
-    model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype, data: Dataset | None
+    model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype, data: Dataset | None = None
 ) -> Sizes:
     """Enough to learn from (forty residuals a parameter, 128 to 2048 noises), 128 held out, 512 to judge.
 

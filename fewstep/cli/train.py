@@ -98,6 +98,6 @@ def _recipe(
         return recipe_of_run(out)
     if data is None:
         raise ValueError("what to train on? Give a recipe, or --data FOLDER --size 32")
-    common.say_data(data)
     opened = open_data(data, validation=0.0, **asked)
+    common.say_data(data)
     return recipe_for(data, opened.spec, size, mode)

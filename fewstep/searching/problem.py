@@ -87,10 +87,10 @@ def conditions(model: Denoiser, data: Dataset | None, rows: Tensor) -> dict[str,
     found = {}
     for name, kind in model.conditions.items():
         value = named.get(name)
-        if value is None and isinstance(kind, Label):
-            value = rows % kind.classes
-        elif isinstance(kind, Label) and int(value.max()) >= kind.classes:  # the next index would mean "no label"
-            raise ValueError(f"the data have labels up to {int(value.max())}, but the model has {kind.classes} classes")
+        if isinstance(kind, Label):
+            value = rows % kind.classes if value is None else value
+            if (most := int(value.max())) >= kind.classes:  # the next index would mean "no label"
+                raise ValueError(f"the data have labels up to {most}, but the model has {kind.classes} classes")
         elif value is None and isinstance(kind, Text) and (own := own_data(model)) is not None:
             value = own.batch(rows % len(own))[1].get(name)
         elif value is None and isinstance(kind, Picture):

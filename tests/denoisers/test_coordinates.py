@@ -128,7 +128,7 @@ def test_a_model_in_other_coordinates_is_saved_with_them(tmp_path):
 def test_unknown_coordinates():
     with pytest.raises(ValueError, match="unknown coordinates 'spatial-nose': did you mean 'spatial-noise'"):
         coordinates_from_config({"coordinates": "spatial-nose"})
-    with pytest.raises(ValueError, match="'ddim' are no coordinates"):
+    with pytest.raises(ValueError, match="unknown coordinates 'ddim'"):
         coordinates_from_config({"coordinates": "ddim"})
     with pytest.raises(ValueError, match="coordinates 'function-noise': .*'lenght'"):
         coordinates_from_config({"coordinates": "function-noise", "lenght": 2})
