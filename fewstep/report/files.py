@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write `data` to `path` in one move; return the path.
+    """Write `data` to `path` in one move; give the path.
 
     The bytes go to a hidden name in the same folder, to the disk, and then to their name; a failure on the
     way leaves the old file as it was and nothing else. The folder must exist.

@@ -88,5 +88,5 @@ def png_bytes(array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = Non
 
 
 def save_png(path: str | Path, array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = None) -> Path:
-    """Write a PNG file with its parameters inside (see `png_bytes`), whole or not at all; return its path."""
+    """Write a PNG file with its parameters inside (see `png_bytes`), whole or not at all; give its path."""
     return write_bytes(path, png_bytes(array, metadata))
