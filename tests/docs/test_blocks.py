@@ -101,6 +101,20 @@ def test_tables_are_the_measured_ones():
     assert tool.fill((ROOT / "README.md").read_text(), changed) != (ROOT / "README.md").read_text()
 
 
+def test_the_headline_names_the_rows_of_the_picture():
+    """The picture records what its rows are; the table under it has the same, in order."""
+    from PIL import Image
+
+    tool = load("figures")
+    with Image.open(tool.PICTURE) as picture:
+        rows = json.loads(picture.info["fewstep"])["rows"]
+    table = [line.split(" | ") for line in tool.headline(json.loads(tool.FIGURES.read_text())) if line.startswith("| ")]
+    assert [cells[2] for cells in table[2:]] == [str(row["planned_nfe"]) for row in rows]
+    for cells, row in zip(table[2:], rows, strict=True):
+        assert ("accelerate" if row["name"] == "accelerated" else row["name"]) in cells[1]
+        assert row["name"] == "reference" or cells[3].removesuffix(" |") == f"{row['endpoint']:.3g}"
+
+
 @pytest.mark.parametrize("script", ["ablation", "theory", "medical", "editing", "tutorials"])
 def test_chapters_show_what_was_measured(script):
     """The tables and sentences of a chapter are made of the figures, so other figures make other ones."""
