@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from claims.claim import Claim, Outcome, over_seeds
 from claims.problems import F64
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.noise import Noise
 from fewstep.data.digits import load
 from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data

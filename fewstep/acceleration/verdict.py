@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.data.spec import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
@@ -37,7 +37,7 @@ def _real(model: Denoiser, problem: Problem, data: Dataset | None) -> _Real:
     return _Real(found.images, f"{found.spec.name}, train split", True)
 
 
-def _row(role: str, plan: Plan, model: Denoiser, problem: Problem, real: _Real) -> dict[str, Any]:
+def _row(role: str, plan: Sampler, model: Denoiser, problem: Problem, real: _Real) -> dict[str, Any]:
     about = plan.about
     name = f"{about['solver']}, {about.get('timesteps', '')}, to {about.get('end', '')}"
     if role == "learned":
@@ -78,7 +78,7 @@ def _row(role: str, plan: Plan, model: Denoiser, problem: Problem, real: _Real) 
 def judge(
     model: Denoiser,
     candidates: list[Candidate],
-    learned: Plan | None,
+    learned: Sampler | None,
     problem: Problem,
     reference_nfe: int,
     metric: str,

@@ -125,7 +125,7 @@ class Job:
 
     def solvers(self) -> None:
         """Every solver at every number of evaluations; a plan that serves two numbers is run once."""
-        from fewstep.sampling.build import plan as make_plan
+        from fewstep.sampling.build import fixed_plan as make_plan
 
         plans = []
         for solver in SOLVERS:
@@ -247,7 +247,7 @@ def summary(result: dict[str, Any], out: Path) -> list[str]:
 
 def _check_out(out: Path) -> None:
     """A folder that is new, empty, or a former demo's; `ValueError` otherwise."""
-    from fewstep.denoisers.folder import claim_folder
+    from fewstep.core.files import claim_folder
 
     if not (out.is_dir() and any(out.iterdir())):
         claim_folder(out)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Text
+from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.noise import philox

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Text
+from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
 
 SPLITS = ("train", "validation", "all")

@@ -2,7 +2,7 @@
 
 Level 0 is the data; a state of level k may be smaller than one of level k - 1. All laws are exact, because averages of
 white noise are white. It is no process of one shape, so no solver runs it: a restorer does
-(`fewstep.training.restorer`).
+(`fewstep.denoisers.restorer`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, made
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.data.spec import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
@@ -52,7 +52,7 @@ def compare(
     solvers: Sequence[str] = SOLVERS,
     timesteps: Sequence[str] = RULES,
     *,
-    plans: Sequence[Plan] = (),
+    plans: Sequence[Sampler] = (),
     noises: int = 256,
     seed: int = 0,
     reference_nfe: int = 100,
@@ -88,7 +88,7 @@ def compare(
         real = given.images
     against = problem.reference if real is None else real
 
-    def row(name: str, plan: Plan, asked: int) -> dict[str, Any]:
+    def row(name: str, plan: Sampler, asked: int) -> dict[str, Any]:
         about, begin = plan.about, time.perf_counter()
         found: dict[str, Any] = {
             "name": name,

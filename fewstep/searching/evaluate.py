@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label, Picture, Text
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, methods
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
 from fewstep.core.process import Process
+from fewstep.core.sampler import Sampler
 from fewstep.data.open import is_built_in, open_built_in
 from fewstep.data.spec import Dataset
 from fewstep.metrics.features import find_features
@@ -47,7 +49,7 @@ Bar = Callable[[str, int], Any]  # (text, parts) -> a context manager whose valu
 
 def evaluate(
     model: Denoiser,
-    plan: Plan | None = None,
+    plan: Sampler | None = None,
     n: int = 1000,
     metrics: Sequence[str] | None = None,
     features: str | None = None,
@@ -131,7 +133,7 @@ def evaluate(
 
 
 def solve(
-    plan: Plan,
+    plan: Sampler,
     model: Denoiser,
     n: int,
     seed: int,
@@ -149,14 +151,14 @@ def solve(
             count = min(BATCH, n - begin)
             source = Noise(seed, begin)
             noise = model.process.start(functools.partial(source.normal, shape=(count, *model.shape), device=device))
-            named = {name: value[begin : begin + count] for name, value in condition.items()}
+            named: dict[str, Any] = {name: value[begin : begin + count] for name, value in condition.items()}
             result = plan.run(model, noise, seed=seed, first=begin, callback=lambda *_: advance(), **named)
             parts.append(model.decode(result.samples, **named).cpu())
             made += result.nfe
     return torch.cat(parts), made / len(parts)
 
 
-def reference_plan(process: Process, plan: Plan, nfe: int) -> Plan:
+def reference_plan(process: Process, plan: Sampler, nfe: int) -> Sampler:
     """The same stretch of the same ODE, third order, in `nfe` steps: from the plan's first time to its last."""
     first, last = plan.times[0], plan.times[-1]
     for end, time_ in (("zero", process.t_zero), ("min", process.t_min)):
@@ -175,7 +177,7 @@ def metric_names() -> tuple[str, ...]:
 
 
 def _applicable(
-    model: Denoiser, plan: Plan, metrics: Sequence[str] | None, data: object
+    model: Denoiser, plan: Sampler, metrics: Sequence[str] | None, data: object
 ) -> tuple[list[Method], list[str]]:
     """The metrics to take, and a note for each left out; `ValueError` where one that was asked for does not apply."""
     source = known_data(model)
@@ -264,7 +266,7 @@ def _figure(
 
 def _endpoint(
     metric: Method,
-    plan: Plan,
+    plan: Sampler,
     model: Denoiser,
     samples: Tensor,
     seed: int,

@@ -17,7 +17,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.report.files import write_json
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.candidates import score
 from fewstep.searching.problem import Problem, run_all
 from fewstep.searching.reference import SOLVER, TIMES, reference_plan, solve

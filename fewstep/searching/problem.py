@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label, Picture, Text
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.data.open import is_built_in, open_built_in, open_data, reader
 from fewstep.data.spec import Dataset
 
@@ -102,11 +106,13 @@ def conditions(model: Denoiser, data: Dataset | None, rows: Tensor) -> dict[str,
     return found
 
 
-def run_all(plan: Plan, model: Denoiser, noise: Tensor, condition: dict[str, Tensor], seed: int, first: int) -> Tensor:
+def run_all(
+    plan: Sampler, model: Denoiser, noise: Tensor, condition: Mapping[str, Tensor], seed: int, first: int
+) -> Tensor:
     """The plan's samples for many noises, 256 at a time."""
     parts = []
     for begin in range(0, noise.shape[0], 256):
-        named = {name: value[begin : begin + 256] for name, value in condition.items()}
+        named: dict[str, Any] = {name: value[begin : begin + 256] for name, value in condition.items()}
         part = noise[begin : begin + 256]
         parts.append(plan(model, part, seed=seed, first=first + begin, dtype=part.dtype, **named))
     return torch.cat(parts)

@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.problem import Problem, draw, run_all
 
 SOLVER, TIMES = "vab-3", "karras"

@@ -12,7 +12,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, find
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.build import solver_names
 from fewstep.searching.job import Job
 from fewstep.timesteps.grid import ENDS

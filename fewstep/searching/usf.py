@@ -10,7 +10,7 @@ import numpy as np
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.unified import ESTIMATES, KINDS, ORDERS, Choice, evaluations
 from fewstep.searching.evolve import Genome, Rated, best, evolve
 from fewstep.searching.job import Job

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.cli.main import run
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.denoisers.folder import save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.unet import UNet

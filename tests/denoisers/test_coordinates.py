@@ -10,7 +10,7 @@ import torch
 from scipy.fft import dctn
 from torch import nn
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.folder import load_model, save_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.noise import Noise
 from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.network import NetworkDenoiser

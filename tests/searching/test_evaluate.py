@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label, Picture
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import digits

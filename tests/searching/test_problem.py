@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label, Picture, Text
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.data.open import open_data
