@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from claims.claim import Claim, Outcome, over_seeds
 from claims.objectives import fresh
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.data import digits, photographs

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "fewstep"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = (
     ("core",),
+    ("conditions",),
     ("data", "metrics", "report", "networks"),
     ("processes", "timesteps", "denoisers"),
     ("sampling", "guidance", "caching", "compression", "training"),

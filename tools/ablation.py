@@ -50,7 +50,7 @@ def measure() -> dict[str, Any]:
     import torch
 
     import fewstep as fs
-    from fewstep.data.spec import open_data
+    from fewstep.data.open import open_data
     from fewstep.metrics.accuracy import class_accuracy
     from fewstep.metrics.frechet import frechet
     from fewstep.metrics.precision_recall import precision_recall

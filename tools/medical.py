@@ -60,7 +60,7 @@ def measure() -> dict[str, Any]:
     import torch
 
     import fewstep as fs
-    from fewstep.data.spec import open_data
+    from fewstep.data.open import open_data
     from fewstep.report.grid import image_grid, save_png
 
     torch.set_num_threads(1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.acceleration.evaluate import evaluate
 from fewstep.hub.models import EMBEDDED
 from fewstep.report.files import write_text
 from fewstep.sampling.build import plan
+from fewstep.searching.evaluate import evaluate
 
 DIGITS_PLANS = (
     ("dpmpp-3m", "log-snr", 20),
@@ -55,7 +55,7 @@ Handwritten digits of 8x8 pixels in [-1, 1], ten classes, with label dropout (so
 - **Data**: the 1797 digits that ship with scikit-learn (UCI, CC BY 4.0); 1437 to train, 360 held out.
 - **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {dict(model.network.config())}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `recipes/digits.toml` (`fewstep train recipes/digits.toml --out runs/digits`).
+- **Recipe**: `fewstep/recipes/digits.toml` (`fewstep train digits --out runs/digits`).
 - **Use**: examples and tests of samplers. Not a model of handwriting at large.
 
 {DIGITS_N} samples with the training labels, against the training split. Frechet distance in pixels; real against real
@@ -114,8 +114,8 @@ they lie to each other. Reads captions such as "a large red circle left of a sma
 - **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {reader:,} of them its own text encoder (two layers,
   {words} words), {options}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `recipes/shapes.toml`
-  (`fewstep train recipes/shapes.toml --out runs/shapes`).
+- **Recipe**: `fewstep/recipes/shapes.toml`
+  (`fewstep train shapes --out runs/shapes`).
 - **Use**: examples and tests of guidance, rewards and fine-tuning, with captions whose truth is read off the pixels.
 
 Share of {SHAPES_N} pictures that show what was asked, by the exact verifier (`fewstep.metrics.shapes_verifier`), in all

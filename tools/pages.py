@@ -21,6 +21,7 @@ ROOMS = {
     "timesteps": "Where a sampling grid puts its times.",
     "sampling": "Solvers, what wraps them, and what runs them. `unipc-3` is `unipc` of order 3.",
     "denoisers": "What predicts: networks and closed forms.",
+    "conditions": "What a denoiser is told beside state and time.",
     "networks": "Networks for images.",
     "training": "Training.",
     "metrics": "Measures of samples.",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from claims.claim import Claim, Outcome
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import shapes

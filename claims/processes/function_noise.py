@@ -10,7 +10,7 @@ from torch import Tensor
 
 from claims.claim import Claim, Outcome, over_seeds
 from claims.problems import F64
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.noise import Noise
 from fewstep.denoisers.coordinates import CoordinateDenoiser
 from fewstep.denoisers.network import NetworkDenoiser

@@ -46,7 +46,7 @@ def accelerate(
         fewstep accelerate digits --nfe 4 --out runs/digits-4
         fewstep sample runs/digits-4 -n 64 --label 3
     """
-    from fewstep.denoisers.folder import claim_folder
+    from fewstep.core.files import claim_folder
 
     used = common.Used()
     folder = out if out is not None else Path("runs") / f"{Path(model).resolve().name}-{nfe}"

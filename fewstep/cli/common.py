@@ -19,7 +19,7 @@ import typer
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
-    from fewstep.core.plan import Plan
+    from fewstep.core.sampler import Sampler
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="An embedded model ('digits'), a model folder, or a diffusers one.")
@@ -119,11 +119,11 @@ def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -
 
 def prompted(model: Denoiser, prompt: str | None, guidance: float | None, negative: str | None) -> Denoiser:
     """The model guided, and with its caption fixed where one is given: what measures and searches take."""
-    from fewstep.denoisers.given import Given
+    from fewstep.denoisers.fixed import Fixed
 
     check_reads(model, prompt)
     made = guided(model, guidance, negative)
-    return Given(made, text=prompt) if prompt is not None else made
+    return Fixed(made, text=prompt) if prompt is not None else made
 
 
 class Used:
@@ -182,14 +182,15 @@ def chosen_plan(
     nfe: int | None,
     plan: Path | None = None,
     strength: float = 1.0,
-) -> Plan:
+) -> Sampler:
     """The plan the options ask for: a file, or by name; the model's own where nothing is asked."""
-    from fewstep.core.plan import Plan
     from fewstep.sampling.sample import choose_plan
 
     if plan is not None:
         if any(value is not None for value in (solver, steps, timesteps, nfe)) or strength != 1.0:
             raise ValueError("a plan holds its solver, times and strength already: give either --plan or those")
+        from fewstep.core.plan import Plan
+
         made = Plan.load(plan)
         if not made.fits(model.process):
             raise ValueError(f"{plan} was made for another process than the model's")
@@ -257,6 +258,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], mark: int
 def say(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def say_data(source: str | Path | None) -> None:
+    """A line on stderr: what the data named on the command line were taken for; `ValueError` where there are none."""
+    if source is not None:
+        from fewstep.data.open import described
+
+        say(f"data: {described(source)}")
 
 
 class Stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,24 +62,29 @@ def compare(
     if opened.plan is not None:
         plans.append(opened.plan)
 
-    from fewstep.acceleration.evaluate import known_data
-    from fewstep.data.spec import open_data
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report
     from fewstep.searching.compare import RULES, SOLVERS, check_names
     from fewstep.searching.compare import compare as run
+    from fewstep.searching.problem import own_data
 
     chosen, rules = tuple(solvers or SOLVERS), tuple(timesteps or RULES)
     check_names(chosen, rules)
-    data = known_data(opened)
-    real = None
-    if data is not None and data in ("digits",):
-        real = open_data(data, split="train").images
+    own = own_data(opened) if n > math.prod(opened.shape or ()) else None  # few samples have no Frechet distance
+    real = None if own is None else own.images
     stages = common.Stages()
     total = len(counts) * len(chosen) * len(rules)
     with stages.stage(f"{total} samplers, {n} noises", total) as advance:
         found = run(
-            opened, sorted(set(counts)), chosen, rules, plans=plans, noises=n, seed=seed, real=real, advance=advance
+            opened,
+            sorted(set(counts)),
+            chosen,
+            rules,
+            plans=plans,
+            noises=n,
+            seed=seed,
+            real=real,
+            advance=advance,
         )
     for row in found.rows:
         row.pop("plan")

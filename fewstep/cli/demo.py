@@ -125,7 +125,7 @@ class Job:
 
     def solvers(self) -> None:
         """Every solver at every number of evaluations; a plan that serves two numbers is run once."""
-        from fewstep.sampling.build import plan as make_plan
+        from fewstep.sampling.build import fixed_plan as make_plan
 
         plans = []
         for solver in SOLVERS:
@@ -150,7 +150,7 @@ class Job:
 
     def _draw(self, plan: Plan, n: int, advance: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
         """Samples, or None where they are not finite, with the evaluations made and the seconds."""
-        from fewstep.acceleration.evaluate import solve
+        from fewstep.searching.evaluate import solve
 
         condition = {"label": self.labels[:n].to(self.device)}
         begin = time.perf_counter()
@@ -247,7 +247,7 @@ def summary(result: dict[str, Any], out: Path) -> list[str]:
 
 def _check_out(out: Path) -> None:
     """A folder that is new, empty, or a former demo's; `ValueError` otherwise."""
-    from fewstep.denoisers.folder import claim_folder
+    from fewstep.core.files import claim_folder
 
     if not (out.is_dir() and any(out.iterdir())):
         claim_folder(out)

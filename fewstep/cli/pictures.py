@@ -148,7 +148,7 @@ def _write_npz(out: Path, images: Tensor, value_range: tuple[float, float], fact
 
     import numpy as np
 
-    from fewstep.report.files import write_bytes
+    from fewstep.core.files import write
 
     low, high = value_range
     values = images.float().clamp(low, high).cpu()  # a data set's values lie within its range
@@ -161,7 +161,7 @@ def _write_npz(out: Path, images: Tensor, value_range: tuple[float, float], fact
         arrays["labels"] = np.full(len(values), facts["label"], dtype=np.int64)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_bytes(out, buffer.getvalue())
+    write(out, buffer.getvalue())
 
 
 def read_facts(path: Path) -> dict[str, Any]:

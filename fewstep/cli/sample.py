@@ -155,7 +155,7 @@ def sample(
 
 def _condition(model: Denoiser, label: int | None, prompts: list[str], n: int) -> dict[str, Any]:
     """What was asked for, by the name of the condition."""
-    from fewstep.core.condition import Label
+    from fewstep.conditions.label import Label
 
     kind = model.conditions.get("label")
     if label is not None and isinstance(kind, Label) and label >= kind.classes:  # that index stands for no label

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
+from fewstep.core.facts import Facts
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
+
+_FACTS = tuple(field.name for field in fields(Facts))
 
 
 class Denoiser(nn.Module):
     """Base of everything that predicts: networks, closed forms, and whatever wraps them.
 
     `forward(x, t, **condition)` takes `x` `(B, *shape)` and `t`, a scalar or `(B,)` tensor of process times.
-    `shape` is one sample's shape, or None where any will do; `conditions` names what may be asked for;
-    `value_range` is the range of the data, or None.
+
+    What is true of it beside that are plain attributes, each where it applies: set them in `__init__` or on the class.
+    `facts` reads them all, whichever were set.
     """
 
     process: Process
@@ -31,6 +36,23 @@ class Denoiser(nn.Module):
     # The rule of the model's own scheduler, where it came with one: (process, steps, end) -> times.
     timesteps: Callable[..., list[float]] | None = None
     solver: str | None = None  # the solver that suits it where none is asked for
+
+    @property
+    def carries(self) -> bool:
+        """Whether it takes a run's memory (core/memory.py), as the condition `memory`."""
+        return False
+
+    @property
+    def facts(self) -> Facts:
+        """Its process, shape, conditions and so on, as they are now."""
+        # A data set kept as the tensor `data` is not a data set's name, and other models have no such attribute at all.
+        own = {name: getattr(self, name) for name in _FACTS if hasattr(self, name)}
+        return Facts(**own | {"data": own.get("data") if isinstance(own.get("data"), str) else None})
+
+    def take(self, facts: Facts) -> None:
+        """Have these facts for its own."""
+        # Past nn.Module's own bookkeeping, by which another model's autoencoder would be registered here once more.
+        self.__dict__.update(vars(facts))
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +74,25 @@ class Denoiser(nn.Module):
             "value range": list(self.value_range) if self.value_range else None,
             "conditions": {name: kind.config() for name, kind in self.conditions.items()},
         }
+
+    def config(self) -> dict[str, Any]:
+        """The options that make it again, by name: numbers, text, tensors and things that have configurations.
+
+        Its weights and buffers are not among them: they are its state (`fewstep.core.config`). `ValueError` for a
+        denoiser that does not say what it is made of, as one around a function.
+        """
+        raise self.unsaved()
+
+    def unsaved(self) -> ValueError:
+        """The error for a denoiser that cannot be saved."""
+        return ValueError(
+            f"{type(self).__name__} cannot be saved: it is not made of fewstep's own networks and methods alone"
+        )
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
+        """The denoiser of its options, which are things already; `state` is what its buffers will be given."""
+        return cls(**options)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         raise NotImplementedError
@@ -80,14 +121,23 @@ class Denoiser(nn.Module):
 
 
 class Wrapper(Denoiser):
-    """Base of the denoisers around another one, `model`: all but what a technique changes is the model's own."""
+    """Base of the denoisers around another one, `model`: all but what a technique changes is the model's own.
 
-    def __init__(self, model: Denoiser):
+    changes: facts that are not the model's, such as `plan=None`.
+    """
+
+    autoencoder: nn.Module | None
+    data: str | None
+    data_std: float | None
+
+    def __init__(self, model: Denoiser, **changes: Any):
         super().__init__()
-        self.model, self.process, self.shape = model, model.process, model.shape
-        self.conditions, self.value_range = model.conditions, model.value_range
-        self.plan, self.timesteps, self.solver = model.plan, model.timesteps, model.solver
-        self.data: Any = getattr(model, "data", None)
+        self.model = model
+        self.take(replace(model.facts, **changes))
+
+    @property
+    def carries(self) -> bool:
+        return self.model.carries
 
     @property
     def device(self) -> torch.device:

@@ -6,9 +6,12 @@ Each kind is a combination `a x0 + b eps` of the clean sample and the noise, as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from fewstep.core.errors import suggest
@@ -88,6 +91,20 @@ class Prediction:
     t: Tensor
     process: Process
 
+    def replaced(self, value: Tensor, **changes: Any) -> Prediction:
+        """The same answer with another value: its class, and what else it says, stay."""
+        return replace(self, value=value, **changes)
+
+    def part(self, rows: slice | Tensor) -> Self:
+        """The answer for some of its samples, `rows` a slice or indices; what else it says of each goes with them."""
+        return replace(self, **{name: tensor[rows] for name, tensor in self._rows().items()})
+
+    def _rows(self) -> dict[str, Any]:
+        """The fields that hold a row for each sample."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        n = len(self.value)
+        return {name: v for name, v in found.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == n}
+
     def to(self, kind: str) -> Tensor:
         if kind == self.kind:
             return self.value
@@ -113,3 +130,22 @@ class Prediction:
     @property
     def score(self) -> Tensor:
         return self.to("score")
+
+
+def joined(parts: Sequence[tuple[Tensor, Prediction]], x: Tensor, t: Tensor) -> Prediction:
+    """One answer for x `(B, *shape)` from answers for some of its samples each: pairs of their indices and the answer.
+
+    It is of the first part's kind, and of its class with what that says beside, where all parts are of one class.
+    """
+    own = {field.name for field in fields(Prediction)}
+    order, first = torch.cat([rows for rows, _ in parts]), parts[0][1]
+
+    def whole(of: Callable[[Prediction], Tensor]) -> Tensor:
+        rows = torch.cat([of(part) for _, part in parts])
+        return torch.empty_like(rows).index_copy(0, order, rows)
+
+    value = whole(lambda part: part.to(first.kind).to(x.dtype))
+    if any(type(part) is not type(first) for _, part in parts):
+        return Prediction(value, first.kind, x, t, first.process)
+    extras: dict[str, Any] = {name: whole(attrgetter(name)) for name in first._rows() if name not in own}
+    return replace(first, value=value, x=x, t=t, **extras)

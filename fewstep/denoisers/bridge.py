@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Condition, Picture
+from fewstep.conditions.picture import Picture
+from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, coefficients, expand, scales
@@ -121,8 +122,8 @@ class BridgeDenoiser(NetworkDenoiser):
         self.predicts, self.precondition = predicts, precondition
         self.picture_std, self.correlation = float(picture_std), float(correlation)
 
-    def further(self) -> dict[str, Any]:
-        return {"picture_std": self.picture_std, "correlation": self.correlation}
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"picture_std": self.picture_std, "correlation": self.correlation}
 
     def encode(self, data: Tensor, y: Tensor | None = None, **condition: Any) -> Tensor:
         return data - self.process.centre * check_picture(y, data)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
@@ -57,6 +58,14 @@ class DatasetDenoiser(Denoiser):
             self.register_buffer("labels", labels.long())
             self.classes = int(labels.max()) + 1
             self.conditions = {"label": Label(self.classes)}
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": self.shape, "process": self.process, "value_range": self.value_range}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> DatasetDenoiser:
+        data = state["data"].reshape(-1, *options["shape"])
+        return cls(data, options["process"], state.get("labels"), options["value_range"])
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **condition: Any) -> Prediction:
         flat = x.flatten(1).to(self.data.dtype)

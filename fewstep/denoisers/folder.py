@@ -1,5 +1,6 @@
 """A model as a folder: config.json, model.safetensors, a card, and the plan that samples it best.
 
+config.json holds the tree of the model and what is in it (`fewstep.core.config`), model.safetensors their tensors.
 Nothing is ever unpickled. A folder is written beside its final place and renamed, so it is whole or absent.
 """
 
@@ -8,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
-from fewstep.core.condition import condition_from_config
-from fewstep.core.methods import find, methods
+from fewstep.core.config import built, config, load
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.files import new_folder, write
 from fewstep.core.plan import Plan
-from fewstep.core.process import process_from_config
-from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.denoisers.experts import Experts
 
-FORMAT = "fewstep-model-1"
+FORMAT, FORMERLY = "fewstep-model-2", "fewstep-model-1"
 CONFIG, WEIGHTS, CARD, PLAN = "config.json", "model.safetensors", "README.md", "plan.json"
-
-
-def claim_folder(folder: str | os.PathLike[str]) -> Path:
-    """A folder to write into: absent or empty, and writable. `ValueError` otherwise."""
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; name a folder that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"the folder {path} is not empty: choose another, or remove it first")
-    parent = path.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"cannot write to {path}: {parent} is not a folder")
-    if not os.access(path if path.is_dir() else parent, os.W_OK):
-        raise ValueError(f"cannot write to {path}: no permission in {path if path.is_dir() else parent}")
-    return path
+EXPERTS, EXPERTS_FORMAT = "experts.json", "fewstep-experts-1"  # a folder with a model folder for each expert
 
 
 def save_model(
-    model: NetworkDenoiser,
+    model: Denoiser,
     folder: str | os.PathLike[str],
     card: str = "",
     plan: Plan | None = None,
@@ -54,54 +39,41 @@ def save_model(
 ) -> Path:
     """Write a model as a folder that `load_model` reads; the folder must be absent or empty.
 
-    stored: the dtype of the weights in the file, such as `torch.float16` for half the size; they load in the network's
+    stored: the dtype of the weights in the file, such as `torch.float16` for half the size; they load in the model's
     own dtype, by default also that of the file.
 
     Raises:
-        ValueError: a folder with something in it, one that cannot be written, a denoiser without a network of ours.
+        ValueError: a folder with something in it, one that cannot be written, a model with something in it that is not
+            of fewstep's own making.
     """
-    if not isinstance(model, NetworkDenoiser) or not hasattr(model.network, "config"):
-        raise ValueError(f"only a network denoiser can be saved, got {type(model).__name__}")
-    path = claim_folder(folder)
-    weights = dump_tensors(
-        {key: value.detach().to("cpu", stored).contiguous() for key, value in model.network.state_dict().items()}
-    )
-    config = {
-        "format": FORMAT,
-        "network": model.network.config(),  # type: ignore[operator]
-        "process": model.process.config(),
-        "predicts": model.predicts,
-        "precondition": model.precondition,
-        "data_std": model.data_std,
-        "shape": model.shape,
-        "value_range": model.value_range,
-        "data": model.data,
-        "conditions": {name: kind.config() for name, kind in model.conditions.items()},
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    if type(model) is not NetworkDenoiser:  # another denoiser of this room, made of the same parts
-        config["denoiser"] = next(card.name for card in methods("denoiser") if card.use == type(model).__name__)
-    if further := model.further():
-        config["further"] = further
-    config["config_sha256"] = _fingerprint(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        (temporary / WEIGHTS).write_bytes(weights)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
+    about: dict[str, Any] = {"format": FORMAT, "model": config(model, state)}
+    if stored is not None:
+        about["dtype"] = str(model.dtype).removeprefix("torch.")
+    weights = dump_tensors(_apart(state, model.dtype, stored))
+    about["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    about["config_sha256"] = _fingerprint(about)
+    with new_folder(folder) as fresh:
+        write(fresh / WEIGHTS, weights)
+        write(fresh / CONFIG, json.dumps(about, indent=2) + "\n")
         if card:
-            (temporary / CARD).write_text(card, "utf-8")
+            write(fresh / CARD, card)
         if plan is not None:
-            plan.save(temporary / PLAN)
-        temporary.chmod(0o755)
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return path
+            plan.save(fresh / PLAN)
+    return Path(folder)
+
+
+def _apart(state: Mapping[str, Tensor], own: torch.dtype, stored: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors as a file takes them: on the CPU, and none a view of another's memory."""
+    made: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().to("cpu", stored if tensor.dtype == own else None).contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return made
 
 
 def _fingerprint(config: dict[str, Any]) -> str:
@@ -122,7 +94,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / CONFIG} is not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, FORMERLY):
         given = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f"{path / CONFIG} is not a fewstep model: format {given!r}, expected {FORMAT!r}")
     if config.get("config_sha256") != _fingerprint(config):
@@ -130,40 +102,28 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
-    """Read a model folder, in evaluation mode. `model.plan` is its plan, or None.
+def load_model(folder: str | os.PathLike[str]) -> Any:
+    """Read a model folder, in evaluation mode: the denoiser. `model.plan` is its plan, or None.
+
+    Folders of former formats load as they did.
 
     Raises:
         ValueError: a missing, truncated or changed file, a pickle where safetensors belong, weights of another network.
     """
     path = Path(folder)
-    config = _read_config(path)
+    if (path / EXPERTS).is_file() and not (path / CONFIG).is_file():
+        return _load_experts(path)
+    about = _read_config(path)
     weights = (path / WEIGHTS).read_bytes()
     # safetensors begins with the length of its header, whose first byte may be a pickle's; the header begins with "{".
     if weights[8:9] != b"{" and (weights[:2] == b"PK" or weights[:1] == b"\x80"):
         raise ValueError(
             f"{path / WEIGHTS} is a pickle, not safetensors: it is not loaded, because a pickle can run code"
         )
-    if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
+    if hashlib.sha256(weights).hexdigest() != about.get("weights_sha256"):
         raise ValueError(f"{path / WEIGHTS} is truncated or changed: its checksum is not the one in {CONFIG}")
     try:
-        tensors = load_tensors(weights)
-        network_config = dict(config["network"])
-        network = find(network_config.pop("network"), "network")(**network_config)
-        network.to(getattr(torch, config["dtype"])).load_state_dict(tensors)
-        made = find(config.get("denoiser", "network"), "denoiser")
-        model = made(
-            network,
-            process_from_config(config["process"]),
-            predicts=config["predicts"],
-            shape=config["shape"],
-            conditions={name: condition_from_config(kind) for name, kind in config["conditions"].items()},
-            precondition=config["precondition"],
-            data_std=config["data_std"],
-            value_range=tuple(config["value_range"]) if config["value_range"] else None,
-            data=config.get("data"),
-            **config.get("further", {}),
-        )
+        model = _model(about, load_tensors(weights))
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is not safetensors: {error}") from None
     except KeyError as error:
@@ -174,3 +134,45 @@ def load_model(folder: str | os.PathLike[str]) -> NetworkDenoiser:
         raise ValueError(f"{path}: the weights or the configuration do not fit the network: {error}") from None
     model.plan = Plan.load(path / PLAN) if (path / PLAN).is_file() else None
     return model.eval()
+
+
+def _model(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
+    dtype = getattr(torch, about["dtype"]) if "dtype" in about else None
+    if about["format"] == FORMERLY:
+        model = built(_tree(about))
+        load(model.network, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+        return model
+    if dtype is not None:  # the file holds them in another
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    return built(about["model"], tensors)
+
+
+def _tree(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a folder of the former format, which held a network denoiser."""
+
+    def named(kind: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        own = dict(given)
+        return {"kind": kind, "name": own.pop(key)} | own
+
+    tree = {"kind": "denoiser", "name": about.get("denoiser", "network")}
+    tree |= {"network": named("network", "network", about["network"])}
+    tree |= {"process": named("process", "process", about["process"])}
+    tree |= {"conditions": {name: named("condition", "kind", own) for name, own in about["conditions"].items()}}
+    plain = ("predicts", "shape", "precondition", "data_std", "value_range")
+    tree |= {name: about[name] for name in plain} | {"data": about.get("data")}
+    further = dict(about.get("further", {}))
+    if "coordinates" in further:
+        further["coordinates"] = named("coordinates", "coordinates", further["coordinates"])
+    return tree | further
+
+
+def _load_experts(path: Path) -> Experts:
+    """Experts in the former format, each in a folder of its own."""
+    try:
+        about = json.loads((path / EXPERTS).read_text("utf-8"))
+        if about["format"] != EXPERTS_FORMAT:
+            raise ValueError(f"format {about['format']!r}, expected {EXPERTS_FORMAT!r}")
+        count, cuts = int(about["experts"]), [float(cut) for cut in about["cuts"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / EXPERTS} is not a list of experts: {error}") from None
+    return Experts([load_model(path / f"expert-{number}") for number in range(count)], cuts).eval()

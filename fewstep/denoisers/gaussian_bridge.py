@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
@@ -74,6 +75,14 @@ class GaussianBridge(Denoiser):
         self.gain: Tensor
         self.variances: Tensor
         self.basis: Tensor
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": self.shape, "process": self.process}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> GaussianBridge:
+        mean = state["mean"].reshape(2, *options["shape"])
+        return cls(mean, state["root"] @ state["root"].mT, options["process"])
 
     def encode(self, data: Tensor, y: Tensor | None = None, **condition: Any) -> Tensor:
         return data - self.process.centre * check_picture(y, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,6 +84,16 @@ class GaussianMixture(Denoiser):
         self.variances: Tensor
         self.basis: Tensor
         self.centres: Tensor
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": self.shape, "process": self.process, "predicts": self.predicts}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> GaussianMixture:
+        # Of the right sizes: what it is in the end comes with its state, which no eigenvectors found anew would give.
+        k = len(state["means"])
+        means = torch.zeros(k, *options["shape"])
+        return cls(torch.ones(k), means, 1.0, options["process"], options["predicts"])
 
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma, y `(B, K, D)`, 1 / (alpha^2 c + sigma^2), and `log w_k N(x; ...)` `(B, K)`."""

@@ -55,6 +55,11 @@ class InterpolantPrediction(Prediction):
     def score(self) -> Tensor:
         return self.gradient
 
+    def replaced(self, value: Tensor, **changes: Any) -> Prediction:
+        """A velocity alone: what the state is made of under another one is not known."""
+        own: dict[str, Any] = {"kind": self.kind, "x": self.x, "t": self.t, "process": self.process}
+        return Prediction(value, **own | changes)
+
 
 class MixtureInterpolant(Denoiser):
     """The exact answer where (x0, x1) is a Gaussian mixture: x_t is one as well, of covariances
@@ -93,6 +98,16 @@ class MixtureInterpolant(Denoiser):
         self.log_weights: Tensor
         self.means: Tensor
         self.covariances: Tensor
+
+    def config(self) -> dict[str, Any]:
+        return {"process": self.process, "shape": self.shape}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> MixtureInterpolant:
+        k, _, d = state["means"].shape
+        covariances = state["covariances"].transpose(2, 3).reshape(k, 2 * d, 2 * d)
+        means = state["means"].reshape(k, 2, *options["shape"])
+        return cls(state["log_weights"].exp(), means, covariances, options["process"])
 
     @classmethod
     def independent(cls, data: GaussianMixture, other: GaussianMixture, process: Any) -> MixtureInterpolant:
@@ -185,6 +200,10 @@ class InterpolantNetwork(NetworkDenoiser):
             raise ValueError(f"without a latent noise (latent 'zero') there is nothing to predict for {predicts!r}")
         super().__init__(network, process, "velocity", shape, conditions, value_range=value_range, data=data)
         self.parts = predicts
+
+    def config(self) -> dict[str, Any]:
+        names = ("network", "process", "shape", "conditions", "value_range", "data")
+        return {name: getattr(self, name) for name in names} | {"predicts": self.parts}
 
     def _curve(self, t: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The time that is asked for, and a, b, a', b', gamma, gamma' there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,26 +74,27 @@ class LearnedVariance(NetworkDenoiser):
     Raises ValueError at the first call when the network does not answer twice its input's numbers.
     """
 
-    def _call(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
-        both = super()._call(x, noise, condition)
+    def _halves(self, both: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's output for an input like x as the prediction and the fraction."""
         if both.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
             raise ValueError(
                 f"a learned variance needs a network that answers {2 * x.shape[1]} values for {x.shape[1]}"
                 f" along the first axis (unet: out={2 * x.shape[1]}, mlp: out=2), got shape {tuple(both.shape)}"
             )
         value, second = both.chunk(2, dim=1)
-        self.__dict__["_second"] = second  # taken out again by the method that called
-        return value
-
-    def _fraction(self) -> Tensor:
-        return 0.5 + 0.5 * self.__dict__.pop("_second")
+        return value, 0.5 + 0.5 * second
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> SpreadPrediction:
-        made = super().forward(x, t, **condition)
-        return SpreadPrediction(made.value, made.kind, made.x, made.t, made.process, self._fraction())
+        seen, noise, scale = self._seen(x, t)
+        value, fraction = self._halves(self._call(seen, noise, condition), x)
+        made = self._answer(value, x, t, scale)
+        return SpreadPrediction(made.value, made.kind, x, t, self.process, fraction)
 
     def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
-        """As the base class; the output carries its `fraction`, for the term that trains it."""
-        output, target = super().loss_pair(x0, eps, t, **condition)
-        output.fraction = self._fraction()  # type: ignore[attr-defined]
-        return output, target
+        return self.loss_parts(x0, eps, t, **condition)[:2]
+
+    def loss_parts(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As the base class, with the fraction for the term that trains it."""
+        seen, noise, target = self._task(x0, eps, t)
+        value, fraction = self._halves(self._call(seen, noise, condition), x0)
+        return value, target, fraction

@@ -43,7 +43,7 @@ class NetworkDenoiser(Denoiser):
     Args:
         predicts: kind of the network's output, one of x0, eps, v, velocity, score ("edm" always gives x0).
         shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
-        data: name of the data set it was trained on, where that can be opened again (fewstep.data.spec.open_data).
+        data: name of the data set it was trained on, where that can be opened again (fewstep.data.open.open_data).
     """
 
     def __init__(
@@ -73,9 +73,10 @@ class NetworkDenoiser(Denoiser):
         self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
         self.data = data
 
-    def further(self) -> dict[str, Any]:
-        """Arguments beyond those above, as JSON: what a subclass adds to its model folder."""
-        return {}
+    def config(self) -> dict[str, Any]:
+        names = ("network", "process", "predicts", "shape", "conditions")
+        further = ("precondition", "data_std", "value_range", "data")
+        return {name: getattr(self, name) for name in (*names, *further)}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,12 +106,33 @@ class NetworkDenoiser(Denoiser):
             expand(sigma * self.data_std / norm, x),
         )
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+    def _seen(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """What the network is given at state x: its input, its noise level, and `(c_skip, c_out)` where it has them."""
         if self.precondition == "none":
-            return Prediction(self._call(x, t, condition), self.predicts, x, t, self.process)
+            return x, t, None
         c_in, c_noise, c_skip, c_out = self._edm(x, t)
-        output = self._call(c_in * x, c_noise, condition)
-        return Prediction(torch.addcmul(c_skip * x, c_out, output), "x0", x, t, self.process)
+        return c_in * x, c_noise, (c_skip, c_out)
+
+    def _answer(self, output: Tensor, x: Tensor, t: Tensor, scale: tuple[Tensor, Tensor] | None) -> Prediction:
+        if scale is None:
+            return Prediction(output, self.predicts, x, t, self.process)
+        return Prediction(torch.addcmul(scale[0] * x, scale[1], output), "x0", x, t, self.process)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        seen, noise, scale = self._seen(x, t)
+        return self._answer(self._call(seen, noise, condition), x, t, scale)
+
+    def _task(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A training sample's input and noise level for the network, and what its output should be."""
+        alpha, sigma, dalpha, dsigma = scales(self.process, t)
+        x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+        if self.precondition == "edm":
+            c_in, c_noise, _, _ = self._edm(x, t)
+            # (x0 - c_skip x) / c_out, written so that nothing cancels at small sigma.
+            target = expand(sigma, x0) * x0 / self.data_std - expand(alpha, x0) * self.data_std * eps
+            return c_in * x, c_noise, c_in * target
+        a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
+        return x, t, expand(a, x0) * x0 + expand(b, x0) * eps
 
     def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The network's output at `alpha x0 + sigma eps` and what it should have been, both `(B, *shape)`.
@@ -118,15 +140,12 @@ class NetworkDenoiser(Denoiser):
         Their squared difference is the training loss: in the network's own kind, and for EDM's preconditioning the
         one in which every noise level has the same weight (their `lambda(sigma) c_out^2 = 1`).
         """
-        alpha, sigma, dalpha, dsigma = scales(self.process, t)
-        x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
-        if self.precondition == "edm":
-            c_in, c_noise, _, _ = self._edm(x, t)
-            # (x0 - c_skip x) / c_out, written so that nothing cancels at small sigma.
-            target = expand(sigma, x0) * x0 / self.data_std - expand(alpha, x0) * self.data_std * eps
-            return self._call(c_in * x, c_noise, condition), c_in * target
-        a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
-        return self._call(x, t, condition), expand(a, x0) * x0 + expand(b, x0) * eps
+        seen, noise, target = self._task(x0, eps, t)
+        return self._call(seen, noise, condition), target
+
+    def loss_parts(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`loss_pair`, and the `fraction` of a network that learns its variance (`LearnedVariance`), or None."""
+        return (*self.loss_pair(x0, eps, t, **condition), None)
 
     def own_error(self, t: Tensor) -> Tensor:
         """Squared error of eps per squared error of the network's own output at time t, float64.

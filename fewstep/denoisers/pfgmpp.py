@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,13 @@ class PoissonDataset(Denoiser):
         self.shape, self.process, self.value_range = tuple(data.shape[1:]), process, value_range
         self.register_buffer("data", data.flatten(1))
         self.data: Tensor
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": self.shape, "process": self.process, "value_range": self.value_range}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> PoissonDataset:
+        return cls(state["data"].reshape(-1, *options["shape"]), options["process"], options["value_range"])
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         flat = x.flatten(1)

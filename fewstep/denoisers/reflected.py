@@ -76,6 +76,13 @@ class ReflectedDataset(Denoiser):
         self.register_buffer("data", data.flatten(1).double())
         self.data: Tensor
 
+    def config(self) -> dict[str, Any]:
+        return {"shape": self.shape, "process": self.process}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> ReflectedDataset:
+        return cls(state["data"].reshape(-1, *options["shape"]), options["process"])
+
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         std = self.process.sigma(t).clamp_min(_LEAST).reshape(-1, 1, 1)
         logs, slopes = self.process.kernel(x.flatten(1).double().unsqueeze(1), self.data, std)  # (B, N, D)
@@ -114,6 +121,13 @@ class ReflectedDensity(Denoiser):
             raise ValueError(
                 f"the density of these coefficients falls to {float(least.min()):g}: it must not be negative"
             )
+
+    def config(self) -> dict[str, Any]:
+        return {"process": self.process}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> ReflectedDensity:
+        return cls(state["coefficients"], options["process"])
 
     def _density(self, x: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Density and its derivative, each of x's shape (B, D)."""

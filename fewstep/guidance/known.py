@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, conversion, expand, scales
@@ -20,6 +20,7 @@ METHODS = (
         arxiv="2201.09865",
         claim="inpainting by every solver: known pixels come out exact, the rest is drawn to fit them",
         use="Known",
+        facts={"wraps": True, "changes": ("decode",)},
     ),
 )
 
@@ -50,7 +51,7 @@ class Known(Wrapper):
         for name, value in (("picture", picture), ("mask", mask)):
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
-        own, latent = model.shape, hasattr(model, "autoencoder") and getattr(model, "autoencoder", None) is not None
+        own, latent = model.shape, self.facts.autoencoder is not None
         dimensions = len(own) if own is not None else picture.ndim - 1
         rows = picture if picture.ndim == dimensions + 1 else picture[None]
         if rows.ndim != dimensions + 1 or (own is not None and not latent and tuple(rows.shape[1:]) != tuple(own)):
@@ -73,6 +74,9 @@ class Known(Wrapper):
 
     def describe(self) -> dict[str, Any]:
         return self.model.describe() | {"known": f"{float(self.mask.mean()):.3g} of the picture"}
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "picture": self.picture, "mask": self.mask}
 
     def _in_coordinates(self, x: Tensor, condition: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The picture and the mask in the model's coordinates, `(1 or B, *shape)`, in x's dtype."""
@@ -100,7 +104,7 @@ class Known(Wrapper):
         p, q = conversion("x0", answer.kind, *scales(self.process, t))
         known = expand(p, x) * x + expand(q, x) * clean
         value = torch.where(mask == 0, answer.value, torch.lerp(answer.value, known, mask))
-        return Prediction(value, answer.kind, x, t, self.process)
+        return answer.replaced(value)
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
         data = self.model.decode(x, **condition)

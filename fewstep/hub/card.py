@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from fewstep.core.condition import Label, Picture
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 

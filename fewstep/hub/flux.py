@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.number import Number
+from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.prompt import Encoder, Number, Prompt
+from fewstep.hub.blocks import joint_blocks
 from fewstep.hub.stable_diffusion_3 import shift_by_size
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -54,7 +57,7 @@ class Flux:
             "pooled": Prompt(encoder, "pooled", 2, config.pooled_projection_dim),
         }
         if config.guidance_embeds:
-            self.conditions["guidance"] = Number(3.5)
+            self.conditions["guidance"] = Number(default=3.5)
         self._places: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
@@ -83,6 +86,9 @@ class Flux:
             return_dict=False,
         )[0]
         return unpack(answer, x.shape[2], x.shape[3])
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return joint_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]]:
         config = self.pipeline.scheduler.config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.core.files import new_folder, write
 from fewstep.core.plan import Plan
-from fewstep.denoisers.folder import CARD, PLAN, claim_folder, load_model, save_model
-from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 # What is fetched of a repository: no pickle, no code.
@@ -51,7 +50,7 @@ def load(
             (needs accelerate).
 
     Returns:
-        a `NetworkDenoiser`, or a `PipelineDenoiser` for diffusers models.
+        the denoiser that was saved, or a `PipelineDenoiser` for diffusers models.
 
     Raises:
         ValueError: an unknown name (close ones offered), a folder that is no model or is damaged, an unsupported
@@ -151,7 +150,9 @@ def save(
 ) -> Path:
     """Write a model (and the plan that samples it best) as a folder that `load` takes; absent or empty before.
 
-    A `PipelineDenoiser` becomes a diffusers folder, its weights in safetensors, with the plan beside them.
+    Whatever is made of fewstep's own parts is one tree in the folder: networks, closed forms, and models that are
+    guided, masked, routed and so on. Low-rank adapters are merged into the weights. A `PipelineDenoiser` becomes a
+    diffusers folder, its weights in safetensors, with the plan beside them.
 
     Args:
         plan: by default the model's own.
@@ -159,11 +160,13 @@ def save(
         figures: what `fs.evaluate` returned, once or for several plans.
 
     Raises:
-        ValueError: a folder with something in it, or not writable; a plan for another process; a denoiser without a
-            network that can be saved.
+        ValueError: a folder with something in it, or not writable; a plan for another process; a denoiser with a part
+            that cannot be saved, such as a function; adapters that depend on the time.
     """
     from fewstep.hub.card import model_card
+    from fewstep.training.lora import without_adapters
 
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     plan = plan if plan is not None else model.plan
     if plan is not None and not plan.fits(model.process):
         raise ValueError(
@@ -173,21 +176,13 @@ def save(
         card = model_card(model, Path(folder).name, plan, figures)
     elif figures:
         raise ValueError("figures go into the card that is made here: give either a card or figures")
-    if isinstance(model, NetworkDenoiser):
-        return save_model(model, folder, card=card, plan=plan)
     pipeline = getattr(model, "pipeline", None)
     if not hasattr(pipeline, "save_pretrained"):
-        raise ValueError(f"only a network denoiser or a diffusers pipeline can be saved, got {type(model).__name__}")
-    path = claim_folder(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        made = Path(temporary) / "model"
-        pipeline.save_pretrained(made, safe_serialization=True)  # type: ignore[union-attr]
+        return save_model(without_adapters(model), folder, card=card, plan=plan)
+    with new_folder(folder) as fresh:
+        pipeline.save_pretrained(fresh, safe_serialization=True)  # type: ignore[union-attr]
         if card:
-            (made / CARD).write_text(card, "utf-8")
+            write(fresh / CARD, card)
         if plan is not None:
-            plan.save(made / PLAN)
-        if path.is_dir():
-            path.rmdir()
-        os.replace(made, path)
-    return path
+            plan.save(fresh / PLAN)
+    return Path(folder)

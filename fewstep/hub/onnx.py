@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Condition, Picture, condition_from_config
+from fewstep.conditions.picture import Picture
+from fewstep.core.condition import Condition, condition_from_config
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import process_from_config
-from fewstep.report.files import write_bytes
 
 METHODS = (
     Method(
@@ -132,7 +133,7 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
     assert made is not None
     proto = made.model_proto
     proto.metadata_props.add(key=KEY, value=json.dumps(about))
-    return write_bytes(path, proto.SerializeToString())
+    return write(path, proto.SerializeToString())
 
 
 class OnnxDenoiser(Denoiser):

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.number import Number
+from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.prompt import Encoder, Number, Prompt
+from fewstep.hub.blocks import stage_blocks
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -53,7 +56,7 @@ class StableDiffusion:
         encoder = Encoder(self._encode)
         self.conditions: dict[str, Condition] = {"text": Prompt(encoder, "text", 3, config.cross_attention_dim)}
         if self.distilled:
-            self.conditions["guidance"] = Number(7.5)
+            self.conditions["guidance"] = Number(default=7.5)
 
     def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
         return {"text": self.pipeline.encode_prompt([prompt or "" for prompt in prompts], device, 1, False)[0]}
@@ -72,6 +75,9 @@ class StableDiffusion:
             timestep_cond=self._guidance(x, condition),
             return_dict=False,
         )[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return stage_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> None:
         return None

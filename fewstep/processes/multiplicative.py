@@ -48,8 +48,8 @@ class Multiplicative(Coordinates):
         log x_t + sigma^2 / 2 = log x0 + sigma eps,
 
     without drift; `state` makes it of an observed picture, and a plan that begins at sigma restores it
-    (`plan(process, solver, timesteps=[sigma, ..., 0])`, `fewstep.denoisers.coordinates.restore`). The network is given
-    the state itself. Samples are the state's exponential. Data that are not positive are a `ValueError`.
+    (`plan(process, solver, timesteps=[sigma, ..., 0])`, `fewstep.denoisers.coordinates.sample_as_data`). The network is
+    given the state itself. Samples are the state's exponential. Data that are not positive are a `ValueError`.
     """
 
     def config(self) -> dict[str, Any]:

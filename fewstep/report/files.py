@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write `data` to `path` in one move; give the path.
-
-    The bytes go to a hidden name in the same folder, to the disk, and then to their name; a failure on the
-    way leaves the old file as it was and nothing else. The folder must exist.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+from fewstep.core.files import write
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8, in one move, line ends as they are."""
-    return write_bytes(path, text.encode("utf-8"))
+    return write(path, text)
 
 
 def write_json(path: str | Path, obj: Any) -> Path:

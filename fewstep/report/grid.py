@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.report.files import write_bytes
+from fewstep.core.files import write
 
 VISIBLE = 64  # a side, in pixels, at which a picture can be read
 
@@ -89,4 +89,4 @@ def png_bytes(array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = Non
 
 def save_png(path: str | Path, array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = None) -> Path:
     """Write a PNG file with its parameters inside (see `png_bytes`), whole or not at all; give its path."""
-    return write_bytes(path, png_bytes(array, metadata))
+    return write(path, png_bytes(array, metadata))

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.angle import State, Tableau, frame_of, increment, tableau
 from fewstep.sampling.build import DEFAULT_TIMES
 from fewstep.sampling.build import plan as make_plan
@@ -46,7 +46,7 @@ def sample_with_gradient(
     solver: str | None = None,
     timesteps: str | Sequence[float] = DEFAULT_TIMES,
     end: str = "zero",
-    plan: Plan | None = None,
+    plan: Sampler | None = None,
     data_std: float | None = None,
     seed: int = 0,
     first: int = 0,

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from fewstep.core.methods import Method
-from fewstep.core.plan import Evaluate, Plan
+from fewstep.core.ops import Evaluate
+from fewstep.core.plan import Plan, as_plan
 from fewstep.core.process import process_from_config
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -21,7 +23,7 @@ METHODS = (
 )
 
 
-def align(plan: Plan, taus: Sequence[float]) -> Plan:
+def align(sampler: Sampler, taus: Sequence[float]) -> Plan:
     """The plan with the network's time inputs replaced (Xia et al., eq. 8).
 
     The states, their noise levels and all coefficients stay: an answer at `tau` is taken for one at the grid's time, in
@@ -34,6 +36,7 @@ def align(plan: Plan, taus: Sequence[float]) -> Plan:
     Raises:
         ValueError: a wrong number of times, or one outside the process's clock.
     """
+    plan = as_plan(sampler)
     if len(taus) != plan.nfe:
         raise ValueError(f"this plan has {plan.nfe} evaluations, got {len(taus)} times")
     process = process_from_config(dict(plan.process))

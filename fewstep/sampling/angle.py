@@ -102,4 +102,5 @@ class Angle:
 
 def frame_of(model: Denoiser, data_std: float | None) -> Angle:
     """The frame of a model: its own `data_std` where it has one and none is given, else 1."""
-    return Angle(model.process, float(getattr(model, "data_std", 1.0) if data_std is None else data_std))
+    own = model.facts.data_std
+    return Angle(model.process, float(data_std if data_std is not None else own if own is not None else 1.0))

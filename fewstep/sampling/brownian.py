@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Draw, Plan
+from fewstep.core.ops import Draw
+from fewstep.core.plan import as_plan
 from fewstep.core.process import process_from_config
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -46,13 +48,14 @@ class BrownianNoise:
         ModuleNotFoundError: torchsde is missing, with the extra that brings it.
     """
 
-    def __init__(self, plan: Plan, seed: int = 0, first: int = 0):
+    def __init__(self, sampler: Sampler, seed: int = 0, first: int = 0):
+        plan = as_plan(sampler)
         self._noise = Noise(seed, first)
         try:
             import torchsde
         except ModuleNotFoundError:
             raise ModuleNotFoundError("Brownian paths need torchsde: pip install 'fewstep[sde]'") from None
-        if not plan.stochastic or not plan.ops:
+        if not plan.stochastic:
             raise ValueError(f"the plan {plan.name!r} adds no noise of a fixed step, so it has no Brownian path")
         self._tree = torchsde.BrownianTree
         process = process_from_config(dict(plan.process))

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from fewstep.core.check import grid_states
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Op, Plan
+from fewstep.core.ops import Combine, Op
+from fewstep.core.plan import Plan, as_plan
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -20,7 +22,7 @@ METHODS = (
 )
 
 
-def heavy_ball(plan: Plan, damping: float) -> Plan:
+def heavy_ball(sampler: Sampler, damping: float) -> Plan:
     """The plan with heavy-ball momentum (Section 4.1 of the paper).
 
     With `y = x / alpha`, `mu = sigma / alpha` and the direction `s = (y' - y) / (mu' - mu)` of the plan's step from y
@@ -32,11 +34,13 @@ def heavy_ball(plan: Plan, damping: float) -> Plan:
     Raises:
         ValueError: a damping outside (0, 1], a plan that draws noise, or one with no operations.
     """
+    plan = as_plan(sampler)
     if not 0 < damping <= 1:
         raise ValueError(f"damping must be above 0 and at most 1, got {damping}")
     if plan.stochastic:
         raise ValueError(f"{plan.name!r} draws noise: momentum is for deterministic plans")
-    plan._operations()
+    if plan.spread is not None:
+        raise ValueError("momentum is for plans with one noise level for all elements: bands have steps of their own")
     if damping == 1:
         return plan
     steps = _steps(plan)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
 from fewstep.sampling.build import plan as make_plan
@@ -28,7 +28,7 @@ def choose_plan(
     timesteps: str | Sequence[float] | None = None,
     strength: float = 1.0,
     **options: Any,
-) -> Plan:
+) -> Sampler:
     """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names.
 
     The solver is by default the one that suits the model (`model.solver`, as under guidance), and the times are those
@@ -65,7 +65,7 @@ def sample(
     nfe: int | None = None,
     solver: str | Callable[..., Any] | None = None,
     timesteps: str | Sequence[float] | None = None,
-    plan: Plan | None = None,
+    plan: Sampler | None = None,
     seed: int = 0,
     first: int = 0,
     seeds: Sequence[int | tuple[int, int]] | None = None,
@@ -132,7 +132,11 @@ def sample(
     parts: list[Tensor] = []
     for begin in range(0, n, batch_size):
         end = min(begin + batch_size, n)
-        own = {name: value[begin:end] for name, value in named.items()}
+        # A number for all samples stays one of the host, which a run's memory hands on.
+        own: dict[str, Any] = {
+            name: condition[name] if isinstance(condition.get(name), float) else value[begin:end]
+            for name, value in named.items()
+        }
         source = own_seeds[begin:end] if own_seeds is not None else Noise(seed, first + begin)
         normal = functools.partial(source.normal, shape=(end - begin, *size), device=device, dtype=dtype)
         state = chosen(

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.process import Process
-from fewstep.report.files import write_bytes
 from fewstep.sampling.common import ddim
 from fewstep.sampling.sample import sample
 
@@ -120,7 +120,7 @@ class Statistics:
 
         tensors = {name: getattr(self, name).contiguous() for name in ("log_snr", *_NAMES)}
         about = {"format": FORMAT, "process": json.dumps(dict(self.process))}
-        return write_bytes(os.fspath(path), save(tensors, metadata=about))
+        return write(os.fspath(path), save(tensors, metadata=about))
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:

@@ -19,6 +19,7 @@ METHODS = (
         arxiv="2205.11487",
         claim="no x0 leaves the data's range, however strong the guidance; predictions within it stay bit for bit",
         use="Thresholded",
+        facts={"wraps": True, "changes": ("value_range",)},
     ),
 )
 
@@ -39,7 +40,6 @@ class Thresholded(Wrapper):
     """
 
     def __init__(self, model: Denoiser, percentile: float = 0.995, value_range: tuple[float, float] | None = None):
-        super().__init__(model)
         if not 0 < percentile <= 1:
             raise ValueError(f"percentile must be above 0 and at most 1, got {percentile}")
         limits = value_range or model.value_range
@@ -47,7 +47,11 @@ class Thresholded(Wrapper):
             raise ValueError("thresholding needs the data's range: give value_range=(low, high)")
         if not limits[0] < limits[1]:
             raise ValueError(f"value_range must rise, got {limits}")
-        self.percentile, self.value_range = percentile, (float(limits[0]), float(limits[1]))
+        super().__init__(model, value_range=(float(limits[0]), float(limits[1])))
+        self.percentile = percentile
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model, "percentile": self.percentile, "value_range": self.value_range}
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         answer = self.model(x, t, **condition)
@@ -56,7 +60,7 @@ class Thresholded(Wrapper):
         # value = P x + Q x0, so a changed x0 moves it by Q times the change.
         factor = conversion("x0", answer.kind, *scales(self.process, t))[1]
         value = torch.where(change == 0, answer.value, answer.value + expand(torch.as_tensor(factor), x) * change)
-        return Prediction(value, answer.kind, x, t, self.process)
+        return answer.replaced(value)
 
     def _limited(self, x0: Tensor) -> Tensor:
         assert self.value_range is not None

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
+from fewstep.metrics.accuracy import correct
 from fewstep.report.files import write_json
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.mixed import Request, run_mixed
 from fewstep.searching.job import Job
 from fewstep.searching.problem import Problem
@@ -31,6 +32,7 @@ METHODS = (
         arxiv="2311.14768",
         claim="a small policy picks the steps of each condition, for quality at fewer steps on average",
         use="adadiff",
+        facts={"quick": {"updates": 50}},
     ),
 )
 
@@ -211,7 +213,8 @@ def reinforce(features: Tensor, table: Tensor, seed: int, hidden: int, updates: 
 
 
 def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
-    """For each noise: the relative endpoint error of the plan, and 1 where the class the reference shows is lost."""
+    """For each noise: the relative endpoint error of the plan, and 1 where the class the reference shows is lost (of
+    data whose classes can be judged)."""
     try:
         x = job.run(made, problem).double().flatten(1)
     except ValueError as error:
@@ -221,11 +224,10 @@ def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
     reference = problem.reference.double().flatten(1)
     errors = (x - reference).norm(dim=1) / reference.norm(dim=1).mean()
     lost = torch.zeros(len(errors), dtype=torch.bool)
-    if getattr(job.model, "data", None) == "digits" and "label" in problem.condition:
-        from fewstep.metrics.digits_classifier import digits_classifier
-
-        classifier, label = digits_classifier(x.device), problem.condition["label"]
-        right = [classifier(y.view_as(problem.reference).float()).argmax(1) == label for y in (reference, x)]
+    judged = card("accuracy", "metric")[0].facts["of"]
+    if getattr(job.model, "data", None) == judged and "label" in problem.condition:
+        label = problem.condition["label"]
+        right = [correct(y.view_as(problem.reference).float(), label) for y in (reference, x)]
         lost = right[0] & ~right[1]
     return [[float(e), float(gone)] for e, gone in zip(errors, lost, strict=True)]
 

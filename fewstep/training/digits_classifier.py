@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.core.files import write
 from fewstep.metrics import digits_classifier
 from fewstep.metrics.digits_classifier import WEIGHTS, DigitsClassifier
-from fewstep.report.files import write_bytes
 from fewstep.training.players import Player, optimise
 
 Trained = tuple[DigitsClassifier, dict[str, float]]
@@ -88,7 +88,7 @@ def save_digits_classifier(model: DigitsClassifier, facts: dict[str, float], pat
     """Write float32 safetensors with `facts` as JSON in the metadata, whole or not at all."""
     from safetensors.torch import save
 
-    return write_bytes(path, save(model.state_dict(), metadata={"facts": json.dumps(facts, sort_keys=True)}))
+    return write(path, save(model.state_dict(), metadata={"facts": json.dumps(facts, sort_keys=True)}))
 
 
 def main() -> None:

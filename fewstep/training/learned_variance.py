@@ -65,10 +65,9 @@ class VariationalBound:
         self.steps = steps
 
     def __call__(self, step: Step) -> Tensor:
-        fraction: Tensor | None = getattr(step.output, "fraction", None)
-        if fraction is None:
+        if step.fraction is None:
             raise ValueError(f"the bound trains a LearnedVariance, got {type(step.denoiser).__name__}")
         made = reverse_step(step.denoiser.process, step.t, earlier(step.denoiser.process, step.t, self.steps))
         error2 = x0_error(step).detach().square()
-        nats = divergence(fraction, expand(made.span, error2), expand(made.gap, error2), error2)
+        nats = divergence(step.fraction, expand(made.span, error2), expand(made.gap, error2), error2)
         return self.steps * nats.flatten(1).mean(1)

@@ -16,11 +16,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.prediction import expand
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.report.files import write_bytes
 
 METHODS = (
     Method(
@@ -228,16 +229,34 @@ def _nodes(model: NetworkDenoiser) -> list[float] | None:
 
 def merge_lora(model: NetworkDenoiser) -> NetworkDenoiser:
     """A plain copy with the adapters, at their present scales, added to the weights. It saves like any model."""
+    _adapted_or_error(model)
+    return without_adapters(model).requires_grad_(True)
+
+
+def without_adapters(model: Denoiser) -> Any:
+    """The model, or where networks in it have adapters a copy with those added to the weights, at their scales.
+
+    Raises:
+        ValueError: adapters that depend on the time.
+    """
+    if not any(hasattr(module, "lora_A") for module in model.modules()):
+        return model
     made = copy.deepcopy(model)
-    for path, layer in _adapted_or_error(made).items():
-        if any(isinstance(scale, _Share) for scale in layer.scaling.values()):
+    for part in made.modules():
+        if isinstance(part, NetworkDenoiser):
+            _merge(part)
+    return made
+
+
+def _merge(model: NetworkDenoiser) -> None:
+    for path, layer in _adapted(model).items():
+        if any(isinstance(scale, _Share) for scale in layer.scaling.values()) or _nodes(model) is not None:
             raise ValueError("adapters that depend on the time have no one set of weights: they cannot be merged")
         layer.merge()
         parent, _, name = path.rpartition(".")
-        setattr(made.network.get_submodule(parent), name, layer.get_base_layer())
-    if hasattr(made.network, "peft_config"):
-        del made.network.peft_config
-    return made.requires_grad_(True)
+        setattr(model.network.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(model.network, "peft_config"):
+        del model.network.peft_config
 
 
 def save_lora(model: NetworkDenoiser, path: str | os.PathLike[str]) -> Path:
@@ -259,7 +278,7 @@ def save_lora(model: NetworkDenoiser, path: str | os.PathLike[str]) -> Path:
         "alpha": next(iter(one.lora_alpha.values())),
         "nodes": nodes,
     }
-    return write_bytes(Path(path), dump_tensors(tensors, metadata={"fewstep": json.dumps(about)}))
+    return write(Path(path), dump_tensors(tensors, metadata={"fewstep": json.dumps(about)}))
 
 
 def _tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.process import Process, process_from_config
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.report.files import write_bytes
 from fewstep.training.players import Player, cosine, optimise
 
 METHODS = (
@@ -109,7 +109,7 @@ class NoiseClassifier(nn.Module):
             "width": self.width,
         }
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        return write_bytes(Path(path), save(weights, metadata={"config": json.dumps(config)}))
+        return write(Path(path), save(weights, metadata={"config": json.dumps(config)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NoiseClassifier:

@@ -20,6 +20,7 @@ class Step:
     """What one training step saw: the samples, and the network's answer beside what it should have been.
 
     x0, eps: (B, *shape). t: (B,) float64. output, target: of one shape, in the denoiser's own kind (`loss_pair`).
+    fraction: of a denoiser that learns its variance, (B, *shape).
     """
 
     denoiser: NetworkDenoiser
@@ -29,6 +30,7 @@ class Step:
     condition: Mapping[str, Tensor]
     output: Tensor
     target: Tensor
+    fraction: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -71,12 +73,12 @@ class Objective(nn.Module):
         self.modules_of_terms = nn.ModuleList(term for _, term in self.terms if isinstance(term, nn.Module))
 
     def forward(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        output, target = self.denoiser.loss_pair(x0, eps, t, **condition)
+        output, target, fraction = self.denoiser.loss_parts(x0, eps, t, **condition)
         loss = self.distance(output.float() - target.float())
         if self.weighting is not None:
             weight = self.weighting(self.denoiser.process, t) * self.denoiser.own_error(t)
             loss = loss * weight.to(loss)
-        step = Step(self.denoiser, x0, eps, t, condition, output, target) if self.terms else None
+        step = Step(self.denoiser, x0, eps, t, condition, output, target, fraction) if self.terms else None
         for factor, term in self.terms:
             assert step is not None
             loss = loss + factor * term(step)

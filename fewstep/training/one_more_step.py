@@ -7,20 +7,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.report.files import write_bytes
+from fewstep.core.started import Started, started
 from fewstep.training.players import Player, cosine, optimise
-
-if TYPE_CHECKING:
-    from fewstep.sampling.started import Started
 
 METHODS = (
     Method(
@@ -132,8 +129,6 @@ class OneMoreStep(nn.Module):
 
     def plan(self, base: Plan, process: Process) -> Started:
         """The base plan, untouched, from this start; `ValueError` where it does not begin at the process's `t_max`."""
-        from fewstep.sampling.started import started
-
         if not base.fits(process):
             raise ValueError("the plan was made for another process")
         if base.times[0] != process.t_max:
@@ -156,7 +151,7 @@ class OneMoreStep(nn.Module):
             "rank": self.rank,
         }
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        return write_bytes(Path(path), save(weights, metadata={"config": json.dumps(config)}))
+        return write(Path(path), save(weights, metadata={"config": json.dumps(config)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OneMoreStep:

@@ -7,20 +7,18 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process, process_from_config
-from fewstep.report.files import write_bytes
+from fewstep.core.started import Started, started
 from fewstep.training.players import Player, optimise
-
-if TYPE_CHECKING:
-    from fewstep.sampling.started import Started
 
 METHODS = (
     Method(
@@ -177,8 +175,6 @@ class OTStart:
         Raises:
             ValueError: a plan for another process or that begins at another time.
         """
-        from fewstep.sampling.started import started
-
         if not base.fits(self.process):
             raise ValueError("the plan was made for another process")
         if not math.isclose(base.times[0], self.t, rel_tol=1e-9):
@@ -196,7 +192,7 @@ class OTStart:
         config = {"format": FORMAT, "process": self.process.config(), "t": self.t, "seed": self.seed}
         parts = {"data": self.data, "heights": self.heights, "centres": self.centres}
         tensors = {key: value.cpu().contiguous() for key, value in parts.items()}
-        return write_bytes(Path(path), save(tensors, metadata={"config": json.dumps(config | {"fitted": self.fitted})}))
+        return write(Path(path), save(tensors, metadata={"config": json.dumps(config | {"fitted": self.fitted})}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OTStart:

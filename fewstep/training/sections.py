@@ -21,7 +21,7 @@ BY_THE_RUN = ("network", "process", "shape", "conditions", "value_range", "data"
 
 @dataclass(frozen=True)
 class DataPart:
-    """What `fewstep.data.spec.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
+    """What `fewstep.data.open.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
 
     labels: condition on the classes; captions: on the captions. share: of the data that one round takes; the next
     takes others (RS2, see `fewstep.training.draws.Draws`). coarse: each picture goes with a picture `y` of its own, the

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.core.condition import Condition, Label, Picture
-from fewstep.data.spec import BUILT_IN, Dataset, open_data
-from fewstep.data.stream import Stream, open_stream
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.core.condition import Condition
+from fewstep.data.open import is_built_in, open_source
+from fewstep.data.spec import Dataset
+from fewstep.data.stream import Stream
 from fewstep.denoisers.bridge import BridgeDenoiser, statistics
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.ambient import CONDITION, degrade
@@ -309,8 +312,7 @@ def _open(data: DataPart, split: str) -> Dataset | Stream:
             what = "validate_every" if split != "train" else "share" if data.share != 1 else "captions"
             what = "noise" if data.noise else what
             raise ValueError(f"a stream of shards is no place for {what}: it is read once, in order, for its pictures")
-        return open_stream(data.source, data.size, data.mode, data.labels, seed=data.seed)
-    return open_data(
+    return open_source(
         data.source,
         split=split,
         size=data.size,
@@ -355,5 +357,5 @@ def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
         conditions["text"] = spec.text
     if recipe.data.coarse:
         conditions["y"] = Picture(tuple(spec.shape))
-    name = spec.name if spec.name in BUILT_IN else None
+    name = spec.name if is_built_in(spec.name) else None
     return recipe.make_denoiser(network, spec, conditions, measured, name)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from fewstep.core.files import claim_folder
 from fewstep.core.methods import Method
-from fewstep.denoisers.folder import claim_folder, save_model
+from fewstep.denoisers.folder import save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import checkpoints, load_checkpoint
 from fewstep.training.log import Bar, Log, check_tensorboard, spoken_time

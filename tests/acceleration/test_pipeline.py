@@ -49,8 +49,7 @@ def test_the_same_seed_gives_the_same_plan(result, make_mixture):
 
 
 def test_when_learning_does_not_help_the_hand_made_plan_is_returned_and_it_says_so(monkeypatch, make_mixture):
-    from fewstep.accelerate import pipeline
-
+    from fewstep.acceleration import pipeline
     from fewstep.sampling.build import plan
 
     poor = plan(EDM(), "ddim", 3, "uniform")
@@ -101,5 +100,8 @@ def test_a_denoiser_without_a_shape_is_refused(make_mixture):
     model.shape = None
     with pytest.raises(ValueError, match="needs a shape"):
         accelerate(model)
-    with pytest.raises(ValueError, match="only a network denoiser"):
-        accelerate(make_mixture(EDM()), nfe=2, noises=48, iterations=1).save("nowhere")
+
+
+def test_a_closed_form_is_saved_with_its_plan(make_mixture, tmp_path):
+    made = accelerate(make_mixture(EDM()), nfe=2, noises=48, iterations=1)
+    assert fs.load(made.save(tmp_path / "model")).plan == made.plan

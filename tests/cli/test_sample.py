@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.data.spec import open_data
+from fewstep.data.open import open_data
 
 
 def test_a_png_holds_its_parameters(fewstep, folder, tmp_path):
@@ -136,7 +136,7 @@ def test_damaged_models(fails, folder, tmp_path):
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
     """A model that reads captions."""
-    from fewstep.core.condition import Text
+    from fewstep.conditions.text import Text
     from fewstep.denoisers.folder import save_model
     from fewstep.denoisers.network import NetworkDenoiser
     from fewstep.networks.unet import UNet

@@ -14,7 +14,7 @@ import fewstep as fs
 from fewstep.cli.common import read_size
 from fewstep.cli.main import _spread
 from fewstep.cli.pictures import read_picture
-from fewstep.core.condition import Text
+from fewstep.conditions.text import Text
 from fewstep.denoisers.folder import save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.unet import UNet

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.core.condition import Label, Picture, Text, condition_from_config
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.conditions.text import Text
+from fewstep.core.condition import condition_from_config
 
 CPU = torch.device("cpu")
 TEXT = Text(("a", "red", "green", "circle", "square"), 4)
@@ -17,7 +20,7 @@ def test_configurations_come_back(kind):
 
 
 def test_unknown_kinds_are_refused():
-    with pytest.raises(ValueError, match="unknown kind of condition 'labels': did you mean 'label'"):
+    with pytest.raises(ValueError, match="unknown condition 'labels': did you mean 'label'"):
         condition_from_config({"kind": "labels"})
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.noise import Noise
 from fewstep.denoisers.bridge import PREDICTS, BridgeDenoiser, statistics
 from fewstep.denoisers.folder import load_model, save_model

@@ -5,11 +5,15 @@ Methods: experts.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from fewstep.core.condition import Label
-from fewstep.denoisers.experts import Experts, load_experts, save_experts
+import fewstep as fs
+from fewstep.conditions.label import Label
+from fewstep.denoisers.experts import Experts
+from fewstep.denoisers.folder import save_model
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
@@ -60,18 +64,20 @@ def test_an_expert_that_is_repeated_is_one_denoiser(smooth):
     torch.testing.assert_close(x, sample(smooth, 6, steps=7, dtype=F64), rtol=0, atol=0)
 
 
-def test_the_folder(tmp_path):
+def test_folders_of_the_former_format_load(tmp_path):
+    """Each expert in a folder of its own, and a list of them."""
     model = Experts(networks(2), (0.25,)).eval()
-    again = load_experts(save_experts(model, tmp_path / "model"))
+    for number, part in enumerate(model.denoisers):
+        save_model(part, tmp_path / "model" / f"expert-{number}")
+    about = {"format": "fewstep-experts-1", "experts": 2, "cuts": [0.25]}
+    (tmp_path / "model" / "experts.json").write_text(json.dumps(about))
+    again = fs.load(tmp_path / "model")
     x, t = torch.randn(3, 2, dtype=F64), torch.tensor([0.1, 0.5, 0.9], dtype=F64)
     label = torch.tensor([0, 1, 2])
-    assert torch.equal(model(x, t, label=label).value, again(x, t, label=label).value)
-    assert not again.training and [path.name for path in tmp_path.iterdir()] == ["model"]
-    with pytest.raises(ValueError, match="not empty"):
-        save_experts(model, tmp_path / "model")
+    assert torch.equal(model(x, t, label=label).value, again(x, t, label=label).value) and not again.training
     (tmp_path / "model" / "experts.json").write_text("{}")
     with pytest.raises(ValueError, match="not a list of experts"):
-        load_experts(tmp_path / "model")
+        fs.load(tmp_path / "model")
 
 
 def test_bad_input(smooth):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.methods import find
 from fewstep.core.prediction import KINDS
 from fewstep.denoisers.network import NetworkDenoiser

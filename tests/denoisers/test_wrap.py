@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import fewstep as fs
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.methods import find
 from fewstep.core.prediction import KINDS
-from fewstep.denoisers.given import Given
+from fewstep.denoisers.fixed import Fixed
 from fewstep.denoisers.wrap import wrap
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
@@ -130,12 +130,12 @@ def test_a_module_brings_its_dtype_and_its_parameters():
 
 def test_a_condition_can_be_fixed():
     model = wrap(lambda x, t, label: x + label[:, None], EDM(), "x0", (5,), {"label": Label(4)})
-    given = Given(model, label=2)
+    given = Fixed(model, label=2)
     assert given.conditions == {} and given.shape == (5,)
     assert torch.equal(given(X, T).value, X + 2)
-    assert torch.equal(Given(model)(X, T).value, X + 4)  # none: the index behind the last
+    assert torch.equal(Fixed(model)(X, T).value, X + 4)  # none: the index behind the last
     with pytest.raises(ValueError, match="label 9 is out of range"):
-        Given(model, label=9)
+        Fixed(model, label=9)
 
 
 @pytest.mark.parametrize(

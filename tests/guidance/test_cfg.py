@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.core.condition import Label, Picture
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import find
 from fewstep.core.prediction import Prediction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import load
 from fewstep.hub.onnx import export_onnx, load_onnx

@@ -156,3 +156,33 @@ def test_accelerated_pipelines_are_saved_as_diffusers_folders(tiny, tmp_path):
     found.save(tmp_path / "fast")
     again = fs.load(tmp_path / "fast")
     assert again.plan is not None and again.plan.nfe == 2 and (tmp_path / "fast" / "model_index.json").is_file()
+
+
+def test_what_is_known_goes_around_guidance(model, stable, tmp_path, monkeypatch):
+    """In latents, by `fs.guide` and by the command line's words for the same."""
+    import numpy as np
+    from PIL import Image
+
+    from fewstep.cli.main import run
+
+    picture = torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16)
+    mask = torch.zeros(16, 16)
+    mask[:, :8] = 1
+    guided = fs.guide(model, "cfg", scale=5.0)
+    inpainted = fs.guide(guided, "known", picture=picture, mask=mask)
+    assert inpainted.autoencoder is model.autoencoder and inpainted.facts.data_std == model.facts.data_std
+    assert len(inpainted.state_dict()) == len(model.state_dict())
+    x = fs.sample(inpainted, 2, steps=2, text="a cat")
+    assert torch.equal(x[..., :8], picture[..., :8].expand(2, 3, 16, 8))
+    other = fs.sample(guided, 2, steps=2, text="a cat")
+    assert float((x - other)[..., 8:].abs().max()) > 1e-3
+
+    monkeypatch.chdir(tmp_path)
+    grey = np.full((16, 16, 3), 51, np.uint8)
+    Image.fromarray(grey).save("a.png")
+    Image.fromarray(np.repeat(np.uint8([0, 255]), 8)[None].repeat(16, 0)).save("m.png")
+    start = ["--prompt", "a cat", "--guidance", "5", "--init", "a.png", "--mask", "m.png"]
+    assert run(["sample", str(stable[1]), *start, "-n", "1", "--steps", "2", "--out", "x.npz"]) == 0
+    with np.load("x.npz") as file:
+        found = torch.from_numpy(next(iter(file.values())))
+    assert torch.allclose(found[:, :, :8].float(), torch.tensor(51 / 127.5 - 1), atol=1e-6)

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.program import export_program, load_program
 from fewstep.networks.mlp import MLP

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import save
 from fewstep.hub.push import push_to_hub

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.gaussian_process.kernels import RBF, Matern
 
-from fewstep.core.condition import Picture
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.denoisers.coordinates import CoordinateDenoiser

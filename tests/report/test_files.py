@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.report import files
 from fewstep.report.files import write_json, write_text
 
 
@@ -37,22 +36,3 @@ def test_what_is_no_json_touches_no_file(tmp_path):
     with pytest.raises(TypeError, match="key"):
         write_json(path, {(1, 2): 1})
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken):
-    path = write_text(tmp_path / "a.txt", "old")
-
-    def fail(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(files.os, broken, fail)
-    with pytest.raises(OSError, match="no space"):
-        write_text(path, "new")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_permissions_are_those_of_any_new_file(tmp_path):
-    (tmp_path / "plain").write_text("")
-    path = write_text(tmp_path / "a.txt", "x")
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -241,3 +241,13 @@ def test_bad_shapes():
         sample_with_gradient(model, noise[:, :4], 4, "adjoint", prompt=prompt)
     with pytest.raises(ValueError, match="a segment has at least 1 stage, got 0"):
         checkpointed(plan(VP(), "ddim", 3), model, noise, segment=0, prompt=prompt)
+
+
+def test_the_frame_is_the_models_own_through_guidance():
+    import fewstep as fs
+    from fewstep.sampling.angle import frame_of
+
+    model = fs.load("digits")
+    assert model.data_std != 1.0
+    assert frame_of(fs.guide(model, "cfg", scale=2.0), None).data_std == model.data_std
+    assert frame_of(fs.guide(model, "cfg", scale=2.0), 0.3).data_std == 0.3

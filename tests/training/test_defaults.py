@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.core.condition import Text
-from fewstep.data.spec import DataSpec, open_data
+from fewstep.conditions.text import Text
+from fewstep.data.open import open_data
+from fewstep.data.spec import DataSpec
 from fewstep.training.defaults import recipe_for
 
 

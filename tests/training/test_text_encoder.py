@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.core.condition import Label, Text
+from fewstep.conditions.label import Label
+from fewstep.conditions.text import Text
 from fewstep.core.methods import find
 from fewstep.core.noise import Noise
 from fewstep.denoisers.network import NetworkDenoiser

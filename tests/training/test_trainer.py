@@ -391,7 +391,7 @@ def test_more_steps_may_follow(make_recipe, tmp_path):
     before = load_file(tmp_path / "run/model/model.safetensors")
     assert quiet(make_recipe(steps=5, schedule="constant", warmup=0), tmp_path / "run", resume=True).step == 5
     after = load_file(tmp_path / "run/model/model.safetensors")
-    assert not torch.equal(before["first.weight"], after["first.weight"])
+    assert not torch.equal(before["network.first.weight"], after["network.first.weight"])
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "log.jsonl", "model"]
 
 

@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.memory import ask
+from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 
+METHODS = (
+    Method(
+        "fixed",
+        claim="a model under one condition, as the unconditional denoiser that measures and searches take",
+        use="Fixed",
+        facts={"wraps": True, "changes": ("conditions", "encode", "decode")},
+    ),
+)
 
-class Given(Wrapper):
-    """The model under `condition`, the same for every sample: `Given(model, text="a red circle")`.
+
+class Fixed(Wrapper):
+    """The model under `condition`, the same for every sample: `Fixed(model, text="a red circle")`.
 
     All of the model's conditions are fixed, those that are not named as empty, so it is an unconditional denoiser.
 
@@ -22,9 +33,11 @@ class Given(Wrapper):
     """
 
     def __init__(self, model: Denoiser, **condition: Any):
-        super().__init__(model)
-        self.conditions = {}
+        super().__init__(model, conditions={})
         self.fixed = model.check_condition(condition, 1, model.device)
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model} | self.fixed
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
         return Denoiser.check_condition(self, condition, batch, device)  # it has none left
@@ -33,7 +46,7 @@ class Given(Wrapper):
         return {name: value.to(x.device).expand(len(x), *value.shape[1:]) for name, value in self.fixed.items()}
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        return self.model(x, t, **self._rows(x))
+        return ask(self.model, x, t, condition.get("memory"), self._rows(x))
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return self.model.encode(data, **self._rows(data))

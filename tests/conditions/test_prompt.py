@@ -1,11 +1,11 @@
-"""Prompts and numbers as conditions."""
+"""Prompts as conditions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fewstep.hub.prompt import Encoder, Number, Prompt, complete
+from fewstep.conditions.prompt import Encoder, Prompt, complete
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_one_prompt_is_a_view_for_the_whole_batch(parts):
 
 
 def test_old_prompts_are_forgotten(parts, monkeypatch):
-    monkeypatch.setattr("fewstep.hub.prompt.REMEMBERED", 3)
+    monkeypatch.setattr("fewstep.conditions.prompt.REMEMBERED", 3)
     kinds, asked = parts
     words = [str(i) * (i + 1) for i in range(5)]
     assert kinds["text"].check("text", words, 5, CPU)[:, 0, 0].tolist() == [2, 3, 4, 5, 6]
@@ -77,13 +77,3 @@ def test_the_other_parts_follow_from_the_text(parts):
 def test_bad_prompts(parts, given, message):
     with pytest.raises(ValueError, match=message):
         parts[0]["text"].check("text", given, 3, CPU)
-
-
-def test_numbers():
-    kind = Number(3.5)
-    assert kind.check("guidance", None, 2, CPU).tolist() == [3.5, 3.5]
-    assert kind.check("guidance", 2, 2, CPU).tolist() == [2, 2]
-    assert kind.check("guidance", torch.tensor([1.0, 2.0]), 2, CPU).tolist() == [1, 2]
-    for wrong in (True, "3", float("nan"), torch.zeros(3), torch.zeros(2, 1)):
-        with pytest.raises(ValueError, match="guidance must be"):
-            kind.check("guidance", wrong, 2, CPU)

@@ -1,10 +1,8 @@
-"""Conditions of loaded pipelines: a prompt, encoded once by the pipeline's own text encoders, and a number."""
+"""The prompt of a loaded pipeline, encoded once by the pipeline's own text encoders."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -76,30 +74,6 @@ class Prompt:
         if len(rows) not in (1, batch):
             raise ValueError(f"{name} must be one prompt or {batch} of them, got {len(rows)}")
         return rows.expand(batch, *rows.shape[1:]).to(device)
-
-
-class Number:
-    """A number that the network is told, such as the guidance scale that was distilled into it."""
-
-    guides: ClassVar[bool] = False
-
-    def __init__(self, default: float):
-        self.default = float(default)
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": "number", "default": self.default}
-
-    def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
-        """`(batch,)` float32 from None (the default), a number, or a tensor of one or `batch` of them."""
-        if value is None:
-            value = self.default
-        if isinstance(value, Tensor):
-            if value.ndim > 1 or value.numel() not in (1, batch):
-                raise ValueError(f"{name} must be one number or {batch} of them, got shape {tuple(value.shape)}")
-            return value.to(device, torch.float32).expand(batch)
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-        return torch.full((batch,), float(value), device=device)
 
 
 def complete(conditions: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""A tensor that goes with every sample, such as the picture to restore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.core.methods import Method
+
+METHODS = (Method("picture", claim="a tensor of one shape with every sample", use="Picture"),)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A tensor that goes with every sample, such as the degraded picture to restore. It has no empty value."""
+
+    guides: ClassVar[bool] = False
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))  # a list, in a configuration
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "picture", "shape": list(self.shape)}
+
+    def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
+        """The condition as `(batch, *shape)`; one of `shape` alone stands for the whole batch."""
+        wanted = ", ".join(map(str, self.shape))
+        if value is None:
+            raise ValueError(f"this model needs {name}, a tensor ({wanted}) or (B, {wanted})")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(f"{name} must be a float tensor ({batch}, {wanted}), got {type(value).__name__}")
+        rows = value if value.ndim == len(self.shape) + 1 else value[None]
+        if tuple(rows.shape[1:]) != tuple(self.shape) or len(rows) not in (1, batch):
+            raise ValueError(f"{name} must have shape ({batch}, {wanted}), got {tuple(value.shape)}")
+        return rows.expand(batch, *self.shape).to(device)

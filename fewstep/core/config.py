@@ -1,0 +1,130 @@
+"""Things as configurations and back: `config(thing)` is JSON, and `built` makes the thing of it again.
+
+A configuration is a tree: `{"kind": ..., "name": ...}` say which card of the registry a thing is, and the rest are its
+options, among them other things as configurations of their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.core.condition import condition_from_config
+from fewstep.core.coordinates import Coordinates, coordinates_from_config
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import Method, find, made, methods
+from fewstep.core.process import Process, process_from_config
+
+TENSOR = {"kind": "tensor"}  # an option that lies among the tensors, under its path in the tree
+
+
+def config(thing: Any, tensors: MutableMapping[str, Tensor] | None = None, path: str = "") -> dict[str, Any]:
+    """The configuration of a denoiser, network, process, condition or coordinates, as JSON.
+
+    Args:
+        tensors: takes up the tensors among the options, by their paths ("model.picture").
+        path: where in a tree the thing stands, with a dot behind.
+
+    Raises:
+        ValueError: a thing, or a part of one, that is no method of fewstep's own.
+    """
+    thing = getattr(thing, "_orig_mod", thing)  # what torch.compile has wrapped
+    if isinstance(thing, Denoiser):
+        options, card = thing.config(), _card(type(thing))
+        if card is None:
+            raise thing.unsaved()
+        parameters = inspect.signature(type(thing)).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if type(thing).from_config.__func__ is Denoiser.from_config.__func__ and not takes_any:  # type: ignore[attr-defined]
+            if not set(options) <= set(parameters):
+                raise thing.unsaved()
+        values = {option: _plain(value, tensors, f"{path}{option}") for option, value in options.items()}
+        return {"kind": card.kind, "name": card.name} | values
+    if not callable(getattr(thing, "config", None)):
+        what = f"a network of class {type(thing).__name__}" if isinstance(thing, nn.Module) else repr(thing)
+        raise ValueError(f"{what} cannot be saved: it has no config() that says what it is made of")
+    own = dict(thing.config())
+    kind = "process" if isinstance(thing, Process) else "coordinates" if isinstance(thing, Coordinates) else "network"
+    if not isinstance(thing, Process | nn.Module):
+        return {"kind": "condition", "name": own.pop("kind")} | own
+    return {"kind": kind, "name": own.pop(kind)} | own
+
+
+def built(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Any:
+    """The thing of a configuration, with its weights and buffers where `tensors` has them (else as they begin).
+
+    Parameters and buffers take on the tensors' floating dtypes.
+
+    Raises:
+        ValueError: an unknown kind or name. KeyError: a configuration without them. TypeError, RuntimeError: options
+            or tensors that do not fit.
+    """
+    told: set[str] = set()
+    thing = _built(config, tensors or {}, "", told)
+    if tensors is not None and isinstance(thing, nn.Module):
+        load(thing, {name: tensor for name, tensor in tensors.items() if name not in told})
+    return thing
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a module its state, in the floating dtypes of the state."""
+    for name, own in module.state_dict(keep_vars=True).items():
+        if name in state and own.is_floating_point() and state[name].is_floating_point():
+            own.data = own.data.to(state[name].dtype)
+    module.load_state_dict(dict(state))
+
+
+def _card(kind: type) -> Method | None:
+    return next((card for card in methods() if (card.module, card.use) == (kind.__module__, kind.__name__)), None)
+
+
+def _plain(value: Any, tensors: MutableMapping[str, Tensor] | None, path: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        if tensors is not None:
+            tensors[path] = value
+        return dict(TENSOR)
+    if isinstance(value, Mapping):
+        return {name: _plain(own, tensors, f"{path}.{name}") for name, own in value.items()}
+    if isinstance(value, Sequence | nn.ModuleList):
+        return [_plain(own, tensors, f"{path}.{number}") for number, own in enumerate(value)]
+    return config(value, tensors, f"{path}.")
+
+
+def _value(value: Any, tensors: Mapping[str, Tensor], path: str, told: set[str]) -> Any:
+    if isinstance(value, Mapping):
+        if dict(value) == TENSOR:
+            told.add(path)
+            return tensors[path]
+        if "kind" in value and "name" in value:
+            return _built(value, tensors, f"{path}.", told)
+        return {name: _value(own, tensors, f"{path}.{name}", told) for name, own in value.items()}
+    if isinstance(value, list):
+        return tuple(_value(own, tensors, f"{path}.{number}", told) for number, own in enumerate(value))
+    return value
+
+
+def _built(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str, told: set[str]) -> Any:
+    rest = dict(config)
+    kind, name = rest.pop("kind"), rest.pop("name")
+    if kind == "process":
+        return process_from_config({"process": name} | rest)
+    if kind == "coordinates":
+        return coordinates_from_config({"coordinates": name} | rest)
+    if kind == "condition":
+        return condition_from_config({"kind": name} | rest)
+    if kind == "network":
+        return made("network", name, **rest)()
+    found = find(name, kind)
+    if not (isinstance(found, type) and issubclass(found, Denoiser)):
+        raise ValueError(f"the {kind} {name!r} is no denoiser")
+    options = {option: _value(value, tensors, f"{path}{option}", told) for option, value in rest.items()}
+    own = {key.removeprefix(path): tensor for key, tensor in tensors.items() if key.startswith(path)}
+    denoiser = found.from_config(options, own)
+    if not isinstance(denoiser.process, Process):
+        raise TypeError(f"the process of {name!r} is {denoiser.process!r}")
+    return denoiser

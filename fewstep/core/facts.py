@@ -1,0 +1,40 @@
+"""What is true of a denoiser beside its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fewstep.core.condition import Condition
+from fewstep.core.process import Process
+
+if TYPE_CHECKING:
+    from fewstep.core.plan import Plan
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A denoiser's process, data and conditions, and the advice how to sample it.
+
+    Args:
+        shape: one sample's shape, None where any will do. conditions: what may be asked for, by name.
+        value_range: of the data, or None. data: the name of the data set it was trained on, where that can be opened.
+        data_std: standard deviation of the data, where it is known. autoencoder: of a latent model, whose data are
+            pictures and whose samples are latents.
+        plan: the plan that samples it best, where one was found. timesteps: the rule of the model's own scheduler,
+            `(process, steps, end) -> times`. solver: the one that suits it where none is asked for.
+    """
+
+    process: Process
+    shape: tuple[int, ...] | None = None
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
+    data: str | None = None
+    data_std: float | None = None
+    autoencoder: nn.Module | None = None
+    plan: Plan | None = None
+    timesteps: Callable[..., list[float]] | None = None
+    solver: str | None = None

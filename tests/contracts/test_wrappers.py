@@ -1,0 +1,269 @@
+"""The contract of everything that wraps a denoiser: a card with the fact `wraps` enters by itself.
+
+`changes` on the card names the facts and methods that are not the wrapped model's.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewstep.conditions.label import Label
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.facts import Facts
+from fewstep.core.memory import Memory, ask
+from fewstep.core.methods import find, methods
+from fewstep.core.prediction import Prediction
+from fewstep.denoisers.dataset import DatasetDenoiser
+from fewstep.denoisers.interpolant import MixtureInterpolant
+from fewstep.denoisers.learned_variance import SpreadPrediction
+from fewstep.networks.unet import UNet
+from fewstep.processes.interpolants import Interpolant
+from fewstep.processes.vp import VP
+from fewstep.sampling.build import plan
+
+WRAPPERS = {card.name: card for card in methods() if card.facts.get("wraps")}
+SHAPE = (2, 4, 6)
+PICTURE, MASK = torch.linspace(-1, 1, 2 * 8 * 12).reshape(2, 8, 12), torch.zeros(8, 12)
+MASK[:, :4] = 1.0
+
+# How each is made around a model: at work, and at strength zero, where it must be the model bit for bit. A wrapper
+# without a row fails by its name.
+EXAMPLES: dict[str, tuple[Any, Any]] = {
+    "cfg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 1.0)),
+    "known": (
+        lambda make, model: make(model, PICTURE, MASK),
+        lambda make, model: make(model, PICTURE, torch.zeros_like(MASK)),
+    ),
+    "dynamic-thresholding": (
+        lambda make, model: make(model, 0.9, (-0.1, 0.1)),
+        lambda make, model: make(model, 1.0, (-1e6, 1e6)),
+    ),
+    "masked": (lambda make, model: make(model, {0.4: ["mid.attn"]}), lambda make, model: make(model, {})),
+    "fixed": (lambda make, model: make(model, label=1), lambda make, model: make(model, label=1)),
+    "deepcache": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "experts": (
+        lambda make, model: make([model, copy.deepcopy(model)], [0.5]),
+        lambda make, model: make([model, model], [0.5]),
+    ),
+}
+STACKS = [("cfg", "known"), ("known", "cfg"), ("cfg", "dynamic-thresholding"), ("experts", "cfg"), ("cfg", "experts"),
+          ("masked", "cfg"),
+          ("deepcache", "cfg"), ("cfg", "deepcache"), ("deepcache", "known"), ("known", "fixed"),
+          ("cfg", "fixed")]  # fmt: skip
+
+
+class Model(Denoiser):
+    """A latent model with every fact set, a spread beside its answers, and blocks that can be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.process, self.shape, self.conditions = VP(), SHAPE, {"label": Label(3)}
+        self.value_range, self.data, self.data_std = (-1.0, 1.0), "digits", 0.7
+        self.network = UNet(channels=2, size=(4, 6), width=(8, 16), blocks=1, attention=(2,), classes=3)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        self.autoencoder = nn.Linear(1, 1)
+        self.plan, self.solver, self.timesteps = plan(self.process, "ddim", 3), "heun", times
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> SpreadPrediction:
+        output = self.network(x.float(), t.float().expand(len(x)), **condition).to(x.dtype)
+        return SpreadPrediction(output, "v", x, t, self.process, torch.sigmoid(3 * output))
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        return nn.functional.avg_pool2d(data, 2)
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2)
+
+
+def times(process: Any, steps: int, end: str) -> list[float]:
+    raise AssertionError("advice, which nobody takes here")
+
+
+def made(name: str, model: Denoiser, neutral: bool = False) -> Denoiser:
+    assert name in EXAMPLES, f"{WRAPPERS[name].file} wraps a denoiser: give {name!r} a row in EXAMPLES"
+    return EXAMPLES[name][int(neutral)](WRAPPERS[name].load(), model)
+
+
+def asked(model: Denoiser, x: Tensor) -> dict[str, Tensor]:
+    return model.check_condition({"label": 1} if "label" in model.conditions else {}, len(x), x.device)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model().eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def test_there_are_wrappers_and_every_one_has_an_example():
+    assert {"cfg", "known", "dynamic-thresholding", "masked", "experts", "fixed"} <= set(WRAPPERS)
+    assert set(EXAMPLES) == set(WRAPPERS)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one time", "a time each"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_shape_dtype_class_and_what_is_said_beside_are_kept(name, dtype, each, model, x):
+    wrapped, x = made(name, model), x.to(dtype)
+    t = torch.tensor([0.2, 0.4, 0.8], dtype=dtype) if each else torch.tensor(0.4, dtype=dtype)
+    with torch.no_grad():
+        answer, base = wrapped(x, t, **asked(wrapped, x)), model(x, t, **asked(model, x))
+    assert answer.value.shape == x.shape and answer.value.dtype == dtype and answer.kind == base.kind
+    assert type(answer) is SpreadPrediction and answer.fraction.shape == x.shape
+    assert answer.x is x and answer.t is t and answer.process is model.process
+    if name != "masked":  # which changes the network, and so the spread
+        torch.testing.assert_close(answer.fraction, base.fraction, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_at_work_it_changes_something(name, model, x):
+    wrapped = made(name, model)
+    with torch.no_grad():
+        answer, base = (one(x, torch.tensor(0.4), **asked(one, x)).value for one in (wrapped, model))
+        # A cache is idle outside a run.
+        assert torch.equal(answer, base) == (name in ("fixed", "experts", "deepcache"))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_strength_zero_is_the_base_bit_for_bit(name, model, x):
+    wrapped = made(name, model, neutral=True)
+    with torch.no_grad():
+        for t in (torch.tensor(0.4), torch.tensor(1.0)):
+            answer, base = wrapped(x, t, **asked(wrapped, x)), model(x, t, **asked(model, x))
+            assert torch.equal(answer.value, base.value) and torch.equal(answer.fraction, base.fraction)
+
+
+def check_facts(wrapped: Denoiser, model: Denoiser, changes: set[str]) -> None:
+    own, base = wrapped.facts, model.facts
+    for field in fields(Facts):
+        if field.name not in changes:
+            assert getattr(own, field.name) is getattr(base, field.name), field.name
+            if getattr(base, field.name) is not None:
+                assert getattr(wrapped, field.name) is getattr(base, field.name), field.name
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_facts_are_kept_but_those_that_the_card_names(name, model):
+    check_facts(made(name, model), model, set(WRAPPERS[name].facts.get("changes", ())))
+    for change in set(WRAPPERS[name].facts.get("changes", ())) & {field.name for field in fields(Facts)}:
+        assert getattr(made(name, model).facts, change) != getattr(model.facts, change), change
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_model_is_left_as_it_was(name, model, x):
+    before, names = {key: value.clone() for key, value in model.state_dict().items()}, set(vars(model))
+    for training in (True, False):
+        inner = copy.deepcopy(model).train(training)
+        wrapped = made(name, inner)
+        with torch.no_grad():
+            wrapped(x, torch.tensor(0.4), **asked(wrapped, x))
+        assert inner.training == training and set(vars(inner)) == names
+        assert all(torch.equal(value, before[key]) for key, value in inner.state_dict().items())
+    tensors = [id(tensor) for tensor in wrapped.state_dict(keep_vars=True).values()]
+    assert len(tensors) == len(set(tensors)) and {id(p) for p in inner.parameters()} <= set(tensors)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_conditions_coordinates_and_description(name, model, x):
+    wrapped, changes = made(name, model), WRAPPERS[name].facts.get("changes", ())
+    if "conditions" not in changes:
+        for given in ({}, {"label": 2}, {"label": [0, 1, 2]}):
+            ours, theirs = (one.check_condition(given, 3, x.device)["label"] for one in (wrapped, model))
+            assert torch.equal(ours, theirs)
+        with pytest.raises(ValueError, match="did you mean 'label'"):
+            wrapped.check_condition({"labl": 2}, 3, x.device)
+    assert torch.equal(wrapped.encode(PICTURE[None]), model.encode(PICTURE[None]))
+    assert torch.equal(wrapped.decode(x), model.decode(x)) or "decode" in changes
+    assert wrapped.describe()["process"] == model.process.config()
+    assert (wrapped.device, wrapped.dtype) == (model.device, model.dtype)
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(op.overloadpacket.__name__)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_nothing_is_read_from_the_device(name, model, x):
+    wrapped = made(name, model)
+    named, t = asked(wrapped, x), torch.tensor(0.4)
+    memory = Memory(len(x), (0.4, 0.4), 0.0)
+    with torch.no_grad():
+        memory.advance()
+        ask(wrapped, x, t, memory, named)  # what is kept from the first evaluation on
+        memory.advance()
+        with Seen() as seen:
+            ask(wrapped, x, t, memory, named)
+    assert "addmm" in seen.names
+    assert not seen.names & {"_local_scalar_dense", "item", "nonzero", "unique", "_unique2", "equal", "is_nonzero"}
+
+
+@pytest.mark.parametrize("inner,outer", STACKS)
+def test_two_of_them_keep_what_each_keeps(inner, outer, model, x):
+    stacked = made(outer, made(inner, model))
+    changes = {*WRAPPERS[inner].facts.get("changes", ()), *WRAPPERS[outer].facts.get("changes", ())}
+    check_facts(stacked, model, changes)
+    with torch.no_grad():
+        answer = stacked(x, torch.tensor(0.4), **asked(stacked, x))
+        assert type(answer) is SpreadPrediction and bool(torch.isfinite(answer.value).all())
+        neutral = made(outer, made(inner, model, neutral=True), neutral=True)
+        base = model(x, torch.tensor(0.4), **asked(model, x))
+        assert torch.equal(neutral(x, torch.tensor(0.4), **asked(neutral, x)).value, base.value)
+
+
+def test_a_prediction_of_some_rows_and_its_replacement():
+    x, t = torch.randn(4, 3), torch.rand(4)
+    answer = SpreadPrediction(2 * x, "eps", x, t, VP(), x.sigmoid())
+    some = answer.part(torch.tensor([2, 0]))
+    assert torch.equal(some.fraction, x[[2, 0]].sigmoid()) and torch.equal(some.t, t[[2, 0]])
+    other = some.replaced(torch.zeros(2, 3))
+    assert type(other) is SpreadPrediction and other.fraction is some.fraction and other.kind == "eps"
+    whole = Prediction(2 * x, "eps", x, t[0], VP()).part(slice(1, 3))
+    assert whole.t is t[0] or whole.t.ndim == 0 and whole.value.shape == (2, 3)
+
+
+def test_facts_are_what_was_set_wherever_it_was_set():
+    class Declared(Denoiser):
+        process, shape, data = VP(), (3,), "shapes"
+
+    one = Declared()
+    assert one.facts == Facts(VP(), (3,), data="shapes") == replace(one.facts, solver=None)
+    one.shape, one.plan = (5,), plan(VP(), "ddim", 2)
+    assert one.facts.shape == (5,) and one.facts.plan is one.plan
+
+
+def test_a_data_set_kept_as_a_tensor_is_no_name_of_one():
+    exact = DatasetDenoiser(torch.rand(5, 3), VP())
+    assert exact.data.shape == (5, 3) and exact.facts.data is None
+    wrapped = find("dynamic-thresholding", "correction")(exact, 1.0, (0.0, 1.0))
+    assert wrapped.facts.data is None and wrapped.model.data is exact.data
+
+
+def test_what_another_velocity_says_of_an_interpolants_parts_is_not_made_up():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    covariances = root @ root.mT + torch.eye(6, dtype=torch.float64)
+    process = Interpolant(latent="brownian")
+    exact = MixtureInterpolant(torch.ones(2), torch.zeros(2, 2, 3), covariances, process)
+    x = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    answer = exact(x, torch.tensor(0.4, dtype=torch.float64))
+    assert torch.equal(answer.part(slice(1, 3)).latent, answer.latent[1:3])
+    assert type(answer.replaced(2 * answer.value)) is Prediction
