@@ -201,7 +201,7 @@ def around(plan: Sampler, name: str, solver: Callable[[Live, Callable[[Answer], 
             def next_answer(asked: Ask) -> tuple[Tensor, str]:
                 nonlocal count
                 count += 1
-                return answer(live, count, asked.x)
+                return answer(live, count, asked[0])
 
             return drive(program(table, live.start(), live.source), next_answer)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,17 +27,9 @@ def add_up(weights: Sequence[Sequence[Weight]], rows: Sequence[Tensor], writes: 
                 out.add_(value, alpha=c)
 
 
-class Ask(NamedTuple):
-    """What a program wants evaluated: the state `(B, *shape)`, the time, and numbers for the network, `(B,)` by name.
-
-    x is a view that the next step overwrites.
-    """
-
-    x: Tensor
-    t: Tensor
-    given: Mapping[str, Tensor]
-
-
+# What a program wants evaluated: the state `(B, *shape)`, a view that the next step overwrites, the time, and numbers
+# for the network, `(B,)` by name.
+Ask = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 # Yields what is to be evaluated, is sent the answer and its kind, and returns the samples.
 Program = Generator[Ask, tuple[Tensor, str], Tensor]
 
@@ -71,32 +62,32 @@ class Rows:
         self._writes = {n: (flat[r + m : r + m + n], flat[:n]) for n in table.widths}
         self._products = self.device.type == "cpu" and table.spread is None  # one product reads each row once
         self._bound: Bound | None = None
-        self.i = 0
+        # Of each stage: the row that the network sees; and the result's, after the last one.
+        self._fed = [*(stage.x for stage in table.stages), table.result]
+        self.go_to(0)
 
-    @property
-    def fed(self) -> Tensor:
-        """The state that the network is to see, or the result after the last stage."""
-        stages = self.table.stages
-        return self.state[self.i & 1][stages[self.i].x if self.i < len(stages) else self.table.result]
+    def go_to(self, i: int) -> None:
+        """Go on at stage i; `fed` is the state that the network is to see there, or the result after the last stage."""
+        self.i, self.fed = i, self.state[i & 1][self._fed[i]]
 
     def bind(self, kind: str) -> None:
         """Say what the network predicts."""
         self._bound, self.kind = self.table.bind(kind), kind
-        self._ratios, self._weights = self._bound.factors(self.device, self.dtype)
+        self._outputs, self._weights = self._bound.factors(self.device, self.dtype)
         self._matrices = self._bound.tensors(self.device, self.dtype) if self._products else []
 
     def advance(self, value: Tensor | None, kind: str, draw: Callable[..., Tensor]) -> None:
         """Take the network's answer at `fed` (None at a stage without one), draw what the stage draws, and combine."""
-        i, odd = self.i, self.i & 1
-        stage, memory = self.table.stages[i], self.memory
+        i, memory = self.i, self.memory
+        odd, stage = i & 1, self.table.stages[i]
         if value is not None:
-            x = self.state[odd][stage.x]
+            x = self.fed
             if self._bound is None:
                 self.bind(kind)
             elif kind != self.kind:  # a wrapper that changes its mind: the table is bound to the first kind
                 p, q = self.table.weigh(stage.convert(kind, self.kind), self.device, self.dtype)
                 value = p * x + q * value
-            for (_, slot), ratio in zip(stage.outputs, self._ratios[i], strict=True):
+            for slot, ratio in self._outputs[i]:
                 if ratio is None:
                     memory[slot].copy_(value)
                 elif isinstance(ratio, Tensor):
@@ -112,7 +103,8 @@ class Rows:
             torch.mm(self._matrices[i], self._reads[odd], out=self._writes[len(stage.weights)][odd])
         else:
             add_up(self._weights[i], [*self.state[odd], *memory], self.state[1 - odd])
-        self.i = i + 1
+        self.i = i = i + 1
+        self.fed = self.state[i & 1][self._fed[i]]
 
 
 def program(table: Table, start: Tensor, source: Source) -> Program:
@@ -124,16 +116,13 @@ def program(table: Table, start: Tensor, source: Source) -> Program:
     rows.state[0][0].copy_(start)
     batch, device, dtype = len(start), start.device, start.dtype
     del start
-    times, given = table.times(device, dtype), table.given(device, dtype)
-    told: list[Mapping[str, Tensor]] = [
-        {name: value.expand(batch) for name, value in own.items()} for own in given or [{}] * len(times)
-    ]
-    count, draw = 0, source.normal
-    for stage in table.stages:
-        if stage.evaluate is None:
-            rows.advance(None, "", draw)
-        else:
-            value, kind = yield Ask(rows.fed, times[count], told[count])
-            count += 1
-            rows.advance(value, kind, draw)
+    told: list[Mapping[str, Tensor]] = [{}] * len(table.evaluations)
+    if (given := table.given(device, dtype)) is not None:
+        told = [{name: value.expand(batch) for name, value in own.items()} for own in given]
+    draw, advance = source.normal, rows.advance
+    if table.stages and table.stages[0].evaluate is None:  # what comes before the first evaluation
+        advance(None, "", draw)
+    for t, own in zip(table.times(device, dtype), told, strict=True):
+        value, kind = yield rows.fed, t, own
+        advance(value, kind, draw)
     return rows.fed.clone()

@@ -18,7 +18,7 @@ from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise, Source
 from fewstep.core.ops import Number, Spread
 from fewstep.core.prediction import Prediction
-from fewstep.core.program import Ask, Program, drive, program
+from fewstep.core.program import Program, program
 from fewstep.core.progress import bar
 from fewstep.core.sampler import Callback, Model, Result, Sampler
 from fewstep.core.table import Table, Weight
@@ -202,25 +202,24 @@ def _loop(
 ) -> tuple[Tensor, int]:
     """Drive a program with a model; the samples and the number of evaluations."""
     count, evaluations = 0, table.evaluations
-
-    def answer(asked: Ask) -> tuple[Tensor, str]:
-        nonlocal count
-        x, t, given = asked
-        named = {**condition, **given} if given else condition
-        if memory is None:
-            prediction = model(x, t, **named)
-        else:
-            memory.advance(given=evaluations[count].given)
-            prediction = ask(model, x, t, memory, named)
-        value = prediction.value
-        count += 1
-        if value.shape != shape:
-            check_answer(value, x, count, evaluations[count - 1].t)
-        if watch is not None:
-            watch(count, evaluations[count - 1].t, x, prediction)
-        return value, prediction.kind
-
-    return drive(steps, answer), count
+    try:
+        x, t, given = next(steps)
+        while True:
+            named = {**condition, **given} if given else condition
+            if memory is None:
+                prediction = model(x, t, **named)
+            else:
+                memory.advance(given=evaluations[count].given)
+                prediction = ask(model, x, t, memory, named)
+            value = prediction.value
+            count += 1
+            if value.shape != shape:
+                check_answer(value, x, count, evaluations[count - 1].t)
+            if watch is not None:
+                watch(count, evaluations[count - 1].t, x, prediction)
+            x, t, given = steps.send((value, prediction.kind))
+    except StopIteration as stop:
+        return stop.value, count
 
 
 def _blame(number: int, t: float, x: Tensor, prediction: Prediction) -> None:

@@ -283,7 +283,7 @@ class _Rows:
         self.table, self.kind = table, kind
         self.rows = Rows(table, sample, torch.float64 if sample.dtype == torch.float64 else torch.float32)
         self.rows.bind(kind)
-        self.rows.i = 0 if table.stages[0].evaluate is not None else 1
+        self.rows.go_to(0 if table.stages[0].evaluate is not None else 1)
         self.given: Tensor | None = None
         for state, factor in zip(self.rows.state[self.rows.i & 1], _first(table)[0], strict=False):
             state.copy_(sample).mul_(factor)
