@@ -25,23 +25,23 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="An embedded model ('digits'), a model folder, or a diffusers one.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
-Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU where there is one.")]
+Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --kind solver' lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --kind rule'.")]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan of a search, instead (plan.json).")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to use instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, above follows more closely.")
+    float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, more follows more closely.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
-Negative = Annotated[str | None, typer.Option(help="What to keep away from (with --guidance).")]
+Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance).")]
 Size = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")
 ]
-Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the network: slow to start, faster a step.")]
+Dtype = Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network: slow to start, faster per step.")]
 Offload = Annotated[bool, typer.Option("--offload", help="Keep weights in main memory until a layer needs them.")]
 Tile = Annotated[
     int | None, typer.Option(help="Decode latents in tiles of so many pixels: large pictures in little memory.")
@@ -269,7 +269,7 @@ def say_data(source: str | Path | None) -> None:
 
 
 class Stages:
-    """Progress on stderr: a bar a stage on a terminal, a line a stage elsewhere."""
+    """Progress on stderr: one bar per stage on a terminal, one line per stage elsewhere."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -24,7 +24,7 @@ def compare(
     ] = None,
     solvers: Annotated[list[str] | None, typer.Option(help="Solvers [default: six common ones].")] = None,
     timesteps: Annotated[list[str] | None, typer.Option(help="Timestep rules [default: log-snr karras short].")] = None,
-    plan: Annotated[list[Path] | None, typer.Option(help="Plans to set beside them (plan.json of a search).")] = None,
+    plan: Annotated[list[Path] | None, typer.Option(help="Plans to compare with them (plan.json of a search).")] = None,
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
@@ -130,7 +130,7 @@ def page(model: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> Rep
                 errors,
                 "network evaluations",
                 "relative error of the end point",
-                note="Each solver on its best rule. The line is how far the reference moves when its evaluations are"
+                note="Each solver with its best rule. The line is how far the reference moves when its evaluations are"
                 " halved.",
                 log_x=True,
                 log_y=True,
@@ -144,7 +144,7 @@ def page(model: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> Rep
                 distances,
                 "network evaluations",
                 "Frechet distance (pixels)",
-                note=f"To {figures['frechet_against']}. Each solver on its best rule.",
+                note=f"To {figures['frechet_against']}. Each solver with its best rule.",
                 log_x=True,
                 log_y=True,
                 lines=[(f"reference, {reference['nfe']}", reference["frechet"])] if reference["frechet"] else [],
@@ -153,7 +153,7 @@ def page(model: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> Rep
     columns = ("sampler", "allowed NFE", "NFE", "error", "Frechet distance", "seconds")
     keys = ("name", "asked_nfe", "nfe", "error", "frechet", "seconds")
     table = [[row[key] for key in keys] for row in rows if row["pareto"]]
-    sections.append(Table("Worth it", columns, table, "No other has less error at as many evaluations or fewer."))
+    sections.append(Table("Worth it", columns, table, "No other has less error at no more evaluations."))
     sections.append(
         Table(
             "All samplers",

@@ -50,7 +50,7 @@ OURS = ("result.json", "report.html", "samples.png", "accelerated")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the report goes. A demo's own former output is replaced.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where the report goes. The output of an earlier demo is replaced.")] = Path(
         "runs/demo"
     ),
     seed: common.Seed = 0,

@@ -23,7 +23,7 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of 'fewstep methods --kind metric', such as frechet,accuracy,endpoint [default: all that apply]."
+            help="Some of 'fewstep methods --kind metric', such as frechet,accuracy,endpoint [default: all that apply]."
         ),
     ] = None,
     features: Annotated[
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a model's samples.
 
-    Against its data, against the labels asked for, and against the exact end of its ODE from the same noises.
+    Against its data, against the requested labels, and against the exact end of its ODE from the same noises.
 
     \b
     Example:

@@ -25,23 +25,23 @@ def train(
         typer.Option(help="A folder of pictures, an .npz or a built-in name, instead of the recipe's or without one."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Crop and resize a folder's pictures to so many pixels square.")
+        int | None, typer.Option(help="Crop and resize a folder's pictures to this many pixels square.")
     ] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read a folder's pictures as grey.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Condition on a folder's subfolders as classes.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     steps: Annotated[
-        int | None, typer.Option(help="Stop here although the recipe goes further; --resume goes on.")
+        int | None, typer.Option(help="Stop at this step, before the recipe's end; --resume continues.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to OUT/tensorboard.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's train.seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="A seed to use instead of the recipe's train.seed.")] = None,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
     """Train a model from a recipe, or on a folder of pictures.
 
-    Without RECIPE the network and its training follow from the pictures. The averaged weights end in OUT/model. Ctrl-C
-    saves a checkpoint; --resume without anything else goes on with what it was. On several GPUs:
+    Without RECIPE the network and its training are chosen from the pictures. The averaged weights end up in OUT/model.
+    Ctrl-C saves a checkpoint; --resume without further options continues the run as it was. On several GPUs:
     accelerate launch -m fewstep train RECIPE --out OUT.
 
     \b

@@ -1,4 +1,4 @@
-"""Timestep alignment: the network is asked at other times than those at which its answers are used."""
+"""Timestep alignment: the network is evaluated at other times than those at which its predictions are used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METHODS = (
         kind="rewrite",
         paper="Towards More Accurate Diffusion Model Acceleration with a Timestep Aligner (Xia et al., 2023)",
         arxiv="2310.09469",
-        claim="rewrites any plan: the network is told another time at each evaluation, for no evaluation more",
+        claim="rewrites any plan: another time for the network at each evaluation, with no further evaluations",
         use="align",
     ),
 )
@@ -26,9 +26,9 @@ METHODS = (
 def align(sampler: Sampler, taus: Sequence[float]) -> Plan:
     """The plan with the network's time inputs replaced (Xia et al., eq. 8).
 
-    The states, their noise levels and all coefficients stay: an answer at `tau` is taken for one at the grid's time, in
-    the network's own kind, and converted with the scales of the grid's time. The plan's own times give the same plan
-    back.
+    The states, their noise levels and all coefficients stay: a prediction at `tau` is used as if made at the grid's
+    time, in the network's own kind, and converted with the scales of the grid's time. The plan's own times give the
+    same plan back.
 
     Args:
         taus: a time of the process for each evaluation, in order.

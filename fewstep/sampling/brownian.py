@@ -1,4 +1,4 @@
-"""Per-step noise from one Brownian path a sample, so that more steps refine the picture instead of changing it."""
+"""Per-step noise from one Brownian path per sample, so that more steps refine the picture instead of changing it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = (
         kind="noise",
         paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
         arxiv="2206.00364",
-        claim="noise of one path a sample: another step count gives nearly the same picture",
+        claim="noise from one path per sample: another step count gives nearly the same picture",
         use="BrownianNoise",
     ),
 )
@@ -40,7 +40,7 @@ class BrownianNoise:
     little differently.) Noise that is no stretch of the path, as that of churn, is `Noise`'s own.
 
     c runs over many orders of magnitude, so each factor of e^2 in it has a path of its own (`torchsde.BrownianTree`,
-    which does not depend on where it was asked before), from a seed made of `seed`, the sample's number and the
+    which does not depend on where it was evaluated before), from a seed made of `seed`, the sample's number and the
     factor's.
 
     Raises:

@@ -22,7 +22,7 @@ METHODS = (
         kind="rewrite",
         paper="DC-Solver: Improving Predictor-Corrector Diffusion Sampler via Dynamic Compensation (Zhao et al., 2024)",
         arxiv="2409.03755",
-        claim="rewrites any multistep plan: its newest prediction is moved in time, for no evaluation",
+        claim="rewrites any multistep plan: its newest prediction is moved in time, with no more evaluations",
         use="compensate",
     ),
 )
@@ -88,7 +88,7 @@ def _compensated(plan: Plan, ratios: Sequence[float], points: int) -> Plan:
         t, last = (evaluations[e].t for e in (newest, seen[-2]))
         for kind, slot in list(outputs[newest].items()):
             nodes = seen[-points:]
-            # At alpha = 0 eps says nothing of x0: a point where the plan did not ask for it is left out.
+            # At alpha = 0 eps says nothing about x0: a point where the plan did not evaluate it is left out.
             nodes = [e for e in nodes if kind in outputs[e] or one_level(evaluations[e].scales[0]) > 0]
             if len(nodes) < 2:
                 continue

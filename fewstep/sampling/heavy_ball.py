@@ -16,7 +16,7 @@ METHODS = (
         kind="rewrite",
         paper="Diffusion Sampling with Momentum for Mitigating Divergence Artifacts (Wizadwongsa et al., 2023)",
         arxiv="2307.11118",
-        claim="averages the directions of any plan's steps: stabler, at the price of its order",
+        claim="averages the directions of any plan's steps: more stable, at the price of its order",
         use="heavy_ball",
     ),
 )
@@ -28,8 +28,8 @@ def heavy_ball(sampler: Sampler, damping: float) -> Plan:
     With `y = x / alpha`, `mu = sigma / alpha` and the direction `s = (y' - y) / (mu' - mu)` of the plan's step from y
     to y', the step becomes `y + (mu' - mu) v` with `v = (1 - damping) v_last + damping s`, and `v = s` at first. The
     plan goes on from there, so its later predictions are made at the damped states. damping = 1 is the plan itself;
-    less is stabler, and of order 1. Only steps between the plan's own times are damped, not the stages inside them,
-    and not a step from alpha = 0, where y is infinite.
+    a smaller one is more stable, and of order 1. Only steps between the plan's own times are damped, not the stages
+    inside them, and not a step from alpha = 0, where y is infinite.
 
     Raises:
         ValueError: a damping outside (0, 1], a plan that draws noise, or one with no operations.

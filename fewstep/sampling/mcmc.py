@@ -82,7 +82,7 @@ def denoising_mcmc(
     which is a step of length `size r^2` on log p(y | r), its noise such that N(x0, r^2) is kept exactly where x0 is
     certain; then Gibbs': the level is drawn from the classifier. Every `langevin` steps the state, a draw from p(x | r)
     at whatever r it has, is finished by a solver. So a chain travels between modes at high noise, and pays for a whole
-    run at its start alone. The samples of one chain are correlated.
+    run only at its start. The samples of one chain are correlated.
 
     Chain i depends on (seed, first + i) alone.
 

@@ -29,7 +29,7 @@ def choose_plan(
     strength: float = 1.0,
     **options: Any,
 ) -> Sampler:
-    """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names.
+    """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
     The solver is by default the one that suits the model (`model.solver`, as under guidance), and the times are those
     of its own scheduler (`model.timesteps`, by name "own"), where it has them.
@@ -88,15 +88,15 @@ def sample(
         steps, nfe, solver, timesteps, options: what `fs.plan` takes; with none of them the model's own plan (that of an
             accelerated model), or ten steps of the default solver.
         plan: a plan instead.
-        seeds: a seed a sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives. A
-            pair `(seed, number)` is sample `number` of that seed.
+        seeds: one seed per sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives.
+            A pair `(seed, number)` is sample `number` of that seed.
         shape: one sample's shape, for denoisers that take any.
         init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
             begin.
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
-        brownian: take the steps' noise from one Brownian path a sample, so that another step count gives nearly the
+        brownian: take the steps' noise from one Brownian path per sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
-        **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one a sample.
+        **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one per sample.
 
     Raises:
         ValueError: as `fs.plan` and `Plan.run`; n below 1; init and strength that do not belong together.

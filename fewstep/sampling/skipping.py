@@ -36,7 +36,7 @@ def reuse(plan: Sampler, skipped: Collection[int]) -> Plan:
     The same skipping for every sample, so it is a plan again: the evaluation is replaced by combinations.
 
     Raises:
-        ValueError: the first evaluation among the skipped, or one at alpha = 0, where eps says nothing of x0.
+        ValueError: the first evaluation among the skipped, or one at alpha = 0, where eps says nothing about x0.
     """
     return rewrite(as_plan(plan), lambda band: _reused(band, skipped))
 

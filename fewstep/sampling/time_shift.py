@@ -1,4 +1,4 @@
-"""The time-shift sampler: ask the network about the noise level that a state really has."""
+"""The time-shift sampler: evaluate the network at the noise level that a state really has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = (
         kind="executor",
         paper="Alleviating Exposure Bias in Diffusion Models through Shifted Time Steps (Li et al., 2024)",
         arxiv="2305.15583",
-        claim="the network is asked at the time whose nominal variance a state has; the update stays",
+        claim="evaluates the network at the time whose nominal variance the state has; the update stays",
         use="time_shift",
     ),
 )
@@ -30,11 +30,11 @@ CANDIDATES = 65
 
 
 def time_shift(plan: Sampler, window: float = 0.5, cutoff: float = 0.0, data_variance: float = 0.0) -> Loop:
-    """A plan whose network is asked at shifted times (Algorithm 3 of the paper), for every solver.
+    """A plan whose network is evaluated at shifted times (Algorithm 3 of the paper), for every solver.
 
     At each evaluation after the first, and as long as the log-SNR is below `cutoff`, every sample's variance over its
     elements is compared with the nominal `sigma^2 + alpha^2 data_variance` at 65 times around the plan's, and the
-    network is asked at the nearest. Its answer is used as if it had been given at the plan's time.
+    network is evaluated at the nearest. Its prediction is used as if it had been made at the plan's time.
 
     Args:
         window: width of the search in log-SNR; 0 is the plan itself, bit for bit.

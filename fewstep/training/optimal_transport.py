@@ -26,13 +26,13 @@ METHODS = (
         kind="start",
         paper="DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport (Li et al., 2023)",
         arxiv="2307.11308",
-        claim="noise transported to diffused training samples: few steps are left, and no mode is mixed",
+        claim="noise transported to diffused training samples: few steps are left, and modes do not mix",
         use="OTStart",
     ),
 )
 
 FORMAT = "fewstep-ot-start-1"
-ROWS = 16_384  # points whose products with all atoms are held at once
+ROWS = 16_384  # points whose products with all atoms are held in memory at once
 FAR = 1e9  # where the centre of a cell that no draw met is put
 
 
