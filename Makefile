@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 PEERS_PIP := .venv-peers/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint evidence bench peers docs figures clean
+.PHONY: demo test test-slow lint evidence bench peers docs figures clean
 
 demo: .venv/.package
 	$(BIN)/fewstep demo
@@ -13,6 +13,10 @@ demo: .venv/.package
 # One thread a process: the two test processes share the cores.
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+# Those that take over ten seconds.
+test-slow: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 lint: .venv/.test
 	$(BIN)/python -m ruff check .

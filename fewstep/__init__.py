@@ -18,7 +18,6 @@ __version__ = "0.1.0"
 
 # The one list of public names: read by type checkers, and by `_homes`.
 if TYPE_CHECKING:
-    from fewstep.acceleration.evaluate import evaluate as evaluate
     from fewstep.acceleration.pipeline import accelerate as accelerate
     from fewstep.conditions.label import Label as Label
     from fewstep.conditions.number import Number as Number
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from fewstep.sampling.parallel import run_parallel as run_parallel
     from fewstep.sampling.sample import sample as sample
     from fewstep.searching.compare import compare as compare
+    from fewstep.searching.evaluate import evaluate as evaluate
     from fewstep.searching.search import search as search
     from fewstep.training.fit import fit as fit
     from fewstep.training.trainer import train as train

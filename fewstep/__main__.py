@@ -1,4 +1,4 @@
-"""`python -m fewstep`, for `accelerate launch -m fewstep train recipes/digits.toml`."""
+"""`python -m fewstep`, for `accelerate launch -m fewstep train digits`."""
 
 from __future__ import annotations
 

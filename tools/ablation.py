@@ -50,7 +50,7 @@ def measure() -> dict[str, Any]:
     import torch
 
     import fewstep as fs
-    from fewstep.data.spec import open_data
+    from fewstep.data.open import open_data
     from fewstep.metrics.accuracy import class_accuracy
     from fewstep.metrics.frechet import frechet
     from fewstep.metrics.precision_recall import precision_recall
@@ -105,8 +105,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     )
     table = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
     told = (
-        f"{found['n']} samples a row, the ten labels in turn, from the same noises; Frechet distance in features of the"
-        " digits classifier to the training images; one CPU thread,"
+        f"{found['n']} samples per row, the ten labels in turn, from the same noises; Frechet distance in features of"
+        " the digits classifier to the training images; one CPU thread,"
         f" {found['seconds']:.0f} s in all. The standard error of an accuracy is at most"
         f" {max(row['error'] for row in found['rows']):.3f}."
     )
@@ -121,8 +121,9 @@ def verdicts(found: dict[str, Any]) -> list[str]:
         fast, slow = by["ddim", 20, schedule, 1.0], by["ddpm", 200, schedule, 1.0]
         holds = "holds" if fast["frechet"] <= slow["frechet"] + floor else "**does not hold**"
         told.append(
-            f"- DDIM in 20 steps beside DDPM in 200, {schedule}: {fast['frechet']:.3g} against {slow['frechet']:.3g},"
-            f" {slow['seconds'] / fast['seconds']:.1f} times faster. Within the floor, {floor:.3g}, of it: {holds}."
+            f"- DDIM in 20 steps and DDPM in 200, {schedule}: {fast['frechet']:.3g} against {slow['frechet']:.3g},"
+            f" {slow['seconds'] / fast['seconds']:.1f} times faster. Worse by no more than the floor,"
+            f" {floor:.3g}: {holds}."
         )
     guided = [key[:3] for key in by if key[3] == SCALES[-1]]
     for what, word, sign in (("accuracy", "raises the accuracy", 1), ("variety", "lowers the variety", -1)):
@@ -137,9 +138,9 @@ def verdicts(found: dict[str, Any]) -> list[str]:
     first = min(plain, key=lambda row: row["frechet"])
     claim = "holds" if first["sampler"] == "ddim" and first["scale"] > 1 else "**does not hold**"
     told.append(
-        f"- The study's best value, DDIM with guidance, among DDIM and DDPM in 20 steps: the least distance has"
-        f" `{first['sampler']}`, {first['schedule']}, scale {first['scale']:g}: {claim}. The least of all rows has"
-        f" `{best['sampler']}` in {best['steps']} steps, {best['schedule']}, scale {best['scale']:g}."
+        f"- The study's best value, DDIM with guidance, among DDIM and DDPM in 20 steps: the least distance is that of"
+        f" `{first['sampler']}`, {first['schedule']}, scale {first['scale']:g}: {claim}. The least of all rows is that"
+        f" of `{best['sampler']}` in {best['steps']} steps, {best['schedule']}, scale {best['scale']:g}."
     )
     return told
 

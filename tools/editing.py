@@ -118,10 +118,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     most = max(real, key=lambda name: real[name]["full"])
     error = (0.25 / found["n"]) ** 0.5
     told = (
-        f"{found['n']} scenes and orders, {found['steps']} steps of `dpmpp-2m`, guidance {found['scale']:g}; a share's"
-        f" standard error is at most {error:.2f}; {found['seconds']:.0f} CPU seconds in all. The scene comes out as"
-        f" asked most often with {most}, {real[most]['full']:.2f}; drawing anew from the caption alone reaches"
-        f" {by['drawn anew']['full']:.2f}."
+        f"{found['n']} scenes and instructions, {found['steps']} steps of `dpmpp-2m`, guidance {found['scale']:g}; a"
+        f" share's standard error is at most {error:.2f}; {found['seconds']:.0f} CPU seconds in all. The scene"
+        f" most often comes out as asked with {most} ({real[most]['full']:.2f}); drawing anew from the caption alone"
+        f" reaches {by['drawn anew']['full']:.2f}."
     )
     return [*table, "", told]
 

@@ -1,9 +1,9 @@
 """Put the figures of a demo into the README and the docs: `python tools/figures.py [runs/demo]`.
 
-With a demo's folder its figures become docs/figures.json, and its picture docs/images/digits.png. The tables between
-the markers are then written from docs/figures.json, those of the chapters from the files that the other scripts of this
-folder measure (tools/ablation.py writes docs/ablation.json, and so on); `--check` only says whether they are up to
-date.
+Given a demo's folder, its figures become docs/figures.json and its picture docs/images/digits.png. The text between
+the markers is then written from docs/figures.json, and that of the chapters from the files that the other scripts of
+this folder measure (tools/ablation.py writes docs/ablation.json, and so on); `--check` only reports whether they are up
+to date.
 """
 
 from __future__ import annotations
@@ -53,6 +53,25 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
+def headline(figures: dict[str, Any]) -> list[str]:
+    """The caption of the README's picture: a table with one line per row of it, and what an error is."""
+    rows = figures["rows"]
+    fast = next(row for row in rows if row["name"] == "accelerated")
+    ddim = sorted((row for row in rows if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
+    learned = f"plan learned by `fewstep accelerate {figures['model']}`"
+    shown = [(learned, fast), ("`ddim`", ddim[-1]), ("`ddim`", ddim[0])]
+    body = [["1", "reference", str(rows[0]["planned_nfe"]), f"{_number(figures['reference_error'])} (estimated)"]]
+    body += [
+        [str(place), name, str(row["planned_nfe"]), _number(row["endpoint"])]
+        for place, (name, row) in enumerate(shown, 2)
+    ]
+    told = (
+        f"Error: mean distance from the reference's sample of the same noise, relative to the mean norm; {figures['n']}"
+        " noises."
+    )
+    return [*_table(["row of the picture", "sampler", "network evaluations", "error"], body), "", told]
+
+
 def digits(figures: dict[str, Any]) -> list[str]:
     """The README's table: the accelerated plan, the best solver at as many evaluations, DDIM at most, the reference."""
     rows, nfe = figures["rows"], figures["fast_nfe"]
@@ -77,18 +96,14 @@ def digits(figures: dict[str, Any]) -> list[str]:
     body.append(["real images against real images", "", "", _number(figures["floor"]["value"])])
     machine = figures["machine"]
     threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
-    caption = (
-        f"Rows of the picture: the reference, the accelerated plan at {fast['planned_nfe']} evaluations,"
-        f" `ddim` at {ddim['planned_nfe']} and at {min(row['planned_nfe'] for row in others if row['name'] == 'ddim')}."
-    )
     told = (
         f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule"
-        f" `{figures['timesteps']}` where none is named; Frechet distance in {figures['features']} to the"
+        f" `{figures['timesteps']}` unless another is named; Frechet distance in {figures['features']} to the"
         " training images. Error: mean distance from the reference's sample of the same noise over the mean norm."
         " The whole demo took"
         f" {figures['seconds']:.0f} s on {machine['device']} ({threads})."
     )
-    return [caption, "", *_table(["sampler", "evaluations", "error", "Frechet distance"], body), "", told]
+    return [*_table(["sampler", "evaluations", "error", "Frechet distance"], body), "", told]
 
 
 def choose(figures: dict[str, Any]) -> list[str]:
@@ -110,10 +125,10 @@ def choose(figures: dict[str, Any]) -> list[str]:
     learned = [_number(fast["endpoint"]) if nfe == fast["planned_nfe"] else "" for nfe in asked]
     told = (
         f"Endpoint error on the model `{figures['model']}`, {figures['n']} noises, rule"
-        f" `{figures['timesteps']}` where none is named, against {figures['reference_nfe']}"
+        f" `{figures['timesteps']}` unless another is named, against {figures['reference_nfe']}"
         f" evaluations (whose own error is about {_number(figures['reference_error'])})."
-        " In brackets: the evaluations used where they are"
-        " fewer than allowed. Bold: the best of the column."
+        " In brackets: the evaluations used, where fewer than"
+        " allowed. Bold: the best of each column."
     )
     head = ["solver", *(str(nfe) for nfe in asked)]
     return [told, "", *_table(head, [*body, ["`fewstep accelerate`", *learned]])]
@@ -121,7 +136,7 @@ def choose(figures: dict[str, Any]) -> list[str]:
 
 def fill(text: str, figures: dict[str, Any]) -> str:
     """The page with its tables written anew."""
-    for name, make in (("digits", digits), ("choose", choose)):
+    for name, make in (("headline", headline), ("digits", digits), ("choose", choose)):
         if f"<!-- figures: {name} -->" in text:
             text = put(text, name, make(figures))
     return text

@@ -60,7 +60,7 @@ def measure() -> dict[str, Any]:
     import torch
 
     import fewstep as fs
-    from fewstep.data.spec import open_data
+    from fewstep.data.open import open_data
     from fewstep.report.grid import image_grid, save_png
 
     torch.set_num_threads(1)
@@ -114,10 +114,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     above = [row["lesion"] for row in found["rows"] if row["levels"][str(level)] > max(row["mean"], row["scaled"])]
     told = (
         f"At level {level:g} the score beats both baselines for {len(above)} of {len(found['rows'])} lesions."
-        f" {found['n']} held-out digits and the same with a lesion, {DRAWS} noises each, DDIM in {STEPS} steps;"
+        f" {found['n']} held-out digits, each with and without a lesion, {DRAWS} noises each, DDIM in {STEPS} steps;"
         f" {found['seconds']:.0f} CPU seconds for both tables."
     )
-    where = "Which *pixels* are ill, within the pictures that are: the same area, over pixels."
+    where = "Which *pixels* are ill, within the ill pictures: the same area under the curve, over pixels."
     second = ["lesion", "distance to the mean", *head[3:]]
     return [*_table(head, body), "", told, "", where, "", *_table(second, pixels)]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.acceleration.evaluate import evaluate
 from fewstep.hub.models import EMBEDDED
 from fewstep.report.files import write_text
 from fewstep.sampling.build import plan
+from fewstep.searching.evaluate import evaluate
 
 DIGITS_PLANS = (
     ("dpmpp-3m", "log-snr", 20),
@@ -50,13 +50,14 @@ def digits() -> str:
     held_out = real["figures"]["validation_frechet"]
     return f"""# {name}
 
-Handwritten digits of 8x8 pixels in [-1, 1], ten classes, with label dropout (so it also samples without a label).
+Handwritten digits of 8x8 pixels in [-1, 1], ten classes, trained with label dropout (so it also samples without
+a label).
 
 - **Data**: the 1797 digits that ship with scikit-learn (UCI, CC BY 4.0); 1437 to train, 360 held out.
 - **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {dict(model.network.config())}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `recipes/digits.toml` (`fewstep train recipes/digits.toml --out runs/digits`).
-- **Use**: examples and tests of samplers. Not a model of handwriting at large.
+- **Recipe**: `fewstep/recipes/digits.toml` (`fewstep train digits --out runs/digits`).
+- **Use**: examples and tests of samplers. Not a general model of handwriting.
 
 {DIGITS_N} samples with the training labels, against the training split. Frechet distance in pixels; real against real
 gives {floor["floor"]:.3f} (n = {floor["floor_n"]}), the held-out images against the training split
@@ -106,21 +107,22 @@ def shapes() -> str:
     options = {key: value for key, value in model.network.config().items() if value is not None}
     return f"""# shapes
 
-Captioned scenes of 32x32 pixels in [-1, 1]: one or two of four shapes in six colours and two sizes, their place or how
-they lie to each other. Reads captions such as "a large red circle left of a small blue square", and draws without one.
+Captioned scenes of 32x32 pixels in [-1, 1]: one or two of four shapes in six colours and two sizes, with their place or
+their relation to each other. The model reads captions such as "a large red circle left of a small blue square", and
+also draws without one.
 
-- **Data**: `fewstep.data.shapes`, drawn as they are asked for; about an eighth of the combinations is never drawn for
-  training.
-- **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {reader:,} of them its own text encoder (two layers,
-  {words} words), {options}.
+- **Data**: `fewstep.data.shapes`, drawn on request; about an eighth of the combinations is never drawn for training.
+- **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {reader:,} of them in its own text encoder (two
+  layers, {words} words), {options}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `recipes/shapes.toml`
-  (`fewstep train recipes/shapes.toml --out runs/shapes`).
-- **Use**: examples and tests of guidance, rewards and fine-tuning, with captions whose truth is read off the pixels.
+- **Recipe**: `fewstep/recipes/shapes.toml`
+  (`fewstep train shapes --out runs/shapes`).
+- **Use**: examples and tests of guidance, rewards and fine-tuning, with captions that are verified from the pixels.
 
-Share of {SHAPES_N} pictures that show what was asked, by the exact verifier (`fewstep.metrics.shapes_verifier`), in all
-("caption") and by attribute; {SHAPES_STEPS} steps. "Held out" are combinations that training never showed. Under
-guidance the third order overshoots: `fs.sample` takes ddim there by itself.
+Share of {SHAPES_N} pictures that show what was asked for, according to the exact verifier
+(`fewstep.metrics.shapes_verifier`), in every respect ("caption") and by attribute; {SHAPES_STEPS} steps. "Held out" are
+combinations never seen in training. Under guidance the third order overshoots, so `fs.sample` uses ddim there by
+default.
 
 | guidance | solver | combinations | caption | count | colour | shape | size | position |
 |---|---|---|---|---|---|---|---|---|

@@ -1,8 +1,8 @@
-"""Pages that MkDocs makes from elsewhere: README, contributing guide, changelog, the methods, the reference.
+"""Pages that MkDocs builds from other sources: README, contributing guide, changelog, methods, reference.
 
-The methods page comes from the method cards, which are read with `ast`, and from docs/evidence.json where it is there.
-The reference is one page a room, made of the docstrings. Formulas between dollars become MathML, which browsers show on
-their own.
+The methods page comes from the method cards, which are read with `ast`, and from docs/evidence.json if it exists.
+The reference is one page per room, built from the docstrings. Formulas between dollar signs become MathML, which
+browsers render themselves.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
-    "processes": "The forward processes: how a sample turns into noise.",
+    "processes": "The forward processes: how a sample becomes noise.",
     "timesteps": "Where a sampling grid puts its times.",
-    "sampling": "Solvers, what wraps them, and what runs them. `unipc-3` is `unipc` of order 3.",
-    "denoisers": "What predicts: networks and closed forms.",
-    "conditions": "What a denoiser is told beside state and time.",
+    "sampling": "Solvers, wrappers around them, and what runs them. `unipc-3` is `unipc` of order 3.",
+    "denoisers": "Everything that predicts: networks and closed forms.",
+    "conditions": "What a denoiser takes besides the state and the time.",
+    "caching": "Caches: what a run computes once and uses again.",
     "networks": "Networks for images.",
-    "training": "Training.",
-    "metrics": "Measures of samples.",
+    "training": "Losses, couplings, fine-tuning, and the trainer.",
+    "metrics": "Measures of the quality of samples.",
     "searching": "Searches: `fewstep search MODEL --method NAME`.",
     "acceleration": "The whole job: search, learn, judge.",
 }
 
 
 def methods_page(evidence: dict[str, Any] | None = None) -> str:
-    """The methods as Markdown, one table a room, with the figures of their claims."""
+    """The methods as Markdown, one table per room, with the figures of their claims."""
     sys.path.insert(0, str(ROOT))
     from fewstep.core.methods import methods
 
@@ -40,7 +41,7 @@ def methods_page(evidence: dict[str, Any] | None = None) -> str:
     lines = [
         "# Methods",
         "",
-        f"{len(cards)} methods, read from their files. `fewstep methods WORD` searches them.",
+        f"{len(cards)} methods, read from their source files. `fewstep methods WORD` searches them.",
         "",
     ]
     rooms = [*ROOMS, *sorted({card.room for card in cards} - set(ROOMS))]
@@ -71,9 +72,9 @@ def compared_page(evidence: dict[str, Any] | None = None) -> str:
     lines = [
         "# Solvers and searches compared",
         "",
-        "Relative error of the end point, against the exact (or far finer) solution from the same noises, least"
-        f" first. A solver has the best of the rules {', '.join(about.get('rules', []))}; a search has had up to"
-        f" {budget[0]:,} evaluations of the model on one sample ({budget[1]:,} of a network), on noises of its own.",
+        "Relative error of the end point, against the exact (or far finer) solution from the same noises, smallest"
+        f" first. Each solver uses the best of the rules {', '.join(about.get('rules', []))}; each search may use up"
+        f" to {budget[0]:,} evaluations of the model on one sample ({budget[1]:,} of a network), on separate noises.",
         "",
     ]
     for problem, by_nfe in league.items():
@@ -99,7 +100,7 @@ def _plain(text: str) -> str:
 
 
 def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
-    """What the claims measured, as a line a method; a claim that fails says so."""
+    """What the claims measured, as one line per method; a claim that fails is marked."""
     from fewstep.core.methods import card
 
     lines: dict[str, list[str]] = {}
@@ -121,7 +122,7 @@ def read_evidence() -> dict[str, Any] | None:
 
 
 def reference_pages() -> dict[str, str]:
-    """The reference: what `fewstep` itself offers, and one page a room, a section for every file of it."""
+    """The reference: the names in `fewstep` itself, and one page per room, with a section for each of its files."""
     from fewstep import HOMES
 
     package = ROOT / "fewstep"
@@ -129,9 +130,9 @@ def reference_pages() -> dict[str, str]:
     lines = [
         "# Reference",
         "",
-        "What `import fewstep as fs` offers; each is explained where it lives.",
+        "The names available after `import fewstep as fs`, with links to their documentation.",
         "",
-        _row(["name", "lives in"]),
+        _row(["name", "module"]),
         _row(["---"] * 2),
     ]
     for name, home in sorted(HOMES.items()):
@@ -148,12 +149,12 @@ def reference_pages() -> dict[str, str]:
 
 
 def _kept(found: re.Match[str]) -> str:
-    """A link of a page from the root as it is, or its words where its target is no page."""
+    """A link in a page from the root unchanged, or only its text if its target is not a page of the site."""
     return found[0] if (ROOT / "docs" / found[2].partition("#")[0]).exists() else found[1]
 
 
 def generated() -> dict[str, str]:
-    """Every page that is no file of docs/, by its name."""
+    """Every page that is not a file in docs/, by name."""
     links = {"](docs/": "](", "](CONTRIBUTING.md)": "](contributing.md)"}
     links["](LICENSE)"] = "](https://www.apache.org/licenses/LICENSE-2.0)"
 
@@ -161,7 +162,7 @@ def generated() -> dict[str, str]:
         text = (ROOT / name).read_text("utf-8")
         for old, new in links.items():
             text = text.replace(old, new)
-        # What lies in the repository and not on the site stays as words.
+        # Links to what is in the repository but not on the site become plain text.
         return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)\s]+/[^)\s]+)\)", _kept, text)
 
     return {
@@ -174,7 +175,7 @@ def generated() -> dict[str, str]:
 
 
 def on_config(config: Any) -> Any:
-    """MkDocs' hook: the reference's pages go into the navigation, whatever rooms there are."""
+    """MkDocs' hook: puts the reference's pages, one for each room, into the navigation."""
     pages = [name for name in reference_pages() if name != "api/index.md"]
     rooms = [{f"fewstep.{Path(name).stem}": name} for name in pages]
     config.nav = [{"Reference": ["api/index.md", *rooms]} if "Reference" in entry else entry for entry in config.nav]
@@ -195,7 +196,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 
 
 def on_page_content(page_html: str, **_: Any) -> str:
-    """MkDocs' hook: formulas become MathML. An unknown command is an error of the build."""
+    """MkDocs' hook: formulas become MathML. An unknown command fails the build."""
     return FORMULA.sub(lambda found: _mathml(html.unescape(found[3]).strip(), found[2] == "["), page_html)
 
 
@@ -203,7 +204,7 @@ def _mathml(tex: str, block: bool) -> str:
     from latex2mathml.converter import convert
 
     made = convert(tex, display="block" if block else "inline")
-    # A function's name stands apart from its argument, unless that is in brackets.
+    # Put space between a function's name and its argument, unless that is in brackets.
     made = re.sub(r"(<mi>(?:log|exp|cos|sin)</mi>)(?!<mo[^>]*>&#x00028;)", r'\1<mspace width="0.167em" />', made)
     if unknown := re.search(r"<m[io]>(\\[a-zA-Z]+)</m[io]>", made):
         raise ValueError(f"no MathML for {unknown[1]} in the formula {tex!r}")

@@ -134,10 +134,10 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     )
     last = [sum(errors[f"{d} of {a}"][-1] for a in AMBIENT) / len(AMBIENT) for d in INTRINSIC]
     told = (
-        f"Between the ambient dimensions {AMBIENT[0]} and {AMBIENT[-1]} the error differs by a factor of {spread:.2f}"
-        f" at most; between {INTRINSIC[0]} and {INTRINSIC[-1]} intrinsic ones, at {COUNTS[-1]:,} samples, by one of"
-        f" {last[-1] / last[0]:,.0f}. {TRIALS} draws of data and subspace each; {found['seconds']:.0f} CPU seconds for"
-        " the whole chapter."
+        f"Between the ambient dimensions {AMBIENT[0]} and {AMBIENT[-1]} the error differs by a factor of at most"
+        f" {spread:.2f}; between {INTRINSIC[0]} and {INTRINSIC[-1]} intrinsic ones, at {COUNTS[-1]:,} samples, by a"
+        f" factor of {last[-1] / last[0]:,.0f}. {TRIALS} draws of data and subspace each; {found['seconds']:.0f}"
+        " CPU seconds for the whole chapter."
     )
     rows = found["rewards"]
     best = max(rows, key=lambda row: row["learned"])
@@ -156,12 +156,12 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     peak = (
         f"its reward is largest at target {best['target']:g} and falls after it"
         if best is not rows[-1]
-        else "its reward still rises at the last target, so the survey's decline was not seen here"
+        else "its reward still rises at the last target, so the decline that the survey describes does not occur here"
     )
     rewards_told = (
         f"The largest reward among the data is {found['most_in_data']:.2f}. The exact law stays within"
-        f" {beyond:.2g} of the subspace at every target and reaches what it is asked for. The network leaves it by"
-        f" {rows[-1]['learned_off']:.2g} at the last; {peak}."
+        f" {beyond:.2g} of the subspace at every target and comes close to each target. The network leaves it by"
+        f" {rows[-1]['learned_off']:.2g} at the last target; {peak}."
     )
     return {
         "theory-score": [*_table(head, body), "", told],

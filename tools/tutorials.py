@@ -76,12 +76,13 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     table += [f"| {name.rpartition(',')[0]} | {digits['nfe'][name]} | {error:.3f} |" for name, error in best]
     search = digits["search"]
     told = (
-        f"Mean distance from the reference's sample over the mean norm, {digits['n']} noises. The search made"
-        f" {search['evaluations']:,} evaluations of one sample. This page took {digits['seconds']:.0f} CPU seconds."
+        f"Mean distance from the reference's sample over the mean norm, {digits['n']} noises. The search took"
+        f" {search['evaluations']:,} evaluations of a single sample. This page took {digits['seconds']:.0f}"
+        " CPU seconds."
     )
     losses = f"The loss fell from {folder['losses'][0]:.3f} at step 200 to {folder['losses'][1]:.3f} at step 600."
     errors = ", ".join(f"`{name}` {error:.3f}" for name, error in diffusers["errors"].items())
-    verdict = "finds nothing wrong" if diffusers["ok"] else "objects: 500 steps leave a poor denoiser"
+    verdict = "finds nothing wrong" if diffusers["ok"] else "complains: after 500 steps the denoiser is still poor"
     return {
         "tutorial-digits": [*table, "", told],
         "tutorial-folder": [f"{losses} This page took {folder['seconds']:.0f} CPU seconds."],

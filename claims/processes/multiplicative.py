@@ -14,7 +14,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
 from fewstep.data.digits import load
-from fewstep.denoisers.coordinates import CoordinateDenoiser, restore
+from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
@@ -75,13 +75,13 @@ def _psnrs(speckle: str, seed: int) -> tuple[float, float, float]:
     ours = _trained("multiplicative", seed)
     assert isinstance(ours, CoordinateDenoiser) and isinstance(ours.coordinates, Multiplicative)
     made = plan(ours.process, "ddim", timesteps=[sigma * (1 - i / NFE) for i in range(NFE + 1)])
-    found = restore(ours, made, ours.coordinates.state(noisy, sigma, mean))
+    found = sample_as_data(ours, made, ours.coordinates.state(noisy, sigma, mean))
     # The additive process starts at the noise's own root mean square, which the training data and its law give.
     relative = math.expm1(sigma**2) if speckle == "lognormal" else 1 / LOOKS
     level = math.sqrt(float(_positive("train").square().mean()) * relative)
     theirs = _trained("additive", seed)
     other = plan(theirs.process, "ddim", timesteps=[level * (1 - i / NFE) for i in range(NFE + 1)])
-    added = restore(theirs, other, noisy)
+    added = sample_as_data(theirs, other, noisy)
     median = torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3), mode="nearest"))
     return _psnr(found, clean), _psnr(added, clean), _psnr(median, clean)
 
@@ -119,7 +119,7 @@ def _posterior(seed: int) -> Outcome:
     model, sigma, noisy, n = _Exact(), 0.9, 1.0, 8000
     state = Multiplicative().state(torch.full((n, 1), noisy, dtype=F64), sigma)
     made = plan(model.process, "dpmpp-2m-sde", timesteps=[sigma * (1 - i / 40) ** 2 for i in range(41)])
-    found = float(restore(model, made, state, seed=seed).mean())
+    found = float(sample_as_data(model, made, state, seed=seed).mean())
     m, v = torch.tensor([-1.0, 0.6], dtype=F64), torch.tensor([0.05, 0.2], dtype=F64)
     z, total = math.log(noisy) + 0.5 * sigma**2, v + sigma**2
     share = torch.softmax(torch.tensor([0.4, 0.6], dtype=F64).log() - 0.5 * ((z - m) ** 2 / total + total.log()), 0)

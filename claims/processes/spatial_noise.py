@@ -12,7 +12,7 @@ from claims.problems import F64
 from fewstep.conditions.picture import Picture
 from fewstep.core.noise import Noise
 from fewstep.data.digits import load
-from fewstep.denoisers.coordinates import CoordinateDenoiser, restore
+from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.processes.cosine import Cosine
@@ -65,7 +65,7 @@ def _pair(seed: int) -> tuple[float, float]:
     ours = _trained("spatial", seed)
     assert isinstance(ours, CoordinateDenoiser) and isinstance(ours.coordinates, SpatialNoise)
     made = plan(ours.process, "ddpm", timesteps="log-snr", nfe=NFE)
-    found = restore(ours, made, ours.coordinates.start(y), seed=seed, y=y)
+    found = sample_as_data(ours, made, ours.coordinates.start(y), seed=seed, y=y)
     theirs = _trained("global", seed)
     other = plan(theirs.process, "ddpm", timesteps="uniform", nfe=THEIR_NFE)
     drawn = sample(theirs, len(y), plan=other, seed=seed, batch_size=len(y), y=y)
@@ -103,8 +103,8 @@ def _constant(seed: int) -> Outcome:
     noisy = Noise(seed).normal(0, (16, *SHAPE), "cpu", F64)
     y = torch.cat([noisy, torch.full_like(noisy, level)], 1)
     times = [1.0, 0.7, 0.3, 0.1, 0.0]
-    ours = restore(model, plan(model.process, "ddpm", timesteps=times), coordinates.start(y), seed=seed, y=y)
-    theirs = restore(plain, plan(plain.process, "ddpm", timesteps=[level * t for t in times]), noisy, seed=seed)
+    ours = sample_as_data(model, plan(model.process, "ddpm", timesteps=times), coordinates.start(y), seed=seed, y=y)
+    theirs = sample_as_data(plain, plan(plain.process, "ddpm", timesteps=[level * t for t in times]), noisy, seed=seed)
     return Outcome(
         float((ours - theirs).abs().max()),
         1e-6,

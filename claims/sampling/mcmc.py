@@ -14,7 +14,7 @@ from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.mcmc import Chains, denoising_mcmc
-from fewstep.sampling.noise_classifier import exact_levels, noise_times, train_noise_classifier
+from fewstep.training.noise_classifier import exact_levels, noise_times, train_noise_classifier
 
 F64 = torch.float64
 TIMES = noise_times(VP(), 24, 0.02, 1.5)

@@ -7,7 +7,7 @@ import torch
 from claims.claim import Claim, Outcome
 from claims.problems import digits
 from fewstep.core.noise import Noise
-from fewstep.data.spec import open_data
+from fewstep.data.open import open_data
 from fewstep.hub.models import load
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import plan

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from claims.claim import Claim, Outcome, over_seeds
 from claims.transports import SEEDS
+from fewstep.data.pyramid import Pyramid, scaled
 from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
 from fewstep.training.fit import fit
-from fewstep.training.single_image import Pyramid, SingleImage, scaled
+from fewstep.training.single_image import SingleImage
 
 SIZE, STEPS, BATCH, CROP, PATCH = 40, 400, 4, 24, 6
 CONDITIONS = f"texture of {SIZE}x{SIZE}, {STEPS} steps of {BATCH} crops of {CROP}, one network"

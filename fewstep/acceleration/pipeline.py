@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from fewstep.acceleration.point import Point
 from fewstep.acceleration.verdict import judge
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
+from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank
 from fewstep.searching.learn import learn
-from fewstep.searching.problem import draw
-from fewstep.searching.reference import error_estimate, reference_plan, solve
+from fewstep.searching.problem import data_for, draw
+from fewstep.searching.reference import error_estimate, solve
 
 METHODS = (
     Method(
@@ -78,7 +78,9 @@ class Sizes:
         return self.train + self.held_out + self.verdict
 
 
-def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype) -> Sizes:
+def _sizes(
+    model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype: torch.dtype, data: Dataset | None = None
+) -> Sizes:
     """Enough to learn from (forty residuals a parameter, 128 to 2048 noises), 128 held out, 512 to judge.
 
     When the reference would take over half of the budget for so many, or when a smaller number is given (96 at least):
@@ -88,7 +90,7 @@ def _sizes(model: Denoiser, nfe: int, seconds: float, noises: int | None, dtype:
     train = min(2048, max(128, 40 * parameters // math.prod(model.shape or (1,))))
     wanted = Sizes(train, 128, 512)
     if noises is None:
-        noise, condition = draw(model, 0, 0, 32, dtype)
+        noise, condition = draw(model, 0, 0, 32, dtype, data)
         time_ = torch.tensor(model.process.t_max, dtype=dtype, device=noise.device)
         with torch.no_grad():
             costs = []
@@ -114,6 +116,7 @@ def accelerate(
     noises: int | None = None,
     iterations: int | None = None,
     progress: bool = False,
+    data: str | Path | Dataset | None = None,
 ) -> Accelerated:
     """The best sampler of a model at `nfe` evaluations.
 
@@ -130,6 +133,8 @@ def accelerate(
             the model's data where known, else to the reference's samples): what the returned plan is best in.
         noises: how many in all, to learn from, to hold out and to judge on; where not given, up to 2688 as the budget
             allows. With `iterations` (of the fit, in place of `seconds`) it makes the result repeatable to the bit.
+        data: where the conditions of the noises come from, row by row, and what "frechet" compares with. Needed by
+            models that take a picture, such as bridges; by default classes in turn, and the model's own data.
 
     Raises:
         ValueError: an unknown metric, nfe below 1, a model without a shape.
@@ -144,6 +149,7 @@ def accelerate(
         raise ValueError(f"noises must be at least 40, got {noises}")
     if model.shape is None:
         raise ValueError("accelerate draws noise, so the denoiser needs a shape: set model.shape = (...)")
+    given = None if data is None else data_for(model, data)
     dtype = torch.float32
     clock = time.perf_counter()
     took: dict[str, float] = {}
@@ -153,9 +159,9 @@ def accelerate(
         took[name], clock = time.perf_counter() - clock, time.perf_counter()
 
     with _Progress(progress) as bar:
-        sizes = _sizes(model, nfe, seconds, noises, dtype)
+        sizes = _sizes(model, nfe, seconds, noises, dtype, given)
         bar.stage(f"reference: {sizes.total} noises, {REFERENCE_NFE} evaluations")
-        problem = solve(model, seed, 0, sizes.total, REFERENCE_NFE, dtype)
+        problem = solve(model, seed, 0, sizes.total, REFERENCE_NFE, dtype, given)
         error = error_estimate(model, problem, REFERENCE_NFE)
         train = problem.part(0, sizes.train)
         held_out = problem.part(sizes.train, sizes.train + sizes.held_out)
@@ -163,11 +169,9 @@ def accelerate(
         lap("reference")
 
         bar.stage(f"search: every hand-made plan at {nfe} evaluations")
-        point = Point(model, reference_plan(model, REFERENCE_NFE))
         candidates = rank(list(hand_made(model.process, nfe)), model, held_out)
         if not candidates:
             raise ValueError(f"no solver can do with {nfe} evaluations")
-        point = Point(model, candidates[0].plan, {"searched": len(candidates)})
         lap("search")
 
         bar.stage("learning times and coefficients", total=1.0)
@@ -177,7 +181,7 @@ def accelerate(
         lap("learn")
 
         bar.stage("verdict on unseen noises")
-        rows = judge(point.denoiser, candidates, learned, test, REFERENCE_NFE, metric)
+        rows = judge(model, candidates, learned, test, REFERENCE_NFE, metric, given)
         lap("verdict")
 
     chosen, notes = _choose(rows, metric, learned, candidates)

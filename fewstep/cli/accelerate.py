@@ -26,7 +26,7 @@ SHOWN = 8  # rows of the verdict, the plan found and the reference among them
 
 def accelerate(
     model: common.Model,
-    nfe: Annotated[int, typer.Option(help="Network evaluations of the plan wanted.")] = 4,
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the plan.")] = 4,
     seconds: Annotated[float, typer.Option(help="Time to spend on learning a plan.")] = 60.0,
     metric: Annotated[str, typer.Option(help="What decides: 'endpoint' or 'frechet'.")] = "endpoint",
     out: Annotated[
@@ -38,8 +38,8 @@ def accelerate(
 ) -> None:
     """Find the best plan of few evaluations.
 
-    Scores every solver, learns a plan from the best, and judges all on fresh noises. The result is a model folder whose
-    own plan `fewstep sample` uses.
+    Scores every solver, learns a plan from the best, and judges all of them on fresh noises. The result is a model
+    folder; `fewstep sample` uses its plan.
 
     \b
     Example:

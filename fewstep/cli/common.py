@@ -19,29 +19,29 @@ import typer
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
-    from fewstep.core.plan import Plan
+    from fewstep.core.sampler import Sampler
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="An embedded model ('digits'), a model folder, or a diffusers one.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
-Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU where there is one.")]
+Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --kind solver' lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --kind rule'.")]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan of a search, instead (plan.json).")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to use instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, above follows more closely.")
+    float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, more follows more closely.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
-Negative = Annotated[str | None, typer.Option(help="What to keep away from (with --guidance).")]
+Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance).")]
 Size = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")
 ]
-Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the network: slow to start, faster a step.")]
+Dtype = Annotated[str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network: slow to start, faster per step.")]
 Offload = Annotated[bool, typer.Option("--offload", help="Keep weights in main memory until a layer needs them.")]
 Tile = Annotated[
     int | None, typer.Option(help="Decode latents in tiles of so many pixels: large pictures in little memory.")
@@ -182,14 +182,15 @@ def chosen_plan(
     nfe: int | None,
     plan: Path | None = None,
     strength: float = 1.0,
-) -> Plan:
+) -> Sampler:
     """The plan the options ask for: a file, or by name; the model's own where nothing is asked."""
-    from fewstep.core.plan import Plan
     from fewstep.sampling.sample import choose_plan
 
     if plan is not None:
         if any(value is not None for value in (solver, steps, timesteps, nfe)) or strength != 1.0:
             raise ValueError("a plan holds its solver, times and strength already: give either --plan or those")
+        from fewstep.core.plan import Plan
+
         made = Plan.load(plan)
         if not made.fits(model.process):
             raise ValueError(f"{plan} was made for another process than the model's")
@@ -259,8 +260,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_data(source: str | Path | None) -> None:
+    """A line on stderr: what the data named on the command line were taken for; `ValueError` where there are none."""
+    if source is not None:
+        from fewstep.data.open import described
+
+        say(f"data: {described(source)}")
+
+
 class Stages:
-    """Progress on stderr: a bar a stage on a terminal, a line a stage elsewhere."""
+    """Progress on stderr: one bar per stage on a terminal, one line per stage elsewhere."""
 
     def __init__(self) -> None:
         from rich.console import Console

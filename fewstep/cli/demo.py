@@ -50,7 +50,7 @@ OURS = ("result.json", "report.html", "samples.png", "accelerated")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the report goes. A demo's own former output is replaced.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where the report goes. The output of an earlier demo is replaced.")] = Path(
         "runs/demo"
     ),
     seed: common.Seed = 0,
@@ -125,7 +125,7 @@ class Job:
 
     def solvers(self) -> None:
         """Every solver at every number of evaluations; a plan that serves two numbers is run once."""
-        from fewstep.sampling.build import plan as make_plan
+        from fewstep.sampling.build import fixed_plan as make_plan
 
         plans = []
         for solver in SOLVERS:
@@ -150,7 +150,7 @@ class Job:
 
     def _draw(self, plan: Plan, n: int, advance: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
         """Samples, or None where they are not finite, with the evaluations made and the seconds."""
-        from fewstep.acceleration.evaluate import solve
+        from fewstep.searching.evaluate import solve
 
         condition = {"label": self.labels[:n].to(self.device)}
         begin = time.perf_counter()

@@ -46,8 +46,8 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         "network evaluations",
         "relative error of the end point",
         note="Mean distance from the reference's sample of the same noise, over the samples' mean norm. The line is"
-        " how far the reference moves when its evaluations are halved. Where none is named, the rule is"
-        f" {result['timesteps']!r}. Errors above {PLOTTED:g} are in the table alone.",
+        " how far the reference moves when its evaluations are halved. Unless another is named, the rule is"
+        f" {result['timesteps']!r}. Errors above {PLOTTED:g} are only in the table.",
         log_x=True,
         log_y=True,
         lines=[("reference's own error", result["reference_error"])],
@@ -73,7 +73,7 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         chosen.sort(key=lambda i: (i != 0, rows[i]["name"] != "accelerated"))
         labels = [f"{rows[i]['name']}, {rows[i]['planned_nfe']}" for i in chosen]
         images = torch.stack([shown[i] for i in chosen])
-        grids.append(Pictures(f"At most {count} evaluations", images, labels, "A column is one noise and one label."))
+        grids.append(Pictures(f"At most {count} evaluations", images, labels, "One noise and label per column."))
     columns = (
         "sampler", "planned NFE", "actual NFE", "error", "median error", "Frechet distance", "accuracy", "seconds",
     )  # fmt: skip
@@ -83,8 +83,8 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         "All samplers",
         columns,
         list(unique.values()),
-        f"{n} samples each, from the same noises. Accuracy: the share that a classifier gives the label asked for. A"
-        " dash: not finite, or not defined.",
+        f"{n} samples each, from the same noises. Accuracy: the share that a classifier assigns to the requested label."
+        " A dash: not finite, or not defined.",
         best={"error": "low", "Frechet distance": "low"},
     )
     judged = result["accelerate"]["rows"][:VERDICT_ROWS]
@@ -96,7 +96,7 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
     )
     lead = (
         f"The embedded model {result['model']!r} draws {n} handwritten digits from the same noises with the common"
-        " solvers, at few evaluations of the network, and with a plan made for it by `fewstep accelerate`. The"
+        " solvers, at few evaluations of the network, and with a plan learned for it by `fewstep accelerate`. The"
         f" reference solves the same equation in {reference['planned_nfe']} evaluations."
     )
     facts = [

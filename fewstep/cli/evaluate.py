@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,8 +23,7 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of frechet, precision-recall, sliced-wasserstein, accuracy, captions, endpoint"
-            " [default: all that apply]."
+            help="Some of 'fewstep methods --kind metric', such as frechet,accuracy,endpoint [default: all that apply]."
         ),
     ] = None,
     features: Annotated[
@@ -35,7 +33,9 @@ def evaluate(
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
-    data: Annotated[Path | None, typer.Option(help="What to compare with: a folder of images, or an .npz.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What to compare with: a folder of images, an .npz or a built-in name.")
+    ] = None,
     seed: common.Seed = 0,
     size: common.Size = None,
     dtype: common.Dtype = None,
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a model's samples.
 
-    Against its data, against the labels asked for, and against the exact end of its ODE from the same noises.
+    Against its data, against the requested labels, and against the exact end of its ODE from the same noises.
 
     \b
     Example:
@@ -61,8 +61,9 @@ def evaluate(
     if names == []:
         raise ValueError("--metrics names none")
 
-    from fewstep.acceleration.evaluate import evaluate as measure
+    from fewstep.searching.evaluate import evaluate as measure
 
+    common.say_data(data)
     bars = common.Stages()
     out = measure(opened, plan, n, names, features, seed, bars.stage, data=data)
     if as_json:
@@ -96,6 +97,8 @@ def _row(name: str, found: dict[str, Any]) -> list[Any]:
         beside = ", ".join(f"{key} {text(found[key])}" for key in parts) + f"; standard error {text(found['error'])}"
     elif name == "accuracy":
         beside = f"standard error {text(found['error'])}"
-    else:
+    elif name == "endpoint":
         beside = f"median {text(found['median'])}; reference's own error about {text(found['reference_error'])}"
+    else:
+        beside = ", ".join(f"{key} {text(value)}" for key, value in found.items() if key not in ("value", "n"))
     return [name, found["value"], found["n"], beside]

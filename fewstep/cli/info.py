@@ -1,4 +1,4 @@
-"""`fewstep info`: what a model folder, a plan or a picture says about itself."""
+"""`fewstep info`: what a model folder, a plan or a picture contains."""
 
 from __future__ import annotations
 

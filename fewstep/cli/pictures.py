@@ -1,4 +1,4 @@
-"""Samples as files that say how they were made, and pictures read from files."""
+"""Samples as files that record how they were made, and pictures read from files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command_line(context: typer.Context, without: Sequence[str], instead: Mappin
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines and lines that begin with # do not count."""
+    """The prompts of a text file, one per line; empty lines and lines that begin with # do not count."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
@@ -49,7 +49,7 @@ def read_prompts(path: Path) -> list[str]:
         raise ValueError(f"{path} is no text file (UTF-8)") from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
-        raise ValueError(f"{path} holds no prompt: one a line, # begins a comment")
+        raise ValueError(f"{path} holds no prompt: one per line, # begins a comment")
     return prompts
 
 

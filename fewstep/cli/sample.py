@@ -24,16 +24,16 @@ def sample(
     context: typer.Context,
     model: common.Model,
     n: Annotated[
-        int | None, typer.Option("-n", help="How many samples (of each prompt) [default: 64, or one a seed].")
+        int | None, typer.Option("-n", help="How many samples (of each prompt) [default: 64, or one per seed].")
     ] = None,
     label: Annotated[
-        int | None, typer.Option(help="The class; without it a conditional model draws without one.")
+        int | None, typer.Option(help="The class; without it a conditional model draws unconditionally.")
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="The caption, for models that read one; several by repeating it.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file of captions, one a line; # begins a comment.")
+        Path | None, typer.Option(help="A text file of captions, one per line; # begins a comment.")
     ] = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
@@ -46,9 +46,9 @@ def sample(
     strength: Annotated[
         float | None, typer.Option(help="How much of --init is redrawn, above 0 to 1 [default: 0.6; with --mask 1].")
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Of --init: white is drawn anew, black stays as it is.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="For --init: white is drawn anew, black stays as it is.")] = None,
     brownian: Annotated[
-        bool, typer.Option("--brownian", help="Noise from one path a sample: more steps refine the same picture.")
+        bool, typer.Option("--brownian", help="Noise from one path per sample: more steps refine the same picture.")
     ] = False,
     size: common.Size = None,
     dtype: common.Dtype = None,
@@ -57,12 +57,12 @@ def sample(
     offload: common.Offload = False,
     download: common.Download = False,
     out: Annotated[
-        Path, typer.Option(help="A .png (one grid), an .npz (arrays), or a folder (one PNG a sample).")
+        Path, typer.Option(help="A .png (one grid), an .npz (arrays), or a folder (one PNG per sample).")
     ] = Path("samples.png"),
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     seed: common.Seed = 0,
     seeds: Annotated[
-        list[int] | None, typer.Option(help="A seed a sample, as in --seeds 3 7 11: each as --seed S -n 1 draws it.")
+        list[int] | None, typer.Option(help="A seed per sample, as in --seeds 3 7 11: each as --seed S -n 1 draws it.")
     ] = None,
     device: common.Device = None,
     as_json: common.Json = False,
@@ -70,8 +70,8 @@ def sample(
     """Draw samples from a model.
 
     Without --solver, --steps, --timesteps and --nfe a model that has a plan of its own (an accelerated one) uses it,
-    any other takes ten steps of a default solver. Sample i depends on --seed and i alone, not on -n; of several
-    prompts each gets the samples that it would get alone.
+    any other takes ten steps of a default solver. Sample i depends on --seed and i alone, not on -n; with several
+    prompts, each gets the samples that it would get alone.
 
     \b
     Example:

@@ -22,9 +22,9 @@ def search(
     out: Annotated[
         Path | None, typer.Option(help="The folder of the search [default: runs/search-MODEL-METHOD-NFE].")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Stop after so long [default: when it is done].")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: when done].")] = None,
     evaluations: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations of the network on one sample.")
+        int | None, typer.Option(help="Stop after this many evaluations of the network on one sample.")
     ] = None,
     noises: Annotated[int, typer.Option(help="Noises to learn from; as many again to score on.")] = 64,
     option: Annotated[
@@ -41,11 +41,10 @@ def search(
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
-    """Search a plan of few evaluations for a model.
+    """Search for a plan of few evaluations.
 
-    The folder holds the best plan so far at every moment (plan.json), and the search itself: the same command goes on
-    with one that was stopped or killed. At the end the plan is judged beside the best hand-made ones on fresh noises
-    (report.html).
+    The folder always holds the best plan so far (plan.json) and the search itself: the same command resumes one that
+    was stopped or killed. At the end the plan is compared with the best hand-made ones on fresh noises (report.html).
 
     \b
     Example:
@@ -141,8 +140,8 @@ def page(model: str, found: Found) -> Report:
             "Verdict on fresh noises",
             ("sampler", "role", "evaluations", "error"),
             [[row["name"], row["role"], row["nfe"], row["error"]] for row in found.rows],
-            "Relative error of the end point. The hand-made ones are the best of every solver on every rule at as many"
-            " evaluations.",
+            "Relative error of the end point. The hand-made ones are the best of every solver with every rule at the"
+            " same number of evaluations.",
             best={"error": "low"},
         )
     )

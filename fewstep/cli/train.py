@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 def train(
     out: Annotated[Path, typer.Option(help="The run's folder: the log, checkpoints, and the model at the end.")],
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, such as recipes/digits.toml.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe that ships ('digits'), or a TOML file.")
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="A folder of pictures, an .npz or a built-in name, instead of the recipe's or without one."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Crop and resize a folder's pictures to so many pixels square.")
+        int | None, typer.Option(help="Crop and resize a folder's pictures to this many pixels square.")
     ] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read a folder's pictures as grey.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Condition on a folder's subfolders as classes.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     steps: Annotated[
-        int | None, typer.Option(help="Stop here although the recipe goes further; --resume goes on.")
+        int | None, typer.Option(help="Stop at this step, before the recipe's end; --resume continues.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to OUT/tensorboard.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's train.seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="A seed to use instead of the recipe's train.seed.")] = None,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
     """Train a model from a recipe, or on a folder of pictures.
 
-    Without RECIPE the network and its training follow from the pictures. The averaged weights end in OUT/model. Ctrl-C
-    saves a checkpoint; --resume without anything else goes on with what it was. On several GPUs:
+    Without RECIPE the network and its training are chosen from the pictures. The averaged weights end up in OUT/model.
+    Ctrl-C saves a checkpoint; --resume without further options continues the run as it was. On several GPUs:
     accelerate launch -m fewstep train RECIPE --out OUT.
 
     \b
     Example:
-        fewstep train recipes/digits.toml --out runs/digits
+        fewstep train digits --out runs/digits
         fewstep train --data photographs --size 32 --out runs/photographs
         fewstep sample runs/photographs/model
     """
@@ -77,17 +77,19 @@ def _recipe(
     path: Path | None, out: Path, resume: bool, data: str | None, size: int | None, mode: str, labels: bool
 ) -> Recipe:
     """The recipe of the file with the data asked for, that of the data alone, or that of the run to resume."""
-    from fewstep.data.spec import open_data
+    from fewstep.data.open import open_data
     from fewstep.training.defaults import recipe_for
     from fewstep.training.recipe import Recipe
+    from fewstep.training.recipes import recipe_path
     from fewstep.training.trainer import recipe_of_run
 
     asked: dict[str, Any] = {"size": size} if size is not None else {}
     asked |= {"mode": mode} if mode != "RGB" else {}
     asked |= {"labels": True} if labels else {}
     if path is not None:
-        read = Recipe.read(path)
+        read = Recipe.read(recipe_path(path))
         if data is not None:
+            common.say_data(data)
             asked["source"] = data
         return dataclasses.replace(read, data=dataclasses.replace(read.data, **asked)) if asked else read
     if resume:
@@ -97,4 +99,5 @@ def _recipe(
     if data is None:
         raise ValueError("what to train on? Give a recipe, or --data FOLDER --size 32")
     opened = open_data(data, validation=0.0, **asked)
+    common.say_data(data)
     return recipe_for(data, opened.spec, size, mode)

@@ -1,7 +1,7 @@
 """Processes whose noise level differs from element to element.
 
 The elements of a sample (its frequencies, pixels, channels) fall into bands. Each band is a scalar process, and all
-share one clock. How plans run under them: core/banded.py.
+share one clock. How plans are made for them: core/record.py.
 """
 
 from __future__ import annotations

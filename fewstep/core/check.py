@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from fewstep.core.methods import card, find, order
-from fewstep.core.plan import Combine, Draw, Evaluate, Plan
-from fewstep.core.prediction import conversion
+from fewstep.core.ops import Combine, Draw, Evaluate, Number, Op, in_band, play
 from fewstep.core.process import Process, process_from_config
-from fewstep.core.trace import record
+from fewstep.core.trace import Trace
 
 Array = np.ndarray[Any, Any]
 STEPS = (48, 96, 192)  # of the grids on which orders are measured
@@ -69,51 +69,76 @@ class Check:
         )
 
 
-def check(plan: Plan) -> Check:
-    """Read a plan's properties off its operations; `ValueError` for a loop, which has none."""
-    plan._operations()
+def check(plan: Program) -> Check:
+    """Read a plan's properties off its operations."""
     order, steady = _orders(plan)
     largest, gain, off = _coefficients(plan)
     return Check(plan.name, plan.nfe, _stated(plan.name), order, steady, largest, gain, off, stability(plan))
 
 
-def play(
-    plan: Plan, start: Array, answer: Callable[[Evaluate, Array], Array], draw: Callable[[Draw], Array]
+class Program(Protocol):
+    """What is read of a plan, of floats alone."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def ops(self) -> tuple[Op, ...]: ...
+    @property
+    def result(self) -> int: ...
+    @property
+    def times(self) -> tuple[float, ...]: ...
+    @property
+    def start(self) -> tuple[Number, Number]: ...
+    @property
+    def process(self) -> Mapping[str, Any]: ...
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def nfe(self) -> int: ...
+    @property
+    def stochastic(self) -> bool: ...
+    @property
+    def evaluations(self) -> tuple[Evaluate, ...]: ...
+
+
+P = TypeVar("P", bound=Program)
+
+
+def _level(numbers: tuple[Number, ...]) -> tuple[float, float]:
+    """(alpha, sigma) of a start or of scales."""
+    return in_band(numbers[0], 0), in_band(numbers[1], 0)
+
+
+def _play(
+    plan: Program, start: Array, answer: Callable[[Evaluate, Array], Array], draw: Callable[[Draw], Array]
 ) -> Iterator[tuple[Combine, dict[int, Array]]]:
     """The plan's operations on arrays, `answer` giving x0 at an evaluation; yields after each combination, whose value
     may be replaced."""
     values = {0: start}
-    for op in plan.ops:
-        if isinstance(op, Evaluate):
-            x0 = answer(op, values[op.x])
-            for kind, slot in op.outputs:
-                p, q = conversion("x0", kind, *op.scales)
-                values[slot] = p * values[op.x] + q * x0
-        elif isinstance(op, Draw):
-            values[op.slot] = draw(op)
-        else:
-            values[op.slot] = sum((c * values[slot] for slot, c in op.terms), start=np.zeros_like(start))
-            yield op, values
+    for op in play(plan.ops, values, lambda op, x: ("x0", answer(op, x)), draw):
+        yield op, values
 
 
-def levels(plan: Plan) -> dict[int, tuple[float, float]]:
+def levels(plan: Program) -> dict[int, tuple[float, float]]:
     """The (alpha, sigma) of the start and every combination, were the predictions exact."""
     draws = sum(isinstance(op, Draw) for op in plan.ops)
     start = np.zeros(2 + draws)
-    start[:2] = plan.start
-    clean, found = np.eye(1, 2 + draws)[0], {0: plan.start}
+    start[:2] = _level(plan.start)
+    clean, found = np.eye(1, 2 + draws)[0], {0: _level(plan.start)}
     columns = {op.draw: 2 + k for k, op in enumerate(op for op in plan.ops if isinstance(op, Draw))}
-    for op, values in play(plan, start, lambda op, x: clean, lambda op: np.eye(2 + draws)[columns[op.draw]]):
+    for op, values in _play(plan, start, lambda op, x: clean, lambda op: np.eye(2 + draws)[columns[op.draw]]):
         found[op.slot] = (float(values[op.slot][0]), float(np.linalg.norm(values[op.slot][1:])))
     return found
 
 
-def grid_states(plan: Plan) -> list[tuple[int, tuple[float, float]]]:
+def grid_states(plan: Program) -> list[tuple[int, tuple[float, float]]]:
     """The state at each time of the grid, as (slot, (alpha, sigma)), from the start on: the last one made there,
     where a solver predicts, evaluates and corrects. What it makes between those times is left out."""
     process = process_from_config(dict(plan.process))
     grid = {_log_snr(process.alpha(t), process.sigma(t)) for t in plan.times}
-    meant = {e.x: (e.scales[0], e.scales[1]) for e in plan.evaluations}  # where a state is meant to be
+    meant = {e.x: _level(e.scales) for e in plan.evaluations}  # where a state is meant to be
     meant[plan.result] = (process.alpha(plan.times[-1]), process.sigma(plan.times[-1]))
     at: dict[float, tuple[int, tuple[float, float]]] = {}
     for slot, (alpha, sigma) in (levels(plan) | meant).items():
@@ -157,8 +182,6 @@ def _grid(process: Process, n: int) -> list[float]:
 @functools.lru_cache(maxsize=16)
 def _exact(config: str, n: int) -> tuple[Process, list[float], Array]:
     """The process, its grid of n steps, and the exact states there, `(n + 1, 24)`."""
-    import json
-
     from scipy.integrate import solve_ivp
 
     process = process_from_config(json.loads(config))
@@ -176,10 +199,8 @@ def _exact(config: str, n: int) -> tuple[Process, list[float], Array]:
     return process, times, solved.y.T * sigma[:, None]
 
 
-def _orders(plan: Plan) -> tuple[float | None, float | None]:
+def _orders(plan: Program) -> tuple[float | None, float | None]:
     """The measured order of the plan's solver, and that of its single steps."""
-    import json
-
     try:
         function = find(plan.name, "solver")
         if plan.stochastic:
@@ -187,9 +208,12 @@ def _orders(plan: Plan) -> tuple[float | None, float | None]:
         errors, defects = [], []
         for n in STEPS:
             process, times, exact = _exact(json.dumps(dict(plan.process), sort_keys=True), n)
-            made = record(function, process, times, dict(plan.about.get("options", {})), {})
+            traced = Trace(process)
+            ops, result = traced.program(function(traced, process, times, **plan.about.get("options", {})))
+            start_at = process.alpha(times[0]), process.sigma(times[0])
+            made = replace(plan, ops=ops, result=result, times=tuple(times), start=start_at)
             start = exact[0]
-            ends = list(play(made, start, lambda op, x: _x0(*op.scales[:2], x), _no_draw))
+            ends = list(_play(made, start, lambda op, x: _x0(*_level(op.scales), x), _no_draw))
             errors.append(float(np.abs(ends[-1][1][made.result] - exact[-1]).max()))
             defects.append(_defect(made, process, times, exact))
     except (ValueError, TypeError, ArithmeticError):
@@ -207,7 +231,7 @@ def _no_draw(op: Draw) -> Array:
     raise ValueError("a plan that draws noise has no order")
 
 
-def _defect(plan: Plan, process: Process, times: list[float], exact: Array) -> float:
+def _defect(plan: Program, process: Process, times: list[float], exact: Array) -> float:
     """The median error of single steps in the second half, each from exact states at the grid's times."""
     states = grid_states(plan)
     at = {slot: k for k, (slot, _) in enumerate(states)}
@@ -217,7 +241,7 @@ def _defect(plan: Plan, process: Process, times: list[float], exact: Array) -> f
     of_level = {level: k for k, (_, level) in enumerate(states)}
     every = {slot: of_level[level] for slot, level in levels(plan).items() if level in of_level} | at
     errors = {}
-    for op, values in play(plan, exact[0], lambda op, x: _x0(*op.scales[:2], x), _no_draw):
+    for op, values in _play(plan, exact[0], lambda op, x: _x0(*_level(op.scales), x), _no_draw):
         if (k := every.get(op.slot)) is not None:
             if op.slot in at:
                 errors[k] = float(np.abs(values[op.slot] - exact[k]).max())
@@ -226,14 +250,14 @@ def _defect(plan: Plan, process: Process, times: list[float], exact: Array) -> f
     return float(np.median(late)) if late else 0.0
 
 
-def _coefficients(plan: Plan) -> tuple[float, float, float]:
+def _coefficients(plan: Program) -> tuple[float, float, float]:
     """Largest coefficient of a prediction, the result's sum of magnitudes, and the largest miss of a noise level."""
     n, draws = plan.nfe, sum(isinstance(op, Draw) for op in plan.ops)
     start, count, largest = np.zeros(1 + n + draws), iter(range(1, 1 + n)), 0.0
     start[0] = 1.0
     columns = {op.draw: 1 + n + k for k, op in enumerate(op for op in plan.ops if isinstance(op, Draw))}
     rows: dict[int, Array] = {}
-    for op, values in play(
+    for op, values in _play(
         plan,
         start,
         lambda op, x: np.eye(1 + n + draws)[next(count)],
@@ -242,12 +266,12 @@ def _coefficients(plan: Plan) -> tuple[float, float, float]:
         rows[op.slot] = values[op.slot]
         largest = max(largest, float(np.abs(values[op.slot][1 : 1 + n]).max()))
     found = levels(plan)
-    off = max((max(abs(found[e.x][i] - e.scales[i]) for i in (0, 1)) for e in plan.evaluations), default=0.0)
+    off = max((max(abs(found[e.x][i] - _level(e.scales)[i]) for i in (0, 1)) for e in plan.evaluations), default=0.0)
     result = rows.get(plan.result, start)
     return largest, float(np.abs(result[1 : 1 + n]).sum()), off
 
 
-def amplification(plan: Plan, k: Array, last: int | None = None) -> Array:
+def amplification(plan: Program, k: Array, last: int | None = None) -> Array:
     """How far any state of `d(x / alpha) / d(log-SNR) = -k x / alpha` exceeds the four before it, for each k (real or
     complex): at most 1 where the plan is stable. Noise that the plan draws is left out. With `last`, only so many
     states at the end count, which the start no longer reaches."""
@@ -255,13 +279,13 @@ def amplification(plan: Plan, k: Array, last: int | None = None) -> Array:
     size: list[Array] = []
 
     def answer(op: Evaluate, x: Array) -> Array:
-        alpha = op.scales[0]
+        alpha = _level(op.scales)[0]
         return (1 - k) * x / alpha if alpha > 0 else np.zeros_like(x)  # at alpha = 0: eps = x / sigma
 
     # At sigma = 0 the problem's solution is 0, and any rest of it looks large; at alpha = 0 it is infinite.
     found = {slot: alpha for slot, (alpha, sigma) in grid_states(plan) if alpha > 0 and sigma > 0}
     with np.errstate(over="ignore", invalid="ignore"):
-        for op, values in play(plan, np.ones(k.shape, complex), answer, lambda op: np.zeros(k.shape, complex)):
+        for op, values in _play(plan, np.ones(k.shape, complex), answer, lambda op: np.zeros(k.shape, complex)):
             if op.slot in found:
                 size.append(np.abs(values[op.slot]) / found[op.slot])
         worst = np.zeros(k.shape)
@@ -271,7 +295,7 @@ def amplification(plan: Plan, k: Array, last: int | None = None) -> Array:
     return worst
 
 
-def stability(plan: Plan) -> float:
+def stability(plan: Program) -> float:
     """The stability radius: see `Check`; at most 1000."""
     k = np.geomspace(0.01, 1000.0, 4001)
     stable = amplification(plan, k) <= GROWTH

@@ -38,6 +38,11 @@ class Denoiser(nn.Module):
     solver: str | None = None  # the solver that suits it where none is asked for
 
     @property
+    def carries(self) -> bool:
+        """Whether it takes a run's memory (core/memory.py), as the condition `memory`."""
+        return False
+
+    @property
     def facts(self) -> Facts:
         """Its process, shape, conditions and so on, as they are now."""
         # A data set kept as the tensor `data` is not a data set's name, and other models have no such attribute at all.
@@ -129,6 +134,10 @@ class Wrapper(Denoiser):
         super().__init__()
         self.model = model
         self.take(replace(model.facts, **changes))
+
+    @property
+    def carries(self) -> bool:
+        return self.model.carries
 
     @property
     def device(self) -> torch.device:

@@ -2,27 +2,27 @@
 
 A solver written for the trace, `solver(trace, process, times, **options)`, runs on `Live` as well: `start, evaluate,
 keep, noise` give tensors instead of symbols. One that looks at them (adaptive steps, Langevin correctors, skipping)
-can run only so: it is a `Loop`, which has a plan's signature and no table.
+can run only so: it is a `Loop`, a sampler without operations or a table.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoiser
+from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise, Source
-from fewstep.core.plan import Plan
+from fewstep.core.ops import Number, in_band
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process, process_from_config
-from fewstep.core.run import Callback, Result, _bar, begin_run
+from fewstep.core.run import Ask, Watch, bar, begin_run, drive, is_finite, memory_for, program, reported
+from fewstep.core.sampler import Callback, Model, Result, Sampler
 
 
 class Live:
@@ -35,15 +35,16 @@ class Live:
 
     def __init__(
         self,
-        model: Denoiser,
+        model: Model,
         process: Process,
         x: Tensor,
         source: Source,
         condition: Mapping[str, Tensor],
         callback: Callback | None = None,
         counting: bool = False,
+        memory: Memory | None = None,
     ):
-        self.counting = counting
+        self.counting, self.memory = counting, memory
         self.model, self.process, self.source, self.condition = model, process, source, dict(condition)
         self._start, self._callback, self._draws = x, callback, 0
         self.nfe = 0
@@ -54,8 +55,8 @@ class Live:
         """The state `(B, *shape)` at the first time of the grid."""
         return self._start
 
-    def evaluate(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None) -> Prediction:
-        """The model's answer at x and time t, a number or `(B,)`.
+    def evaluate(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None, **given: float) -> Prediction:
+        """The model's answer at x and time t, a number or `(B,)`; `given` are numbers that it is told.
 
         With `rows` `(R,)`, indices of samples, x `(R, *shape)` and t are those samples' alone.
         """
@@ -66,7 +67,13 @@ class Live:
         else:
             self.made[rows] += 1
             condition = {name: value[rows] for name, value in condition.items()}
-        prediction = self.model(x, time_, **condition)
+        for name, number in given.items():
+            condition = {**condition, name: torch.full((len(x),), number, dtype=x.dtype, device=x.device)}
+        if self.memory is None:
+            prediction = self.model(x, time_, **condition)
+        else:
+            self.memory.advance(None if isinstance(t, Tensor) else float(t), given.items())
+            prediction = ask(self.model, x, time_, self.memory if rows is None else self.memory[rows], condition)
         self.nfe += 1
         if prediction.value.shape != x.shape:
             raise ValueError(
@@ -74,7 +81,7 @@ class Live:
                 f" at evaluation {self.nfe}"
             )
         if self._callback is not None:
-            self._callback(self.nfe, t, x, prediction)  # type: ignore[arg-type]
+            self._callback(self.nfe, t, x, prediction)  # type: ignore[arg-type]  # a tensor where times differ
         return prediction
 
     def keep(self, x: Tensor) -> Tensor:
@@ -87,37 +94,47 @@ class Live:
         return self.source.normal(self._draws, tuple(x.shape), x.device, x.dtype)
 
 
-class _Zero(Denoiser):
+class _Zero:
     """Predicts zeros, to count evaluations."""
 
+    shape: tuple[int, ...] | None = None
+    conditions: Mapping[str, Any] = {}
+    carries = False
+
     def __init__(self, process: Process):
-        super().__init__()
         self.process = process
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        return {}
+
+    def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         return Prediction(torch.zeros_like(x), "x0", x, t, self.process)
 
 
 @dataclass(frozen=True)
-class Loop(Plan):
-    """A sampler whose arithmetic depends on the data: a plan's signature, but no operations and no table.
+class Loop(Sampler):
+    """A sampler whose arithmetic depends on the data.
 
     `solver(live, process, times, **options)` returns the samples. `most` is how many evaluations it makes at most; by
     default it is counted on a model that predicts zeros.
     """
 
-    solver: Callable[..., Tensor] = field(kw_only=True)
-    options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    most: int | None = field(default=None, kw_only=True)
-    noisy: bool = field(default=False, kw_only=True)
+    solver: Callable[..., Tensor]
+    times: tuple[float, ...]
+    start: tuple[Number, Number]
+    process: Mapping[str, Any]
+    about: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    most: int | None = None
+    noisy: bool = False
 
     @cached_property
-    def nfe(self) -> int:  # type: ignore[override]
+    def nfe(self) -> int:
         """Network evaluations of one run, at most."""
         if self.most is not None:
             return self.most
         process = process_from_config(dict(self.process))
-        x = torch.full((1, 2), float(self.start[1]), dtype=torch.float64)
+        x = torch.full((1, 2), in_band(self.start[1], 0), dtype=torch.float64)
         live = Live(_Zero(process), process, x, Noise(0), {}, counting=True)
         with torch.no_grad():
             self.solver(live, process, list(self.times), **self.options)
@@ -127,19 +144,6 @@ class Loop(Plan):
     def stochastic(self) -> bool:
         return self.noisy
 
-    def _none(self, what: str) -> NoReturn:
-        raise ValueError(f"{self.name!r} depends on the data as it runs, so it has no {what}; only a fixed plan has")
-
-    @cached_property
-    def table(self) -> Any:  # type: ignore[override]
-        self._none("table")
-
-    def _operations(self) -> Any:
-        self._none("operations")
-
-    def to_json(self) -> str:
-        self._none("file")
-
     def __str__(self) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if not isinstance(value, dict))
         return f"Loop: at most {self.nfe} evaluations, {self.process.get('process')} process, {about}"
@@ -147,7 +151,7 @@ class Loop(Plan):
     @torch.no_grad()
     def run(
         self,
-        model: Denoiser,
+        model: Model,
         noise: Tensor,
         *,
         seed: int = 0,
@@ -163,23 +167,43 @@ class Loop(Plan):
         """As `fewstep.core.run.run`; `Result.nfe` counts the calls, `Result.report` holds `nfe_per_sample` `(B,)`."""
         begin = time.perf_counter()
         x, named = begin_run(self, model, noise, init, dtype, condition)
-        kept: list[Tensor] = []
-        with _bar(progress, self) as advance:
-
-            def watch(count: int, t: float, state: Tensor, prediction: Prediction) -> None:
-                if trajectory:
-                    kept.append(state.clone())
-                if callback is not None:
-                    callback(count, t, state, prediction)
-                if advance is not None:
-                    advance()
-
-            process = getattr(model, "process", None) or process_from_config(dict(self.process))
-            live = Live(model, process, x, source or Noise(seed, first), named, watch)
+        memory = memory_for(model, len(x), condition, None, self.times[-1])
+        process = getattr(model, "process", None) or process_from_config(dict(self.process))
+        with bar(progress, self) as advance:
+            watch = Watch(callback, trajectory, advance)
+            drawn = source or Noise(seed, first)
+            live = Live(model, process, x, drawn, named, watch if watch.wanted else None, memory=memory)
             samples = self.solver(live, process, list(self.times), **self.options)
-        if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):
+        if not is_finite(samples):
             raise ValueError(f"the samples of {self.name!r} are not finite")
-        if trajectory:
-            kept.append(samples)
-        report = {"nfe_per_sample": live.made} | live.report
-        return Result(samples, self.nfe, live.nfe, time.perf_counter() - begin, tuple(kept), report)
+        rows = {"rows": live.made.double().mean().item()} if memory is None else reported(memory, live.nfe, len(x))
+        report = rows | {"nfe_per_sample": live.made} | live.report
+        return Result(samples, self.nfe, live.nfe, time.perf_counter() - begin, watch.end(samples), report)
+
+
+Answer = Callable[[Live, int, Tensor], tuple[Tensor, str]]
+
+
+def around(plan: Sampler, name: str, solver: Callable[[Live, Callable[[Answer], Tensor]], Tensor]) -> Loop:
+    """A loop that runs a plan's arithmetic and answers for the network itself.
+
+    `solver(live, play)` calls `play(answer)`, which gives the samples; `answer(live, i, x)` gives the value and the
+    kind at evaluation i, most often by `live.evaluate`. `ValueError` unless the plan has a table.
+    """
+    table = plan.table
+
+    def run(live: Live, process: Process, times: list[float]) -> Tensor:
+        def play(answer: Answer) -> Tensor:
+            count = -1
+
+            def next_answer(asked: Ask) -> tuple[Tensor, str]:
+                nonlocal count
+                count += 1
+                return answer(live, count, asked.x)
+
+            return drive(program(table, live.start(), live.source), next_answer)
+
+        return solver(live, play)
+
+    about = dict(plan.about) | {"solver": f"{plan.name}, {name}"}
+    return Loop(run, plan.times, plan.start, plan.process, about, most=plan.nfe, noisy=plan.stochastic)

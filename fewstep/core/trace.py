@@ -8,10 +8,10 @@ unrolls to the first step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from fewstep.core.plan import Combine, Draw, Evaluate, Plan
+from fewstep.core.ops import Combine, Draw, Evaluate, Op
 from fewstep.core.prediction import KINDS, scales
 from fewstep.core.process import Process
 
@@ -71,12 +71,22 @@ class SymbolicPrediction:
         return Value({self._outputs[kind]: 1.0})
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """An evaluation while the solver may still ask for further kinds of its prediction."""
+
+    x: int
+    t: float
+    outputs: dict[str, int]
+    given: dict[str, float]
+
+
 class Trace:
     """Records what a solver does. The solver calls `start, evaluate, keep, noise` and returns the final value."""
 
     def __init__(self, process: Process):
         self.process = process
-        self._ops: list[Any] = []
+        self._ops: list[_Asked | Combine | Draw] = []
         self._slots = 1  # slot 0 is the start
         self._draws = 0
         self._states = {0}  # slots the network can be fed: the start and combinations
@@ -99,12 +109,13 @@ class Trace:
         value.terms = {slot: 1.0}
         return value
 
-    def evaluate(self, x: Value, t: float) -> SymbolicPrediction:
-        """One network evaluation at state x and process time t."""
+    def evaluate(self, x: Value, t: float, **given: float) -> SymbolicPrediction:
+        """One network evaluation at state x and process time t; `given` are numbers that the network is told there."""
         self.keep(x)
         (slot,) = x.terms
         outputs: dict[str, int] = {}
-        self._ops.append((slot, float(t), outputs))
+        told = {name: float(value) for name, value in given.items()}
+        self._ops.append(_Asked(slot, float(t), outputs, told))
         return SymbolicPrediction(self, outputs)
 
     def noise(self, a: float | None = None, b: float | None = None) -> Value:
@@ -114,36 +125,15 @@ class Trace:
         self._ops.append(Draw(slot, self._draws, None if a is None or b is None else (float(a), float(b))))
         return Value({slot: 1.0})
 
-    def plan(self, result: Value, times: Sequence[float], about: dict[str, Any]) -> Plan:
-        """The recorded program as an immutable plan."""
+    def program(self, result: Value) -> tuple[tuple[Op, ...], int]:
+        """The recorded operations, and the slot of the result."""
         self.keep(result)
-        ops = []
+        ops: list[Op] = []
         for op in self._ops:
-            if isinstance(op, tuple):
-                slot, t, outputs = op
-                op = Evaluate(slot, t, tuple(outputs.items()), scales(self.process, t))
-            ops.append(op)
+            if isinstance(op, _Asked):
+                outputs = tuple(op.outputs.items())
+                ops.append(Evaluate(op.x, op.t, outputs, scales(self.process, op.t), tuple(op.given.items())))
+            else:
+                ops.append(op)
         (slot,) = result.terms
-        process, first = self.process, times[0]
-        return Plan(
-            ops=tuple(ops),
-            result=slot,
-            times=tuple(float(t) for t in times),
-            start=(process.alpha(first), process.sigma(first)),
-            process=process.config(),
-            about=about,
-        )
-
-
-def record(
-    solver: Solver, process: Process, times: Sequence[float], options: dict[str, Any], about: dict[str, Any]
-) -> Plan:
-    """Trace `solver(trace, process, times, **options)` on a grid of decreasing times."""
-    from fewstep.core.bands import Bands
-
-    if isinstance(process, Bands):
-        from fewstep.core.banded import record_bands
-
-        return record_bands(solver, process, times, options, about)
-    trace = Trace(process)
-    return trace.plan(solver(trace, process, list(times), **options), times, about)
+        return tuple(ops), slot

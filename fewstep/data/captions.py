@@ -19,6 +19,16 @@ import torch
 from torch import Tensor
 
 from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
+
+METHODS = (
+    Method(
+        "shapes-captions",
+        kind="language",
+        claim="every sentence is read as what it was written from, and no other text is read at all",
+        use="parse",
+    ),
+)
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "cross")

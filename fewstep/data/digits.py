@@ -10,6 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
+from fewstep.data.spec import Dataset, DataSpec, check_size
+
+METHODS = (
+    Method(
+        "digits",
+        claim="1,797 handwritten digits of 8x8 in ten classes, from scikit-learn; the split is the same everywhere",
+        use="open_digits",
+    ),
+)
+
 SHAPE = (1, 8, 8)
 VALUE_RANGE = (-1.0, 1.0)
 CLASSES = 10
@@ -28,10 +40,17 @@ def load(split: str = "train") -> tuple[Tensor, Tensor]:
     """
     rows = {"train": slice(0, N_TRAIN), "validation": slice(N_TRAIN, None), "all": slice(None)}
     if split not in rows:
-        raise ValueError(f"unknown split {split!r}: use one of {', '.join(rows)}")
+        raise suggest("split", split, rows)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(N_TRAIN + N_VALIDATION)[rows[split]]
     ink = torch.from_numpy(bunch.images[order].astype(np.float32))
     return (ink / 8 - 1).unsqueeze(1), torch.from_numpy(bunch.target[order].astype(np.int64))
+
+
+def open_digits(split: str = "train", size: int | tuple[int, int] | None = None) -> Dataset:
+    """The digits with their labels. Raises ValueError for another split, and for another size than 8x8."""
+    check_size("digits", SHAPE, size)
+    images, labels = load(split)
+    return Dataset(DataSpec("digits", SHAPE, VALUE_RANGE, CLASSES, len(images)), images, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,18 @@ import numpy as np
 import torch
 
 from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
 from fewstep.data.spec import Dataset, DataSpec, split_rows
+
+METHODS = (
+    Method(
+        "folder",
+        kind="format",
+        claim="every picture below a folder; what is held out stays held out when a picture turns out to be broken",
+        use="open_folder",
+        facts={"suffix": "/"},
+    ),
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,13 +36,13 @@ NAMED = 10  # how many broken files or sizes a message lists before it only coun
 
 
 def open_folder(
-    root: Path,
-    split: str,
-    size: int | tuple[int, int] | None,
-    mode: str,
-    labels: bool,
-    validation: float,
-    seed: int,
+    root: str | Path,
+    split: str = "train",
+    size: int | tuple[int, int] | None = None,
+    mode: str = "RGB",
+    labels: bool = False,
+    validation: float = 0.1,
+    seed: int = 0,
 ) -> Dataset:
     """All images below `root`, in the order of their paths before the split permutes them.
 
@@ -41,16 +53,13 @@ def open_folder(
     Raises ValueError when there is no image, when none of the split can be read, when sizes differ and `size` is None,
     and with `labels` when an image lies outside every subfolder.
     """
+    root = Path(root)
     if mode not in MODES:
         raise suggest("mode", mode, MODES)
     target = (size, size) if isinstance(size, int) else size
     if target is not None and (len(target) != 2 or min(target) < 1):
         raise ValueError(f"size must be a positive number or (height, width), got {size!r}")
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    files = sorted(pictures_below(root))
     if not files:
         raise ValueError(f"no images in {root} or below it: looked for {', '.join(sorted(SUFFIXES))}")
     classes = _classes(root, files) if labels else ()
@@ -80,6 +89,13 @@ def open_folder(
     numbers = torch.tensor([index[_class(root, path)] for path in kept]) if labels else None
     spec = DataSpec(root.resolve().name, tuple(raw.shape[1:]), (-1.0, 1.0), len(classes) or None, len(raw))
     return Dataset(spec, raw, numbers, classes, tuple(str(path.relative_to(root)) for path, _ in broken))
+
+
+def pictures_below(root: Path) -> Iterator[Path]:
+    """The files of pictures in a folder and the folders in it, by their names."""
+    for path in root.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def _class(root: Path, path: Path) -> str:

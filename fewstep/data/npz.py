@@ -9,15 +9,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewstep.core.methods import Method
 from fewstep.data.spec import Dataset, DataSpec, split_rows
 
+METHODS = (
+    Method(
+        "npz",
+        kind="format",
+        claim="arrays of pictures and labels; bytes are kept as they are, and nothing is unpickled",
+        use="open_npz",
+        facts={"suffix": ".npz"},
+    ),
+)
 
-def open_npz(path: Path, split: str, value_range: tuple[float, float] | None, validation: float, seed: int) -> Dataset:
+
+def open_npz(
+    path: str | Path,
+    split: str = "train",
+    value_range: tuple[float, float] | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Dataset:
     """The arrays `images`, (N, H, W) or (N, H, W, C), and optionally `labels`, (N,) whole numbers from 0.
 
     Bytes (uint8) become -1 to 1. Floats stay as they are and need their range stated, by `value_range` or by an array
     `value_range` of two numbers in the file; every value must lie within. Pickled objects are refused.
     """
+    path = Path(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file (a zip of NumPy arrays)")
     try:

@@ -12,10 +12,20 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
+from fewstep.data.folder import MODES
+from fewstep.data.spec import Dataset, DataSpec
+
+METHODS = (
+    Method(
+        "photographs",
+        claim="patches of the photographs in scikit-image, none of which shows a part of one held out",
+        use="open_photographs",
+    ),
+)
 
 SHAPE = (3, 32, 32)
 VALUE_RANGE = (-1.0, 1.0)
-CLASSES = None
 SIDE = 256  # of a photograph's shorter side, in pixels
 
 # The names of `skimage.data`'s functions.
@@ -46,6 +56,20 @@ def load(split: str = "train", size: int = 32, colour: bool = True) -> tuple[Ten
         names = COLOURED[part] + (() if colour else GREY[part])
         parts += [_patches(_reduced(getattr(data, name)(), colour), size) for name in names]
     return torch.cat(parts), None
+
+
+def open_photographs(split: str = "train", size: int | tuple[int, int] | None = None, mode: str = "RGB") -> Dataset:
+    """The patches, 32 pixels wide where no size is given; `mode` "RGB" has those in colour, "L" all in grey.
+
+    Raises ValueError as `load` does, and for sizes that are not square and other modes.
+    """
+    if mode not in MODES:
+        raise suggest("mode", mode, MODES)
+    sides = {SHAPE[1]} if size is None else {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise ValueError(f"a patch of the photographs is square: give one number, not {size!r}")
+    patches, _ = load(split, sides.pop(), colour=mode == "RGB")
+    return Dataset(DataSpec("photographs", tuple(patches.shape[1:]), VALUE_RANGE, None, len(patches)), patches)
 
 
 def _reduced(pixels: np.ndarray, colour: bool) -> Tensor:

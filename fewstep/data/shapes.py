@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
+from fewstep.core.methods import Method
 from fewstep.core.noise import philox
 from fewstep.data.captions import (
     COLOURS,
@@ -35,10 +37,19 @@ from fewstep.data.captions import (
     tokenize,
 )
 from fewstep.data.shapes_render import RADII, REACH, SIDE, render
+from fewstep.data.spec import SPLITS, DataSpec, Drawn, check_size
+
+METHODS = (
+    Method(
+        "shapes",
+        claim="captioned scenes of one or two shapes, 32x32, drawn row by row; combinations are held out",
+        use="open_shapes",
+    ),
+)
 
 __all__ = [
     "CLASSES", "LENGTH", "N_TRAIN", "N_VALIDATION", "SHAPE", "VALUE_RANGE", "VOCABULARY", "Spec", "Thing",
-    "captions", "draw", "held_out", "parse", "render_caption", "render_specs", "scenes", "tokenize",
+    "captions", "draw", "held_out", "open_shapes", "parse", "render_caption", "render_specs", "scenes", "tokenize",
 ]  # fmt: skip
 
 SHAPE = (3, SIDE, SIDE)
@@ -212,6 +223,21 @@ def captions(rows: Tensor, split: str = "train") -> list[str]:
 def scenes(rows: Tensor, split: str = "train") -> list[Spec]:
     """What the pictures of some rows show, with every attribute. Raises as `draw`."""
     return _draw(rows, split)[0].specs()
+
+
+def open_shapes(split: str = "train", size: int | tuple[int, int] | None = None) -> Drawn:
+    """The scenes with their captions, drawn when they are asked for.
+
+    Raises ValueError for another size than 32x32 and another split, "all" among them.
+    """
+    check_size("shapes", SHAPE, size)
+    rows = {"train": N_TRAIN, "validation": N_VALIDATION}
+    if split not in SPLITS:
+        raise suggest("split", split, rows)
+    if split not in rows:
+        raise ValueError("shapes is drawn, without end: use the split 'train' or 'validation'")
+    spec = DataSpec("shapes", SHAPE, VALUE_RANGE, CLASSES, rows[split], Text(tuple(VOCABULARY[1:]), LENGTH))
+    return Drawn(spec, torch.empty(0, *SHAPE), draw=functools.partial(draw, split=split))
 
 
 def render_specs(specs: Sequence[Spec], seed: int = 0) -> Tensor:

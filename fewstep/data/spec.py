@@ -1,16 +1,13 @@
 """Data sets with their facts: shape, value range, classes and words travel with the images.
 
-`open_data` reads what comes built in, a folder of images, or an `.npz` file. All images are held in memory, one byte a
-value where the source has bytes (50 000 colour images of 32x32: 150 MB), and turned into floats batch by batch.
+`fewstep.data.open` opens what comes built in, a folder of images, or an `.npz` file. All images are held in memory, one
+byte a value where the source has bytes (50 000 colour images of 32x32: 150 MB), and turned into floats batch by batch.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +16,6 @@ from torch import Tensor
 from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
 
-# A built-in data set is a module with SHAPE, VALUE_RANGE and CLASSES, and either `load(split) -> (images, labels)` or,
-# for pictures made when they are asked for, `draw(rows, split) -> (images, tokens)`, N_TRAIN, N_VALIDATION, VOCABULARY
-# (its first entry stands for "no word") and LENGTH.
-BUILT_IN = {"digits": "fewstep.data.digits", "shapes": "fewstep.data.shapes"}
 SPLITS = ("train", "validation", "all")
 
 
@@ -47,7 +40,10 @@ class Dataset:
 
     `raw` is (N, C, H, W), either float32 within the range or uint8, of which 0 and 255 are the ends of the range.
     `labels` is (N,) int64 or None. `class_names` names the classes where the source does. `skipped` are the files that
-    could not be read.
+    could not be read. `given` holds what else goes with the images, by the name of the condition, (N, ...) each: the
+    degraded pictures `{"y": y}` of which they are the originals, for instance.
+
+    Raises ValueError where something given has not a row for each image.
     """
 
     spec: DataSpec
@@ -55,6 +51,12 @@ class Dataset:
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.given.items():
+            if len(value) != len(self):
+                raise ValueError(f"{name} has {len(value)} rows, but there are {len(self)} images")
 
     def __len__(self) -> int:
         return self.spec.n
@@ -63,9 +65,10 @@ class Dataset:
         return self._float(self.raw[rows]), None if self.labels is None else self.labels[rows]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The images of some rows, and their "label" or "text", where there is one."""
+        """The images of some rows, and their "label", their "text" or what else is given with them."""
         images, labels = self[rows]
-        return images, {} if labels is None else {"label": labels}
+        named = {name: value[rows] for name, value in self.given.items()}
+        return images, named if labels is None else {"label": labels, **named}
 
     @property
     def images(self) -> Tensor:
@@ -111,6 +114,13 @@ class Drawn(Dataset):
         return float(self[slice(0, MOST)][0].double().std(correction=0))
 
 
+def check_size(name: str, shape: tuple[int, ...], size: int | tuple[int, int] | None) -> None:
+    """`ValueError` for another size than that in which a data set comes."""
+    height, width = shape[1:]
+    if size not in (None, (height, width), height if height == width else None):
+        raise ValueError(f"{name} comes as {height}x{width}, not as {size!r}: leave size out")
+
+
 def split_rows(n: int, split: str, validation: float, seed: int) -> np.ndarray:
     """Which of `n` samples belong to the split: a seeded permutation whose last `validation` share is held out.
 
@@ -126,63 +136,3 @@ def split_rows(n: int, split: str, validation: float, seed: int) -> np.ndarray:
     if not len(rows):
         raise ValueError(f"the {split} split of {n} samples is empty with validation={validation}: change that share")
     return rows
-
-
-def open_data(
-    source: str | Path,
-    *,
-    split: str = "train",
-    size: int | tuple[int, int] | None = None,
-    mode: str = "RGB",
-    labels: bool = False,
-    value_range: tuple[float, float] | None = None,
-    validation: float = 0.1,
-    seed: int = 0,
-) -> Dataset:
-    """Opens a data set by name ("digits"), a folder of images, or an `.npz` file.
-
-    split: "train", "validation" or "all". size: images of a folder are cropped to its aspect around the centre and
-    resized to it (height and width, or one number). mode: "RGB" or "L" (grey), for folders. labels: the folder's first
-    level of subfolders are the classes. value_range: the range of the floats in an `.npz`. validation, seed: the
-    share held out and the permutation that chooses it (a built-in data set has a split of its own).
-
-    Raises ValueError when the source is none of these, or an argument does not apply to it.
-    """
-    path = Path(source)
-    if str(source) in BUILT_IN:
-        return _built_in(str(source), split, size)
-    if path.is_dir():
-        from fewstep.data.folder import open_folder
-
-        if value_range is not None:
-            raise ValueError("value_range is for the floats of an .npz file; images of a folder become -1 to 1")
-        return open_folder(path, split, size, mode, labels, validation, seed)
-    if path.is_file() and path.suffix == ".npz":
-        from fewstep.data.npz import open_npz
-
-        if size is not None:
-            raise ValueError(f"size={size!r} is for folders of images; the arrays of {path} keep theirs")
-        return open_npz(path, split, value_range, validation, seed)
-    if path.exists():
-        raise ValueError(f"cannot read {str(path)!r} as data: give a folder of images or an .npz file")
-    if path.suffix or "/" in str(source):
-        raise ValueError(f"no data at {str(path)!r}: there is no such file or folder")
-    raise suggest("data", str(source), BUILT_IN)
-
-
-def _built_in(name: str, split: str, size: int | tuple[int, int] | None) -> Dataset:
-    module = import_module(BUILT_IN[name])
-    height, width = module.SHAPE[1:]
-    if size not in (None, (height, width), height if height == width else None):
-        raise ValueError(f"{name} comes as {height}x{width}, not as {size!r}: leave size out")
-    if split not in SPLITS:
-        raise suggest("split", split, SPLITS)
-    if hasattr(module, "draw"):
-        rows = {"train": module.N_TRAIN, "validation": module.N_VALIDATION}
-        if split not in rows:
-            raise ValueError(f"{name} is drawn, without end: use the split 'train' or 'validation'")
-        text = Text(tuple(module.VOCABULARY[1:]), module.LENGTH)
-        spec = DataSpec(name, module.SHAPE, module.VALUE_RANGE, module.CLASSES, rows[split], text)
-        return Drawn(spec, torch.empty(0, *module.SHAPE), draw=functools.partial(module.draw, split=split))
-    images, labels = module.load(split)
-    return Dataset(DataSpec(name, module.SHAPE, module.VALUE_RANGE, module.CLASSES, len(images)), images, labels)

@@ -31,6 +31,7 @@ METHODS = (
         kind="format",
         claim="shuffled, endless, and resumed to the bit from the number of samples seen",
         use="open_stream",
+        facts={"suffix": ".tar", "stream": True},
     ),
 )
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
+from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.core.run import Callback
+from fewstep.core.sampler import Callback
 from fewstep.denoisers.network import NetworkDenoiser
 
 METHODS = (
@@ -107,7 +108,7 @@ class CoordinateDenoiser(NetworkDenoiser):
         return super().loss_pair(x0, self.coordinates.eps(x0, eps, t, condition), t, **condition)
 
 
-def restore(
+def sample_as_data(
     model: Denoiser,
     plan: Plan,
     state: Tensor,
@@ -122,13 +123,14 @@ def restore(
     The run starts at that state, not at noise: `plan.times[0]` is where the process has the state's noise. It computes
     in the state's dtype; seed and first belong to the noise of stochastic steps.
     """
-    if plan.start[0] == 0:
+    alpha = one_level(plan.start[0])
+    if alpha == 0:
         raise ValueError("the plan starts at pure noise, where nothing of the state is left: start it later")
-    named = model.check_condition(condition, len(state), state.device)
+    named: dict[str, Any] = dict(model.check_condition(condition, len(state), state.device))
     begun = plan.run(
         model,
         torch.zeros_like(state),
-        init=state / plan.start[0],
+        init=state / alpha,
         seed=seed,
         first=first,
         dtype=state.dtype,

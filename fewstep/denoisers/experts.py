@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.memory import AnyMemory, Memory, Part, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, joined
 
@@ -28,10 +30,10 @@ METHODS = (
 class Experts(Denoiser):
     """Routes by time: `denoisers[i]` answers for times from `cuts[i - 1]` to `cuts[i]`, the first one nearest the data.
 
-    A time at a cut goes to the noisier side. A run asks for one time a call, so it costs what one denoiser costs (and,
-    on a GPU, one read of that time); a batch of several times is split among them. All answers are of the first
-    denoiser's kind. Which modules run depends on the time, so it is no single graph for `torch.compile`; its denoisers
-    are.
+    A time at a cut goes to the noisier side. A run asks for one time per call, so it costs what one denoiser costs; its
+    memory says the time, which is read from the tensor outside a run. A batch of several times is split among them.
+    All answers are of the first denoiser's kind. Which modules run depends on the time, so it is no single graph for
+    `torch.compile`; its denoisers are.
 
     Args:
         denoisers: at least one, of one process, shape and set of conditions.
@@ -55,11 +57,38 @@ class Experts(Denoiser):
         self.take(replace(first.facts, plan=None))
         self.register_buffer("cuts", torch.tensor(cuts, dtype=torch.float64), persistent=False)
         self.cuts: Tensor
+        self._cuts = [float(cut) for cut in cuts]
 
     def config(self) -> dict[str, Any]:
         return {"denoisers": self.denoisers, "cuts": self.cuts.tolist()}
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+    @property
+    def carries(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
+        if memory is None:
+            return self._by_reading(x, t, condition)
+
+        def expert(part: Memory | Part) -> int | None:
+            return None if part.t is None else bisect.bisect_right(self._cuts, part.t)
+
+        def answer(
+            number: int | None, x: Tensor, t: Tensor, memory: AnyMemory, condition: dict[str, Any]
+        ) -> Prediction:
+            if number is None:  # a sampler whose samples have times of their own
+                memory.count(len(x))
+                return self._by_reading(x, t, condition)
+            return ask(self._expert(number), x, t, memory.branch(f"expert {number}"), condition)
+
+        return routed(memory, expert, answer, x, t, condition)
+
+    def _expert(self, number: int) -> Denoiser:
+        found = self.denoisers[number]
+        assert isinstance(found, Denoiser)
+        return found
+
+    def _by_reading(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Prediction:
         chosen = torch.bucketize(t.double(), self.cuts, right=True)
         if t.ndim == 0:
             return self.denoisers[int(chosen)](x, t, **condition)
@@ -71,10 +100,10 @@ class Experts(Denoiser):
         return joined(parts, x, t)
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        return self.denoisers[0].check_condition(condition, batch, device)  # type: ignore[operator]
+        return self._expert(0).check_condition(condition, batch, device)
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
-        return self.denoisers[0].encode(data, **condition)  # type: ignore[operator]
+        return self._expert(0).encode(data, **condition)
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
-        return self.denoisers[0].decode(x, **condition)  # type: ignore[operator]
+        return self._expert(0).decode(x, **condition)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.memory import ask
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 
@@ -45,7 +46,7 @@ class Fixed(Wrapper):
         return {name: value.to(x.device).expand(len(x), *value.shape[1:]) for name, value in self.fixed.items()}
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        return self.model(x, t, **self._rows(x))
+        return ask(self.model, x, t, condition.get("memory"), self._rows(x))
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return self.model.encode(data, **self._rows(data))

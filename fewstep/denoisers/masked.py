@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
+from fewstep.core.memory import AnyMemory, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, joined
+from fewstep.networks.surgery import Block, blocks_of, without
 
 METHODS = (
     Method(
@@ -26,55 +27,29 @@ METHODS = (
 )
 
 
-class Skip(nn.Module):
-    """Stands for a block that is left out."""
-
-    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        return x
+def _skippable(model: nn.Module) -> dict[str, Block]:
+    if not (found := {name: block for name, block in blocks_of(model).items() if block.skippable}):
+        raise ValueError("no block of this model's network can be left out: its `skippable` is empty")
+    return found
 
 
 def skippable(model: nn.Module) -> dict[str, str]:
     """The blocks that can be left out: name -> path in the model, in the order in which they run.
 
-    They are those of the model's first submodule with a dictionary `skippable` of names and modules, each named by its
-    path in that submodule: blocks that are called with their input first and return a tensor of its shape.
+    They are those of `fewstep.networks.surgery.blocks_of` that add to their input and keep its shape.
 
     Raises:
-        ValueError: no submodule names its blocks.
+        ValueError: no submodule names its blocks, or none of them can be left out.
     """
-    for path, module in model.named_modules():
-        names = getattr(module, "skippable", None)
-        if isinstance(names, Mapping) and names:
-            return {name: f"{path}.{name}" if path else name for name in names}
-    raise ValueError(
-        "no network in this model names the blocks that can be left out: give it a property `skippable`, a dictionary"
-        " from the paths of residual blocks that keep their input's shape to the blocks"
-    )
-
-
-def without(module: nn.Module, paths: Iterable[str]) -> nn.Module:
-    """The module with the submodules at these paths left out, sharing everything else with it, hooks included.
-
-    Only the modules on the way to those left out are copied, and they shallowly: parameters and buffers stay one.
-    """
-    grouped: dict[str, list[str]] = {}
-    for path in paths:
-        head, _, rest = path.partition(".")
-        grouped.setdefault(head, []).append(rest)
-    if not grouped:
-        return module
-    clone = copy.copy(module)
-    clone.__dict__["_modules"] = dict(module._modules)
-    for head, rests in grouped.items():
-        clone._modules[head] = Skip() if "" in rests else without(module.get_submodule(head), rests)
-    return clone
+    return {name: block.path for name, block in _skippable(model).items()}
 
 
 class MaskedDenoiser(Wrapper):
     """`model` with `masks[t]`, names of blocks, left out at the times t; at other times, and without masks, `model`.
 
     A time is met within a relative 1e-6 of the clock, so that float32 times find their mask. The host decides what
-    runs, so it reads the time at each evaluation. Threads may share it, and the model beside it: nothing is changed.
+    runs: a run's memory says the time, which is read from the tensor outside a run. Threads may share it, and the model
+    beside it: nothing is changed.
 
     Raises:
         ValueError: a model whose blocks have no names, a block that it does not have.
@@ -83,10 +58,10 @@ class MaskedDenoiser(Wrapper):
     def __init__(self, model: Denoiser, masks: Mapping[float, Collection[str]]):
         super().__init__(model)
         self.masks = {float(t): tuple(names) for t, names in dict(masks).items() if len(names)}
-        self._paths = skippable(model) if self.masks else {}
+        self._blocks = _skippable(model) if self.masks else {}
         for name in (name for names in self.masks.values() for name in names):
-            if name not in self._paths:
-                raise suggest("block", name, self._paths)
+            if name not in self._blocks:
+                raise suggest("block", name, self._blocks)
 
     def config(self) -> dict[str, Any]:
         return {"model": self.model, "masks": list(self.masks.items())}  # JSON has no numbers for keys
@@ -97,21 +72,42 @@ class MaskedDenoiser(Wrapper):
         clock = abs(self.process.t_max - self.process.t_zero)
         return self.masks[near] if near is not None and abs(near - t) <= 1e-6 * max(abs(t), 1e-3 * clock) else ()
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+    @property
+    def carries(self) -> bool:
+        return bool(self.masks) or self.model.carries
+
+    def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
         if not self.masks:
-            return self.model(x, t, **condition)
+            return ask(self.model, x, t, memory, condition)
+        if memory is None:
+            return self._by_reading(x, t, condition)
+
+        def answer(
+            time: float | None, x: Tensor, t: Tensor, memory: AnyMemory, condition: dict[str, Any]
+        ) -> Prediction:
+            if time is None:  # a sampler whose samples have times of their own
+                memory.count(len(x))
+                return self._by_reading(x, t, condition)
+            return ask(self._at(time), x, t, memory, condition)
+
+        return routed(memory, lambda part: part.t, answer, x, t, condition)
+
+    def _by_reading(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
         times = t.unique().tolist()
         if len(times) == 1:
-            return self._at(times[0], x, t, condition)
+            return self._at(times[0])(x, t, **condition)
         parts = []  # samples at different times, with masks of their own
         for time in times:
             rows = (t == time).nonzero().squeeze(1)
             named = {name: c[rows] if isinstance(c, Tensor) and c.ndim else c for name, c in condition.items()}
-            parts.append((rows, self._at(time, x[rows], t[rows], named)))
+            parts.append((rows, self._at(time)(x[rows], t[rows], **named)))
         return joined(parts, x, t)
 
-    def _at(self, time: float, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Prediction:
-        return without(self.model, [self._paths[name] for name in self.mask(time)])(x, t, **condition)
+    def _at(self, time: float) -> Denoiser:
+        """The model at a time."""
+        found = without(self.model, [self._blocks[name] for name in self.mask(time)])
+        assert isinstance(found, Denoiser)
+        return found
 
 
 @torch.no_grad()
@@ -127,9 +123,9 @@ def flops(model: Denoiser, names: Collection[str] = ()) -> int:
 
     if model.shape is None:
         raise ValueError("operations are counted on one sample, so the denoiser needs a shape: set model.shape = (...)")
-    paths = skippable(model) if names else {}
-    if unknown := [name for name in names if name not in paths]:
-        raise suggest("block", unknown[0], paths)
+    blocks = _skippable(model) if names else {}
+    if unknown := [name for name in names if name not in blocks]:
+        raise suggest("block", unknown[0], blocks)
     tensor = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     x = torch.zeros((1, *model.shape), device=tensor.device, dtype=dtype)
@@ -141,5 +137,5 @@ def flops(model: Denoiser, names: Collection[str] = ()) -> int:
 
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter leaves this one out
     with FlopCounterMode(display=False, custom_mapping={on_cpu: attention}) as counter:
-        without(model, [paths[name] for name in names])(x, t, **condition)
+        without(model, [blocks[name] for name in names])(x, t, **condition)
     return counter.get_total_flops()

@@ -43,7 +43,7 @@ class NetworkDenoiser(Denoiser):
     Args:
         predicts: kind of the network's output, one of x0, eps, v, velocity, score ("edm" always gives x0).
         shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
-        data: name of the data set it was trained on, where that can be opened again (fewstep.data.spec.open_data).
+        data: name of the data set it was trained on, where that can be opened again (fewstep.data.open.open_data).
     """
 
     def __init__(

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.conditions.number import Number
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
+from fewstep.core.memory import AnyMemory, Memory, Part, Together, ask, routed
 from fewstep.core.methods import Method
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, expand
 
 METHODS = (
     Method(
@@ -20,14 +22,21 @@ METHODS = (
         arxiv="2207.12598",
         claim="samples follow their label or caption more closely",
         use="Guided",
-        facts={"wraps": True, "changes": ("plan", "solver")},
+        facts={"wraps": True, "changes": ("plan", "solver", "conditions")},
     ),
 )
+
+SCALE = "guidance"  # the condition by which a caller or a plan sets the scale
+_EACH = "scale of each row"  # under which it goes through the routing of rows
 
 
 class Guided(Wrapper):
     """`empty + scale (conditional - empty)`, both in one call of twice the batch (Ho and Salimans, equation 6, whose w
     is `scale - 1`).
+
+    The condition `guidance` sets the scale for a run, for each sample (a list), or for each evaluation (the numbers of
+    a plan, `fs.plan(..., guidance=[...])`); `scale` holds where nobody does. A model that has a condition `guidance` of
+    its own, distilled into it, keeps that for itself.
 
     Scale 1 is the base, in one call of its own, bit for bit; 0 ignores the condition. "Empty" is no label and no
     caption, or what `negative` says instead (`negative="blurry"` for the caption, or a mapping of conditions); a
@@ -43,18 +52,28 @@ class Guided(Wrapper):
     """
 
     def __init__(self, model: Denoiser, scale: float, negative: str | Mapping[str, Any] | None = None):
-        # The model's plan was found for what it predicts itself.
-        changed = {"plan": None if scale != 1 else model.plan, "solver": "ddim" if scale > 1 else model.solver}
-        super().__init__(model, **changed)
         if not any(kind.guides for kind in model.conditions.values()):
             raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
         if not 0 <= scale < float("inf"):
             raise ValueError(f"the guidance scale must be at least 0 and finite, got {scale}")
-        self.scale = float(scale)
+        own = {} if SCALE in model.conditions else {SCALE: Number(0.0, None, float(scale))}
+        super().__init__(
+            model,
+            plan=None if scale != 1 else model.plan,  # the model's plan was found for what it predicts itself
+            solver="ddim" if scale > 1 else model.solver,
+            conditions={**model.conditions, **own},
+        )
+        self.scale, self.takes_scale = float(scale), bool(own)
         self.negative = {"text": negative} if isinstance(negative, str) else dict(negative or {})
         for name in self.negative:
             if name not in model.conditions:
                 raise suggest("condition", name, model.conditions)
+        # The empty condition of the last batch: it is the same at every evaluation, and to check it reads tensors.
+        self._empty: tuple[tuple[int, torch.device, frozenset[str]], dict[str, Tensor]] | None = None
+
+    @property
+    def carries(self) -> bool:
+        return True
 
     def describe(self) -> dict[str, Any]:
         return self.model.describe() | {"guidance scale": self.scale, "negative": self.negative}
@@ -62,13 +81,61 @@ class Guided(Wrapper):
     def config(self) -> dict[str, Any]:
         return {"model": self.model, "scale": self.scale, "negative": self.negative}
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        if self.scale == 1:
-            return self.model(x, t, **condition)
-        kept = {name: value for name, value in condition.items() if not self.conditions[name].guides}
-        empty = self.model.check_condition(kept | self.negative, len(x), x.device)
-        both = {name: torch.cat([value, empty[name]]) for name, value in condition.items()}
-        answer = self.model(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
-        given, nothing = answer.value.chunk(2)
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        """As the model's, and `guidance` where it is given: without it the scale is the guidance's own."""
+        rest = dict(condition)
+        scale = rest.pop(SCALE, None) if self.takes_scale else None
+        named = self.model.check_condition(rest, batch, device)
+        return named if scale is None else named | {SCALE: self.conditions[SCALE].check(SCALE, scale, batch, device)}
+
+    def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
+        scale = condition.pop(SCALE, None) if self.takes_scale else None
+
+        def told(part: Memory | Part) -> float | None:
+            """The scale as a number of the host, or None where it is known by the tensor alone."""
+            return part.given.get(SCALE, self.scale) if self.takes_scale else self.scale
+
+        if memory is None:
+            alone = self.scale if scale is None else None
+            return self._answer(alone == 1, alone, x, t, None, condition | {_EACH: scale})
+
+        def answer(plain: bool, x: Tensor, t: Tensor, memory: AnyMemory, condition: dict[str, Any]) -> Prediction:
+            scales = {told(part) for part in memory.parts()}
+            return self._answer(plain, scales.pop() if len(scales) == 1 else None, x, t, memory, condition)
+
+        return routed(memory, lambda part: told(part) == 1, answer, x, t, condition | {_EACH: scale})
+
+    def _answer(
+        self,
+        plain: bool,
+        scale: float | None,
+        x: Tensor,
+        t: Tensor,
+        memory: AnyMemory | None,
+        condition: dict[str, Any],
+    ) -> Prediction:
+        """`scale` is one number for all rows, or None where `condition` has one for each."""
+        scales = condition.pop(_EACH)
+        given = None if memory is None else memory.branch("given")
+        if plain:
+            return ask(self.model, x, t, given, condition)
+        empty = self._empty_condition(condition, len(x), x.device)
+        both = {name: torch.cat([value, empty.get(name, value)]) for name, value in condition.items()}
+        twice = None if given is None or memory is None else Together([given, memory.branch("empty")])
+        times = t if t.ndim == 0 else torch.cat([t, t])
+        answer = ask(self.model, torch.cat([x, x]), times, twice, both)
+        conditional, nothing = answer.value.chunk(2)
+        weight: Any = scale if scale is not None else expand(scales, x).to(nothing.dtype)
         # What the answer says beside its value is that of the conditional half.
-        return answer.part(slice(len(x))).replaced(torch.lerp(nothing, given, self.scale), x=x, t=t)
+        return answer.part(slice(len(x))).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)
+
+    def _empty_condition(self, condition: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
+        """What stands for no condition; what goes with the sample, a picture or a number, is not in it."""
+        kept = {name: value for name, value in condition.items() if not self.model.conditions[name].guides}
+        key = batch, device, frozenset(kept)
+        known = self._empty
+        if known is None or known[0] != key:
+            named = self.model.check_condition(kept | self.negative, batch, device)
+            apart = {name: value for name, value in named.items() if name not in kept or name in self.negative}
+            self._empty = known = key, apart
+        return known[1]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fewstep.conditions.label import Label
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import transformer_blocks
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -37,6 +39,9 @@ class ClassConditional:
 
     def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         return network(x, timestep=time, class_labels=condition["label"], return_dict=False)[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return transformer_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> None:
         return None

@@ -12,7 +12,9 @@ from fewstep.conditions.number import Number
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import joint_blocks
 from fewstep.hub.stable_diffusion_3 import shift_by_size
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -84,6 +86,9 @@ class Flux:
             return_dict=False,
         )[0]
         return unpack(answer, x.shape[2], x.shape[3])
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return joint_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]]:
         config = self.pipeline.scheduler.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,8 @@ from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
 from fewstep.hub.components import families, open_pipeline, unsupported
 from fewstep.hub.schedules import open_schedule
-from fewstep.sampling.build import plan
+from fewstep.networks.surgery import Block
+from fewstep.sampling.build import fixed_plan
 
 METHODS = (
     Method(
@@ -47,6 +49,10 @@ class Family(Protocol):
 
     def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """The network's answer `(B, channels or more, H, W)` to latents x `(B, channels, H, W)` at `time` `(B,)`."""
+        ...
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        """The network's blocks by their paths in it, in the order in which they run."""
         ...
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]] | None:
@@ -89,7 +95,7 @@ class PipelineDenoiser(Denoiser):
         self.timesteps = self.schedule.rule(self.family.grid(self.shape))
         self.plan = self.schedule.plan
         if (steps := CONSISTENT.get(self.schedule.name)) and self.timesteps is not None:
-            self.plan = plan(self.process, "multistep-consistency", steps, self.timesteps)
+            self.plan = fixed_plan(self.process, "multistep-consistency", steps, self.timesteps)
         self.eval()
 
     def config(self) -> dict[str, Any]:
@@ -123,6 +129,12 @@ class PipelineDenoiser(Denoiser):
     def sized(self, height: int, width: int) -> PipelineDenoiser:
         """The same model, weights shared, for pictures of another size in pixels."""
         return PipelineDenoiser(self.pipeline, (height, width), self._device)
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The network's blocks by their paths in it, in the order in which they run; see `blocks_of`."""
+        found = self.family.blocks(self.network)
+        return {name: replace(block, path=f"network.{block.path}") for name, block in found.items()}
 
     @property
     def device(self) -> torch.device:

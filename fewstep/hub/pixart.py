@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import transformer_blocks
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -70,6 +72,9 @@ class PixArt:
             added_cond_kwargs=told,
             return_dict=False,
         )[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return transformer_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> None:
         return None

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import card
+from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import expand
 from fewstep.core.process import process_from_config
-from fewstep.core.run import _add_up
+from fewstep.core.run import Rows
 from fewstep.core.table import Table
 from fewstep.processes.discrete import Discrete
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -92,7 +93,7 @@ def _is_its_solvers(plan: Plan) -> bool:
     if made is None or made.table.structure != plan.table.structure:
         return False
     return all(
-        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        math.isclose(one_level(a), one_level(b), rel_tol=1e-9, abs_tol=1e-12)
         for mine, theirs in zip(plan.table.stages, made.table.stages, strict=True)
         for row, other in zip(mine.weights, theirs.weights, strict=True)
         for a, b in zip(row, other, strict=True)
@@ -126,7 +127,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.scale = 1 if isinstance(self.process, Discrete) else num_train_timesteps
         if isinstance(self.process, Discrete):
             self.alphas_cumprod = torch.tensor(self.process.alphas_cumprod, dtype=torch.float64).float()
-        self.init_noise_sigma = _first(self.plan.table)[1] * self.plan.start[1]
+        self.init_noise_sigma = _first(self.plan.table)[1] * one_level(self.plan.start[1])
         self.num_inference_steps: int | None = None
         self.set_timesteps(self.plan.nfe)
 
@@ -164,7 +165,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan = self.plan
         steps, nfe = len(plan.times) - 1, plan.nfe
         made = torch.tensor([op.t for op in plan.evaluations], dtype=torch.float32, device=device) * self.scale
-        levels = [op.scales[1] for op in plan.evaluations]
+        levels = [one_level(op.scales[1]) for op in plan.evaluations]
         given = num_inference_steps
         for name, values, own in (("timesteps", timesteps, made.tolist()), ("sigmas", sigmas, levels)):
             if values is None:
@@ -267,59 +268,41 @@ def _first(table: Table) -> tuple[tuple[float, ...], float]:
     stage = table.stages[0]
     if stage.evaluate is not None:
         return (1.0,), 1.0
-    fed = stage.weights[table.stages[1].x]
+    weights = [[one_level(c) for c in row] for row in stage.weights]
+    fed = weights[table.stages[1].x]
     noise = math.hypot(fed[0], *fed[table.states :])
     if len(stage.weights) > 1 and (stage.draws or fed[0] == 0):
         raise ValueError("the plan adds noise to one of two states before its first evaluation: a pipeline has but one")
-    return tuple(row[0] / fed[0] for row in stage.weights) if len(stage.weights) > 1 else (1.0,), noise
+    return tuple(row[0] / fed[0] for row in weights) if len(weights) > 1 else (1.0,), noise
 
 
 class _Rows:
-    """The states and the memory of a run, as in `fewstep.core.run.program`, one call an evaluation."""
+    """A run, `fewstep.core.run.Rows`, whose network is called by a pipeline: it may change the state between calls."""
 
     def __init__(self, table: Table, kind: str, sample: Tensor):
-        self.table, self.shape = table, sample.shape
-        r, m = table.states, table.memory
-        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        rows = torch.zeros((2 * r + m, *sample.shape), dtype=dtype, device=sample.device)
-        views, flat = rows.unbind(), rows.view(2 * r + m, -1)
-        self.memory, self.state = views[r : r + m], (views[:r], views[r + m :])
-        self.reads = (flat[: r + m], flat[r:])
-        self.writes = (flat[r + m :], flat[:r])
-        self.bound = table.bind(kind)
-        self.weights = self.bound.tensors(sample.device, dtype)
-        self.kind, self.dtype = kind, dtype
-        self.i = 0 if table.stages[0].evaluate is not None else 1
+        self.table, self.kind = table, kind
+        self.rows = Rows(table, sample, torch.float64 if sample.dtype == torch.float64 else torch.float32)
+        self.rows.bind(kind)
+        self.rows.i = 0 if table.stages[0].evaluate is not None else 1
         self.given: Tensor | None = None
-        for state, factor in zip(self.state[self.i & 1], _first(table)[0], strict=False):
+        for state, factor in zip(self.rows.state[self.rows.i & 1], _first(table)[0], strict=False):
             state.copy_(sample).mul_(factor)
 
     def clean(self, value: Tensor, sample: Tensor) -> Tensor:
         """The clean sample that the answer implies."""
-        p, q = self.table.stages[self.i].convert(self.kind, "x0")
-        return (p * sample.to(self.dtype) + q * value.to(self.dtype)).to(sample.dtype)
+        p, q = (one_level(number) for number in self.table.stages[self.rows.i].convert(self.kind, "x0"))
+        return (p * sample.to(self.rows.dtype) + q * value.to(self.rows.dtype)).to(sample.dtype)
 
     def advance(self, value: Tensor, sample: Tensor, generator: Any) -> Tensor:
         """Take the network's answer at `sample`, and give its next input or the result."""
-        table, i = self.table, self.i
-        stage, odd = table.stages[i], i & 1
-        x, value = self.state[odd][stage.x], value.to(self.dtype)
+
+        def draw(number: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+            return randn_tensor(shape, generator, device, dtype)
+
         if self.given is not None and not self._unchanged(sample):
             self._move(sample)
-        for (_, slot), ratio in zip(stage.outputs, self.bound.ratios[i], strict=True):
-            if ratio is None:
-                self.memory[slot].copy_(value)
-            else:
-                torch.add(value, x, alpha=ratio, out=self.memory[slot])
-        for _, slot in stage.draws:
-            self.memory[slot].copy_(randn_tensor(self.shape, generator, x.device, self.dtype))
-        if x.device.type == "cpu":
-            torch.mm(self.weights[i], self.reads[odd], out=self.writes[odd][: len(stage.weights)])
-        else:  # a global setting may round matrix products there
-            _add_up(self.bound.weights[i], [*self.state[odd], *self.memory], self.state[1 - odd])
-        self.i = i + 1
-        row = table.stages[self.i].x if self.i < len(table.stages) else table.result
-        self.given = self.state[1 - odd][row].to(sample.dtype, copy=True)
+        self.rows.advance(value.to(self.rows.dtype), self.kind, draw)
+        self.given = self.rows.fed.to(sample.dtype, copy=True)
         self.version = 0 if self.given.is_inference() else self.given._version
         return self.given
 
@@ -333,13 +316,15 @@ class _Rows:
         The combinations before gave `x = w . s` and the kept `k = u . s`, of the states s before them. The least change
         of s that moves x by d is `w d / |w|^2`, and moves k by `(u . w) / |w|^2 d`.
         """
-        if sample.shape != self.shape:
-            raise ValueError(f"the sample has shape {tuple(sample.shape)}, that of the first step {tuple(self.shape)}")
-        fed, states = self.table.stages[self.i].x, self.state[self.i & 1]
+        if sample.shape != self.rows.shape:
+            raise ValueError(
+                f"the sample has shape {tuple(sample.shape)}, that of the first step {tuple(self.rows.shape)}"
+            )
+        fed, states = self.table.stages[self.rows.i].x, self.rows.state[self.rows.i & 1]
         rows = self._dependence()
         norm = math.fsum(c * c for c in rows[fed])
         if len(rows) > 1 and norm > 0:
-            change = sample.to(self.dtype) - states[fed]
+            change = sample.to(self.rows.dtype) - states[fed]
             for k, row in enumerate(rows):
                 factor = math.fsum(a * b for a, b in zip(row, rows[fed], strict=True)) / norm
                 if k != fed and factor:
@@ -351,12 +336,12 @@ class _Rows:
 
         That is held in the kind that the solver uses next: it may have written eps and x0 of one evaluation in turn.
         """
-        before, outputs = self.table.stages[self.i - 1], self.table.stages[self.i].outputs
+        before, outputs = self.table.stages[self.rows.i - 1], self.table.stages[self.rows.i].outputs
         r = self.table.states
-        rows = [list(row[:r]) for row in before.weights]
-        if before.evaluate is not None and outputs and min(before.evaluate.scales[:2]) > 0:
+        rows = [[one_level(c) for c in row[:r]] for row in before.weights]
+        if before.evaluate is not None and outputs and min(map(one_level, before.evaluate.scales[:2])) > 0:
             for kind, slot in before.outputs:
-                p = before.convert(outputs[0][0], kind)[0]
+                p = one_level(before.convert(outputs[0][0], kind)[0])
                 for row, weights in zip(rows, before.weights, strict=True):
-                    row[before.x] += p * weights[r + slot]
+                    row[before.x] += p * one_level(weights[r + slot])
         return rows

@@ -19,8 +19,9 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.core.run import unrolled
+from fewstep.core.plan import Plan, as_plan
+from fewstep.core.run import check_given, unrolled
+from fewstep.core.sampler import Sampler
 from fewstep.hub.onnx import as_config, example
 
 METHODS = (
@@ -58,33 +59,46 @@ class _Program(nn.Module):
     def __init__(self, plan: Plan, model: Denoiser, kind: str, names: tuple[str, ...]):
         super().__init__()
         self.model, self.names = model, names
-        self.structure, self.start, self.draws = plan.table.structure, float(plan.start[1]), _draws(plan)
-        times, weights, conversions = plan.table.numbers(kind, model.device, torch.float32)
+        table, sigma = plan.table, plan.start[1]
+        self.structure, self.draws = table.structure, _draws(plan)
+        times, weights, conversions = table.numbers(kind, model.device, torch.float32)
         self.evaluations, self.stages = len(times), len(weights)
-        for what, tensors in (("time", times), ("weight", weights), ("conversion", conversions)):
+        self.told = [tuple(name for name, _ in op.given) for op in table.evaluations]
+        given = [torch.tensor([value for _, value in op.given]).to(model.device) for op in table.evaluations]
+        for what, tensors in (("time", times), ("weight", weights), ("conversion", conversions), ("given", given)):
             for k, tensor in enumerate(tensors):
                 self.register_buffer(f"{what}_{k}", tensor.clone())
+        self.start_scale: Tensor
+        self.start: float | None = None
+        if isinstance(sigma, tuple):  # one for each element
+            self.register_buffer("start_scale", table.array([[sigma]])[0, 0].to(model.device, torch.float32))
+        else:
+            self.start = sigma
 
     def forward(self, noise: Tensor, steps: Tensor, *conditions: Tensor) -> Tensor:
+        given = [
+            {name: getattr(self, f"given_{k}")[i] for i, name in enumerate(names)} for k, names in enumerate(self.told)
+        ]
         return unrolled(
             self.structure,
             self.model,
-            noise * self.start,
+            noise * (self.start if self.start is not None else self.start_scale),
             [getattr(self, f"time_{k}") for k in range(self.evaluations)],
             [getattr(self, f"weight_{k}") for k in range(self.stages)],
             [getattr(self, f"conversion_{k}") for k in range(self.stages)],
             [steps[k] for k in range(self.draws)],
             dict(zip(self.names, conditions, strict=True)),
+            given,
         )
 
 
-def _draws(plan: Plan) -> int:
+def _draws(plan: Sampler) -> int:
     """The highest number of a draw."""
     return max((draw for stage in plan.table.stages for draw, _ in stage.draws), default=0)
 
 
 @torch.no_grad()
-def export_program(plan: Plan, model: Denoiser, path: str | os.PathLike[str], batch: int | None = None) -> Path:
+def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[str], batch: int | None = None) -> Path:
     """Write the plan with the network as one program; `load_program` opens it.
 
     The graph takes `noise` `(B, *shape)`, `steps` `(D, B, *shape)`, the standard normals of the plan's D draws (D = 0
@@ -98,7 +112,7 @@ def export_program(plan: Plan, model: Denoiser, path: str | os.PathLike[str], ba
         ValueError: a plan for another process or with no table, one that starts in the middle, a model without a shape
             or in another dtype than float32, an operation that torch.export cannot follow.
     """
-    path = Path(path)
+    path, plan = Path(path), as_plan(sampler)
     if model.shape is None:
         raise ValueError("a program holds one shape of samples: set model.shape = (...)")
     if not plan.fits(model.process):
@@ -110,8 +124,8 @@ def export_program(plan: Plan, model: Denoiser, path: str | os.PathLike[str], ba
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
     size, draws = batch or 2, _draws(plan)
-    _ = plan.table
     conditions = example(model, size)
+    check_given(plan.table, model)
     noise = torch.zeros(size, *model.shape, device=model.device)
     steps = torch.zeros(draws, size, *model.shape, device=model.device)
     first = torch.tensor(plan.evaluations[0].t, device=model.device)

@@ -12,6 +12,8 @@ from fewstep.conditions.number import Number
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import stage_blocks
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -73,6 +75,9 @@ class StableDiffusion:
             timestep_cond=self._guidance(x, condition),
             return_dict=False,
         )[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return stage_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> None:
         return None

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import joint_blocks
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -64,6 +66,9 @@ class StableDiffusion3:
             pooled_projections=condition["pooled"].to(x.dtype),
             return_dict=False,
         )[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return joint_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]] | None:
         config = self.pipeline.scheduler.config

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fewstep.conditions.label import Label
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
+from fewstep.hub.blocks import stage_blocks
+from fewstep.networks.surgery import Block
 
 METHODS = (
     Method(
@@ -57,6 +59,9 @@ class Unconditional:
 
     def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         return network(x, time, class_labels=condition.get("label"), return_dict=False)[0]
+
+    def blocks(self, network: nn.Module) -> Mapping[str, Block]:
+        return stage_blocks(network)
 
     def grid(self, shape: tuple[int, ...]) -> None:
         return None

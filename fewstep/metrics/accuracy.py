@@ -16,6 +16,7 @@ METHODS = (
         "accuracy",
         claim="near 1 on real digits, 1/10 on labels dealt at random",
         use="class_accuracy",
+        facts={"needs": ("label",), "of": "digits", "better": "high"},
     ),
 )
 
@@ -30,12 +31,12 @@ class Accuracy(Result):
     error: float
 
 
-def class_accuracy(
+def correct(
     samples: Tensor,
     labels: Tensor | int,
     classifier: Callable[[Tensor], Tensor] | None = None,
-) -> Accuracy:
-    """Accuracy of `samples` (N, *shape) under a classifier (B, *shape) -> logits (B, classes).
+) -> Tensor:
+    """Whether each of `samples` (N, *shape) is of its class by a classifier (B, *shape) -> logits (B, classes): (N,).
 
     `labels` is (N,) integers in [0, classes) or one for all. The classifier is that of the 8x8 digits if none
     is given; whether its dropout and the like are off is the caller's affair. Raises ValueError for samples
@@ -58,5 +59,15 @@ def class_accuracy(
     classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must lie in [0, {classes}), not in [{int(labels.min())}, {int(labels.max())}]")
-    share = (logits.argmax(1).cpu() == labels.cpu()).double().mean().item()
-    return Accuracy(share, n, (share * (1 - share) / n) ** 0.5)
+    return logits.argmax(1).cpu() == labels.cpu()
+
+
+def class_accuracy(
+    samples: Tensor,
+    labels: Tensor | int,
+    classifier: Callable[[Tensor], Tensor] | None = None,
+) -> Accuracy:
+    """The share of samples that are `correct`, which has the arguments and the errors."""
+    right = correct(samples, labels, classifier)
+    share = right.double().mean().item()
+    return Accuracy(share, len(right), (share * (1 - share) / len(right)) ** 0.5)

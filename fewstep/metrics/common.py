@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def check_samples(x: Tensor, what: str, at_least: int = 2) -> Tensor:
     """`x` itself, detached. ValueError unless it is (N, *shape), real, finite, with N >= `at_least`."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{what} must be a tensor (N, *shape), not {type(x).__name__}")
-    if x.ndim < 2 or x[0].numel() == 0:
+    if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
         raise ValueError(
             f"{what} must have a sample axis and at least one value a sample, not the shape {tuple(x.shape)}"
         )

@@ -18,6 +18,7 @@ METHODS = (
         arxiv="2209.03003",
         claim="zero on straight paths and on them alone; one step is exact there",
         use="curvature",
+        facts={"needs": ("path",), "better": "low"},
     ),
 )
 

@@ -15,6 +15,7 @@ METHODS = (
         "endpoint",
         claim="the relative error of the ODE solution itself, sample by sample, no features",
         use="endpoint_error",
+        facts={"needs": ("reference",), "better": "low"},
     ),
 )
 

@@ -19,6 +19,7 @@ METHODS = (
         arxiv="1706.08500",
         claim="the closed form on Gaussians, and a floor of real against real at equal n",
         use="frechet",
+        facts={"needs": ("data",), "better": "low", "held_out": True},
     ),
 )
 

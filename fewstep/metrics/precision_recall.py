@@ -19,6 +19,7 @@ METHODS = (
         arxiv="1904.06991",
         claim="fidelity and variety apart: a lost mode costs recall, a stray sample precision",
         use="precision_recall",
+        facts={"needs": ("data",), "better": "high"},
     ),
 )
 

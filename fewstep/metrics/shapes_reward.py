@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 METHODS = (
     Method(
         "shapes-reward",
+        kind="reward",
         claim="highest on right pictures, and its gradient leads wrong ones to what the caption asks",
         use="soft_scores",
     ),

@@ -25,6 +25,7 @@ from fewstep.metrics.common import check_samples
 METHODS = (
     Method(
         "shapes-verifier",
+        kind="verifier",
         claim="reads every attribute of clean shapes; 99 % of captions under noise of 0.2, 98 % under blur",
         use="check",
     ),

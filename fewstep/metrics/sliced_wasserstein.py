@@ -18,6 +18,7 @@ METHODS = (
         paper="Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015)",
         claim="exact in one dimension for any two sizes; a shift d in F dimensions gives |d| / sqrt(F)",
         use="sliced_wasserstein",
+        facts={"needs": ("data",), "better": "low"},
     ),
 )
 

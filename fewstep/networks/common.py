@@ -7,8 +7,9 @@ number for the batch (a function of the noise level, of order one: EDM's log(sig
 `network.blocks` is a dictionary from names to modules, in the order in which they run, each called exactly once per
 forward pass as `block(x, embedding)` and returning the new `x`; `embedding` is (B, W), or (B, 1 + L, W) with the L
 words of a caption behind it. A name is also the path of the module inside the
-network (`network.get_submodule(name)`), so features are read, cached or replaced by hooks or by name.
-`network.skippable` are those among them that can be left out: their input stands for their output.
+network (`network.get_submodule(name)`), so features are read, cached or replaced by name (`fewstep.networks.surgery`).
+`network.skippable` are those among them that can be left out: their input stands for their output. An attention among
+them has its softmax at `core`, an `Attend`.
 """
 
 from __future__ import annotations
@@ -55,15 +56,34 @@ def vector(embedding: Tensor) -> Tensor:
     return embedding if embedding.ndim == 2 else embedding[:, 0]
 
 
-def attend(qkv: Tensor, heads: int, words: Tensor | None = None) -> Tensor:
+class Attend(nn.Module):
+    """The seam inside attention: queries, keys and values to what is read; here softmax attention.
+
+    The attention blocks hold it at their path `core` (`mid.attn.core`), so that `fewstep.networks.surgery.replaced` can
+    put something else there: a module that looks at the maps, merges tokens or changes what is read.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, words: int) -> Tensor:
+        """(B, heads, N, C) from q (B, heads, N, C) and k and v (B, heads, N + words, C).
+
+        The N tokens of the picture come first among keys and values, row by row; the last `words` are those of the
+        caption, 0 in a network without captions. `q` are the picture's tokens alone.
+        """
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend(qkv: Tensor, heads: int, words: Tensor | None = None, core: nn.Module | None = None) -> Tensor:
     """Attention from stacked queries, keys and values: (B, N, 3 W) to (B, N, W); with `words` (B, L, 2 W), stacked
-    keys and values, also to those."""
+    keys and values, also to those. `core` is called as `Attend`, and stands for softmax attention where it is given."""
     batch, tokens, triple = qkv.shape
     query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
     if words is not None:
         more = words.view(batch, words.shape[1], 2, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
         key, value = torch.cat([key, more[0]], dim=2), torch.cat([value, more[1]], dim=2)
-    out = F.scaled_dot_product_attention(query, key, value)
+    if core is None:
+        out = F.scaled_dot_product_attention(query, key, value)
+    else:
+        out = core(query, key, value, 0 if words is None else words.shape[1])
     return out.transpose(1, 2).reshape(batch, tokens, triple // 3)
 
 

@@ -18,6 +18,7 @@ METHODS = (
         arxiv="2211.16582",
         claim="an answer depends on no pixel beyond the receptive field; any size goes in",
         use="Convolution",
+        facts={"shape": (2, 7, 5), "small": {"channels": 2, "width": 8, "depth": 3, "classes": 5}},
     ),
 )
 

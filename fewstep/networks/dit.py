@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.networks.common import Embedding, as_pair, attend, head_count, plain, zeroed
+from fewstep.networks.common import Attend, Embedding, as_pair, attend, head_count, plain, zeroed
 
 METHODS = (
     Method(
@@ -19,6 +19,10 @@ METHODS = (
         arxiv="2212.09748",
         claim="a transformer over patches serves as backbone",
         use="DiT",
+        facts={
+            "shape": (3, 8, 12),
+            "small": {"channels": 3, "size": (8, 12), "width": 64, "depth": 2, "classes": 5, "dropout": 0.25},
+        },
     ),
 )
 
@@ -55,10 +59,11 @@ class Attention(Branch):
         super().__init__(width, embedding)
         self.heads = head_count(width)
         self.qkv = nn.Linear(width, 3 * width)
+        self.core = Attend()
         self.out = nn.Linear(width, width)
 
     def inner(self, x: Tensor) -> Tensor:
-        return self.out(attend(self.qkv(x), self.heads))
+        return self.out(attend(self.qkv(x), self.heads, core=self.core))
 
 
 class Perceptron(Branch):

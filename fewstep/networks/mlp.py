@@ -20,6 +20,7 @@ METHODS = (
         arxiv="2212.09748",
         claim="learns a plane's density in seconds",
         use="MLP",
+        facts={"shape": (3, 2, 4), "small": {"shape": (3, 2, 4), "width": 16, "depth": 2, "classes": 5}},
     ),
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.networks.common import Embedding, as_pair, attend, head_count, plain, vector, zeroed
+from fewstep.networks.common import Attend, Embedding, as_pair, attend, head_count, plain, vector, zeroed
 from fewstep.networks.text import TextEncoder
 
 METHODS = (
@@ -21,6 +21,23 @@ METHODS = (
         arxiv="2105.05233",
         claim="trains on 8x8 digits in minutes on a CPU",
         use="UNet",
+        facts={
+            "shape": (3, 8, 12),
+            "small": {
+                "channels": 3,
+                "size": (8, 12),
+                "width": (16, 24),
+                "blocks": 2,
+                "attention": (2, 4),
+                "classes": 5,
+                "patch": 2,
+                "embedding": 40,
+                "dropout": 0.25,
+                "vocabulary": 6,
+                "captions": 4,
+                "places": True,
+            },
+        },
     ),
 )
 
@@ -68,12 +85,14 @@ class Attention(nn.Module):
         self.norm = _norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.words = None if words is None else nn.Linear(words, 2 * channels)
+        self.core = Attend()
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         words = None if self.words is None else self.words(embedding[:, 1:])
-        return x + self.out(attend(self.qkv(tokens), self.heads, words)).transpose(1, 2).reshape(x.shape)
+        read = attend(self.qkv(tokens), self.heads, words, self.core)
+        return x + self.out(read).transpose(1, 2).reshape(x.shape)
 
 
 class Down(nn.Module):
@@ -199,23 +218,28 @@ class UNet(nn.Module):
     @property
     def blocks(self) -> dict[str, nn.Module]:
         """The blocks by name, in the order in which they run."""
-        return dict(self._walk())
+        return {name: module for name, _, module in self._walk()}
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The level of each block by name, 0 the finest; each further level has half the resolution."""
+        return {name: level for name, level, _ in self._walk()}
 
     @property
     def skippable(self) -> dict[str, nn.Module]:
         """The blocks that add to their input and keep its shape: without one of them the network still runs."""
         return {
             name: module
-            for name, module in self._walk()
+            for name, _, module in self._walk()
             if isinstance(module, Attention) or (isinstance(module, Residual) and isinstance(module.skip, nn.Identity))
         }
 
-    def _walk(self) -> Iterator[tuple[str, nn.Module]]:
+    def _walk(self) -> Iterator[tuple[str, int, nn.Module]]:
         for level, modules in enumerate(_levels(self.down)):
-            yield from ((f"down.{level}.{name}", module) for name, module in modules.items())
-        yield from ((f"mid.{name}", module) for name, module in self.mid.items())
+            yield from ((f"down.{level}.{name}", level, module) for name, module in modules.items())
+        yield from ((f"mid.{name}", len(self.width) - 1, module) for name, module in self.mid.items())
         for level, modules in reversed(list(enumerate(_levels(self.up)))):
-            yield from ((f"up.{level}.{name}", module) for name, module in modules.items())
+            yield from ((f"up.{level}.{name}", level, module) for name, module in modules.items())
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON, with the registered name under "network"."""

@@ -1,4 +1,4 @@
-"""Processes between data and a picture `y`, `x_t = a(t) x0 + b(t) y + c(t) eps`, in coordinates that make them plain.
+"""Processes between data and a picture `y`, `x_t = a(t) x0 + b(t) y + c(t) eps`, in coordinates that make them simple.
 
 With `u = (x - shift y) / scale` and the data counted from `centre y`, `u0 = x0 - centre y`,
 
@@ -69,7 +69,7 @@ class Bridge(Process):
 class Pinned(Bridge):
     """A diffusion conditioned on its end: `x_T = y` (Doob's h-transform).
 
-    A diffusion `alpha_s x0 + sigma_s eps` with `SNR = alpha_s^2 / sigma_s^2`, told where it ends at s = T, has at s
+    A diffusion `alpha_s x0 + sigma_s eps` with `SNR = alpha_s^2 / sigma_s^2`, conditioned on its end at s = T, has at s
 
         a = alpha_s (1 - R),   c = sigma_s sqrt(1 - R),   R = SNR_T / SNR_s.
 

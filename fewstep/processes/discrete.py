@@ -44,7 +44,7 @@ class Discrete(Process):
     """Times 0 ... T - 1 are the steps of the table; `t_zero = -1` is the clean sample. alpha^2 + sigma^2 = 1.
 
     Between steps the log-SNR is a monotone cubic through the table's values (Fritsch-Carlson), so that its derivative
-    is continuous and the high-order solvers keep their order; beyond the first step it goes on in a straight line.
+    is continuous and the high-order solvers keep their order; beyond the first step it continues as a straight line.
     If the last step has alpha = 0, alpha is linear in the last interval, where the log-SNR is infinite.
     """
 

@@ -1,4 +1,4 @@
-"""Noise that is a function of time: a Gaussian process drawn at the observation times, whatever those are."""
+"""Noise that is a function of time: a Gaussian process drawn at the observation times, which may be any."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class FunctionNoise(Coordinates):
 
     `x_t = alpha x + sigma L eps` (Bilos et al.) is the ordinary process in `L^-1 x`: with a table of betas this
     is their DSPD, with a continuous process their CSPD. Samples are `(N,)` or `(C, N)`, the channels' noise
-    independent. The condition `y` is `(B, N)`, the times, or `(B, K, N)`: the times in row 0, and below whatever else
-    the network is to know at them (values observed, and where). The network is given noisy data, not whitened ones,
-    and what it predicts is in whitened coordinates: eps is white.
+    independent. The condition `y` is `(B, N)`, the times, or `(B, K, N)`: the times in row 0, and below it whatever
+    else the network is to know at them (values observed, and where). The network is given noisy data, not whitened
+    ones, and what it predicts is in whitened coordinates: eps is white.
 
     jitter: see `covariance`; smooth kernels need it (1e-4 keeps the condition number below 1e4 N), "ou" and "white" do
     not.

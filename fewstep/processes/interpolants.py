@@ -37,7 +37,7 @@ class Interpolant(AlphaBlending):
     A one-sided interpolant, x1 normal and gamma 0, is any Gaussian process of this room.
 
     The ODE `dx/dt = v(x, t)`, `v = E[a' x0 + b' x1 + gamma' z | x_t]`, is solved in the frame of the curve: with
-    `alpha = a, sigma = b`, whatever v is, there are (X0, X1) with `x = a X0 + b X1` and `v = a' X0 + b' X1`, in the
+    `alpha = a, sigma = b`, whatever v is, there are (X0, X1) with `x = a X0 + b X1` and `v = a' X0 + b' X1`, in
     place of x0 and eps. So every solver applies; where gamma is 0 they are E[x0 | x_t] and E[x1 | x_t]. Encoding-
     decoding has no such frame and uses the straight line's.
 

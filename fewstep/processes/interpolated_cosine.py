@@ -16,7 +16,7 @@ METHODS = (
         "interpolated-cosine",
         paper="simple diffusion: End-to-end diffusion for high resolution images (Hoogeboom et al., 2023)",
         arxiv="2301.11093",
-        claim="the cosine schedule as low resolutions see it in the noise, as high ones near the data",
+        claim="the cosine schedule of low resolutions in the noise, and of high ones near the data",
         use="InterpolatedCosine",
     ),
 )
@@ -26,8 +26,8 @@ METHODS = (
 class InterpolatedCosine(Process):
     """`log(alpha / sigma) = -log tan(pi t / 2) + t log(low / d) + (1 - t) log(high / d)`, `alpha^2 + sigma^2 = 1`.
 
-    `-log tan(pi t / 2) + log(n / d)` is the cosine schedule for pictures of d pixels a side that keeps, averaged down
-    to n pixels, the SNR that the plain one has there; with `low = high = n` it is that schedule, which is also
+    `-log tan(pi t / 2) + log(n / d)` is the cosine schedule for pictures with sides of d pixels that keeps, averaged
+    down to n pixels, the SNR that the plain one has there; with `low = high = n` it is that schedule, which is also
     `Shifted(Cosine(s=0), d / n)`.
 
     resolution: d. low, high: the n of the noisy and of the clean end, low at most high.

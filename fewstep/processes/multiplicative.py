@@ -18,7 +18,7 @@ METHODS = (
         kind="coordinates",
         paper="Perception-based multiplicative noise removal using SDEs (Vuong and Nguyen, 2024)",
         arxiv="2408.10283",
-        claim="geometric Brownian noise as an ordinary process of the logarithm, from any speckle's level",
+        claim="geometric Brownian noise as an ordinary process of the logarithm, from any level of speckle",
         use="Multiplicative",
     ),
 )
@@ -47,9 +47,9 @@ class Multiplicative(Coordinates):
 
         log x_t + sigma^2 / 2 = log x0 + sigma eps,
 
-    without drift; `state` makes it of an observed picture, and a plan that begins at sigma restores it
-    (`plan(process, solver, timesteps=[sigma, ..., 0])`, `fewstep.denoisers.coordinates.restore`). The network is given
-    the state itself. Samples are the state's exponential. Data that are not positive are a `ValueError`.
+    without drift; `state` computes it from an observed picture, and a plan that begins at sigma restores it
+    (`plan(process, solver, timesteps=[sigma, ..., 0])`, `fewstep.denoisers.coordinates.sample_as_data`). The network is
+    given the state itself. Samples are the state's exponential. Data that are not positive are a `ValueError`.
     """
 
     def config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A process put together from others: every element of a sample has the one of its band."""
+"""A process composed of others: each element of a sample follows the one of its band."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class PFGMpp(EDM):
     """`x_t = x0 + sigma eps`, sigma = t, with `p(x | x0) ~ (|x - x0|^2 + r^2)^(-(N + D) / 2)`, `r = sigma sqrt(D)`.
 
     That is the multivariate Student t of D degrees of freedom: `eps = z / sqrt(c / D)`, z standard normal and c a
-    chi-square of D degrees, one a sample; N does not enter. The field of N + D dimensional electrostatics then leads
+    chi-square of D degrees, one per sample; N does not enter. The field of N + D dimensional electrostatics then leads
     along `dx / d(sigma) = (x - E[x0 | x]) / sigma`, EDM's ODE: its solvers, times, preconditioning and noise
     levels carry over at the same sigma. The paper's best pictures have D = 2048 (CIFAR-10) and 128 (FFHQ); D = 1 is
     PFGM, `None` infinity.
@@ -55,7 +55,7 @@ class PFGMpp(EDM):
         from scipy.special import gammainccinv, gammaincinv
 
         at, half = normal.detach().double().cpu(), 0.5 * self.degrees
-        below = torch.special.ndtr(-at.abs()).numpy()  # the smaller tail, which keeps its digits
+        below = torch.special.ndtr(-at.abs()).numpy()  # the smaller tail, which keeps its precision
         square = torch.where(
             at < 0, torch.from_numpy(gammaincinv(half, below)), torch.from_numpy(gammainccinv(half, below))
         )

@@ -74,7 +74,8 @@ class RDBM(GOUB):
 
     Where the picture is intact, x0 = y, nothing is ever added, and a deterministic step leaves it alone: a step keeps
     `(x - y) / c` and replaces x0, so pixels with x = y and a predicted residual of 0 stay what they are. The pinned end
-    says nothing about the noise, and runs start from its mean, 0. Stochastic solvers would add noise everywhere.
+    contains no information about the noise, so runs start from its mean, 0. Stochastic solvers would add noise
+    everywhere.
     """
 
     name = "rdbm"

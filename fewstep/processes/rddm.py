@@ -1,4 +1,4 @@
-"""Residual denoising diffusion: the residual and the noise come in on schedules of their own."""
+"""Residual denoising diffusion: the residual and the noise come in on separate schedules."""
 
 from __future__ import annotations
 

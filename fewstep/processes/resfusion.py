@@ -28,7 +28,7 @@ METHODS = (
 class Resfusion(Bridge):
     """`x = A x0 + (1 - A) (y - x0) + sqrt(1 - A^2) eps`, A the alpha of a variance-preserving `base`.
 
-    So the data's coefficient is `2 A - 1`, and vanishes where A = 1/2: there x is `y / 2 + sqrt(3)/2 eps`, whatever the
+    So the data's coefficient is `2 A - 1`, and vanishes where A = 1/2: there x is `y / 2 + sqrt(3)/2 eps` for any
     data, and runs start there (`t_max`). In x - (y - x0) it is the base itself.
 
     Raises:

@@ -16,7 +16,7 @@ METHODS = (
         "resshift",
         paper="ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting (Yue et al., 2023)",
         arxiv="2307.12348",
-        claim="the residual is shifted in as noise comes in; few steps lie between",
+        claim="the residual is shifted in together with the noise, in few steps",
         use="ResShift",
     ),
 )
@@ -27,7 +27,7 @@ class ResShift(Bridge):
     """`x = x0 + eta (y - x0) + kappa sqrt(eta) eps`, eta geometric in t from `eta_min` to `eta_max` (eq. 2).
 
     `sqrt(eta) = sqrt(eta_max) (eta_min / eta_max)^((1 - t) / 2)`, t in [0, 1]. The paper's chain of T steps has its
-    times at `grid(T)`. The formula never reaches eta = 0: the clean sample has a time of its own, `t_zero = -1`.
+    times at `grid(T)`. The formula never reaches eta = 0: the clean sample has a separate time, `t_zero = -1`.
     kappa trades fidelity to y for diversity.
 
     Raises:

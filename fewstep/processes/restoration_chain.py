@@ -2,7 +2,7 @@
 
 Level 0 is the data; a state of level k may be smaller than one of level k - 1. All laws are exact, because averages of
 white noise are white. It is no process of one shape, so no solver runs it: a restorer does
-(`fewstep.training.restorer`).
+(`fewstep.denoisers.restorer`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class RestorationChain:
     factors, and `sigma_k^2 = (fade_k sigma_{k-1} / factor_k)^2 + std_k^2`.
 
     With factors of 1 it is a diffusion of few steps, for data of any shape. The last level should hold next to nothing
-    of the data (`alpha` small), for `sample` starts from noise alone.
+    of the data (`alpha` small), because `sample` starts from pure noise.
 
     Args:
-        fades, stds, factors: one a level; factors, by default all 1, must divide a picture's sides in turn.
+        fades, stds, factors: one per level; factors, by default all 1, must divide a picture's sides in turn.
 
     Raises:
         ValueError: no level, lists of different lengths, fades outside (0, 1], stds or factors that are not positive.
@@ -122,14 +122,14 @@ class RestorationChain:
         return self.fades[k - 1] * average(y, self.factors[k - 1]) + self.stds[k - 1] * normal
 
     def fidelity(self, x0: Tensor, y: Tensor, k: int) -> Tensor:
-        """`|A_k x0 - y|^2 / (2 sigma_k^2)` a number of y: minus the log-likelihood of x0, (B,), up to a constant.
+        """`|A_k x0 - y|^2 / (2 sigma_k^2)` per number of y: minus the log-likelihood of x0, (B,), up to a constant.
 
         It is 1/2 on average where x0 is the data that y came from.
         """
         return (self.operator(x0, k) - y).square().flatten(1).mean(1) / (2 * self.sigma(k) ** 2)
 
     def start(self, shape: Sequence[int], normal: Tensor) -> Tensor:
-        """The last level's state that restoring begins with, made of standard noise of its shape."""
+        """The last level's state, from which restoring begins, made from standard noise of its shape."""
         expected = self.shape(self.levels, shape)
         if tuple(normal.shape[1:]) != expected:
             raise ValueError(f"the last level has shape (B, *{expected}), got noise of shape {tuple(normal.shape)}")

@@ -1,4 +1,4 @@
-"""The shortest path between the spectrum of the data and white noise: a noise level of its own for every frequency."""
+"""The shortest path between the spectrum of the data and white noise: a separate noise level for every frequency."""
 
 from __future__ import annotations
 

@@ -82,5 +82,5 @@ class SpatialNoise(Coordinates):
         return torch.where(deviation > 0, s * own + (1 - s**2).sqrt() * eps, 0.0)
 
     def start(self, y: Tensor) -> Tensor:
-        """The state at s = 1: the noisy picture in units of its noise. For `fewstep.denoisers.coordinates.restore`."""
+        """The state at s = 1: the noisy picture in its noise's units, for `coordinates.sample_as_data`."""
         return self.encode(self._parts({"y": y})[0], {"y": y})

@@ -33,7 +33,7 @@ METHODS = (
 class VE(Process):
     """`alpha = 1`, `sigma(t) = sigma_min (sigma_max / sigma_min)^t`, t in [0, 1].
 
-    The formula never reaches sigma = 0, so the clean sample has a time of its own, `t_zero = -1`.
+    The formula never reaches sigma = 0, so the clean sample has a separate time, `t_zero = -1`.
     """
 
     name = "ve"

@@ -23,7 +23,7 @@ TEMPLATE = "report.html.jinja"
 class Pictures:
     """Samples side by side: `images` (R, C, channels, H, W).
 
-    A row is a setting, with its label ("unipc, 8 steps"), a column one initial noise.
+    Each row is a setting, with its label ("unipc, 8 steps"), and each column one initial noise.
     """
 
     title: str
@@ -54,9 +54,9 @@ class Report:
 
 
 def write_report(folder: str | Path, report: Report) -> Path:
-    """Render `report` to `folder`/report.html, whole or not at all; give its path.
+    """Render `report` to `folder`/report.html, whole or not at all; return its path.
 
-    The folder is made if need be. The page refers to nothing outside itself; all text is escaped.
+    The folder is created if necessary. The page refers to nothing outside itself; all text is escaped.
     """
     page = render(report)
     folder = Path(folder)

@@ -125,7 +125,7 @@ def _scale(axes: Any, plot: Plot) -> None:
 
 
 def _log_ticks(axis: Any, values: list[float]) -> None:
-    """Ticks in plain numbers, a handful in view whatever the span (Matplotlib's own may be one or none)."""
+    """Ticks in plain numbers, a handful in view for any span (Matplotlib's own may be one or none)."""
     from matplotlib.ticker import (
         FixedLocator,
         FuncFormatter,

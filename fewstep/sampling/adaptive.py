@@ -33,15 +33,15 @@ METHODS = (
 )
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-_CUT = 1e-3  # of the clock: where a start at pure noise, whose log-SNR is infinite, first arrives
+_CUT = 1e-3  # of the clock: where the first step from pure noise, whose log-SNR is infinite, arrives
 
 
 @dataclass(frozen=True)
 class _Pair:
     """An embedded pair in a variable that grows along the way.
 
-    `attempt(x, u, h, first, rows)` gives the state at `u + h` of higher and of lower order, and the answer of the model
-    there where the pair makes it anyway. `stages` are its evaluations after the first, `order` the higher order.
+    `attempt(x, u, h, first, rows)` gives the states at `u + h` of higher and of lower order, and the model's prediction
+    there if the pair evaluates it anyway. `stages` are its evaluations after the first, `order` the higher order.
     """
 
     order: int
@@ -59,7 +59,7 @@ def _integrate(
 
     The error of a step is `E = rms((high - low) / (atol + rtol max(|x_old|, |x_new|)))`; at E <= 1 it is taken. The
     next is longer by `0.9 E^(-0.7/k) E_last^(0.4/k)` with k the higher order (a PI controller), within 1/5 and 5. A
-    rejected step is tried again shorter, from the answer it began with, and counts.
+    rejected step is tried again with a shorter length, from the prediction it began with; its evaluations count.
     """
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"rtol and atol must not be negative, nor both 0, got {rtol} and {atol}")
@@ -133,9 +133,9 @@ def dpm_solver_adaptive(
     """DPM-Solver-12 or -23 with error control (Lu et al., Algorithm 3, appendix C), between the first and last time.
 
     Args:
-        order: 2 for the pair 12 (two evaluations a step), 3 for the pair 23 (three).
+        order: 2 for the pair 12 (two evaluations per step), 3 for the pair 23 (three).
         rtol, atol: tolerances of a step, relative to the state and absolute (the paper's, for data in [-1, 1]).
-        max_nfe: most evaluations of one sample.
+        max_nfe: the most evaluations for one sample.
 
     Raises:
         ValueError: another order, tolerances that are not positive, or one that needs more than `max_nfe` evaluations.
@@ -188,7 +188,7 @@ def _bend(h: Tensor) -> Tensor:
 def rk_adaptive(
     live: Live, process: Process, times: Sequence[float], rtol: float = 0.05, atol: float = 0.0078, max_nfe: int = 1000
 ) -> Tensor:
-    """Bogacki-Shampine 3(2) on `y = x / alpha` over `mu = sigma / alpha`: three evaluations a step, the last reused.
+    """Bogacki-Shampine 3(2) on `y = x / alpha` over `mu = sigma / alpha`: three evaluations per step, the last reused.
 
     Arguments and errors are those of `dpm_solver_adaptive`; the state at which the tolerance is held is x too.
     """

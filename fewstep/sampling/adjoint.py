@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.angle import State, Tableau, frame_of, increment, tableau
 from fewstep.sampling.build import DEFAULT_TIMES
 from fewstep.sampling.build import plan as make_plan
@@ -46,7 +46,7 @@ def sample_with_gradient(
     solver: str | None = None,
     timesteps: str | Sequence[float] = DEFAULT_TIMES,
     end: str = "zero",
-    plan: Plan | None = None,
+    plan: Sampler | None = None,
     data_std: float | None = None,
     seed: int = 0,
     first: int = 0,
@@ -54,14 +54,14 @@ def sample_with_gradient(
 ) -> Tensor:
     """Samples `(B, *shape)` from noise `(B, *shape)`, in its dtype, such that `loss(samples).backward()` works.
 
-    Gradients reach the noise, conditions that are float tensors, and the model's weights, where they ask for them.
+    Gradients reach the noise, conditions that are float tensors, and the model's weights, where they require them.
 
         method          gradients                             memory                  evaluations of n steps
         checkpointed    exact, through any plan               the square root of n    the plan's
         adjoint         of the ODE, to the solver's order     one evaluation          n times the solver's
         reversible      exact, up to rounding                 one step                2n times the solver's
 
-    and the way back makes as many again, with their derivatives.
+    and the backward pass makes the same number again, with their derivatives.
 
     "adjoint" solves, beside the ODE's reverse, `da/d(theta) = -a^T dv/dy` for the state and the same with `dv/d(w)` for
     everything else (Pan et al.), in the frame of `fewstep.sampling.angle`, which has no linear part left.

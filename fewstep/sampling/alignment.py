@@ -1,4 +1,4 @@
-"""Timestep alignment: the network is asked at other times than those at which its answers are used."""
+"""Timestep alignment: the network is evaluated at other times than those at which its predictions are used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from fewstep.core.methods import Method
-from fewstep.core.plan import Evaluate, Plan
+from fewstep.core.ops import Evaluate
+from fewstep.core.plan import Plan, as_plan
 from fewstep.core.process import process_from_config
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -15,18 +17,18 @@ METHODS = (
         kind="rewrite",
         paper="Towards More Accurate Diffusion Model Acceleration with a Timestep Aligner (Xia et al., 2023)",
         arxiv="2310.09469",
-        claim="rewrites any plan: the network is told another time at each evaluation, for no evaluation more",
+        claim="rewrites any plan: another time for the network at each evaluation, with no further evaluations",
         use="align",
     ),
 )
 
 
-def align(plan: Plan, taus: Sequence[float]) -> Plan:
+def align(sampler: Sampler, taus: Sequence[float]) -> Plan:
     """The plan with the network's time inputs replaced (Xia et al., eq. 8).
 
-    The states, their noise levels and all coefficients stay: an answer at `tau` is taken for one at the grid's time, in
-    the network's own kind, and converted with the scales of the grid's time. The plan's own times give the same plan
-    back.
+    The states, their noise levels and all coefficients stay: a prediction at `tau` is used as if made at the grid's
+    time, in the network's own kind, and converted with the scales of the grid's time. The plan's own times give the
+    same plan back.
 
     Args:
         taus: a time of the process for each evaluation, in order.
@@ -34,6 +36,7 @@ def align(plan: Plan, taus: Sequence[float]) -> Plan:
     Raises:
         ValueError: a wrong number of times, or one outside the process's clock.
     """
+    plan = as_plan(sampler)
     if len(taus) != plan.nfe:
         raise ValueError(f"this plan has {plan.nfe} evaluations, got {len(taus)} times")
     process = process_from_config(dict(plan.process))

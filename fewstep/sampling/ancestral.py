@@ -15,14 +15,14 @@ METHODS = (
     Method(
         "dpm-2-ancestral",
         paper="k-diffusion's ancestral DPM-Solver-2 (Crowson, 2022)",
-        claim="ancestral noise around DPM-Solver-2's step, two evaluations a step",
+        claim="ancestral noise around DPM-Solver-2's step, two evaluations per step",
         use="dpm_2_ancestral",
         facts={"stochastic": True},
     ),
     Method(
         "dpmpp-2s-ancestral",
         paper="k-diffusion's ancestral DPM-Solver++(2S) (Crowson, 2022)",
-        claim="ancestral noise around DPM-Solver++(2S)'s step, two evaluations a step",
+        claim="ancestral noise around DPM-Solver++(2S)'s step, two evaluations per step",
         use="dpmpp_2s_ancestral",
         facts={"stochastic": True},
     ),

@@ -80,7 +80,7 @@ class Angle:
         return math.atan2(self.process.sigma(t), self.process.alpha(t) * self.data_std)
 
     def time(self, angle: float) -> float:
-        """The time at which the angle is met, at least `t_min`."""
+        """The time that has this angle, at least `t_min`."""
         if angle > math.pi / 2 - 1e-12:
             return self.process.t_max
         return max(self.process.time(-math.log(math.tan(angle) * self.data_std)), self.process.t_min)

@@ -1,4 +1,4 @@
-"""Per-step noise from one Brownian path a sample, so that more steps refine the picture instead of changing it."""
+"""Per-step noise from one Brownian path per sample, so that more steps refine the picture instead of changing it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Draw, Plan
+from fewstep.core.ops import Draw
+from fewstep.core.plan import as_plan
 from fewstep.core.process import process_from_config
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -19,7 +21,7 @@ METHODS = (
         kind="noise",
         paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
         arxiv="2206.00364",
-        claim="noise of one path a sample: another step count gives nearly the same picture",
+        claim="noise from one path per sample: another step count gives nearly the same picture",
         use="BrownianNoise",
     ),
 )
@@ -38,7 +40,7 @@ class BrownianNoise:
     little differently.) Noise that is no stretch of the path, as that of churn, is `Noise`'s own.
 
     c runs over many orders of magnitude, so each factor of e^2 in it has a path of its own (`torchsde.BrownianTree`,
-    which does not depend on where it was asked before), from a seed made of `seed`, the sample's number and the
+    which does not depend on where it was evaluated before), from a seed made of `seed`, the sample's number and the
     factor's.
 
     Raises:
@@ -46,13 +48,14 @@ class BrownianNoise:
         ModuleNotFoundError: torchsde is missing, with the extra that brings it.
     """
 
-    def __init__(self, plan: Plan, seed: int = 0, first: int = 0):
+    def __init__(self, sampler: Sampler, seed: int = 0, first: int = 0):
+        plan = as_plan(sampler)
         self._noise = Noise(seed, first)
         try:
             import torchsde
         except ModuleNotFoundError:
             raise ModuleNotFoundError("Brownian paths need torchsde: pip install 'fewstep[sde]'") from None
-        if not plan.stochastic or not plan.ops:
+        if not plan.stochastic:
             raise ValueError(f"the plan {plan.name!r} adds no noise of a fixed step, so it has no Brownian path")
         self._tree = torchsde.BrownianTree
         process = process_from_config(dict(plan.process))

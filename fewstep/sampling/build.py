@@ -11,10 +11,12 @@ from typing import Any
 from fewstep.core.bands import Bands
 from fewstep.core.live import Loop
 from fewstep.core.methods import card, made, methods
-from fewstep.core.plan import Plan
+from fewstep.core.plan import Plan, as_plan
 from fewstep.core.process import Process
-from fewstep.core.trace import record
+from fewstep.core.record import record
+from fewstep.core.sampler import Sampler
 from fewstep.processes.shifted import Shifted
+from fewstep.sampling.tell import tell
 from fewstep.timesteps.grid import check_times, make_times
 
 DEFAULT_SOLVER = "dpmpp-3m"
@@ -46,8 +48,9 @@ def plan(
     end: str = "zero",
     strength: float = 1.0,
     shift: float | None = None,
+    guidance: float | Sequence[float | None] | None = None,
     **options: Any,
-) -> Plan:
+) -> Sampler:
     """A plan: a solver on a grid of times, traced for one process.
 
     Args:
@@ -58,11 +61,16 @@ def plan(
         end: "zero" ends at the clean sample, "min" at the process's smallest noise.
         strength: start in the middle: the last `round(strength * steps)` steps of the grid (image-to-image).
         shift: resolution shift of the grid (`Shifted`), not of the process the network was trained on.
+        guidance: a guidance scale that the plan tells the model (`fs.guide`) at its evaluations, one for all or one for
+            each; None where the model's own holds. 1 is no guidance, in a call of half the rows.
         **options: the solver's own (order, eta, variant, ...).
 
     Raises:
         ValueError: unknown names (close ones offered), times that do not fall, fewer steps than the solver needs.
     """
+    if guidance is not None:
+        rest: dict[str, Any] = {"nfe": nfe, "end": end, "strength": strength, "shift": shift, **options}
+        return tell(plan(process, solver, steps, timesteps, **rest), guidance=guidance)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     explicit = not isinstance(timesteps, str) and not callable(timesteps)
@@ -107,25 +115,21 @@ def plan(
     facts = card(solver, "solver")[0].facts if isinstance(solver, str) else {}
     if not facts.get("live"):
         return record(function, process, times, options, about)
+    adaptive = facts.get("adaptive")
     if isinstance(process, Bands):
         raise ValueError(f"{name!r} reads one noise level a step, but {process.name!r} has one for every element")
-    return Loop(
-        ops=(),
-        result=0,
-        times=tuple(times),
-        start=(process.alpha(times[0]), process.sigma(times[0])),
-        process=process.config(),
-        about=about,
-        solver=function,
-        options=options,
-        most=options.get("max_nfe", inspect.signature(function).parameters["max_nfe"].default)
-        if facts.get("adaptive")
-        else None,
-        noisy=bool(facts.get("stochastic")),
-    )
+    most = options.get("max_nfe", inspect.signature(function).parameters["max_nfe"].default) if adaptive else None
+    start = process.alpha(times[0]), process.sigma(times[0])
+    noisy = bool(facts.get("stochastic"))
+    return Loop(function, tuple(times), start, process.config(), about, options, most, noisy)
 
 
-def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any) -> Plan:
+def fixed_plan(process: Process, *arguments: Any, **options: Any) -> Plan:
+    """`plan`, where only a plan will do: `ValueError` for a solver that depends on the data as it runs."""
+    return as_plan(plan(process, *arguments, **options))
+
+
+def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any) -> Sampler:
     """The plan with the most steps that needs at most `nfe` evaluations."""
     if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe!r}")

@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.core.run import begin_run
-from fewstep.core.table import Stage
+from fewstep.core.ops import nonzero
+from fewstep.core.run import Entry, advance, begin_run, check_given
+from fewstep.core.sampler import Sampler
+from fewstep.core.table import Stage, Table
 
 METHODS = (
     Method(
@@ -32,7 +33,7 @@ METHODS = (
 
 
 def checkpointed(
-    plan: Plan,
+    plan: Sampler,
     model: Denoiser,
     noise: Tensor,
     *,
@@ -64,6 +65,7 @@ def checkpointed(
     if size < 1:
         raise ValueError(f"a segment has at least 1 stage, got {segment}")
     start, named = begin_run(plan, model, noise, init, noise.dtype, condition)
+    check_given(plan.table, model)
     states, source = [start], Noise(seed, first)
     memory: dict[int, Tensor] = {}
     bounds = [*([0] if cut else []), *range(cut, len(stages), size), len(stages)]
@@ -71,7 +73,7 @@ def checkpointed(
         part = stages[begin:stop]
         rows = tuple(row for row in memory if _read(stages[begin:], plan.table.states, row))
         kept = tuple(row for row in range(plan.table.memory) if _read(stages[stop:], plan.table.states, row))
-        run = functools.partial(_run, part, rows, kept, len(states), plan.table.states, model, source, named)
+        run = functools.partial(_run, plan.table, begin, stop, rows, kept, len(states), model, source, named)
         tensors = (*states, *(memory[row] for row in rows))
         out: Sequence[Tensor]
         if begin < cut:
@@ -91,41 +93,41 @@ def _read(stages: Sequence[Stage], offset: int, row: int) -> bool:
     for stage in stages:
         if row in (*(r for _, r in stage.outputs), *(r for _, r in stage.draws)):
             return False
-        if any(weights[offset + row] != 0 for weights in stage.weights):
+        if any(nonzero(weights[offset + row]) for weights in stage.weights):
             return True
     return False
 
 
 def _run(
-    stages: Sequence[Stage],
+    table: Table,
+    begin: int,
+    stop: int,
     rows: Sequence[int],
     kept: Sequence[int],
     count: int,
-    offset: int,
     model: Denoiser,
     source: Noise,
     condition: Mapping[str, Tensor],
     *tensors: Tensor,
 ) -> tuple[Tensor, ...]:
     """A segment: `count` states and the memory rows in; the new states and the rows that are still read out."""
-    states, memory = list(tensors[:count]), dict(zip(rows, tensors[count:], strict=True))
-    like = states[0]
-    for stage in stages:
+    entry: Entry = (list(tensors[:count]), dict(zip(rows, tensors[count:], strict=True)))
+    like = tensors[0]
+    device, dtype = like.device, like.dtype
+    times, given = table.times(device, dtype), table.given(device, dtype)
+    evaluation = sum(stage.evaluate is not None for stage in table.stages[:begin])
+    for i in range(begin, stop):
+        stage, kind = table.stages[i], ""
+        x = value = None
         if stage.evaluate is not None:
-            x = states[stage.x]
-            prediction = model(x, torch.tensor(stage.evaluate.t, dtype=x.dtype, device=x.device), **condition)
-            value = prediction.value.to(x.dtype)
-            for wanted, row in stage.outputs:
-                if wanted == prediction.kind:
-                    memory[row] = value
-                else:
-                    p, q = stage.convert(prediction.kind, wanted)
-                    memory[row] = p * x + q * value
-        for draw, row in stage.draws:
-            memory[row] = source.normal(draw, tuple(like.shape), like.device, like.dtype)
-        after = []
-        for weights in stage.weights:
-            terms = [(c, states[j] if j < offset else memory[j - offset]) for j, c in enumerate(weights) if c != 0]
-            after.append(sum((term * c for c, term in terms[1:]), terms[0][1] * terms[0][0]) if terms else like * 0)
-        states = after
+            x = entry[0][stage.x]
+            told = {name: v.expand(len(x)) for name, v in given[evaluation].items()} if given else {}
+            prediction = model(x, times[evaluation], **{**condition, **told})
+            kind, value = prediction.kind, prediction.value.to(dtype)
+            evaluation += 1
+        weights, pairs = table.stage_numbers(i, kind, device, dtype)
+        outputs = [row for _, row in stage.outputs]
+        noise = functools.partial(source.normal, shape=tuple(like.shape), device=device, dtype=dtype)
+        entry = advance(outputs, stage.draws, pairs, weights, table.states, entry, x, value, noise)
+    states, memory = entry
     return (*states, *(memory[row] for row in kept))

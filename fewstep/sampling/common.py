@@ -29,7 +29,7 @@ import torch
 from fewstep.core.process import Process
 from fewstep.core.trace import SymbolicPrediction, Trace, Value
 
-Point = tuple[float, SymbolicPrediction]  # a time and what the network said there
+Point = tuple[float, SymbolicPrediction]  # a time and the network's prediction there
 REGULAR = ("flow", "v")  # kinds whose frame is finite at both ends of every process
 
 

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Evaluate, Plan
+from fewstep.core.ops import Combine, Evaluate, one_level
+from fewstep.core.plan import Plan, as_plan
 from fewstep.core.prediction import KINDS
+from fewstep.core.record import rewrite
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.common import lagrange
 
 METHODS = (
@@ -19,7 +22,7 @@ METHODS = (
         kind="rewrite",
         paper="DC-Solver: Improving Predictor-Corrector Diffusion Sampler via Dynamic Compensation (Zhao et al., 2024)",
         arxiv="2409.03755",
-        claim="rewrites any multistep plan: its newest prediction is moved in time, for no evaluation",
+        claim="rewrites any multistep plan: its newest prediction is moved in time, with no more evaluations",
         use="compensate",
     ),
 )
@@ -39,7 +42,7 @@ def updates(plan: Plan) -> tuple[int, ...]:
     return tuple(i for i, (t, s) in enumerate(zip(times, nexts, strict=True)) if s < t < times[0])
 
 
-def compensate(plan: Plan, ratios: Sequence[float], points: int = 3) -> Plan:
+def compensate(sampler: Sampler, ratios: Sequence[float], points: int = 3) -> Plan:
     """The plan with its newest predictions moved to `t' = rho t_i + (1 - rho) t_{i - 1}` (Zhao et al., eq. 9 and 10).
 
     After the evaluation at t_i, and before the update to the next time, its prediction is replaced by the value at t'
@@ -54,6 +57,7 @@ def compensate(plan: Plan, ratios: Sequence[float], points: int = 3) -> Plan:
     Raises:
         ValueError: a wrong number of ratios, one that is not finite, fewer than two points, a stochastic plan.
     """
+    plan = as_plan(sampler)
     able = updates(plan)
     if len(ratios) != len(able):
         raise ValueError(f"this plan has {len(able)} updates to compensate, got {len(ratios)} ratios")
@@ -63,7 +67,11 @@ def compensate(plan: Plan, ratios: Sequence[float], points: int = 3) -> Plan:
         raise ValueError(f"an interpolation needs at least 2 points, got {points}")
     if plan.stochastic:
         raise ValueError("compensation is for deterministic multistep plans, and this one draws noise")
-    rho_of = dict(zip(able, ratios, strict=True))
+    return rewrite(plan, lambda band: _compensated(band, ratios, points))
+
+
+def _compensated(plan: Plan, ratios: Sequence[float], points: int) -> Plan:
+    rho_of = dict(zip(updates(plan), ratios, strict=True))
     wanted, slots = advances(plan), 1 + max(op.slot for op in plan.ops if isinstance(op, Combine))
     slots = max(slots, 1 + max(slot for op in plan.evaluations for _, slot in op.outputs))
     seen: list[int] = []  # evaluations, the last at each time
@@ -80,8 +88,8 @@ def compensate(plan: Plan, ratios: Sequence[float], points: int = 3) -> Plan:
         t, last = (evaluations[e].t for e in (newest, seen[-2]))
         for kind, slot in list(outputs[newest].items()):
             nodes = seen[-points:]
-            # At alpha = 0 eps says nothing of x0: a point where the plan did not ask for it is left out.
-            nodes = [e for e in nodes if kind in outputs[e] or evaluations[e].scales[0] > 0]
+            # At alpha = 0 eps says nothing about x0: a point where the plan did not evaluate it is left out.
+            nodes = [e for e in nodes if kind in outputs[e] or one_level(evaluations[e].scales[0]) > 0]
             if len(nodes) < 2:
                 continue
             at = np.array([rho * t + (1 - rho) * last])
@@ -104,7 +112,7 @@ def compensate(plan: Plan, ratios: Sequence[float], points: int = 3) -> Plan:
         terms: dict[int, float] = {}
         for slot, c in op.terms:
             for source, w in moved.get(slot, {slot: 1.0}).items():
-                terms[source] = terms.get(source, 0.0) + c * w
+                terms[source] = terms.get(source, 0.0) + one_level(c) * w
         ops.append(dataclasses.replace(op, terms=tuple(terms.items())))
     kept = iter(outputs)
     ops = [dataclasses.replace(op, outputs=tuple(next(kept).items())) if isinstance(op, Evaluate) else op for op in ops]

@@ -11,8 +11,8 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.core.run import begin_run
+from fewstep.core.run import begin_run, check_given
+from fewstep.core.sampler import Sampler
 from fewstep.core.table import Table
 
 METHODS = (
@@ -41,17 +41,16 @@ def step(
     """One stage on tensors alone, so that no number of it is part of the graph.
 
     `states` `(R, B, *shape)`, `memory` `(M, B, *shape)`; `feed` `(1,)` is the state evaluated; each output k of the
-    stage is `pairs[k, 0] x + pairs[k, 1] value` and goes to row `slots[k]`; `weights` `(R, R + M)`.
+    stage is `pairs[k, 0] x + pairs[k, 1] value` and goes to row `slots[k]`; `pairs` `(outputs, 2, 1, *shape)` and
+    `weights` `(R, R + M, 1, *shape)`, with ones for the shape where the numbers do not differ between elements.
     """
     x = states.index_select(0, feed)[0]
     value = model(x, t, **condition).value.to(x.dtype)
-    wide = (-1, *[1] * x.ndim)
-    memory = memory.index_copy(0, slots, pairs[:, 0].view(wide) * x + pairs[:, 1].view(wide) * value)
+    memory = memory.index_copy(0, slots, pairs[:, 0] * x + pairs[:, 1] * value)
     if noise is not None and noise_slots is not None:
         memory = memory.index_copy(0, noise_slots, noise)
-    rows = torch.cat([states, memory]).flatten(1)
     # A sum instead of a matrix product, which a global setting may round to TF32.
-    return (weights.unsqueeze(-1) * rows).sum(1).view_as(states), memory
+    return (weights * torch.cat([states, memory])).sum(1), memory
 
 
 class Compiled:
@@ -62,12 +61,12 @@ class Compiled:
     rows, outputs or draws a stage.
     """
 
-    def __init__(self, plan: Plan, model: Denoiser, graph: Callable[..., tuple[Tensor, Tensor]]):
+    def __init__(self, plan: Sampler, model: Denoiser, graph: Callable[..., tuple[Tensor, Tensor]]):
         self.plan, self.model, self._graph = plan, model, graph
         self.kind: str | None = None
         self._fed: dict[tuple[str, torch.device, torch.dtype], list[tuple[Any, ...]]] = {}
 
-    def use(self, plan: Plan) -> Compiled:
+    def use(self, plan: Sampler) -> Compiled:
         """Another plan for the same model, with the same graph."""
         other = Compiled(plan, self.model, self._graph)
         other.kind = self.kind
@@ -89,28 +88,31 @@ class Compiled:
         x, named = begin_run(self.plan, self.model, noise, init, dtype, condition)
         states = x.new_zeros((table.states, *x.shape))
         states[0] = x
-        memory = x.new_zeros((table.memory + 1, *x.shape))  # the last row takes what a stage has not to say
-        times = table.times(x.device, dtype)
+        memory = x.new_zeros((table.memory + 1, *x.shape))  # the last row takes the outputs that a stage lacks
+        times, given = table.times(x.device, dtype), table.given(x.device, dtype)
+        check_given(table, self.model)
         source, count = Noise(seed, first), 0
         fed: list[tuple[Any, ...]] | None = None
         for i, stage in enumerate(table.stages):
             if stage.evaluate is None:  # what comes before the first evaluation: the start's scaling alone
-                weights = torch.tensor(stage.weights, dtype=dtype, device=x.device)
+                weights = _wide(table.array(stage.weights), x).to(x)
                 for draw, row in stage.draws:
                     memory[row] = source.normal(draw, tuple(x.shape), x.device, dtype)
-                rows = torch.cat([states, memory[:-1]]).flatten(1)
-                states[: len(weights)] = (weights.unsqueeze(-1) * rows).sum(1).view(len(weights), *x.shape)
+                states[: len(weights)] = (weights * torch.cat([states, memory[:-1]])).sum(1)
                 continue
             if fed is None:
-                fed = self._numbers(table, self._kind(x, times[0], named), x.device, dtype)
+                told = {name: v.expand(len(x)) for name, v in given[0].items()} if given else {}
+                fed = self._numbers(table, self._kind(x, times[0], {**named, **told}), x)
             feed, slots, pairs, noise_slots, weights = fed[i]
             drawn = None
             if noise_slots is not None:
                 drawn = x.new_zeros((len(noise_slots), *x.shape))
                 for k, (draw, _) in enumerate(stage.draws):
                     drawn[k] = source.normal(draw, tuple(x.shape), x.device, dtype)
+            told = {name: v.expand(len(x)) for name, v in given[count].items()} if given else {}
+            here = {**named, **told}
             states, memory = self._graph(
-                self.model, states, memory, feed, times[count], slots, pairs, drawn, noise_slots, weights, named
+                self.model, states, memory, feed, times[count], slots, pairs, drawn, noise_slots, weights, here
             )
             count += 1
         samples = states[table.result].clone()
@@ -125,8 +127,9 @@ class Compiled:
             self.kind = self.model(x[:1], t, **first).kind
         return self.kind
 
-    def _numbers(self, table: Table, kind: str, device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    def _numbers(self, table: Table, kind: str, like: Tensor) -> list[tuple[Any, ...]]:
         """The tensors of every stage, of equal shapes; made once."""
+        device, dtype = like.device, like.dtype
         if (kind, device, dtype) in self._fed:
             return self._fed[kind, device, dtype]
         outputs = max(len(stage.outputs) for stage in table.stages)
@@ -140,13 +143,14 @@ class Compiled:
             pairs += [(0.0, 0.0)] * (outputs - len(pairs))
             slots = [row for _, row in stage.outputs] + [table.memory] * (outputs - len(stage.outputs))
             noise_slots = [row for _, row in stage.draws] + [table.memory] * (draws - len(stage.draws))
-            weights = torch.zeros(table.states, table.states + table.memory + 1, dtype=torch.float64)
-            weights[: len(stage.weights), :-1] = torch.tensor(stage.weights, dtype=torch.float64)
+            found = _wide(table.array(stage.weights), like)
+            weights = found.new_zeros(table.states, table.states + table.memory + 1, *found.shape[2:])
+            weights[: len(found), :-1] = found
             made.append(
                 (
                     torch.tensor([stage.x], device=device),
                     torch.tensor(slots, device=device),
-                    torch.tensor(pairs, dtype=dtype, device=device).view(-1, 2),
+                    _wide(table.array(pairs) if pairs else torch.zeros(0, 2), like).to(device, dtype),
                     torch.tensor(noise_slots, device=device) if draws else None,
                     weights.to(device, dtype),
                 )
@@ -155,7 +159,12 @@ class Compiled:
         return made
 
 
-def compile(plan: Plan, model: Denoiser, **options: Any) -> Compiled:
+def _wide(numbers: Tensor, like: Tensor) -> Tensor:
+    """Numbers `(R, C)` or `(R, C, 1, *shape)` as what multiplies rows `(B, *shape)`."""
+    return numbers.view(*numbers.shape, *[1] * like.ndim) if numbers.ndim == 2 else numbers
+
+
+def compile(plan: Sampler, model: Denoiser, **options: Any) -> Compiled:
     """The plan as a compiled program: `torch.compile(fullgraph=True, **options)` of the network with the combination.
 
     Worth it where many batches of one size are drawn: compiling a network takes from ten seconds to minutes.

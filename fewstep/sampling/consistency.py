@@ -14,7 +14,7 @@ METHODS = (
         "multistep-consistency",
         paper="Consistency Models (Song et al., 2023)",
         arxiv="2303.01469",
-        claim="each answer of a consistency model is a sample; noised again and asked again, a better one",
+        claim="each prediction of a consistency model is a sample; noised and predicted again, a better one",
         use="multistep_consistency",
         facts={"stochastic": True, "drift_order": 0},
     ),

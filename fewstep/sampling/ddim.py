@@ -56,7 +56,7 @@ def ddim(trace: Trace, process: Process, times: Sequence[float], eta: float = 0.
             continue
         s, sigma_a, sigma_b = ancestral(process, a, b, eta), process.sigma(a), process.sigma(b)
         direction = math.sqrt(max(sigma_b**2 - s**2, 0.0))
-        # eps = (x - alpha_a x0) / sigma_a keeps one prediction a step; sigma_a > 0 at every evaluation.
+        # eps = (x - alpha_a x0) / sigma_a keeps one prediction per step; sigma_a > 0 at every evaluation.
         x = x * (direction / sigma_a) + prediction.x0 * (process.alpha(b) - process.alpha(a) * direction / sigma_a)
         if s > 0:
             x = x + trace.noise(a, b) * s

@@ -24,7 +24,7 @@ METHODS = (
         "dpm-solver-v3",
         paper="DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics (Zheng et al., 2023)",
         arxiv="2310.13268",
-        claim="order p + 1 at one evaluation a step, linear part and drift taken from the model's statistics",
+        claim="order p + 1 at one evaluation per step, linear part and drift taken from the model's statistics",
         use="dpm_solver_v3",
         facts={"live": True, "order": 1, "plus_p": True, "orders": (1, 2, 3), "any_order": True},
     ),

@@ -1,4 +1,4 @@
-"""EVODiff: a second-order multistep solver on x0 whose weights follow each sample's own answers."""
+"""EVODiff: a second-order multistep solver on x0 whose weights follow each sample's own predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHODS = (
         "evodiff",
         paper="EVODiff: Entropy-aware Variance Optimized Diffusion Inference (Li et al., 2025)",
         arxiv="2509.26096",
-        claim="DPM-Solver++(2M) with per-sample weights of least variance; the next answer corrects the step",
+        claim="DPM-Solver++(2M) with per-sample weights of least variance; the next prediction corrects the step",
         use="evodiff",
         facts={"live": True},
     ),
@@ -42,7 +42,7 @@ def _projection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def evodiff(live: Live, process: Process, times: Sequence[float], blend: float = 1.0) -> Tensor:
-    """One multistep predictor and one corrector a step, at one evaluation (Li et al., section 3 and Algorithm 1).
+    """One multistep predictor and one corrector per step, at one evaluation (Li et al., section 3 and Algorithm 1).
 
     From a to b, with `h` the step in log-SNR, `r = h_last / h`, answers D1, D0 at the last time and at a, and
     `x_b = sigma_b/sigma_a x_a - alpha_b (e^-h - 1) (D0 + G/2)`, the predictor's difference is

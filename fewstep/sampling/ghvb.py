@@ -17,7 +17,7 @@ METHODS = (
         "ghvb",
         paper="Diffusion Sampling with Momentum for Mitigating Divergence Artifacts (Wizadwongsa et al., 2024)",
         arxiv="2307.11118",
-        claim="order p at one evaluation a step, stable on longer steps than ab as beta falls below 1",
+        claim="order p at one evaluation per step, stable on longer steps than ab as beta falls below 1",
         use="ghvb",
         facts={"order": 0, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
@@ -31,7 +31,7 @@ def ghvb(trace: Trace, process: Process, times: Sequence[float], order: int = 2,
     through all that the means remember, so uneven steps keep the order. On short equal steps that is the paper's
     (order 2: `((2 + beta) v_n - (2 - beta) v_(n-1)) / (2 beta)`); at `beta = 1` it is `ab`. The start is that of `ab`.
 
-    `beta`, in (0, 1]: less is stable on longer steps, and has the larger error.
+    `beta`, in (0, 1]: a smaller one is stable on longer steps, but has a larger error.
     """
     if not 0 < beta <= 1:
         raise ValueError(f"beta must be above 0 and at most 1, got {beta}")

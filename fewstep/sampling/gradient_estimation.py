@@ -15,7 +15,7 @@ METHODS = (
         "gradient-estimation",
         paper="Interpreting and Improving Diffusion Models from an Optimization Perspective (Permenter & Yuan, 2024)",
         arxiv="2306.04848",
-        claim="order 1 at one evaluation a step, eps extrapolated from the last two; gamma = 1 is ddim",
+        claim="order 1 at one evaluation per step, eps extrapolated from the last two; gamma = 1 is ddim",
         use="gradient_estimation",
         facts={"order": 1},
     ),

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from fewstep.core.check import grid_states
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Op, Plan
+from fewstep.core.ops import Combine, Op
+from fewstep.core.plan import Plan, as_plan
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -14,29 +16,31 @@ METHODS = (
         kind="rewrite",
         paper="Diffusion Sampling with Momentum for Mitigating Divergence Artifacts (Wizadwongsa et al., 2023)",
         arxiv="2307.11118",
-        claim="averages the directions of any plan's steps: stabler, at the price of its order",
+        claim="averages the directions of any plan's steps: more stable, at the price of its order",
         use="heavy_ball",
     ),
 )
 
 
-def heavy_ball(plan: Plan, damping: float) -> Plan:
+def heavy_ball(sampler: Sampler, damping: float) -> Plan:
     """The plan with heavy-ball momentum (Section 4.1 of the paper).
 
     With `y = x / alpha`, `mu = sigma / alpha` and the direction `s = (y' - y) / (mu' - mu)` of the plan's step from y
     to y', the step becomes `y + (mu' - mu) v` with `v = (1 - damping) v_last + damping s`, and `v = s` at first. The
     plan goes on from there, so its later predictions are made at the damped states. damping = 1 is the plan itself;
-    less is stabler, and of order 1. Only steps between the plan's own times are damped, not the stages inside them,
-    and not a step from alpha = 0, where y is infinite.
+    a smaller one is more stable, and of order 1. Only steps between the plan's own times are damped, not the stages
+    inside them, and not a step from alpha = 0, where y is infinite.
 
     Raises:
         ValueError: a damping outside (0, 1], a plan that draws noise, or one with no operations.
     """
+    plan = as_plan(sampler)
     if not 0 < damping <= 1:
         raise ValueError(f"damping must be above 0 and at most 1, got {damping}")
     if plan.stochastic:
         raise ValueError(f"{plan.name!r} draws noise: momentum is for deterministic plans")
-    plan._operations()
+    if plan.spread is not None:
+        raise ValueError("momentum is for plans with one noise level for all elements: bands have steps of their own")
     if damping == 1:
         return plan
     steps = _steps(plan)

@@ -25,7 +25,7 @@ METHODS = (
         "heun",
         paper=_EDM,
         arxiv="2206.00364",
-        claim="order 2 at two evaluations a step; churn adds fresh noise",
+        claim="order 2 at two evaluations per step; churn adds fresh noise",
         use="heun",
         facts={"order": 2},
     ),

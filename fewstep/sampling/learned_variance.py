@@ -53,7 +53,7 @@ def ddpm_learned(live: Live, process: Process, times: Sequence[float], fraction:
     """`x_b = mean(x_a, x0) + exp(1/2 (small + fraction span)) z`, see `reverse_step` (Nichol and Dhariwal, eq. 15).
 
     fraction: of the way from the lower to the upper bound of the log-variance: None takes what the model has learned
-    (`LearnedVariance`), and the lower bound from one that says nothing; 0 is "ddpm" itself, 1 the upper bound. The
+    (`LearnedVariance`), and the lower bound for a model without one; 0 is "ddpm" itself, 1 the upper bound. The
     step to sigma = 0 adds no noise. `ValueError` for a fraction that is not finite.
     """
     if fraction is not None and not math.isfinite(fraction):

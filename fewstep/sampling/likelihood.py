@@ -31,7 +31,7 @@ METHODS = (
         kind="likelihood",
         paper=_PAPER,
         arxiv="2011.13456",
-        claim="the ODE's likelihood in bits a value, of continuous data or of data with levels",
+        claim="the ODE's likelihood in bits per value, of continuous data or of data with levels",
         use="bits_per_dim",
     ),
 )
@@ -63,8 +63,8 @@ def log_likelihood(
         log p(x) = D log alpha_0 - D log(norm_0 / norm_T) + log p_T(x_T) + integral of div(dy/d(theta)) d(theta)
 
     (Song et al., eq. 39). What is meant by p: the path starts at `alpha_0 x` at the process's `t_min`, so p is the
-    density of the data with noise of standard deviation `sigma / alpha` at `t_min` added; that much remains between it
-    and the density at sigma = 0. No gradient flows through the answer.
+    density of the data with noise of standard deviation `sigma / alpha` at `t_min` added; that is how far it differs
+    from the density at sigma = 0. No gradient flows through the answer.
 
     Args:
         nfe: network evaluations along the path; each is differentiated `probes` times, or D times for the exact trace.
@@ -74,7 +74,7 @@ def log_likelihood(
             "terminal" is N(alpha m, alpha^2 data_std^2 + sigma^2), nearer to what the data's own law becomes there,
             with m the model's x0 at x = 0 (one evaluation more); or a function of x_T `(B, *shape)` to `(B,)`. They
             differ where alpha(t_max) > 0, by about `alpha x_T m / sigma^2`.
-        solver: "rk4", "midpoint" or "euler", with 4, 2 and 1 evaluations a step.
+        solver: "rk4", "midpoint" or "euler", with 4, 2 and 1 evaluations per step.
         data_std: of the frame; by default the model's own, or 1. A wrong one costs accuracy, never correctness.
 
     Raises:
@@ -162,7 +162,7 @@ def bits_per_dim(
     first: int = 0,
     **options: Any,
 ) -> Tensor:
-    """Bits a value `(B,)`: `-log p(x) / (D log 2)`, p as in `log_likelihood`, whose options it takes.
+    """Bits per value `(B,)`: `-log p(x) / (D log 2)`, p as in `log_likelihood`, whose options it takes.
 
     Without `levels`, p is the density in the units of x. With them, x holds `levels` values from one end of
     `value_range` (by default the model's) to the other, both included, `step = (high - low) / (levels - 1)` apart

@@ -13,9 +13,9 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
 from fewstep.core.prediction import expand
 from fewstep.core.process import Process
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.build import plan as make_plan
 
 METHODS = (
@@ -82,12 +82,12 @@ def denoising_mcmc(
     which is a step of length `size r^2` on log p(y | r), its noise such that N(x0, r^2) is kept exactly where x0 is
     certain; then Gibbs': the level is drawn from the classifier. Every `langevin` steps the state, a draw from p(x | r)
     at whatever r it has, is finished by a solver. So a chain travels between modes at high noise, and pays for a whole
-    run at its start alone. The samples of one chain are correlated.
+    run only at its start. The samples of one chain are correlated.
 
     Chain i depends on (seed, first + i) alone.
 
     Args:
-        classifier: logits `(B, K)` of the levels for `y` `(B, *shape)` (fewstep.sampling.noise_classifier).
+        classifier: logits `(B, K)` of the levels for `y` `(B, *shape)` (fewstep.training.noise_classifier).
         times: of the K levels, noisiest first; by default the classifier's own.
         steps, solver, options: of the finishing runs. From the noisiest level it takes `steps` steps even in log-SNR
             and to sigma = 0, from lower ones in proportion fewer. The first state takes `steps` steps from `t_max`.
@@ -144,7 +144,7 @@ def denoising_mcmc(
 
 def _finishing(
     process: Process, solver: str, levels: Sequence[float], k: int, steps: int, options: dict[str, Any]
-) -> Plan:
+) -> Sampler:
     """The run from level k to sigma = 0: its share of `steps`, even in log-SNR to `t_min`, which the last leaves."""
     last, here = process.log_snr(process.t_min), process.log_snr(levels[k])
     span = last - here
@@ -162,7 +162,7 @@ def _start(
     options: dict[str, Any],
     seed: int,
     first: int,
-    condition: dict[str, Tensor],
+    condition: dict[str, Any],
 ) -> tuple[Tensor, int]:
     """`y = x / alpha` at the noisiest level, and the evaluations it took: none if sampling starts there."""
     process = model.process
@@ -181,7 +181,7 @@ def _finish(
     y: Tensor,
     level: Tensor,
     levels: Sequence[float],
-    plans: Sequence[Plan],
+    plans: Sequence[Sampler],
     seed: int,
     first: int,
     condition: dict[str, Tensor],
@@ -199,5 +199,7 @@ def _finish(
             **{name: value[rows] for name, value in condition.items()},
         )
         out[rows] = result.samples
-        spent += int(result.report["nfe_per_sample"].sum()) if result.report else result.nfe * len(rows)
+        spent += (
+            int(result.report["nfe_per_sample"].sum()) if "nfe_per_sample" in result.report else result.nfe * len(rows)
+        )
     return out, spent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.core.run import Program, begin_run, check_answer, program
+from fewstep.core.run import Ask, Program, begin_run, check_answer, check_given, is_finite, memory_for, program
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -30,7 +30,7 @@ METHODS = (
 class Request:
     """A plan with its noise `(B, *shape)` and what `fewstep.core.run.run` takes besides."""
 
-    plan: Plan
+    plan: Sampler
     noise: Tensor
     condition: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -43,14 +43,17 @@ class _Run:
 
     def __init__(self, request: Request, model: Denoiser, dtype: torch.dtype):
         x, self.condition = begin_run(request.plan, model, request.noise, request.init, dtype, dict(request.condition))
-        self.plan, self.rows, self.count = request.plan, len(x), 0
-        self.program: Program = program(request.plan.table, x, Noise(request.seed, request.first))
+        table, self.rows, self.count = request.plan.table, len(x), 0
+        check_given(table, model)
+        self.evaluations = table.evaluations
+        self.memory: Memory | None = memory_for(model, len(x), request.condition, table, request.plan.times[-1])
+        self.program: Program = program(table, x, Noise(request.seed, request.first))
         self.samples: Tensor | None = None
         self._advance(None)
 
     def _advance(self, answer: tuple[Tensor, str] | None) -> None:
         try:
-            self.x, self.t = next(self.program) if answer is None else self.program.send(answer)
+            self.asked: Ask = next(self.program) if answer is None else self.program.send(answer)
         except StopIteration as stop:
             self.samples = stop.value
 
@@ -124,11 +127,19 @@ class Mixed:
             return []
         runs = [self._runs[ticket] for ticket in tickets]
         if self._group[0] != tickets:  # the conditions of a group are put together once
-            named = {name: torch.cat([run.condition[name] for run in runs]) for name in runs[0].condition}
-            self._group = (tickets, named)
-        x = torch.cat([run.x for run in runs])
-        t = torch.cat([run.t.expand(run.rows) for run in runs])
-        prediction = self.model(x, t, **self._group[1])
+            names = dict.fromkeys(name for run in runs for name in run.condition)
+            self._group = (tickets, {name: torch.cat([self._condition(run, name) for run in runs]) for name in names})
+        x = torch.cat([run.asked.x for run in runs])
+        t = torch.cat([run.asked.t.expand(run.rows) for run in runs])
+        named = dict(self._group[1])
+        for name in {name for run in runs for name in run.asked.given}:
+            told = [run.asked.given[name] if name in run.asked.given else self._condition(run, name) for run in runs]
+            named[name] = torch.cat([value.to(x.dtype) for value in told])
+        memories = [run.memory for run in runs if run.memory is not None]
+        for run in runs:
+            if run.memory is not None:
+                run.memory.advance(given=run.evaluations[run.count].given)
+        prediction = ask(self.model, x, t, Together(memories) if memories else None, named)
         self.calls += 1
         check_answer(prediction.value, x, self.calls, float("nan"))
         finished = []
@@ -140,6 +151,12 @@ class Mixed:
                 finished.append(ticket)
         return finished
 
+    def _condition(self, run: _Run, name: str) -> Tensor:
+        """A request's condition, or its default where the request says nothing of it."""
+        if name not in run.condition:
+            run.condition[name] = self.model.conditions[name].check(name, None, run.rows, run.asked.x.device)
+        return run.condition[name]
+
     def pop(self, ticket: int) -> Tensor:
         """The samples `(B, *shape)` of a finished request, handed over once.
 
@@ -148,7 +165,7 @@ class Mixed:
             KeyError: a ticket that is not finished, or was handed over.
         """
         samples = self._done.pop(ticket)
-        if not math.isfinite(float(samples.sum())) and not bool(torch.isfinite(samples).all()):
+        if not is_finite(samples):
             raise ValueError("the samples are not finite: run the plan by itself, which names the evaluation")
         return samples
 
@@ -159,7 +176,7 @@ class Mixed:
 
 
 def run_mixed(
-    requests: Sequence[Request | tuple[Plan, Tensor] | tuple[Plan, Tensor, Mapping[str, Any]]],
+    requests: Sequence[Request | tuple[Sampler, Tensor] | tuple[Sampler, Tensor, Mapping[str, Any]]],
     model: Denoiser,
     max_batch: int | None = None,
     dtype: torch.dtype = torch.float32,

@@ -12,8 +12,9 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.core.run import begin_run
+from fewstep.core.ops import in_band
+from fewstep.core.run import Entry, advance, begin_run, check_given
+from fewstep.core.sampler import Sampler
 from fewstep.core.table import Stage
 
 METHODS = (
@@ -40,36 +41,9 @@ class ParallelResult:
     seconds: float
 
 
-Entry = tuple[list[Tensor], dict[int, Tensor]]  # states and memory rows before a stage
-
-
-def advance(
-    stage: Stage, entry: Entry, x: Tensor | None, value: Tensor | None, kind: str, noises: dict[int, Tensor]
-) -> Entry:
-    """A stage's combination, as new tensors: `value` is the network's answer of `kind` at x."""
-    states, memory = entry
-    memory = dict(memory)
-    if value is not None and x is not None:
-        for wanted, row in stage.outputs:
-            p, q = stage.convert(kind, wanted)
-            memory[row] = value if (p, q) == (0.0, 1.0) else p * x + q * value
-    for draw, row in stage.draws:
-        memory[row] = noises[draw]
-    n = len(states)
-    after = []
-    for weights in stage.weights:
-        total: Tensor | None = None
-        for j, c in enumerate(weights):
-            if c != 0:
-                part = states[j] if j < n else memory[j - n]
-                total = part * c if total is None else total.add_(part, alpha=c)
-        after.append(torch.zeros_like(states[0]) if total is None else total)
-    return after + [after[0]] * (n - len(after)), memory
-
-
 @torch.no_grad()
 def run_parallel(
-    plan: Plan,
+    plan: Sampler,
     model: Denoiser,
     noise: Tensor,
     window: int = 16,
@@ -106,13 +80,24 @@ def run_parallel(
     begin = time.perf_counter()
     table = plan.table
     start, named = begin_run(plan, model, noise, init, dtype, condition)
-    source, batch = Noise(seed, first), len(start)
+    check_given(table, model)
+    source, batch, device = Noise(seed, first), len(start), start.device
+    given = table.given(device, dtype)
     draws = [draw for stage in table.stages for draw, _ in stage.draws]
     noises = {draw: source.normal(draw, tuple(start.shape), start.device, dtype) for draw in draws}
-    entry: Entry = ([start] + [torch.zeros_like(start)] * (table.states - 1), {})
+    entry: Entry = ([start], {})
     stages = list(table.stages)
-    if stages[0].evaluate is None:  # what the plan combines before it evaluates
-        entry = advance(stages.pop(0), entry, None, None, "", noises)
+    lead = 0 if stages[0].evaluate is not None else 1  # what the plan combines before it evaluates
+
+    def go_on(k: int, entry: Entry, x: Tensor | None, value: Tensor | None, kind: str) -> Entry:
+        """Stage k of those that evaluate; the one before them is number -1."""
+        stage, (weights, pairs) = table.stages[k + lead], table.stage_numbers(k + lead, kind, device, dtype)
+        rows = [row for _, row in stage.outputs]
+        return advance(rows, stage.draws, pairs, weights, table.states, entry, x, value, noises.__getitem__)
+
+    if lead:
+        entry = go_on(-1, entry, None, None, "")
+        stages.pop(0)
     times = torch.stack(table.times(start.device, dtype)) if stages else start.new_zeros(0)
     limits = _limits(stages, tolerance)
 
@@ -120,11 +105,13 @@ def run_parallel(
     fed = [entry[0][stages[0].x]] if stages else []  # guesses of the states that stages done, done + 1, ... are fed
     while done < len(stages):
         m = len(fed)
-        prediction = model(
-            torch.cat(fed),
-            times[done : done + m].repeat_interleave(batch),
-            **{name: value.repeat(m, *[1] * (value.ndim - 1)) for name, value in named.items()},
-        )
+        repeated = {name: value.repeat(m, *[1] * (value.ndim - 1)) for name, value in named.items()}
+        if given:
+            told = given[done : done + m]
+            for name in {name for own in told for name in own}:
+                usual = named[name] if name in named else model.conditions[name].check(name, None, batch, device)
+                repeated[name] = torch.cat([own[name].expand(batch) if name in own else usual for own in told])
+        prediction = model(torch.cat(fed), times[done : done + m].repeat_interleave(batch), **repeated)
         if prediction.value.shape != (m * batch, *start.shape[1:]):
             raise ValueError(f"the network returned shape {tuple(prediction.value.shape)} for {m * batch} samples")
         values, kind = prediction.value.to(dtype).view(m, *start.shape), prediction.kind
@@ -132,7 +119,7 @@ def run_parallel(
 
         entries = [entry]
         for k in range(m):
-            entries.append(advance(stages[done + k], entries[-1], fed[k], values[k], kind, noises))
+            entries.append(go_on(done + k, entries[-1], fed[k], values[k], kind))
         new = [entries[k][0][stages[done + k].x] for k in range(m)]
         stands = 1
         if m > 1:  # the one read from the device in a call
@@ -141,10 +128,10 @@ def run_parallel(
                 stands += 1
         entry, fed, done, ahead = entries[stands], new[stands:], done + stands, entries[m]
         while len(fed) < min(window, len(stages) - done):
-            stage = stages[done + len(fed)]
-            fed.append(ahead[0][stage.x])
+            k = done + len(fed)
+            fed.append(ahead[0][stages[k].x])
             if len(fed) < window:
-                ahead = advance(stage, ahead, fed[-1], values[-1], kind, noises)
+                ahead = go_on(k, ahead, fed[-1], values[-1], kind)
     samples = entry[0][table.result].clone()
     if not bool(torch.isfinite(samples).all()):
         raise ValueError("the samples are not finite: run the plan by itself, which names the evaluation")
@@ -153,6 +140,6 @@ def run_parallel(
 
 def _limits(stages: list[Stage], tolerance: float) -> list[float]:
     """The change allowed in the state that each stage is fed."""
-    sigmas = [stage.evaluate.scales[1] for stage in stages if stage.evaluate is not None]
+    sigmas = [in_band(stage.evaluate.scales[1], 0) for stage in stages if stage.evaluate is not None]
     least = min((sigma for sigma in sigmas if sigma > 0), default=1.0)
     return [tolerance * max(sigma, least) for sigma in sigmas]

@@ -16,7 +16,7 @@ METHODS = (
         "pndm",
         paper=_PAPER,
         arxiv="2202.09778",
-        claim="order 2: four-step weights after a Runge-Kutta start of 4 evaluations a step",
+        claim="order 2: four-step weights after a Runge-Kutta start of 4 evaluations per step",
         use="pndm",
         facts={"order": 2},
     ),
@@ -32,7 +32,7 @@ METHODS = (
         "ipndm",
         paper="Fast Sampling of Diffusion Models with Exponential Integrator (Zhang & Chen, 2023)",
         arxiv="2204.13902",
-        claim="order 2 at one evaluation a step: the weights of up to 4 steps, fewer at the start",
+        claim="order 2 at one evaluation per step: the weights of up to 4 steps, fewer at the start",
         use="ipndm",
         facts={"order": 2, "orders": (2, 3, 4), "any_order": True},
     ),
@@ -62,7 +62,7 @@ def _check_order(order: int) -> None:
 
 
 def ipndm(trace: Trace, process: Process, times: Sequence[float], order: int = 4) -> Value:
-    """iPNDM (Zhang & Chen, section 4): pseudo linear multistep with lower orders at the start, one evaluation a step.
+    """iPNDM (Zhang & Chen, section 4): pseudo linear multistep with lower orders at the start, one evaluation per step.
 
     Of order 2 from `order` 2 on: the mean of eps is one over time, while the transfer carries it over sigma/alpha
     (`lms` takes both in sigma/alpha, and has the orders that the weights promise). So that the start is of order 2 too,
@@ -112,7 +112,7 @@ def plms(trace: Trace, process: Process, times: Sequence[float], order: int = 4)
 def pndm(trace: Trace, process: Process, times: Sequence[float]) -> Value:
     """Pseudo Runge-Kutta for three steps (four evaluations each), then pseudo linear multistep (F-PNDM).
 
-    A step to sigma = 0 takes one evaluation in either part: eps at sigma = 0 says nothing.
+    A step to sigma = 0 takes one evaluation in either part: eps at sigma = 0 carries no information.
     """
     x = trace.start()
     history: list[tuple[float, Value]] = []

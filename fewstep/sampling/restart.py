@@ -15,7 +15,7 @@ METHODS = (
         "restart",
         paper="Restart Sampling for Improving Generative Processes (Xu et al., 2023)",
         arxiv="2306.14878",
-        claim="an ODE solver of order 2 whose errors, at given noise levels, fresh noise contracts away",
+        claim="an ODE solver of order 2; fresh noise at given noise levels contracts its errors",
         use="restart",
         facts={"order": 2},
     ),
@@ -52,7 +52,7 @@ def restart(
 
     A round adds to x / alpha noise of variance `high^2 - low^2`, which lifts it from noise-to-signal ratio `low` to
     `high`, exactly as the forward process does, and integrates down again over `steps` steps that are equal in
-    `(sigma/alpha)^(1/7)` (Xu et al., Algorithm 1). Errors of before shrink in each round by what the noise mixes.
+    `(sigma/alpha)^(1/7)` (Xu et al., Algorithm 1). Earlier errors shrink in each round, as far as the noise mixes.
 
     Args:
         intervals: `(low, high, repetitions, steps)` each, low and high in sigma/alpha. The lower end is moved to the

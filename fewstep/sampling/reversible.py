@@ -1,4 +1,4 @@
-"""A reversible solver: the way back finds the states again, to the last bits, instead of keeping them."""
+"""A reversible solver: the backward pass recomputes the states, up to rounding, instead of keeping them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def forward(step: Step, y: Tensor, grid: Sequence[float]) -> tuple[Tensor, Tenso
 def reversible_flow(slope: Slope, y: Tensor, grid: Sequence[float], rule: Tableau, tensors: Sequence[Tensor]) -> Tensor:
     """The end of `dy/ds = slope(y, s)` over the grid `(B, *shape)`, of the base method's order at twice its cost.
 
-    Its gradients, for y and `tensors`, are those of the steps as they were made: exact but for rounding. Kept are the
-    two states at the end alone.
+    Its gradients, for y and `tensors`, are those of the steps as they were made: exact but for rounding. Only the
+    two states at the end are kept.
     """
     return _Reversible.apply(slope, tuple(grid), rule, y, *tensors)
 

@@ -16,7 +16,7 @@ METHODS = (
         "rho-rk",
         paper="Fast Sampling of Diffusion Models with Exponential Integrator (Zhang & Chen, 2023)",
         arxiv="2204.13902",
-        claim="order p = 2, 3, 4 at p evaluations a step: Heun's, Kutta's and the classical method (rhoRK-DEIS)",
+        claim="order p = 2, 3, 4 at p evaluations per step: Heun's, Kutta's and the classical method (rhoRK-DEIS)",
         use="rho_rk",
         facts={"order": 0, "plus_p": True, "orders": (2, 3, 4), "any_order": True},
     ),
@@ -33,8 +33,8 @@ TABLEAUS: dict[int, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
 def rho_rk(trace: Trace, process: Process, times: Sequence[float], order: int = 2) -> Value:
     """rhoRK-DEIS: Heun's method (order 2, EDM's sampler where alpha = 1), Kutta's third, the classical fourth.
 
-    Steps from alpha = 0, where sigma/alpha is infinite, and to sigma = 0, where eps says nothing, are first-order, with
-    one evaluation.
+    Steps from alpha = 0, where sigma/alpha is infinite, and to sigma = 0, where eps carries no information, are
+    first-order, with one evaluation.
     """
     if order not in TABLEAUS:
         raise ValueError(f"rho-rk has order 2, 3 or 4, got {order}")

@@ -15,7 +15,7 @@ METHODS = (
         "sa-solver",
         paper="SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (Xue et al., 2023)",
         arxiv="2309.05019",
-        claim="the reverse SDE at one evaluation a step, order 3 in its drift, tau times its noise",
+        claim="the reverse SDE at one evaluation per step, order 3 in its drift, tau times its noise",
         use="sa_solver",
         facts={"stochastic": True, "drift_order": 3},
     ),

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
 from fewstep.sampling.build import plan as make_plan
@@ -28,8 +28,8 @@ def choose_plan(
     timesteps: str | Sequence[float] | None = None,
     strength: float = 1.0,
     **options: Any,
-) -> Plan:
-    """The plan a call asks for: the model's own where nothing is asked and it has one, else one made of the names.
+) -> Sampler:
+    """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
     The solver is by default the one that suits the model (`model.solver`, as under guidance), and the times are those
     of its own scheduler (`model.timesteps`, by name "own"), where it has them.
@@ -65,7 +65,7 @@ def sample(
     nfe: int | None = None,
     solver: str | Callable[..., Any] | None = None,
     timesteps: str | Sequence[float] | None = None,
-    plan: Plan | None = None,
+    plan: Sampler | None = None,
     seed: int = 0,
     first: int = 0,
     seeds: Sequence[int | tuple[int, int]] | None = None,
@@ -88,15 +88,15 @@ def sample(
         steps, nfe, solver, timesteps, options: what `fs.plan` takes; with none of them the model's own plan (that of an
             accelerated model), or ten steps of the default solver.
         plan: a plan instead.
-        seeds: a seed a sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives. A
-            pair `(seed, number)` is sample `number` of that seed.
+        seeds: one seed per sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives.
+            A pair `(seed, number)` is sample `number` of that seed.
         shape: one sample's shape, for denoisers that take any.
         init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
             begin.
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
-        brownian: take the steps' noise from one Brownian path a sample, so that another step count gives nearly the
+        brownian: take the steps' noise from one Brownian path per sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
-        **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one a sample.
+        **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one per sample.
 
     Raises:
         ValueError: as `fs.plan` and `Plan.run`; n below 1; init and strength that do not belong together.
@@ -132,7 +132,11 @@ def sample(
     parts: list[Tensor] = []
     for begin in range(0, n, batch_size):
         end = min(begin + batch_size, n)
-        own = {name: value[begin:end] for name, value in named.items()}
+        # A number for all samples stays one of the host, which a run's memory hands on.
+        own: dict[str, Any] = {
+            name: condition[name] if isinstance(condition.get(name), float) else value[begin:end]
+            for name, value in named.items()
+        }
         source = own_seeds[begin:end] if own_seeds is not None else Noise(seed, first + begin)
         normal = functools.partial(source.normal, shape=(end - begin, *size), device=device, dtype=dtype)
         state = chosen(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.core.live import Live, Loop
+from fewstep.core.live import Answer, Live, Loop, around
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Evaluate, Op, Plan
+from fewstep.core.ops import Combine, Evaluate, Op, one_level, slots_of
+from fewstep.core.plan import Plan, as_plan
 from fewstep.core.prediction import conversion
-from fewstep.core.process import Process
-from fewstep.core.run import program
+from fewstep.core.record import rewrite
+from fewstep.core.sampler import Sampler
 
 METHODS = (
     Method(
@@ -29,18 +30,21 @@ METHODS = (
 )
 
 
-def reuse(plan: Plan, skipped: Collection[int]) -> Plan:
+def reuse(plan: Sampler, skipped: Collection[int]) -> Plan:
     """The plan without some of its evaluations (numbers from 0): the last eps before each is used in its place.
 
     The same skipping for every sample, so it is a plan again: the evaluation is replaced by combinations.
 
     Raises:
-        ValueError: the first evaluation among the skipped, or one at alpha = 0, where eps says nothing of x0.
+        ValueError: the first evaluation among the skipped, or one at alpha = 0, where eps says nothing about x0.
     """
-    plan._operations()
+    return rewrite(as_plan(plan), lambda band: _reused(band, skipped))
+
+
+def _reused(plan: Plan, skipped: Collection[int]) -> Plan:
     if wrong := [i for i in skipped if not 0 < i < plan.nfe]:
         raise ValueError(f"evaluations 1 to {plan.nfe - 1} can be skipped, not {wrong[0]}")
-    fresh = 1 + max([plan.result, *(slot for op in plan.ops for slot in _made(op))])
+    fresh = 1 + max([plan.result, *(slot for op in plan.ops for slot in slots_of(op))])
     ops: list[Op] = []
     eps, count = -1, -1
     for op in plan.ops:
@@ -56,20 +60,22 @@ def reuse(plan: Plan, skipped: Collection[int]) -> Plan:
             eps = outputs["eps"]
             ops.append(replace(op, outputs=tuple(outputs.items())))
             continue
-        if op.scales[0] == 0:
+        alpha, sigma, dalpha, dsigma = _floats(op)
+        if alpha == 0:
             raise ValueError(f"evaluation {count} is at alpha = 0, where eps says nothing of x0: it cannot be skipped")
         for kind, slot in op.outputs:
-            p, q = conversion("eps", kind, *op.scales)
+            p, q = conversion("eps", kind, alpha, sigma, dalpha, dsigma)
             ops.append(Combine(slot, ((op.x, p), (eps, q))))
     about = dict(plan.about) | {"solver": f"{plan.name}, {len(set(skipped))} skipped"}
     return replace(plan, ops=tuple(ops), about=about)
 
 
-def _made(op: Op) -> list[int]:
-    return [slot for _, slot in op.outputs] if isinstance(op, Evaluate) else [op.slot]
+def _floats(op: Evaluate) -> tuple[float, float, float, float]:
+    alpha, sigma, dalpha, dsigma = (one_level(scale) for scale in op.scales)
+    return alpha, sigma, dalpha, dsigma
 
 
-def skip(plan: Plan, delta: float = 0.05, most: int = 4) -> Loop:
+def skip(plan: Sampler, delta: float = 0.05, most: int = 4) -> Loop:
     """A plan that leaves out evaluations where it can (Algorithm 1 of the paper), for every solver.
 
     A sample's evaluation is skipped, and its last eps used instead, when the last four states that the network was or
@@ -88,18 +94,21 @@ def skip(plan: Plan, delta: float = 0.05, most: int = 4) -> Loop:
         raise ValueError(f"delta must not be negative, got {delta}")
     if isinstance(most, bool) or int(most) != most or most < 1:
         raise ValueError(f"most must be a whole number of at least 1, got {most!r}")
-    plan._operations()
+    evaluations = plan.table.evaluations
+    scales = [_floats(e) for e in evaluations]
 
-    def solver(live: Live, process: Process, times: list[float]) -> Tensor:
-        steps = program(plan.table, live.start(), live.source)
-        x, _ = next(steps)
+    def solver(live: Live, play: Callable[[Answer], Tensor]) -> Tensor:
+        x = live.start()
         states: list[Tensor] = []
-        eps = torch.zeros_like(x)
+        eps, last = torch.zeros_like(x), ""
         in_a_row = torch.zeros(len(x), dtype=torch.long, device=x.device)
         skipped: list[Tensor] = []
-        kind, answer = "", torch.zeros_like(x)
-        for e in plan.evaluations:
-            states = [*states[-3:], x / math.hypot(*e.scales[:2])]
+
+        def answer(live: Live, i: int, x: Tensor) -> tuple[Tensor, str]:
+            nonlocal states, eps, in_a_row, last
+            t, kind = evaluations[i].t, last
+            given: dict[str, Any] = dict(evaluations[i].given)
+            states = [*states[-3:], x / math.hypot(*scales[i][:2])]
             smooth = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             if delta > 0 and len(skipped) >= 3:
                 a, b, c, d = states
@@ -108,34 +117,23 @@ def skip(plan: Plan, delta: float = 0.05, most: int = 4) -> Loop:
             in_a_row = torch.where(smooth, in_a_row + 1, 0)
             skipped.append(smooth)
             if not bool(smooth.any()):
-                prediction = live.evaluate(x, e.t)
-                kind, answer = prediction.kind, prediction.value
+                prediction = live.evaluate(x, t, **given)
+                kind, value = prediction.kind, prediction.value
             else:  # reading from the device which samples to evaluate is what saves the evaluations
-                p, q = conversion("eps", kind, *e.scales)
-                answer = p * x + q * eps
+                p, q = conversion("eps", kind, *scales[i])
+                value = p * x + q * eps
                 rows = (~smooth).nonzero().squeeze(1)
                 if len(rows):
-                    answer[rows] = live.evaluate(x[rows], e.t, rows).value
-            if e.scales[1] > 0:
-                p, q = conversion(kind, "eps", *e.scales)
-                fresh = p * x + q * answer
+                    value[rows] = live.evaluate(x[rows], t, rows, **given).value
+            if scales[i][1] > 0:
+                p, q = conversion(kind, "eps", *scales[i])
+                fresh = p * x + q * value
                 eps = torch.where(smooth.view(-1, *[1] * (x.ndim - 1)), eps, fresh)
-            try:
-                x, _ = steps.send((answer, kind))
-            except StopIteration as stop:
-                live.report["skipped"] = torch.stack(skipped)
-                return stop.value
-        raise AssertionError("a plan ends with its last evaluation")
+            last = kind
+            return value, kind
 
-    about: dict[str, Any] = dict(plan.about) | {"solver": f"{plan.name}, skipping {delta:g}"}
-    return Loop(
-        ops=(),
-        result=0,
-        times=plan.times,
-        start=plan.start,
-        process=plan.process,
-        about=about,
-        solver=solver,
-        most=plan.nfe,
-        noisy=plan.stochastic,
-    )
+        samples = play(answer)
+        live.report["skipped"] = torch.stack(skipped)
+        return samples
+
+    return around(plan, f"skipping {delta:g}", solver)

@@ -10,7 +10,7 @@ and any s, b split f's own drift off. Per coordinate and noise level, the best t
 
 f' the derivative along the trajectory. The first needs no derivative of the network: for `x = alpha x0 + sigma z` it is
 `E[z eps]` (Stein's identity), or, with less noise, the slope in z of a regression. The second is a regression too, from
-moments of y, x0 and x0', the last by a short step along the trajectory: two evaluations a point in all.
+moments of y, x0 and x0', the last by a short step along the trajectory: two evaluations per point in all.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ METHODS = (
         kind="statistics",
         paper=_PAPER,
         arxiv="2310.13268",
-        claim="the linear part and the drift of a model per coordinate, from two evaluations a point",
+        claim="the linear part and the drift of a model per coordinate, from two evaluations per point",
         use="estimate_statistics",
     ),
 )
@@ -51,7 +51,7 @@ METHODS = (
 FORMAT = "fewstep-statistics-1"
 _SHORT = 0.01  # length in log-SNR of the step that gives the derivative along the trajectory
 _PER_KNOT = 6  # grid points to a spline interval: fresh noise at each averages out
-_STEEPEST = 5.0  # of |s|: drifts that change within a fifth of a log-SNR are none a few steps can follow
+_STEEPEST = 5.0  # of |s|: a few steps cannot follow drifts that change within a fifth of a log-SNR
 _NAMES = ("l", "s", "b")
 
 
@@ -157,7 +157,7 @@ def _grid(process: Process, points: int) -> np.ndarray:
 
 
 def _smooth(grid: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least-squares cubic spline of `(points, ...)` values with `_PER_KNOT` points an interval, and its slope."""
+    """The least-squares cubic spline of `(points, ...)` values with `_PER_KNOT` points per interval, and its slope."""
     from scipy.interpolate import make_lsq_spline
 
     intervals = max(1, (len(grid) - 1) // _PER_KNOT)

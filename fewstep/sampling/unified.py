@@ -48,7 +48,7 @@ DEFAULT = Choice("x0", 2, "middle")
 
 
 def evaluations(choice: Choice) -> int:
-    """How many evaluations a step takes that does not start at alpha = 0 or end at sigma = 0 (those take one)."""
+    """The evaluations of a step that neither starts at alpha = 0 nor ends at sigma = 0 (those take one)."""
     return choice.order if choice.estimate == "inside" else 1
 
 
@@ -156,8 +156,8 @@ def unified(
     """An exponential Taylor step with choices of its own for every step (Liu et al., section 3).
 
     Steps from alpha = 0 or to sigma = 0 have no length in log-SNR: they are of first order, with one evaluation. A step
-    asked for more predictions than there are so far uses those. Evaluations inside a step serve that step alone: they
-    are made at states of lower order.
+    that needs more predictions than there are so far uses those there are. Evaluations inside a step serve that step
+    alone: they are made at states of lower order.
 
     Uniform schedules are known solvers: order 1 is `ddim`; `(kind, 2, "full")` is `ab-2` and `ab-x0-2`;
     ("x0", 2, "middle"), the default, is `dpmpp-2m`; ("eps", p, "inside") is `dpm-solver-p`, ("x0", 2, "inside")
@@ -168,7 +168,7 @@ def unified(
         schedule: a `Choice` (kind, order, estimate) for each step, or one for all.
 
     Raises:
-        ValueError: a choice that there is not, or another number of choices than steps.
+        ValueError: a choice that does not exist, or a number of choices other than that of the steps.
     """
     choices = _checked(schedule, len(times) - 1)
     x = trace.start()

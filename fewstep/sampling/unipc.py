@@ -19,7 +19,7 @@ METHODS = (
         "unipc",
         paper="UniPC: A Unified Predictor-Corrector Framework for Fast Sampling (Zhao et al., 2023)",
         arxiv="2302.04867",
-        claim="order p + 1 at one evaluation a step",
+        claim="order p + 1 at one evaluation per step",
         use="unipc",
         facts={"order": 1, "plus_p": True, "orders": (1, 2, 3, 4), "any_order": True},
     ),
@@ -48,7 +48,7 @@ def unipc(
     """UniPC-p in its data-prediction form (Algorithms 5 to 8): UniP-p predicts, UniC-p corrects.
 
     `variant` is B(h) = -h ("bh1") or e^-h - 1 ("bh2"). With `corrector=False` it is UniP-p, of order p. Orders rise by
-    one a step at the start, as in the paper; for p >= 3 the states and predictions of the start are improved as in
+    one per step at the start, as in the paper; for p >= 3 the states and predictions of the start are improved as in
     `adams_bashforth`, for (p - 2)(p - 1)/2 evaluations more, because a corrected first step alone caps the order at 3.
     """
     if variant not in VARIANTS:

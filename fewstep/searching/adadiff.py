@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
+from fewstep.metrics.accuracy import correct
 from fewstep.report.files import write_json
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.mixed import Request, run_mixed
 from fewstep.searching.job import Job
 from fewstep.searching.problem import Problem
@@ -30,6 +32,7 @@ METHODS = (
         arxiv="2311.14768",
         claim="a small policy picks the steps of each condition, for quality at fewer steps on average",
         use="adadiff",
+        facts={"quick": {"updates": 50}},
     ),
 )
 
@@ -183,32 +186,35 @@ def reinforce(features: Tensor, table: Tensor, seed: int, hidden: int, updates: 
     Each update draws one plan a request, and follows `(reward - baseline) grad log pi`; the baseline is the request's
     expected reward under the policy, which no draw depends on. A bonus on the entropy, falling to 0, keeps it looking.
     """
+    from fewstep.training.players import Player, optimise
+
     generator = torch.Generator().manual_seed(seed)
     f, k = features.shape[1], table.shape[1]
     shapes = ((hidden, f), (hidden,), (k, hidden), (k,))
-    weights = [
-        (torch.randn(shape, generator=generator, dtype=torch.float64) * (0.5 if i == 0 else 0.0)).requires_grad_()
+    weights = torch.nn.ParameterList(
+        torch.randn(shape, generator=generator, dtype=torch.float64) * (0.5 if i == 0 else 0.0)
         for i, shape in enumerate(shapes)
-    ]
+    )
     with torch.no_grad():
         weights[2].copy_(0.1 * torch.randn(k, hidden, generator=generator, dtype=torch.float64))
-    optimiser = torch.optim.Adam(weights, lr=0.03)
-    for update in range(updates):
-        with torch.enable_grad():
-            log_p = _logits(weights, features).log_softmax(1)
-            p = log_p.detach().exp()
-            drawn = torch.multinomial(p, 1, generator=generator)
-            advantage = table.gather(1, drawn) - (p * table).sum(1, keepdim=True)
-            entropy = -(log_p.exp() * log_p).sum(1).mean()
-            loss = -(advantage * log_p.gather(1, drawn)).mean() - 0.05 * (1 - update / updates) * entropy
-            optimiser.zero_grad()
-            loss.backward()
-        optimiser.step()
+    numbers = itertools.count()
+
+    def loss(update: int) -> Tensor:
+        log_p = _logits(list(weights), features).log_softmax(1)
+        p = log_p.detach().exp()
+        drawn = torch.multinomial(p, 1, generator=generator)
+        advantage = table.gather(1, drawn) - (p * table).sum(1, keepdim=True)
+        entropy = -(log_p.exp() * log_p).sum(1).mean()
+        return -(advantage * log_p.gather(1, drawn)).mean() - 0.05 * (1 - update / updates) * entropy
+
+    policy = Player(weights, loss, lr=0.03, betas=(0.9, 0.999))
+    optimise({"policy": policy}, lambda n, generator: next(numbers), steps=updates, batch=len(features), seed=generator)
     return [w.detach() for w in weights]
 
 
 def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
-    """For each noise: the relative endpoint error of the plan, and 1 where the class the reference shows is lost."""
+    """For each noise: the relative endpoint error of the plan, and 1 where the class the reference shows is lost (of
+    data whose classes can be judged)."""
     try:
         x = job.run(made, problem).double().flatten(1)
     except ValueError as error:
@@ -218,11 +224,10 @@ def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
     reference = problem.reference.double().flatten(1)
     errors = (x - reference).norm(dim=1) / reference.norm(dim=1).mean()
     lost = torch.zeros(len(errors), dtype=torch.bool)
-    if getattr(job.model, "data", None) == "digits" and "label" in problem.condition:
-        from fewstep.metrics.digits_classifier import digits_classifier
-
-        classifier, label = digits_classifier(x.device), problem.condition["label"]
-        right = [classifier(y.view_as(problem.reference).float()).argmax(1) == label for y in (reference, x)]
+    judged = card("accuracy", "metric")[0].facts["of"]
+    if getattr(job.model, "data", None) == judged and "label" in problem.condition:
+        label = problem.condition["label"]
+        right = [correct(y.view_as(problem.reference).float(), label) for y in (reference, x)]
         lost = right[0] & ~right[1]
     return [[float(e), float(gone)] for e, gone in zip(errors, lost, strict=True)]
 

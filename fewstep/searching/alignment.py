@@ -11,7 +11,7 @@ from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.sampling.alignment import align
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.candidates import rank
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job
@@ -24,6 +24,7 @@ METHODS = (
         arxiv="2310.09469",
         claim="one network time a step, fitted so that the step goes where the teacher goes",
         use="aligner",
+        facts={"quick": {"trajectories": 16, "timesteps": "log-snr"}},
     ),
 )
 

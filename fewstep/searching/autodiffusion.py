@@ -13,13 +13,14 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
+from fewstep.data.spec import Dataset
 from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable
 from fewstep.metrics.frechet import frechet
 from fewstep.searching.candidates import score
 from fewstep.searching.evolve import Genome, Rated, best, evolve
 from fewstep.searching.grids import fine_grid, on_grid, solver_steps
 from fewstep.searching.job import Job
-from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.problem import Problem, own_data, run_all
 from fewstep.timesteps.grid import make_times
 
 METHODS = (
@@ -29,6 +30,7 @@ METHODS = (
         arxiv="2309.10438",
         claim="times, then blocks to leave out at each, evolved for the samples' distribution or their endpoints",
         use="autodiffusion",
+        facts={"quick": {"points": 40, "population": 6, "generations": 2, "children": 4, "parents": 3}},
     ),
 )
 
@@ -61,15 +63,13 @@ class Fitness:
     samples from the model's data set, or where that is not known from the reference's samples.
     """
 
-    def __init__(self, model: Denoiser, fitness: str, features: str):
+    def __init__(self, model: Denoiser, fitness: str, features: str, data: Dataset | None = None):
         if fitness not in FITNESS:
             raise suggest("fitness", fitness, FITNESS)
         self.distance, self.features = fitness == "frechet", features
         self.real: Tensor | None = None
-        if self.distance and getattr(model, "data", None) is not None:
-            from fewstep.data.spec import open_data
-
-            self.real = open_data(str(model.data)).images
+        if self.distance and (real := data if data is not None else own_data(model)) is not None:
+            self.real = real.images
 
     def __call__(self, plan: Plan, model: Denoiser, problem: Problem) -> float:
         if not self.distance:
@@ -80,7 +80,9 @@ class Fitness:
             if "not finite" in str(error):
                 return float("inf")
             raise
-        return frechet(x.cpu(), problem.reference.cpu() if self.real is None else self.real, self.features).value
+        if self.real is None:
+            return frechet(x.cpu(), problem.reference.cpu(), self.features).value
+        return frechet(model.decode(x, **problem.condition).cpu(), self.real, self.features).value
 
 
 def _draw(rng: np.random.Generator, of: Sequence[int], n: int) -> list[int]:
@@ -234,7 +236,7 @@ def autodiffusion(
     steps = solver_steps(job.process, job.nfe, solver)[solver]
     if points - 1 < 2 * steps:
         raise ValueError(f"{points} points are too few for {steps} steps: give at least {2 * steps + 1}")
-    measure = Fitness(job.model, fitness, features)
+    measure = Fitness(job.model, fitness, features, job.data)
     if measure.distance:
         job.measure = f"Frechet distance, {features}"
     times = Times(job, steps, points)

@@ -8,9 +8,10 @@ from typing import Any
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, methods
-from fewstep.core.plan import Combine, Evaluate, Plan
+from fewstep.core.ops import Combine, Evaluate
+from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.build import solver_names
 from fewstep.searching.problem import Problem, run_all
 from fewstep.searching.reference import relative_error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, made
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
+from fewstep.data.spec import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import plan as make_plan
-from fewstep.searching.problem import run_all
+from fewstep.searching.problem import data_for, run_all
 from fewstep.searching.reference import error_estimate, reference_plan, solve
 
 SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "deis-3", "vab-3")
@@ -50,11 +52,12 @@ def compare(
     solvers: Sequence[str] = SOLVERS,
     timesteps: Sequence[str] = RULES,
     *,
-    plans: Sequence[Plan] = (),
+    plans: Sequence[Sampler] = (),
     noises: int = 256,
     seed: int = 0,
     reference_nfe: int = 100,
     real: Tensor | None = None,
+    data: str | Path | Dataset | None = None,
     advance: Callable[[], None] | None = None,
 ) -> Comparison:
     """Run every solver on every rule with at most so many evaluations, from the same noises.
@@ -65,6 +68,8 @@ def compare(
 
     Args:
         plans: others to set beside them: the model's own, searched ones.
+        data: where the conditions of the noises come from, row by row, and the real images where none are given. Needed
+            by models that take a picture, such as bridges.
         advance: called after each sampler.
 
     Raises:
@@ -77,10 +82,13 @@ def compare(
         raise ValueError(f"noises must be at least 16, got {noises}")
     if model.shape is None:
         raise ValueError("comparing draws noise, so the denoiser needs a shape: set model.shape = (...)")
-    problem = solve(model, seed, 0, noises, reference_nfe, torch.float32)
+    given = None if data is None else data_for(model, data)
+    problem = solve(model, seed, 0, noises, reference_nfe, torch.float32, given)
+    if real is None and given is not None:
+        real = given.images
     against = problem.reference if real is None else real
 
-    def row(name: str, plan: Plan, asked: int) -> dict[str, Any]:
+    def row(name: str, plan: Sampler, asked: int) -> dict[str, Any]:
         about, begin = plan.about, time.perf_counter()
         found: dict[str, Any] = {
             "name": name,
@@ -104,7 +112,8 @@ def compare(
         if not plan.stochastic:
             found["error"] = endpoint_error(x, problem.reference).value
         if noises > x[0].numel():  # a covariance from fewer samples than dimensions says little
-            found["frechet"] = frechet(x.cpu(), against.cpu()).value
+            seen = x if real is None else model.decode(x, **problem.condition)
+            found["frechet"] = frechet(seen.cpu(), against.cpu()).value
         return found
 
     rows = [row("reference", reference_plan(model, reference_nfe), reference_nfe)]

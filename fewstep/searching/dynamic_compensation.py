@@ -15,9 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Evaluate, Plan
+from fewstep.core.ops import Combine, Evaluate
+from fewstep.core.plan import Plan
 from fewstep.report.files import write_text
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.compensation import advances, compensate, updates
 from fewstep.searching.candidates import rank
 from fewstep.searching.job import Job
@@ -30,6 +31,7 @@ METHODS = (
         arxiv="2409.03755",
         claim="one compensation ratio a step, fitted on a dozen trajectories, or predicted from other step counts",
         use="dc_solver",
+        facts={"quick": {"timesteps": "log-snr"}},
     ),
 )
 

@@ -20,6 +20,7 @@ METHODS = (
         arxiv="2405.11326",
         claim="times by dynamic programming on the errors of single Euler steps from a teacher's path",
         use="gits",
+        facts={"quick": {"points": 21}},
     ),
 )
 

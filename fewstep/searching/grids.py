@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fewstep.core.methods import card
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.job import Job
 from fewstep.timesteps.grid import make_times
 

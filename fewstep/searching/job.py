@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
+from fewstep.data.spec import Dataset
 from fewstep.report.files import write_json
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.candidates import score
 from fewstep.searching.problem import Problem, run_all
 from fewstep.searching.reference import SOLVER, TIMES, reference_plan, solve
@@ -57,9 +58,10 @@ class Job:
         folder: str | os.PathLike[str] | None = None,
         settings: dict[str, Any] | None = None,
         tell: Callable[[str], None] | None = None,
+        data: Dataset | None = None,
     ):
         self.model, self.process, self.nfe, self.method, self.seed = model, model.process, nfe, method, seed
-        self.noises, self.reference_nfe, self.tell = noises, reference_nfe, tell
+        self.noises, self.reference_nfe, self.tell, self.data = noises, reference_nfe, tell, data
         self._limit_seconds, self._limit_evaluations = seconds, evaluations
         self.dtype = _dtype(model)
         self.settings = {
@@ -71,6 +73,8 @@ class Job:
             "process": self.process.config(),
             "options": json.loads(json.dumps(settings or {})),  # as the file gives them back: lists for tuples
         }
+        if data is not None:
+            self.settings["data"] = data.spec.name
         self.best: Plan | None = None
         self.score = float("inf")
         self.measure = "relative end point error"  # what `score` is
@@ -107,12 +111,12 @@ class Job:
     @cached_property
     def train(self) -> Problem:
         """Noises to learn from, with the reference's ends."""
-        return solve(self.model, self.seed, 0, self.noises, self.reference_nfe, self.dtype)
+        return solve(self.model, self.seed, 0, self.noises, self.reference_nfe, self.dtype, self.data)
 
     @cached_property
     def held_out(self) -> Problem:
         """Noises that plans are scored on; none is in `train`."""
-        return solve(self.model, self.seed, self.noises, self.noises, self.reference_nfe, self.dtype)
+        return solve(self.model, self.seed, self.noises, self.noises, self.reference_nfe, self.dtype, self.data)
 
     @property
     def teacher(self) -> Plan:

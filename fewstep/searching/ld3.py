@@ -28,6 +28,7 @@ METHODS = (
         arxiv="2405.15506",
         claim="times by gradient descent through the sampler, towards the ends of a teacher that may start nearby",
         use="ld3",
+        facts={"quick": {"iterations": 3, "trajectories": 16}},
     ),
 )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -29,9 +29,11 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Evaluate, Plan
-from fewstep.core.prediction import conversion, scales
+from fewstep.core.ops import Combine, Draw, Evaluate, play
+from fewstep.core.plan import Plan
+from fewstep.core.prediction import scales
 from fewstep.core.process import Process
+from fewstep.sampling.tell import tell
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job
@@ -45,6 +47,7 @@ METHODS = (
         arxiv="2502.17423",
         claim="fitted times and coefficients beat every hand-made plan at 4 to 10 evaluations",
         use="learned_plan",
+        facts={"quick": {"iterations": 1}},
     ),
 )
 
@@ -55,35 +58,42 @@ def tabulate(plan: Plan) -> tuple[list[float], np.ndarray] | None:
     None for a plan that draws noise, evaluates a time twice or goes back in time.
     """
     times = [e.t for e in plan.evaluations]
-    if plan.stochastic or any(t <= s for t, s in zip(times, [*times[1:], plan.times[-1]], strict=True)):
+    if (
+        plan.stochastic
+        or plan.spread is not None
+        or any(t <= s for t, s in zip(times, [*times[1:], plan.times[-1]], strict=True))
+    ):
         return None
     n = len(times)
     start = np.zeros(n + 1)
     start[0] = 1.0
-    values, rows, count = {0: start}, [], 0
-    for op in plan.ops:
-        if isinstance(op, Combine):
-            values[op.slot] = sum((c * values[slot] for slot, c in op.terms), start=np.zeros(n + 1))
-        elif isinstance(op, Evaluate):
-            rows.append(values[op.x])
-            count += 1
-            x0 = np.zeros(n + 1)
-            x0[count] = 1.0
-            for kind, slot in op.outputs:
-                p, q = conversion("x0", kind, *op.scales)
-                values[slot] = p * values[op.x] + q * x0
+    values: dict[int, np.ndarray] = {0: start}
+    rows: list[np.ndarray] = []
+
+    def answer(op: Evaluate, x: np.ndarray) -> tuple[str, np.ndarray]:
+        rows.append(x)
+        return "x0", np.eye(n + 1)[len(rows)]
+
+    for _ in play(plan.ops, values, answer, _no_draw):
+        pass
     return times, np.stack([*rows, values[plan.result]])
+
+
+def _no_draw(op: Draw) -> np.ndarray:
+    raise ValueError("a plan that draws noise is not learned")
 
 
 class Learner:
     """A plan as a vector of parameters, and back.
 
     The vector holds the log-SNRs of the n evaluations, s `(n + 1)`, and the lower triangle of m row by row
-    `(n (n + 1) / 2)`, in float64; all of them are of order 1.
+    `(n (n + 1) / 2)`, in float64; all of them are of order 1. With `numbers`, it ends with what the plan tells the
+    network at its evaluations (`Evaluate.given`), in their order; without, these numbers stay as they are.
     """
 
-    def __init__(self, process: Process, plan: Plan):
+    def __init__(self, process: Process, plan: Plan, numbers: bool = False):
         table = tabulate(plan)
+        self.given, self.numbers = [op.given for op in plan.evaluations], numbers
         assert table is not None
         times, rows = table
         self.process, self.start, self.end, self.n = process, plan.times[0], plan.times[-1], len(times)
@@ -104,7 +114,8 @@ class Learner:
         self._high = process.log_snr(process.t_min)
         first = self._low if times[0] == self.start else process.log_snr(times[0])
         log_snr = [first, *(process.log_snr(t) for t in times[1:])]
-        self.initial = np.concatenate((log_snr, s, m[self._triangle]))
+        told = [value for own in self.given for _, value in own] if numbers else []
+        self.initial = np.concatenate((log_snr, s, m[self._triangle], told))
 
     def clamp(self, theta: np.ndarray) -> np.ndarray:
         """Log-SNRs that rise, inside the process's clock."""
@@ -124,14 +135,17 @@ class Learner:
         if theta[0] <= self._low:
             times[0] = self.start
         s, m = theta[n : 2 * n + 1], np.zeros((n, n))
-        m[self._triangle] = theta[2 * n + 1 :]
+        end = 2 * n + 1 + len(self._triangle[0])
+        m[self._triangle] = theta[2 * n + 1 : end]
+        told = iter(float(value) for value in theta[end:])
+        given = [tuple((name, next(told)) for name, _ in own) for own in self.given] if self.numbers else self.given
         later = process.sigma(times[0]) / process.sigma(self.start)
         x = 2 * n + 1
         ops: list[Evaluate | Combine] = [Combine(x, ((0, float(s[0]) * later),))]
         for i, (a, b) in enumerate(pairwise([*times, self.end])):
             carry = process.sigma(b) / process.sigma(a)
             pull = process.alpha(b) - process.alpha(a) * carry
-            ops.append(Evaluate(x, a, (("x0", 2 * i + 1),), scales(process, a)))
+            ops.append(Evaluate(x, a, (("x0", 2 * i + 1),), scales(process, a), given[i]))
             terms = [(x, float(s[i + 1]) * carry)] + [(2 * j + 1, float(m[i, j]) * pull) for j in range(i + 1)]
             x = 2 * i + 2
             ops.append(Combine(x, tuple(terms)))
@@ -220,10 +234,14 @@ class Fit:
             self.best, self.score = self.theta, value
 
 
-def learned_plan(job: Job, iterations: int = 12) -> None:
+def learned_plan(job: Job, iterations: int = 12, numbers: Mapping[str, float] | None = None) -> None:
     """Fit times and coefficients, as many iterations as asked, from OLSS's plan and the best hand-made ones (`Fit`).
 
     Two iterations for each of three starts, then the rest for the one that leads.
+
+    Args:
+        numbers: what the plan is to tell the network at each evaluation, and the values from which these numbers are
+            learned as well: `{"guidance": 2.0}` finds a guidance scale for each evaluation.
     """
     state = job.state
     if state is None or "tried" in state:  # OLSS is not done
@@ -232,10 +250,12 @@ def learned_plan(job: Job, iterations: int = 12) -> None:
         assert job.best is not None
         job.offer(hand[0].plan)
         starts = _learnable([Candidate(job.best, job.score), *hand])
-        state = {"done": 0, "starts": [start.plan.to_json() for start in starts], "fits": None}
+        told = [tell(start.plan, **(numbers or {})) for start in starts]
+        state = {"done": 0, "starts": [start.to_json() for start in told], "fits": None}
         job.save(state)
     fits = [
-        Fit(Learner(job.process, Plan.from_json(text)), job.model, job.train, job.held_out) for text in state["starts"]
+        Fit(Learner(job.process, Plan.from_json(text), bool(numbers)), job.model, job.train, job.held_out)
+        for text in state["starts"]
     ]
     for fit, kept in zip(fits, state["fits"] or [], strict=False):
         fit.restore(kept)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
-from fewstep.core.plan import Combine, Evaluate, Plan
+from fewstep.core.ops import Combine, Evaluate
+from fewstep.core.plan import Plan
 from fewstep.core.prediction import scales
 from fewstep.core.process import Process
 from fewstep.searching.grids import fine_grid
@@ -24,6 +25,7 @@ METHODS = (
         arxiv="2305.14677",
         claim="coefficients by least squares on a teacher's states, times that bound the largest step's error",
         use="olss",
+        facts={"quick": {"points": 21}},
     ),
 )
 

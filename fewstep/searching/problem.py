@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
-from fewstep.data.spec import BUILT_IN, open_data
+from fewstep.core.sampler import Sampler
+from fewstep.data.open import is_built_in, open_built_in, open_data, reader
+from fewstep.data.spec import Dataset
 
 
 @dataclass(frozen=True)
@@ -37,39 +43,86 @@ class Problem:
         return Problem(self.noise[begin:end], self.reference[begin:end], condition, self.seed, self.first + begin)
 
 
-def conditions(model: Denoiser, first: int, n: int, device: torch.device) -> dict[str, Tensor]:
-    """A condition for each of the samples `first ... first + n - 1`: the classes in turn, captions of the data that the
-    model was trained on (none where those are not known).
+def known_data(model: Denoiser) -> str | None:
+    """The data set the model was trained on, where it can be opened here, or None."""
+    name = getattr(model, "data", None)
+    return name if isinstance(name, str) and (is_built_in(name) or Path(name).exists()) else None
+
+
+def own_data(model: Denoiser) -> Dataset | None:
+    """The training split of the data that the model was trained on, where they can be opened here, or None."""
+    name = known_data(model)
+    if name is None:
+        return None
+    return open_built_in(name) if is_built_in(name) else data_for(model, name)
+
+
+def data_for(model: Denoiser, source: str | Path | Dataset) -> Dataset:
+    """The training split of some data, opened as the model's samples are where the source leaves that open.
+
+    Raises ValueError for data of another shape or range than the model's samples, and what `open_data` raises.
+    """
+    if isinstance(source, Dataset):
+        data = source
+    else:
+        assert model.shape is not None
+        asked = {"mode": "L" if model.shape[0] == 1 else "RGB", "size": tuple(model.shape[1:])}
+        takes = inspect.signature(reader(source).load()).parameters
+        data = open_data(source, **{name: value for name, value in asked.items() if name in takes})
+    if data.spec.shape != model.shape:
+        raise ValueError(f"the data {data.spec.name!r} has samples of {data.spec.shape}, the model makes {model.shape}")
+    if model.value_range is not None and data.spec.value_range != tuple(model.value_range):
+        raise ValueError(
+            f"the data {data.spec.name!r} lies in {data.spec.value_range}, the model's samples in {model.value_range}"
+        )
+    return data
+
+
+def conditions(model: Denoiser, data: Dataset | None, rows: Tensor) -> dict[str, Tensor]:
+    """A condition for each of some rows (n,), on the model's device: what the data have there, over and over.
+
+    Without data the classes come in turn, and captions are those of the data that the model was trained on (empty where
+    those are not known).
 
     Raises:
-        ValueError: a model that needs pictures, of which there are none here.
+        ValueError: a model that needs pictures, and no data that have them; conditions that do not fit the model.
     """
-    rows, found = first + torch.arange(n), {}
+    named = data.batch(rows % len(data))[1] if data is not None and model.conditions else {}
+    found = {}
     for name, kind in model.conditions.items():
+        value = named.get(name)
         if isinstance(kind, Label):
-            found[name] = (rows % kind.classes).to(device)
-        elif isinstance(kind, Text) and getattr(model, "data", None) in BUILT_IN:
-            data = open_data(model.data)  # type: ignore[arg-type]
-            found[name] = data.batch(rows % len(data))[1][name].to(device)
-        else:
-            found[name] = kind.check(name, None, n, device)
+            value = rows % kind.classes if value is None else value
+            if (most := int(value.max())) >= kind.classes:  # the next index would mean "no label"
+                raise ValueError(f"the data have labels up to {most}, but the model has {kind.classes} classes")
+        elif value is None and isinstance(kind, Text) and (own := own_data(model)) is not None:
+            value = own.batch(rows % len(own))[1].get(name)
+        elif value is None and isinstance(kind, Picture):
+            raise ValueError(
+                f"this model needs {name}, a picture that goes with each sample: give data=..., a Dataset with"
+                f" given={{{name!r}: pictures}}"
+            )
+        found[name] = kind.check(name, value, len(rows), model.device)
     return found
 
 
-def run_all(plan: Plan, model: Denoiser, noise: Tensor, condition: dict[str, Tensor], seed: int, first: int) -> Tensor:
+def run_all(
+    plan: Sampler, model: Denoiser, noise: Tensor, condition: Mapping[str, Tensor], seed: int, first: int
+) -> Tensor:
     """The plan's samples for many noises, 256 at a time."""
     parts = []
     for begin in range(0, noise.shape[0], 256):
-        named = {name: value[begin : begin + 256] for name, value in condition.items()}
+        named: dict[str, Any] = {name: value[begin : begin + 256] for name, value in condition.items()}
         part = noise[begin : begin + 256]
         parts.append(plan(model, part, seed=seed, first=first + begin, dtype=part.dtype, **named))
     return torch.cat(parts)
 
 
-def draw(model: Denoiser, seed: int, first: int, n: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-    """n noises of a stream and their conditions, on the model's device."""
+def draw(
+    model: Denoiser, seed: int, first: int, n: int, dtype: torch.dtype, data: Dataset | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """n noises of a stream and their conditions (those of the data's rows `first ...`), on the model's device."""
     assert model.shape is not None
-    device = model.device
-    normal = functools.partial(Noise(seed, first).normal, shape=(n, *model.shape), device=device, dtype=dtype)
+    normal = functools.partial(Noise(seed, first).normal, shape=(n, *model.shape), device=model.device, dtype=dtype)
     noise = model.process.start(normal)
-    return noise, conditions(model, first, n, device)
+    return noise, conditions(model, data, first + torch.arange(n))

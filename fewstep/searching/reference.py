@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
-from fewstep.sampling.build import plan as make_plan
+from fewstep.data.spec import Dataset
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.problem import Problem, draw, run_all
 
 SOLVER, TIMES = "vab-3", "karras"
@@ -25,9 +26,12 @@ def relative_error(x: Tensor, reference: Tensor) -> float:
     return value if value == value else float("inf")
 
 
-def solve(model: Denoiser, seed: int, first: int, n: int, nfe: int, dtype: torch.dtype) -> Problem:
-    """n noises of the stream `seed` from number `first` on, with the reference's answers."""
-    noise, condition = draw(model, seed, first, n, dtype)
+def solve(
+    model: Denoiser, seed: int, first: int, n: int, nfe: int, dtype: torch.dtype, data: Dataset | None = None
+) -> Problem:
+    """n noises of the stream `seed` from number `first` on, with the conditions of as many rows of the data, and the
+    reference's answers."""
+    noise, condition = draw(model, seed, first, n, dtype, data)
     samples = run_all(reference_plan(model, nfe), model, noise, condition, seed, first)
     return Problem(noise, samples, condition, seed, first)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ import torch
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made, methods
 from fewstep.core.plan import Plan
+from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job, OutOfBudget
+from fewstep.searching.problem import data_for
 from fewstep.searching.reference import error_estimate, solve
 
 DEFAULT_METHOD = "learned-plan"
@@ -65,6 +68,7 @@ def search(
     evaluations: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     tell: Callable[[str], None] | None = None,
+    data: str | Path | Dataset | None = None,
     **options: Any,
 ) -> Found:
     """Search a plan of `nfe` evaluations.
@@ -77,6 +81,8 @@ def search(
         folder: keep the search there (`search.json`, `plan.json`): a search that was stopped or killed goes on from
             where it was when the same call is made again, and its best plan so far can be loaded at any time.
         tell: called with a line of text whenever something better is found.
+        data: where the conditions of the noises come from, row by row: needed by models that take a picture, such as
+            bridges. By default classes in turn, and the captions of the model's own data.
 
     Raises:
         ValueError: an unknown method or option, a budget below one candidate, a model without a shape, a folder that
@@ -109,6 +115,7 @@ def search(
         folder=folder,
         settings=options,
         tell=tell,
+        data=None if data is None else data_for(model, data),
     )
     with job, torch.no_grad():
         try:
@@ -141,7 +148,7 @@ def judge(model: Denoiser, plan: Plan, job: Job, name: str) -> list[dict[str, An
     Those of the solvers that do best in few steps, on every rule, are ranked on the noises that the search scored its
     own on, and the best dozen are judged.
     """
-    test = solve(model, job.seed, 2 * job.noises, 2 * job.noises, job.reference_nfe, job.dtype)
+    test = solve(model, job.seed, 2 * job.noises, 2 * job.noises, job.reference_nfe, job.dtype, job.data)
     hand: list[Candidate] = rank(list(hand_made(model.process, plan.nfe, SOLVERS)), model, job.held_out)[:SHOWN]
     rows = [_row("searched", name, plan, score(plan, model, test))]
     for candidate in hand:

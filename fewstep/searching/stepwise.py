@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.plan import Combine, Evaluate, Op, Plan
-from fewstep.core.prediction import conversion
+from fewstep.core.ops import Draw, Evaluate, Op, one_level, play
+from fewstep.core.plan import Plan
 from fewstep.searching.problem import Problem
 
 Values = dict[int, Tensor]
@@ -26,31 +26,32 @@ class Stepper:
         self.model, self.problem = model, problem
 
     def start(self, plan: Plan) -> Values:
-        return {0: self.problem.noise * plan.start[1]}
+        return {0: self.problem.noise * one_level(plan.start[1])}
 
     def run(self, ops: Sequence[Op], values: Values) -> Values:
         """The values with those that `ops` make."""
         values = dict(values)
-        for op in ops:
-            if isinstance(op, Combine):
-                total = torch.zeros_like(values[0])
-                for slot, c in op.terms:
-                    total.add_(values[slot], alpha=c)
-                values[op.slot] = total
-            elif isinstance(op, Evaluate):
-                x = values[op.x]
-                time = torch.tensor(op.t, dtype=x.dtype, device=x.device)
-                answers, kind = [], ""
-                for begin in range(0, len(x), 256):
-                    named = {name: value[begin : begin + 256] for name, value in self.problem.condition.items()}
-                    prediction = self.model(x[begin : begin + 256], time, **named)
-                    answers.append(prediction.value.to(x.dtype))
-                    kind = prediction.kind
-                value = torch.cat(answers)
-                for wanted, slot in op.outputs:
-                    p, q = conversion(kind, wanted, *op.scales)  # at the grid's noise level, whatever time was asked
-                    values[slot] = p * x + q * value
+
+        def answer(op: Evaluate, x: Tensor) -> tuple[str, Tensor]:
+            # Converted at the grid's noise level, whatever time was asked.
+            time = torch.tensor(op.t, dtype=x.dtype, device=x.device)
+            answers, kind = [], ""
+            for begin in range(0, len(x), 256):
+                named = {name: value[begin : begin + 256] for name, value in self.problem.condition.items()}
+                part = x[begin : begin + 256]
+                told = {name: x.new_full((len(part),), value) for name, value in op.given}
+                prediction = self.model(part, time, **{**named, **told})
+                answers.append(prediction.value.to(x.dtype))
+                kind = prediction.kind
+            return kind, torch.cat(answers)
+
+        for _ in play(ops, values, answer, _no_draw):
+            pass
         return values
+
+
+def _no_draw(op: Draw) -> Tensor:
+    raise ValueError("a plan that draws noise is not fitted step by step")
 
 
 def places(plan: Plan) -> list[int]:

@@ -12,7 +12,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, find
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.build import solver_names
 from fewstep.searching.job import Job
 from fewstep.timesteps.grid import ENDS
@@ -28,6 +28,7 @@ METHODS = (
         arxiv="1907.10902",
         claim="a tree-structured Parzen estimator over solvers, rules with their numbers, ends and shifts of times",
         use="tpe",
+        facts={"quick": {"trials": 10, "startup": 4}},
     ),
 )
 

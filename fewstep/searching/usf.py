@@ -10,7 +10,7 @@ import numpy as np
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.unified import ESTIMATES, KINDS, ORDERS, Choice, evaluations
 from fewstep.searching.evolve import Genome, Rated, best, evolve
 from fewstep.searching.job import Job
@@ -24,6 +24,7 @@ METHODS = (
         arxiv="2312.07243",
         claim="times, prediction kind, order and derivative estimate of every step, evolved under a predictor",
         use="usf",
+        facts={"quick": {"population": 6, "generations": 2, "children": 4, "screened": 32, "parents": 3}},
     ),
 )
 

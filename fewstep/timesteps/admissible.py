@@ -22,12 +22,12 @@ def admissible_step(steps: int, eta: float = 0.05, nu: float = 2.0) -> float:
     """The largest beta for which `steps` steps `sigma -> (1 - beta) sigma` are (eta, nu)-admissible: c / (eta + c) with
     `c = 1 - nu^(-1/steps)` (Permenter & Yuan, theorem 4.2).
 
-    A denoiser whose answer misses the projection by at most `eta dist(x)`, wherever `sqrt(n) sigma` is within a factor
-    nu of the distance dist(x), then keeps it there: each step multiplies the distance by a factor between
+    A denoiser whose prediction misses the projection by at most `eta dist(x)`, wherever `sqrt(n) sigma` is within a
+    factor nu of the distance dist(x), then keeps it there: each step multiplies the distance by a factor between
     `1 - beta (1 + eta)` and `1 - beta (1 - eta)`, and the products of the former stay within nu of `(1 - beta)^k`.
 
-    Of all admissible steps equal ones reach lowest: with u = beta / (1 - beta) the fall, the sum of log(1 + u), is
-    concave, and what the condition limits, the sum of -log(1 - eta u), convex.
+    Of all admissible steps, equal ones reach lowest: with u = beta / (1 - beta) the descent, the sum of log(1 + u), is
+    concave, and what the condition bounds, the sum of -log(1 - eta u), is convex.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

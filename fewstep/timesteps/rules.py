@@ -1,7 +1,7 @@
 """The rules: where a sampling grid puts its times.
 
 A rule maps (process, steps, end) to `steps + 1` decreasing times. `end` is "zero" (the grid ends at the clean sample,
-sigma = 0) or "min" (it ends at the process's `t_min`). Rules that live on the noise level (log-SNR, sigma) cannot
+sigma = 0) or "min" (it ends at the process's `t_min`). Rules defined on the noise level (log-SNR, sigma) cannot
 place sigma = 0, so with "zero" they run down to `t_min` and jump from there; rules in time simply end at `t_zero`
 where that lies within reach of the clock (VE's and the discrete processes' clean time is one jump below `t_min`).
 """
@@ -153,9 +153,9 @@ def polyexponential(process: Process, steps: int, end: str = "zero", rho: float 
 def short(process: Process, steps: int, end: str = "zero", start: float = -1.6, stop: float = 2.0) -> list[float]:
     """Evaluations at equal steps in log-SNR from `start` to `stop`, then straight to the end.
 
-    The noise is taken for a sample at `start`, where sigma/alpha is about 5: before, the network can say little but the
-    mean of the data, and after `stop` a single denoising step is nearly exact. With many steps both cuts cost more than
-    they save.
+    The noise is taken for a sample at `start`, where sigma/alpha is about 5: before, the network can predict little but
+    the mean of the data, and after `stop` a single denoising step is nearly exact. With many steps both shortcuts cost
+    more than they save.
     """
     low, high = max(start, process.log_snr(process.t_max)), min(stop, process.log_snr(process.t_min))
     reached = high == process.log_snr(process.t_min) and end == "min"  # then the last of the equal steps is the end

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
+from fewstep.metrics.features import find_features
 from fewstep.training.objective import Step
 
 METHODS = (
@@ -40,12 +41,13 @@ def _tokens(features: Tensor, what: str) -> Tensor:
 class Alignment(nn.Module):
     """A `Term`: `-mean over tokens of cos(projector(hidden), teacher(x0))`, from -1 to 1 (Yu et al., eq. 8).
 
-    The hidden state is the output of `network.blocks[name]` on the noisy samples, read by a hook; of the forward pass
+    The hidden state is the output of `network.blocks[block]` on the noisy samples, read by a hook; of the forward pass
     that made the loss, so none is repeated. The projector, three layers, trains with the network (it is in the
     objective's parameters) and is not part of the model. A factor of 0 leaves the term out.
 
     teacher: (B, *shape) clean samples to features (B, F), (B, N, F) or (B, F, H, W), taken without gradient: a frozen
-    encoder. Where it has as many tokens as the block, token meets token; where it has one, it meets the block's mean.
+    encoder, or the name of one of `fewstep.metrics.features`. Where it has as many tokens as the block, token meets
+    token; where it has one, it meets the block's mean.
 
     Args:
         network: with `blocks` (`fewstep.networks.common`), that of the denoiser to train.
@@ -59,8 +61,8 @@ class Alignment(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        name: str,
-        teacher: Callable[[Tensor], Tensor],
+        block: str,
+        teacher: Callable[[Tensor], Tensor] | str,
         example: Tensor,
         width: int = 256,
         seed: int = 0,
@@ -68,13 +70,14 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         blocks: dict[str, nn.Module] = network.blocks  # type: ignore[assignment]
-        if name not in blocks:
-            raise suggest("block", name, blocks)
-        self.name = name
+        if block not in blocks:
+            raise suggest("block", block, blocks)
+        self.name = block
         # In tuples: neither the network nor the teacher is a part of this module.
-        self._tapped, self._teacher = (blocks[name],), (teacher,)
+        self._tapped = (blocks[block],)
+        self._teacher = (find_features(teacher).function if isinstance(teacher, str) else teacher,)
         self._seen: list[Tensor] = []
-        self._hook = blocks[name].register_forward_hook(self._listener())
+        self._hook = blocks[block].register_forward_hook(self._listener())
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network(example, torch.zeros(len(example), device=example.device), **condition)

@@ -92,6 +92,18 @@ class Ambient(nn.Module):
         return rho.square().to(x0.dtype) * self.objective(x0, eps, t, rest)
 
 
+def degrade(x: Tensor, rows: Tensor, clean: float, std: float) -> tuple[Tensor, Tensor]:
+    """Samples x (B, *shape), rows (B,) of a data set, with noise of their own, and its standard deviations (B,).
+
+    A share `clean` of the rows, spread evenly, have none. A row always has the same noise: it is a noisy data set, of
+    which no clean version is seen.
+    """
+    before, after = rows.double() * clean, (rows.double() + 1) * clean
+    level = torch.where(after.floor() > before.floor(), 0.0, std).to(x.dtype)
+    noise = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(row)) for row in rows.tolist()]
+    return x + expand(level, x) * torch.stack(noise).to(x), level
+
+
 @dataclass(frozen=True)
 class MixedQuality:
     """Samples (N, *shape), each with the standard deviation (N,) of the noise that is in it already, 0 for clean ones.

@@ -54,12 +54,15 @@ class Constraint:
     curved one holds for the data alone, and for the exact mean up to about its curvature times r^2: a bias which the
     factor of the term and this weight keep small.
 
-    Raises ValueError for a floor that is not positive, and for residuals without a row for each sample.
+    Raises ValueError for a floor that is not positive, a residual that is no function, and for residuals without a row
+    for each sample.
     """
 
     def __init__(self, residual: Residual, floor: float = 0.05) -> None:
         if not floor > 0:
             raise ValueError(f"floor must be positive, got {floor}")
+        if not callable(residual):
+            raise ValueError(f"the residual is a function, which a recipe has from Python alone, got {residual!r}")
         self.residual, self.floor = residual, floor
 
     def __call__(self, step: Step) -> Tensor:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.methods import Method
+from fewstep.core.methods import Method, made
 from fewstep.training.fit import Coupling
-from fewstep.training.named import named
 
 METHODS = (
     Method(
@@ -61,9 +60,9 @@ def coupling(name: str, **options: Any) -> Coupling:
 
     Raises ValueError for an unknown name, option or value, with the close ones.
     """
-    made = named("coupling", name, 3, options)
-    made(torch.zeros(2, 1), torch.ones(2, 1), torch.Generator())  # a wrong value shows at once, not in the first step
-    return made
+    found = made("coupling", name, 3, **options)
+    found(torch.zeros(2, 1), torch.ones(2, 1), torch.Generator())  # a wrong value shows at once, not in the first step
+    return found
 
 
 def independent(x0: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:

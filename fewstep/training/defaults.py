@@ -15,7 +15,7 @@ STEPS = 20_000
 def recipe_for(source: str, spec: DataSpec, size: int | tuple[int, int] | None = None, mode: str = "RGB") -> Recipe:
     """A recipe for pictures of `spec`: a UNet of about two million weights with EDM's preconditioning and noise levels.
 
-    source, size, mode: how the data are opened (`fewstep.data.spec.open_data`). Classes and captions are used where
+    source, size, mode: how the data are opened (`fewstep.data.open.open_data`). Classes and captions are used where
     there are some. The last tenth of a quarter of a thousand pictures or more is held out and measured.
 
     Raises:

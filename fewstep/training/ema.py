@@ -25,24 +25,25 @@ class EMA:
     """average <- d average + (1 - d) weights, after every step, in float32 whatever the network's dtype.
 
     In update n (from 1) the factor d is min(decay, (1 + n) / (10 + n)): early averages forget the random start within
-    a few steps. `decay` lies in [0, 1); 0 keeps the last weights.
+    a few steps. `decay` lies in [0, 1); 0 keeps the last weights. `network` is the one whose weights are averaged.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of the average must be at least 0 and below 1, got {decay}")
-        self.decay = decay
+        self.network, self.decay = network, decay
         self.updates = 0
         self.average = {
             name: parameter.detach().to(torch.float32, copy=True) for name, parameter in network.named_parameters()
         }
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Takes in the network's present weights."""
+    def update(self, network: nn.Module | None = None) -> None:
+        """Takes in the network's present weights; those of another one, if it is given."""
         self.updates += 1
         factor = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights = [parameter.float() for parameter in network.parameters()]
+        source = self.network if network is None else network
+        weights = [parameter.float() for parameter in source.parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - factor)
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.ema import EMA
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective
+from fewstep.training.players import Moment, Player, cosine, optimise
 
 # (number of samples, generator) to x0 (B, *shape) and the conditions.
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]
@@ -65,45 +65,47 @@ def fit(
     Raises:
         ValueError: steps or batch below 1. FloatingPointError: a loss that is not finite, at the end.
     """
-    if steps < 1 or batch < 1:
-        raise ValueError(f"steps and batch must be at least 1, got {steps} and {batch}")
     objective = objective or Objective(denoiser)
     levels = levels or NoiseLevels(denoiser.process)
-    draw = rows_of(data) if isinstance(data, Tensor) else data
-    generator = torch.Generator().manual_seed(seed)
-    trained = [p for p in (parameters if parameters is not None else objective.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    average, warmup = EMA(denoiser.network, ema), max(1, steps // 20)
-    device = denoiser.device
+    take, device = rows_of(data) if isinstance(data, Tensor) else data, denoiser.device
+
+    def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        x0, condition = take(count, generator)
+        eps = denoiser.process.eps(lambda: torch.randn(x0.shape, generator=generator))
+        if coupling is not None:
+            eps = coupling(x0, eps, generator)
+        t = levels.quantile(torch.rand(count, generator=generator, dtype=torch.float64))
+        return x0.to(device), eps.to(device), t, {name: value.to(device) for name, value in condition.items()}
+
+    def loss(drawn: tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]) -> Tensor:
+        x0, eps, t, condition = drawn
+        return objective(x0, eps, t.to(device), condition)
+
+    def watched(moment: Moment) -> None:
+        if watch is not None:
+            watch(moment.step, moment.losses["model"])
+
+    average = EMA(denoiser.network, ema)
+    player = Player(
+        objective,
+        loss,
+        parameters=parameters,
+        lr=cosine(lr, steps, warmup=max(1, steps // 20)),
+        clip=clip,
+        average=average,
+        backward=None if backward is None else lambda losses, drawn, trained: backward(losses, drawn[2], trained),
+    )
     denoiser.train()
-    summed = torch.zeros((), device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout layers
-        for step in range(steps):
-            x0, condition = draw(batch, generator)
-            eps = denoiser.process.eps(lambda x0=x0: torch.randn(x0.shape, generator=generator))  # type: ignore[misc]
-            if coupling is not None:
-                eps = coupling(x0, eps, generator)
-            t = levels.quantile(torch.rand(batch, generator=generator, dtype=torch.float64))
-            done = (step - warmup) / max(steps - warmup, 1)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * ((step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * done))
-            losses = objective(
-                x0.to(device), eps.to(device), t.to(device), {k: v.to(device) for k, v in condition.items()}
-            )
-            if backward is None:
-                losses.mean().backward()
-            else:
-                backward(losses, t, trained)
-            nn.utils.clip_grad_norm_(trained, clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update(denoiser.network)
-            summed += losses.detach().mean()
-            if watch is not None:
-                watch(step, losses.detach())
-    if not bool(summed.isfinite()):
-        raise FloatingPointError("the loss was not finite: a lower lr may do")
+        optimise(
+            {"model": player},
+            draw,
+            steps=steps,
+            batch=batch,
+            seed=torch.Generator().manual_seed(seed),
+            watch=watched,
+        )
     result = copy.deepcopy(denoiser)
     average.copy_to(result.network)
     return result.eval()

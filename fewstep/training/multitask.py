@@ -6,7 +6,7 @@ the losses of a batch, their times and the parameters, it leaves gradients in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,14 @@ class PCGrad:
         gradients, _ = cluster_gradients(losses, t, parameters, self.cuts)
         set_gradient(project_conflicts(gradients, self.generator), parameters)
 
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state."""
+        self.generator.set_state(state["generator"])
+
 
 class NashMTL:
     """The bargaining solution over clusters of noise levels; `backward(losses, t, parameters)`.
@@ -144,6 +152,13 @@ class NashMTL:
         agreed = bargain(gradients.double() @ gradients.double().T).to(gradients) @ gradients
         length = agreed.norm().clamp_min(torch.finfo(agreed.dtype).tiny)
         set_gradient(agreed * (gradients.sum(0).norm() / length), parameters)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: nothing."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing goes on from one step to the next."""
 
 
 class UncertaintyWeighting(nn.Module):
@@ -179,3 +194,11 @@ class UncertaintyWeighting(nn.Module):
         slope = 0.5 * (1 - mean * (-self.log_variance).exp()).clamp_min(-1)
         # Every cluster that the batch holds moves alike, however few of its samples there are.
         self.log_variance.data = self.log_variance.data - self.lr * slope * (seen > 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the variances."""
+        return {"log_variance": self.log_variance.detach().clone()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state."""
+        self.log_variance.data = state["log_variance"].to(self.log_variance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.process import Process
+from fewstep.training.players import Moment, Player, optimise
 from fewstep.training.reward import Conditions, Reward, fixed_or_drawn
 
 METHODS = (
@@ -35,6 +37,8 @@ NOISES = ("fresh", "posterior")
 
 # (count, generator) to preferred samples, others, both data (B, ...), and the conditions of both.
 Pairs = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Mapping[str, Any]]]
+# The states of the preferred samples and of the others, what each pair counts (B,), and its conditions.
+Sides = tuple[list[list[Tensor]], Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -201,42 +205,45 @@ def pairwise(
     chain = transitions(model.process, times, noise)
     model.eval()
     base = copy.deepcopy(model).requires_grad_(False)
-    draw, generator, device = fixed_or_drawn(conditions), torch.Generator().manual_seed(seed), trained[0].device
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-    losses, right = torch.zeros(steps), torch.zeros(steps)
-    for step in range(steps):
-        first = 2 * step * batch
+    draw, device, numbers = fixed_or_drawn(conditions), trained[0].device, itertools.count()
+    losses, right, margins = torch.zeros(steps), torch.zeros(steps), list[Tensor]()
+
+    def sides(count: int, generator: torch.Generator) -> Sides:
+        first = 2 * next(numbers) * count
         if pairs is not None:
-            better, worse, condition = pairs(batch, generator)
-            named = model.check_condition(dict(condition), batch, device)
-            sides = [
-                rollout(model, chain, batch, seed=seed, first=start, data=model.encode(x.to(device), **named), **named)
-                for start, x in ((first, better), (first + batch, worse))
+            better, worse, condition = pairs(count, generator)
+            named = model.check_condition(dict(condition), count, device)
+            both = [
+                rollout(model, chain, count, seed=seed, first=start, data=model.encode(x.to(device), **named), **named)
+                for start, x in ((first, better), (first + count, worse))
             ]
-            weight = torch.ones(batch, device=device)
-        else:
-            assert score is not None
-            named = model.check_condition(dict(draw(batch, generator)), batch, device)
-            sides = [rollout(model, chain, batch, seed=seed, first=start, **named) for start in (first, first + batch)]
-            scores = [score(model.decode(side[-1], **named), **named) for side in sides]
-            swap, weight = scores[1] > scores[0], (scores[0] != scores[1]).float()
-            sides = [
-                [torch.where(swap.view(-1, *[1] * (u.ndim - 1)), v, u) for u, v in zip(one, two, strict=True)]
-                for one, two in (sides, sides[::-1])
-            ]
-        both = [torch.cat(states) for states in zip(*sides, strict=True)]
+            return both, torch.ones(count, device=device), named
+        assert score is not None
+        named = model.check_condition(dict(draw(count, generator)), count, device)
+        both = [rollout(model, chain, count, seed=seed, first=start, **named) for start in (first, first + count)]
+        scores = [score(model.decode(side[-1], **named), **named) for side in both]
+        swap = scores[1] > scores[0]
+        ordered = [
+            [torch.where(swap.view(-1, *[1] * (u.ndim - 1)), v, u) for u, v in zip(one, two, strict=True)]
+            for one, two in (both, both[::-1])
+        ]
+        return ordered, (scores[0] != scores[1]).float(), named
+
+    def loss(drawn: Sides) -> Tensor:
+        both, weight, named = drawn
+        states = [torch.cat(pair) for pair in zip(*both, strict=True)]
         twice = {name: torch.cat([value, value]) for name, value in named.items()}
-        preferred, other = log_ratio(model, base, chain, both, last_std, **twice).chunk(2)
-        margin = preferred - other
-        loss = -(weight * F.logsigmoid(beta * margin)).sum() / weight.sum().clamp(min=1)
-        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(trained, clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses[step], right[step] = loss.detach(), (margin.detach() > 0).float().mean()
+        preferred, other = log_ratio(model, base, chain, states, last_std, **twice).chunk(2)
+        margins[:] = [preferred - other]
+        return -(weight * F.logsigmoid(beta * margins[0])).sum() / weight.sum().clamp(min=1)
+
+    def watched(moment: Moment) -> None:
+        margin = margins[0].detach()
+        losses[moment.step], right[moment.step] = moment.losses["model"], (margin > 0).float().mean()
         if watch is not None:
-            watch(step, margin.detach())
-    if not bool(losses.isfinite().all()):
-        raise FloatingPointError("the loss was not finite: a lower lr may do")
+            watch(moment.step, margin)
+
+    player = Player(model, loss, parameters=trained, lr=lr, clip=clip)
+    seeded = torch.Generator().manual_seed(seed)
+    optimise({"model": player}, sides, steps=steps, batch=batch, seed=seeded, watch=watched)
     return Preferred(model, losses.tolist(), right.tolist())

@@ -3,162 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 import tomllib
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
 from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
 from fewstep.data.spec import DataSpec
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.couplings import coupling
+from fewstep.training.draws import Draws
+from fewstep.training.ema import EMA
 from fewstep.training.fit import Coupling
 from fewstep.training.importance import ImportanceLevels
 from fewstep.training.learned_variance import VariationalBound
-from fewstep.training.multiscale import multiscale
 from fewstep.training.noise_levels import NoiseLevels
-from fewstep.training.objective import Objective, Weighting, squared_error
+from fewstep.training.objective import Objective, Term, Weighting, squared_error
+from fewstep.training.sections import (
+    DataPart,
+    DenoiserPart,
+    NoiseLevelsPart,
+    TrainPart,
+    build,
+    check,
+    name_of,
+    options_of,
+)  # fmt: skip
 from fewstep.training.weightings import weighting
 
-PRECISIONS = ("fp32", "bf16")
-SCHEDULES = ("constant", "cosine")
 HYBRID = 0.001  # of the bound beside the simple loss (iDDPM, section 3.1)
-
-
-@dataclass(frozen=True)
-class DataPart:
-    """What `fewstep.data.spec.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
-
-    labels: condition on the classes; captions: on the captions. share: of the data that one round takes; the next
-    takes others (RS2, see `fewstep.training.draws.Draws`).
-    """
-
-    source: str
-    size: int | tuple[int, int] | None = None
-    mode: str = "RGB"
-    labels: bool = False
-    captions: bool = False
-    value_range: tuple[float, float] | None = None
-    validation: float = 0.1
-    seed: int = 0
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class DenoiserPart:
-    """What the network predicts. `data_std` is measured on the training split when it is needed and not given.
-
-    learned_variance: the network also learns the variance of the reverse steps (`hybrid-vlb`).
-    """
-
-    predicts: str = "x0"
-    precondition: str = "none"
-    data_std: float | None = None
-    learned_variance: bool = False
-
-
-@dataclass(frozen=True)
-class NoiseLevelsPart:
-    """See `fewstep.training.noise_levels.NoiseLevels`. importance: redrawn by the size of the losses."""
-
-    draw: str = "uniform"
-    mean: float | None = None
-    std: float | None = None
-    importance: bool = False
-
-
-@dataclass(frozen=True)
-class TrainPart:
-    """The optimisation.
-
-    batch: samples a step, over all devices. warmup: steps in which the rate rises linearly to `lr`; after them it is
-    "constant" or falls to zero at the last step as half a "cosine". clip: largest norm of the gradient, inf for none.
-    ema: decay of the average. condition_dropout: the share of samples whose label or caption is hidden
-    (classifier-free guidance).
-    multiscale: also count the errors of the pictures averaged down, until so many pixels are left; 0 does not.
-    log_every, save_every, validate_every: in steps; validate_every = 0 never measures the held-out loss.
-    """
-
-    batch: int
-    steps: int
-    lr: float
-    warmup: int = 0
-    schedule: str = "constant"
-    clip: float = 1.0
-    ema: float = 0.999
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    precision: str = "fp32"
-    condition_dropout: float = 0.0
-    multiscale: int = 0
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 1000
-    validate_every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise suggest("train.precision", self.precision, PRECISIONS)
-        if self.schedule not in SCHEDULES:
-            raise suggest("train.schedule", self.schedule, SCHEDULES)
-        rules = {
-            "batch": (self.batch >= 1, "at least 1"),
-            "steps": (self.steps >= 1, "at least 1"),
-            "lr": (0 < self.lr < math.inf, "positive"),
-            "warmup": (0 <= self.warmup <= self.steps, "0 to steps"),
-            "clip": (self.clip > 0, "positive (inf for no clipping)"),
-            "ema": (0 <= self.ema < 1, "at least 0 and below 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers of at least 0 and below 1"),
-            "condition_dropout": (0 <= self.condition_dropout < 1, "at least 0 and below 1"),
-            "multiscale": (self.multiscale >= 0, "at least 0"),
-            "log_every": (self.log_every >= 1, "at least 1"),
-            "save_every": (self.save_every >= 1, "at least 1"),
-            "validate_every": (self.validate_every >= 0, "at least 0"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"train.{name} must be {rule}, got {getattr(self, name)}")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        if self.schedule == "constant":
-            return self.lr
-        return self.lr * (1 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))) / 2
+# Two ways to say the same: the section that names the method, and the older key.
+TWICE = (
+    ("levels", "noise_levels", "importance", False),
+    ("distance", "train", "multiscale", 0),
+    ("rows", "data", "share", 1.0),
+)
+Section = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `network`, `process`, `weighting` and `coupling` are the registered name under "name" and the
-    arguments of what it names; the last two may be left out.
+    """A whole run. `network`, `process` and everything after `noise_levels` are the registered name under "name" and
+    the arguments of what it names; these last may be left out.
+
+        weighting, coupling     of the noise levels, of noise with samples
+        levels                  noise levels drawn otherwise, from those of `noise_levels`
+        term                    what is added to the loss, times "factor" (1); or a list of such sections
+        objective               what wraps the loss
+        distance                what an error counts
+        backward, clusters      how gradients are taken, and the clusters of noise levels that it goes by
+        rows, average           the order of the data, and the average of the weights (for `train.ema`)
+        coordinates             of the denoiser "coordinates"
+
+    In Python an option may be a function (a term's residual). Checkpoints keep its name alone.
     """
 
     data: DataPart
-    network: dict[str, Any]
-    process: dict[str, Any]
+    network: Section
+    process: Section
     train: TrainPart
     denoiser: DenoiserPart = field(default_factory=DenoiserPart)
     noise_levels: NoiseLevelsPart = field(default_factory=NoiseLevelsPart)
-    weighting: dict[str, Any] | None = None
-    coupling: dict[str, Any] | None = None
+    weighting: Section | None = None
+    coupling: Section | None = None
+    levels: Section | None = None
+    term: Section | list[Section] | None = None
+    objective: Section | None = None
+    distance: Section | None = None
+    backward: Section | None = None
+    clusters: Section | None = None
+    rows: Section | None = None
+    average: Section | None = None
+    coordinates: Section | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.data.share <= 1:
-            raise ValueError(f"data.share must be above 0 and at most 1, got {self.data.share}")
-        self.make_levels()
+        for section, part, key, default in TWICE:
+            if getattr(self, section) is not None and getattr(getattr(self, part), key) != default:
+                raise ValueError(f"section [{section}] and {part}.{key} say the same: leave one of them out")
+        for kind in ("objective", "distance", "rows", "average", "coordinates"):
+            if (section := getattr(self, kind)) is not None:
+                check(kind, section)
+        for term in self.terms:
+            check("term", {key: value for key, value in term.items() if key != "factor"})
+        if isinstance(self.make_levels(), ImportanceLevels) and self.backward is not None:
+            raise ValueError("noise levels by importance weigh the gradients themselves: leave [backward] out")
+        if (self.coordinates is None) != (self.denoiser.name != "coordinates"):
+            raise ValueError('section [coordinates] goes with [denoiser] name = "coordinates", and that with it')
+        if self.clusters is not None and self.backward is None:
+            raise ValueError("section [clusters] is for a section [backward], which there is not")
         self.make_weighting()
         self.make_coupling()
+        self.make_backward()
         _network_class(self.network)
 
     @classmethod
@@ -188,34 +133,80 @@ class Recipe:
         """The same as JSON, every default written out."""
         return _plain(dataclasses.asdict(self))
 
+    @property
+    def terms(self) -> list[Section]:
+        """The sections of the loss's terms."""
+        return [self.term] if isinstance(self.term, dict) else list(self.term or ())
+
     def make_process(self) -> Process:
         """The process of section [process]."""
-        return process_from_config({"process": _name("process", self.process, "edm"), **_rest(self.process)})
+        return process_from_config({"process": name_of("process", self.process, "edm"), **options_of(self.process)})
 
     def make_levels(self) -> NoiseLevels:
         """The distribution of the noise levels."""
         given = self.noise_levels
         levels = NoiseLevels(self.make_process(), given.draw, given.mean, given.std)
+        if self.levels is not None:
+            return build("levels", self.levels, {"base": levels})
         return ImportanceLevels(levels) if given.importance else levels
 
     def make_weighting(self) -> Weighting | None:
         """The weights of section [weighting], None without one."""
         if self.weighting is None:
             return None
-        return weighting(_name("weighting", self.weighting, "min-snr"), **_rest(self.weighting))
+        return weighting(name_of("weighting", self.weighting, "min-snr"), **options_of(self.weighting))
 
     def make_coupling(self) -> Coupling | None:
         """The coupling of section [coupling], None without one."""
         if self.coupling is None:
             return None
-        return coupling(_name("coupling", self.coupling, "immiscible"), **_rest(self.coupling))
+        return coupling(name_of("coupling", self.coupling, "immiscible"), **options_of(self.coupling))
 
-    def make_objective(self, denoiser: NetworkDenoiser) -> Objective:
-        """What a step minimises."""
-        terms = [(HYBRID, VariationalBound())] if self.denoiser.learned_variance else []
-        smallest = self.train.multiscale
-        distance = functools.partial(multiscale, smallest=smallest) if smallest else squared_error
-        return Objective(denoiser, self.make_weighting(), distance, terms)
+    def make_backward(self) -> Any | None:
+        """How gradients are taken, None for those of the mean."""
+        if self.backward is None:
+            return None
+        clusters = self.clusters
+        run = {} if clusters is None else {"cuts": build("clusters", clusters, {"process": self.make_process()})}
+        return build("backward", self.backward, run)
+
+    def make_draws(self, samples: int) -> Draws:
+        """The order of so many samples, and everything else that is random."""
+        if self.rows is None:
+            return Draws(self.train.seed, samples, self.data.share)
+        return build("rows", self.rows, {"seed": self.train.seed, "samples": samples})
+
+    def make_average(self, network: nn.Module) -> EMA:
+        """The average of the weights."""
+        if self.average is None:
+            return EMA(network, self.train.ema)
+        return build("average", self.average, {"network": network})
+
+    def make_objective(
+        self,
+        denoiser: NetworkDenoiser,
+        example: Callable[[], tuple[Tensor, Mapping[str, Tensor]]] | None = None,
+        levels: NoiseLevels | None = None,
+    ) -> nn.Module:
+        """What a step minimises. example: a few samples and their conditions, for terms that ask how wide they are."""
+        terms: list[tuple[float, Term]] = []
+        run: dict[str, Any] = {"network": denoiser.network}
+        rest: Mapping[str, Tensor] = {}
+        if self.terms and example is not None:
+            run["example"], rest = example()
+        for section in self.terms:
+            named = {key: value for key, value in section.items() if key != "factor"}
+            terms.append((float(section.get("factor", 1.0)), build("term", named, run, **rest)))
+        if self.denoiser.learned_variance and not any(isinstance(term, VariationalBound) for _, term in terms):
+            terms.insert(0, (HYBRID, VariationalBound()))
+        distance, smallest = self.distance, self.train.multiscale
+        if distance is None and smallest:
+            distance = {"name": "multiscale", "smallest": smallest}
+        counted = squared_error if distance is None else build("distance", distance, {})
+        objective = Objective(denoiser, self.make_weighting(), counted, terms)
+        if self.objective is None:
+            return objective
+        return build("objective", self.objective, {"objective": objective, "levels": levels or self.make_levels()})
 
     def make_network(self, spec: DataSpec) -> nn.Module:
         """The network for the data: channels, size and classes follow from it where the recipe does not state them.
@@ -223,30 +214,42 @@ class Recipe:
         Raises ValueError when the recipe states something else than the data has.
         """
         made = _network_class(self.network)
-        arguments = _rest(self.network)
+        arguments, taken = options_of(self.network), inspect.signature(made).parameters
         height, width = spec.shape[1:]
         size: int | list[int] = height if height == width else [height, width]
         needed = {"channels": spec.shape[0], "size": size, "classes": spec.classes if self.data.labels else None}
-        if self.denoiser.learned_variance:
-            needed["out"] = 2 * spec.shape[0]
+        needed |= {"out": 2 * spec.shape[0]} if self.denoiser.doubles else {}
+        needed |= {"picture": spec.shape[0]} if self.data.coarse else {}
         if self.data.captions and spec.text is not None:
-            if "vocabulary" not in inspect.signature(made).parameters:
-                raise ValueError(f"a network {self.network['name']!r} takes no captions (data.captions = true)")
             needed |= {"vocabulary": len(spec.text.vocabulary), "captions": spec.text.length}
+        for what, key in (("captions (data.captions = true)", "vocabulary"), ("pictures (data.coarse)", "picture")):
+            if key in needed and key not in taken:
+                raise ValueError(f"a network {self.network['name']!r} takes no {what}")
         for key, value in needed.items():
             if arguments.setdefault(key, value) != value:
                 raise ValueError(f"network.{key} = {arguments[key]}, yet the data {spec.name!r} has {value}")
         return made(**arguments)
 
-
-def _name(section: str, given: dict[str, Any], example: str) -> str:
-    if "name" not in given:
-        raise ValueError(f'section [{section}] needs a name, for example name = "{example}"')
-    return str(given["name"])
-
-
-def _rest(given: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if key != "name"}
+    def make_denoiser(
+        self,
+        network: nn.Module,
+        spec: DataSpec,
+        conditions: Mapping[str, Condition],
+        measured: Mapping[str, float],
+        data: str | None = None,
+    ) -> NetworkDenoiser:
+        """The denoiser of section [denoiser]. measured: standard deviations of the data, where they are needed."""
+        given = self.denoiser
+        options: dict[str, Any] = {"predicts": given.predicts, "shape": spec.shape, "conditions": dict(conditions)}
+        options |= {"precondition": given.precondition, "data_std": 1.0, "value_range": spec.value_range, "data": data}
+        options |= dict(measured) | ({} if given.data_std is None else {"data_std": given.data_std}) | given.options
+        made = find(given.name, "denoiser")
+        taken = inspect.signature(made).parameters
+        if "options" not in taken:
+            options = {key: value for key, value in options.items() if key in taken}
+        if self.coordinates is not None:
+            options["coordinates"] = build("coordinates", self.coordinates, {"shape": spec.shape})
+        return made(network, self.make_process(), **options)
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -262,7 +265,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 
 
 def _network_class(network: dict[str, Any]) -> Any:
-    made = find(_name("network", network, "unet"), "network")
+    made = find(name_of("network", network, "unet"), "network")
     known = [name for name in inspect.signature(made).parameters]
     for key in network:
         if key != "name" and key not in known:
@@ -272,6 +275,10 @@ def _network_class(network: dict[str, Any]) -> Any:
 
 def _build(cls: Any, values: dict[str, Any], section: str) -> Any:
     hints, fields = typing.get_type_hints(cls), {entry.name: entry for entry in dataclasses.fields(cls)}
+    if cls is DenoiserPart:  # it checks the keys of what it names itself
+        further = {key: value for key, value in values.items() if key not in fields}
+        values = {key: value for key, value in values.items() if key in fields}
+        values["options"] = values.get("options", {}) | further
     where = f"key in section [{section}]" if section else "section"
     for key in values:
         if key not in fields:
@@ -297,6 +304,9 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
     elif typing.get_origin(wanted) is dict:
         if isinstance(value, dict):
             return dict(value)
+    elif typing.get_origin(wanted) is list:
+        if isinstance(value, list | tuple):
+            return [_convert(entry, typing.get_args(wanted)[0], name) for entry in value]
     elif typing.get_origin(wanted) is tuple:
         parts = typing.get_args(wanted)
         if isinstance(value, list | tuple) and len(value) == len(parts):
@@ -319,4 +329,6 @@ def _spoken(wanted: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
+    if callable(value):
+        return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

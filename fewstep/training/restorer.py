@@ -1,4 +1,4 @@
-"""Restoration as generation: a network that restores degraded data plausibly, not on average (RGM).
+"""Restoration as generation: how a network learns to restore plausibly, not on average (RGM).
 
 Trained by a maximum a posteriori loss, the fidelity to what was degraded and the divergence of the restored data from
 real ones; a latent z chooses among the restorations. Restoring and degrading in turn, a few times, generates.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.core.noise import Noise
+from fewstep.denoisers.restorer import Restorer
 from fewstep.processes.restoration_chain import RestorationChain
 from fewstep.training.ema import EMA
 from fewstep.training.fit import Draw, rows_of
+from fewstep.training.players import Moment, Player, optimise
 
 METHODS = (
     Method(
@@ -32,52 +33,17 @@ METHODS = (
 )
 
 
-class Restorer(nn.Module):
-    """`x0 = G(y_k, k, z)` for the levels of a chain of degradations.
+BETAS = (0.5, 0.99)  # an adversary's gradients turn: they are remembered for less long
 
-    Args:
-        network: called as `network(x, noise, y=z)`: the state with every block filled, its level as a number in (0, 1],
-            and z; answers with data. (`MLP(shape, picture=...)`, `UNet(picture=...)`.)
-        shape: one sample's shape. latent: that of z, standard normal.
 
-    Raises ValueError where the chain's blocks do not divide the shape.
-    """
+class Drawn(NamedTuple):
+    """A batch: data (B, *shape), others as real, what was made of the states, the states, and their levels (B,)."""
 
-    def __init__(
-        self, network: nn.Module, chain: RestorationChain, shape: Sequence[int], latent: Sequence[int]
-    ) -> None:
-        super().__init__()
-        chain.shape(chain.levels, shape)
-        self.network, self.chain, self.shape, self.latent = network, chain, tuple(shape), tuple(latent)
-
-    def forward(self, y: Tensor, k: int | Tensor, z: Tensor) -> Tensor:
-        """The restored data (B, *shape), from a state of level k, or, with k (B,), from states already filled."""
-        filled = y if isinstance(k, Tensor) else self.chain.adjust(y, k)
-        level = torch.as_tensor(k, device=y.device).float() / self.chain.levels
-        return self.network(filled, level.expand(len(y)), y=z)
-
-    @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, first: int = 0, batch_size: int = 256) -> Tensor:
-        """n samples (n, *shape), one call a level: restore, degrade to the level before, restore again.
-
-        Sample i depends on (seed, first + i) alone. Raises ValueError for n or batch_size below 1.
-        """
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        device, chain, parts = next(self.parameters()).device, self.chain, []
-        for begin in range(0, n, batch_size):
-            source, count = Noise(seed, first + begin), min(batch_size, n - begin)
-
-            def normal(draw: int, shape: Sequence[int], source: Noise = source, count: int = count) -> Tensor:
-                return source.normal(draw, (count, *shape), device)
-
-            y = chain.start(self.shape, normal(0, chain.shape(chain.levels, self.shape)))
-            for k in range(chain.levels, 0, -1):
-                x0 = self(y, k, normal(2 * k, self.latent))
-                if k > 1:
-                    y = chain.degrade(x0, k - 1, normal(2 * k - 1, chain.shape(k - 1, self.shape)))
-            parts.append(x0)
-        return torch.cat(parts)
+    x0: Tensor
+    real: Tensor
+    made: Tensor
+    states: list[Tensor]
+    level: Tensor
 
 
 def degraded(
@@ -143,52 +109,56 @@ def fit_restorer(
         watch: called with the step and the losses by name.
 
     Raises:
-        ValueError: steps below 1, a batch smaller than the chain has levels. FloatingPointError: weights not finite.
+        ValueError: steps below 1, a batch smaller than the chain has levels.
+        FloatingPointError: a loss that is not finite, at the end.
     """
     chain = restorer.chain
     if steps < 1 or batch < chain.levels:
         raise ValueError(f"steps must be at least 1 and batch at least {chain.levels}, got {steps} and {batch}")
-    draw = rows_of(data) if isinstance(data, Tensor) else data
-    generator = torch.Generator().manual_seed(seed)
+    take = rows_of(data) if isinstance(data, Tensor) else data
     device = next(restorer.parameters()).device
+    parts: dict[str, Tensor] = {}
 
-    def adam(module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
+    def draw(count: int, generator: torch.Generator) -> Drawn:
+        x0 = take(count, generator)[0].to(device)
+        states, filled, levels = degraded(chain, x0, generator)
+        level = levels.float() / chain.levels
+        z = torch.randn(count, *restorer.latent, generator=generator).to(x0)
+        # Restored once, for both. Real data are shuffled: each level's are not those its restorations came from.
+        made = restorer(filled, levels, z)
+        real = x0 if critic is None else x0[torch.randperm(count, generator=generator).to(device)]
+        return Drawn(x0, real, made, states, level)
 
-    makes, judges = adam(restorer), None if critic is None else adam(critic)
+    def error(drawn: Drawn) -> Tensor:
+        parts["error"] = (drawn.made - drawn.x0).square().mean()
+        return parts["error"]
+
+    def judging(drawn: Drawn) -> Tensor:
+        assert critic is not None
+        parts["critic"] = critic_loss(critic, drawn.real, drawn.made, drawn.level, penalty)
+        return parts["critic"]
+
+    def restoring(drawn: Drawn) -> Tensor:
+        assert critic is not None
+        parts["fidelity"] = fidelity(chain, drawn.made, drawn.states).mean()
+        parts["prior"] = F.softplus(-realism(critic, drawn.made, drawn.level)).mean()
+        return weight * parts["fidelity"] + parts["prior"]
+
+    def watched(moment: Moment) -> None:
+        if watch is not None:
+            watch(moment.step, {name: float(value.detach()) for name, value in parts.items()})
+
     average = EMA(restorer.network, ema)
+    players = {
+        "restorer": Player(restorer, error if critic is None else restoring, lr=lr, betas=BETAS, average=average)
+    }
+    if critic is not None:  # the critic first, then the restorer against it
+        players = {"critic": Player(critic, judging, lr=lr, betas=BETAS)} | players
     restorer.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for dropout layers
-        for step in range(steps):
-            x0 = draw(batch, generator)[0].to(device)
-            states, filled, levels = degraded(chain, x0, generator)
-            level = levels.float() / chain.levels
-            z = torch.randn(batch, *restorer.latent, generator=generator).to(x0)
-            made = restorer(filled, levels, z)
-            if critic is None or judges is None:
-                parts = {"error": (made - x0).square().mean()}
-                loss = parts["error"]
-            else:
-                # Shuffled, so that each level's real data are not those its restorations came from.
-                real = x0[torch.randperm(batch, generator=generator).to(device)]
-                judging = critic_loss(critic, real, made, level, penalty)
-                judges.zero_grad()
-                judging.backward()
-                judges.step()
-                critic.requires_grad_(False)
-                prior = F.softplus(-realism(critic, made, level)).mean()
-                critic.requires_grad_(True)
-                parts = {"fidelity": fidelity(chain, made, states).mean(), "prior": prior, "critic": judging}
-                loss = weight * parts["fidelity"] + prior
-            makes.zero_grad()
-            loss.backward()
-            makes.step()
-            average.update(restorer.network)
-            if watch is not None:
-                watch(step, {name: float(value.detach()) for name, value in parts.items()})
+        seeded = torch.Generator().manual_seed(seed)
+        optimise(players, draw, steps=steps, batch=batch, seed=seeded, watch=watched)
     result = copy.deepcopy(restorer)
     average.copy_to(result.network)
-    if not all(bool(parameter.isfinite().all()) for parameter in result.parameters()):
-        raise FloatingPointError("the weights are not finite: a lower lr may do")
     return result.eval()

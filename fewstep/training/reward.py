@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import coefficients, expand, scales
 from fewstep.training.noise_levels import FURTHEST
+from fewstep.training.players import Moment, Player, optimise
 
 METHODS = (
     Method(
@@ -218,7 +219,7 @@ def tune(
 
     Raises:
         ValueError: counts below 1, nothing to train, no plan; as `reward_samples`.
-        FloatingPointError: rewards that are not finite, at the end.
+        FloatingPointError: a loss that is not finite, at the end.
     """
     if min(steps, batch, every, patience, fresh) < 1:
         raise ValueError(
@@ -235,35 +236,39 @@ def tune(
     base = copy.deepcopy(model).requires_grad_(False) if keep else None
     draw = fixed_or_drawn(conditions)
     device, process = trained[0].device, model.process
-    generator, source = torch.Generator().manual_seed(seed), Noise(seed)
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    source, numbers = Noise(seed), itertools.count()
     # The checks' samples lie behind all those tuned on.
     held, held_named = steps * batch, dict(draw(fresh, torch.Generator().manual_seed(seed + 1)))
     rewards, divergences, checks = torch.zeros(steps), torch.zeros(steps), list[Check]()
-    best, weights, stopped, step = None, [p.detach().clone() for p in trained], False, 0
+    best: list[tuple[Check, list[Tensor]]] = []  # one, once there is a check
+    scores: list[Tensor] = []  # of the present step
 
     def start(first: int, count: int) -> Tensor:
         own = Noise(seed, first)
         shape = (count, *(model.shape or ()))
         return process.start(lambda number: own.normal(number, shape, device))
 
+    def stalled() -> bool:
+        return verify is not None and len(checks) - 1 - checks.index(best[0][0]) >= patience
+
     @torch.no_grad()
-    def check(step: int) -> Check:
+    def check(step: int) -> None:
+        """Scores fresh samples, and keeps the weights if none were better."""
         named = model.check_condition(held_named, fresh, device)
         x = model.decode((checked or plans[-1])(model, start(held, fresh), seed=seed, first=held, **named), **named)
         score = float(reward(x, **named).mean())
-        return Check(step, score, float(verify(x, **named).double().mean()) if verify is not None else score)
+        checks.append(Check(step, score, float(verify(x, **named).double().mean()) if verify is not None else score))
+        if not best or checks[-1].verified > best[0][0].verified:
+            best[:] = [(checks[-1], [p.detach().clone() for p in trained])]
 
-    for step in range(steps + 1):
-        if step % every == 0 or step == steps:
-            checks.append(check(step))
-            if best is None or checks[-1].verified > best.verified:
-                best, weights = checks[-1], [p.detach().clone() for p in trained]
-            stopped = verify is not None and len(checks) - 1 - checks.index(best) >= patience
-            if step == steps or stopped:
-                break
+    def conditions_of(count: int, generator: torch.Generator) -> tuple[int, dict[str, Tensor], Tensor | None]:
+        named = model.check_condition(dict(draw(count, generator)), count, device)
+        u = None if base is None else torch.rand(count, generator=generator, dtype=torch.float64).to(device)
+        return next(numbers), named, u
+
+    def loss(drawn: tuple[int, dict[str, Tensor], Tensor | None]) -> Tensor:
+        step, named, u = drawn
         first, current = step * batch, plans[step * len(plans) // steps]
-        named = model.check_condition(dict(draw(batch, generator)), batch, device)
         x0 = reward_samples(
             model,
             start(first, batch),
@@ -275,28 +280,36 @@ def tune(
             first=first,
             **named,
         )
-        scores = reward(model.decode(x0, **named), **named)
-        loss = -scores.mean()
-        if base is not None:
+        scores.append(reward(model.decode(x0, **named), **named))
+        total = -scores[-1].mean()
+        if base is not None and u is not None:
             eps = source.normal(-3 - step, tuple(x0.shape), device)
-            u = torch.rand(batch, generator=generator, dtype=torch.float64).to(device)
             divergence = path_divergence(model, base, x0.detach(), eps, u, current, **named).mean()
-            divergences[step], loss = divergence.detach(), loss + keep * divergence
-        if penalty is not None:
-            loss = loss + penalty(named)
-        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(trained, clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        rewards[step] = scores.detach().mean()
+            divergences[step], total = divergence.detach(), total + keep * divergence
+        return total if penalty is None else total + penalty(named)
+
+    def watched(moment: Moment) -> bool:
+        done, found = moment.step + 1, scores.pop().detach()
+        rewards[moment.step] = found.mean()
         if watch is not None:
-            watch(step, scores.detach())
-    assert best is not None
-    made = rewards[:step].tolist()
-    if not all(map(math.isfinite, made)):
-        raise FloatingPointError("the reward was not finite: a lower lr may do")
+            watch(moment.step, found)
+        if done % every == 0 or done == steps:
+            check(done)
+            return stalled()
+        return False
+
+    player = Player(model, loss, parameters=trained, lr=lr, clip=clip)
+    check(0)
+    optimise(
+        {"model": player},
+        conditions_of,
+        steps=steps,
+        batch=batch,
+        seed=torch.Generator().manual_seed(seed),
+        watch=watched,
+    )
+    (found, weights), taken = best[0], checks[-1].step
     with torch.no_grad():
         for parameter, kept in zip(trained, weights, strict=True):
             parameter.copy_(kept)
-    return Tuned(model, made, divergences[:step].tolist(), checks, best, stopped)
+    return Tuned(model, rewards[:taken].tolist(), divergences[:taken].tolist(), checks, found, stalled())

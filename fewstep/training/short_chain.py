@@ -53,7 +53,7 @@ def short_chain(
     Raises:
         ValueError: no chain; as `tune` and `add_timed_lora`. ImportError: without peft.
     """
-    from fewstep.sampling.build import plan as make_plan
+    from fewstep.sampling.build import fixed_plan as make_plan
 
     if chains is None:
         chains = [make_plan(model.process, "dpmpp-2m", timesteps="karras", nfe=n) for n in STEPS]

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fewstep.conditions.label import Label
 from fewstep.conditions.picture import Picture
 from fewstep.core.condition import Condition
-from fewstep.data.spec import BUILT_IN, Dataset, open_data
-from fewstep.data.stream import Stream, open_stream
-from fewstep.denoisers.learned_variance import LearnedVariance
+from fewstep.data.open import is_built_in, open_source
+from fewstep.data.spec import Dataset
+from fewstep.data.stream import Stream
+from fewstep.denoisers.bridge import BridgeDenoiser, statistics
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.training.ambient import CONDITION, degrade
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
-from fewstep.training.draws import Draws
-from fewstep.training.ema import EMA
 from fewstep.training.importance import ImportanceLevels
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective
+from fewstep.training.players import Moment, Player, optimise
 from fewstep.training.recipe import DataPart, Recipe, differences
 
 # A resumed run may change these: they say how long and how often, not what a step does.
@@ -30,6 +33,16 @@ FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_ev
 DECILES = 10
 MEASURED = 2048  # samples of a stream that its standard deviation is measured on
 VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-out loss
+
+
+class Drawn(NamedTuple):
+    """A batch: samples and noise (B, *shape), times (B,), conditions, and the quantiles of the times."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    condition: dict[str, Tensor]
+    quantile: Tensor
 
 
 class TrainingState:
@@ -60,58 +73,110 @@ class TrainingState:
         self.levels: NoiseLevels = recipe.make_levels()
         torch.manual_seed(settings.seed)
         self.denoiser = _denoiser(recipe, self.data)
-        self.objective = accelerator.prepare(recipe.make_objective(self.denoiser))
-        self.network = self.denoiser.network
-        self.optimizer = torch.optim.AdamW(
-            _groups(self.network, settings.weight_decay), lr=settings.lr, betas=settings.betas, fused=True
+        self.draws = recipe.make_draws(len(self.data))
+        objective = recipe.make_objective(self.denoiser, self._example, self.levels)
+        inner = next(module for module in objective.modules() if isinstance(module, Objective))
+        self.terms, self.network = inner.modules_of_terms, self.denoiser.network
+        self.objective = accelerator.prepare(objective)
+        self.ema = recipe.make_average(self.network)
+        self.player = Player(
+            self.network,
+            self._losses,
+            parameters=[*self.network.parameters(), *self.terms.parameters()],
+            lr=settings.rate,
+            betas=settings.betas,
+            # Matrices and kernels decay; biases and the scales of norms do not.
+            weight_decay=lambda parameter: settings.weight_decay if parameter.ndim > 1 else 0.0,
+            clip=settings.clip,
+            average=self.ema,
+            backward=self._backward,
         )
-        self.ema = EMA(self.network, settings.ema)
-        self.coupling = recipe.make_coupling()
-        if accelerator.num_processes > 1 and isinstance(self.levels, ImportanceLevels):
-            raise ValueError("noise_levels.importance learns from every loss: it trains in one process only")
-        self.draws = Draws(settings.seed, len(self.data), recipe.data.share)
+        self.coupling, self.backward = recipe.make_coupling(), recipe.make_backward()
+        if accelerator.num_processes > 1 and (self.backward is not None or isinstance(self.levels, ImportanceLevels)):
+            what = "[backward]" if self.backward is not None else "noise_levels.importance"
+            raise ValueError(f"{what} learns from every loss: it trains in one process only")
         self.step = 0
         # Sums since the last record, on the device, so that no step waits for it: steps, loss, gradient norm; then
         # loss and count of each decile of the noise levels.
         self.sums = torch.zeros(3 + 2 * DECILES, device=accelerator.device)
         self.first_bad = torch.full((), torch.iinfo(torch.int64).max, device=accelerator.device)
 
+    def run(self, last: int, watch: Callable[[], bool | None] | None = None) -> None:
+        """Steps up to `last`; `watch` is called after each, and ends the run by answering True."""
+
+        def watched(moment: Moment) -> bool | None:
+            self.step = moment.step + 1
+            decile = (moment.drawn.quantile * DECILES).long().to(self.accelerator.device)
+            self._record(moment.losses["model"], moment.norms["model"], decile)
+            return None if watch is None else watch()
+
+        optimise(
+            {"model": self.player},
+            self._draw,
+            steps=last,
+            batch=self.recipe.train.batch,
+            seed=self.draws.generators["noise"],
+            first=self.step,
+            watch=watched,
+        )
+
     def advance(self) -> None:
         """One step of the optimiser."""
-        settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
-        share = settings.batch // self.accelerator.num_processes
-        mine = slice(rank * share, (rank + 1) * share)
-        x0, given = self._take(self.step * settings.batch, mine)
-        eps = self.denoiser.process.eps(lambda: self.draws.normal(settings.batch, *x0.shape[1:]))[mine]
-        if self.coupling is not None:  # within what this process trains on
-            eps = self.coupling(x0, eps, self.draws.generators["noise"])
-        quantile = self.draws.shares(settings.batch)[mine]
-        hidden = self.draws.hidden(settings.batch, settings.condition_dropout)[mine]
-        condition = self._condition(given, hidden)
+        self.run(self.step + 1)
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(self.step)
+    def _draw(self, batch: int, generator: torch.Generator) -> Drawn:
+        """This process's part of the next batch. Everything is drawn for the whole batch, however many share it."""
+        settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
+        share = batch // self.accelerator.num_processes
+        mine = slice(rank * share, (rank + 1) * share)
+        x0, given = self._take(self.step * batch, mine)
+        eps = self.denoiser.process.eps(lambda: self.draws.normal(batch, *x0.shape[1:]))[mine]
+        if self.coupling is not None:  # within what this process trains on
+            eps = self.coupling(x0, eps, generator)
+        quantile = self.draws.shares(batch)[mine]
+        hidden = self.draws.hidden(batch, settings.condition_dropout)[mine]
+        condition = self._condition(given, hidden)
+        if self.recipe.objective is not None:  # what it knows of the samples beside the denoiser
+            condition = {key: value.to(device) for key, value in given.items()} | condition
         torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
-        t = self.levels.quantile(quantile).to(device)
-        losses = self.objective(x0.to(device), eps.to(device), t, condition)
+        return Drawn(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), condition, quantile)
+
+    def _losses(self, drawn: Drawn) -> Tensor:
+        return self.objective(drawn.x0, drawn.eps, drawn.t, drawn.condition)
+
+    def _backward(self, losses: Tensor, drawn: Drawn, parameters: Sequence[nn.Parameter]) -> None:
         if isinstance(self.levels, ImportanceLevels):
-            self.accelerator.backward((losses * self.levels.weight(t).to(losses)).mean())
-            self.levels.update(t, losses)
+            self.levels.backward(losses, drawn.t, parameters)
+        elif self.backward is not None:
+            self.backward(losses, drawn.t, parameters)
         else:
             self.accelerator.backward(losses.mean())
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.network)
-        self.step += 1
-        self._record(losses.detach(), norm, (quantile * DECILES).long().to(device))
 
     def _take(self, seen: int, mine: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's part of the batch that follows `seen` samples: images, and what goes with them."""
         if isinstance(self.data, Stream):  # in an order of its own, by the same number
             images, label = self.data.batch(seen + mine.start, mine.stop - mine.start)
-            return images, {"label": label} if isinstance(label, Tensor) else {}
-        return self.data.batch(self.draws.rows(seen, self.recipe.train.batch)[mine])
+            return self._states(images, {"label": label} if isinstance(label, Tensor) else {})
+        rows = self.draws.rows(seen, self.recipe.train.batch)[mine]
+        images, given = self.data.batch(rows)
+        if self.recipe.data.noise:
+            images, level = degrade(images, rows, self.recipe.data.clean, self.recipe.data.noise)
+            given = given | {CONDITION: level}
+        return self._states(images, given)
+
+    def _states(self, images: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures as the denoiser trains on them, with the coarse ones beside them where the recipe asks for those."""
+        if size := self.recipe.data.coarse:
+            given = given | {"y": coarse(images, size)}
+        if isinstance(self.denoiser, BridgeDenoiser):  # it takes data, and comes to its coordinates in the loss
+            return images, given
+        return self.denoiser.encode(images, **given), given
+
+    def _example(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Two samples and their conditions, where the weights are."""
+        x0, given = self._take(0, slice(0, min(2, self.recipe.train.batch)))
+        device = next(self.denoiser.network.parameters()).device
+        return x0.to(device), {name: given[name].to(device) for name in self.denoiser.conditions}
 
     def _condition(self, given: dict[str, Tensor], hidden: Tensor | None = None) -> dict[str, Tensor]:
         """What the denoiser is conditioned on, on the device, the hidden ones as empty."""
@@ -166,7 +231,7 @@ class TrainingState:
         summed = 0.0
         for start in range(0, total, batch):
             chosen = slice(start, start + batch)
-            x0, given = self.held.batch(rows[chosen])
+            x0, given = self._states(*self.held.batch(rows[chosen]))
             eps = self.denoiser.process.eps(lambda x0=x0: torch.randn(x0.shape, generator=generator))  # type: ignore[misc]
             t = self.levels.quantile(shares[chosen]).to(device)
             summed += float(objective(x0.to(device), eps.to(device), t, self._condition(given)).sum())
@@ -178,17 +243,27 @@ class TrainingState:
         self.ema.copy_to(model.network)
         return model.eval()
 
-    def save(self, out: Path, elapsed: float) -> None:
-        """Writes a checkpoint (the main process does). Raises FloatingPointError before it would hold bad weights."""
-        self.check_finite()
-        sums = self.accelerator.reduce(self.sums, "sum")
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the next step depends on, beside the recipe and the number of steps done."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
-        moments = optimizer_tensors(self.network, self.optimizer)
+        moments = optimizer_tensors(self.network, self.player.optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
         tensors |= {f"generator.{name}": value for name, value in self.draws.state().items()}
         if isinstance(self.levels, ImportanceLevels):
             tensors |= {f"levels.{name}": value for name, value in self.levels.state().items()}
+        tensors |= {f"terms.{name}": value for name, value in self.terms.state_dict().items()}
+        moments = optimizer_tensors(self.terms, self.player.optimizer)
+        tensors |= {f"terms_optimizer.{name}": value for name, value in moments.items()}
+        if self.backward is not None:
+            tensors |= {f"backward.{name}": value for name, value in self.backward.state().items()}
+        return tensors
+
+    def save(self, out: Path, elapsed: float) -> None:
+        """Writes a checkpoint (the main process does). Raises FloatingPointError before it would hold bad weights."""
+        self.check_finite()
+        sums = self.accelerator.reduce(self.sums, "sum")
+        tensors = self.tensors()
         facts = {
             "recipe": self.recipe.to_dict(),
             "samples": len(self.data),
@@ -206,7 +281,8 @@ class TrainingState:
         Raises ValueError for a damaged one, or one of another recipe or data set.
         """
         tensors, facts = load_checkpoint(path)
-        found = differences(facts["recipe"], self.recipe.to_dict())
+        # Read again, so that a recipe saved before there was a key has it at its default.
+        found = differences(Recipe.from_dict(facts["recipe"]).to_dict(), self.recipe.to_dict())
         if changed := [entry for entry in found if entry.split(" ")[0] not in FREE]:
             raise ValueError(f"the checkpoint {path} is of another recipe: {'; '.join(changed)}")
         if facts["samples"] != len(self.data):
@@ -216,10 +292,14 @@ class TrainingState:
             )
         self.network.load_state_dict(part(tensors, "network"))
         self.ema.load(part(tensors, "ema"), facts["ema_updates"])
-        restore_optimizer(self.network, self.optimizer, part(tensors, "optimizer"))
+        restore_optimizer(self.network, self.player.optimizer, part(tensors, "optimizer"))
         self.draws.restore(part(tensors, "generator"))
         if isinstance(self.levels, ImportanceLevels):
             self.levels.load(part(tensors, "levels"))
+        self.terms.load_state_dict(part(tensors, "terms"))
+        restore_optimizer(self.terms, self.player.optimizer, part(tensors, "terms_optimizer"))
+        if self.backward is not None:
+            self.backward.load(part(tensors, "backward"))
         self.step = facts["step"]
         if self.accelerator.is_main_process:  # the others' shares are in it already
             self.sums.copy_(tensors["sums"])
@@ -228,11 +308,11 @@ class TrainingState:
 
 def _open(data: DataPart, split: str) -> Dataset | Stream:
     if ".tar" in data.source:
-        if split != "train" or data.share != 1 or data.captions:
+        if split != "train" or data.share != 1 or data.captions or data.noise:
             what = "validate_every" if split != "train" else "share" if data.share != 1 else "captions"
+            what = "noise" if data.noise else what
             raise ValueError(f"a stream of shards is no place for {what}: it is read once, in order, for its pictures")
-        return open_stream(data.source, data.size, data.mode, data.labels, seed=data.seed)
-    return open_data(
+    return open_source(
         data.source,
         split=split,
         size=data.size,
@@ -244,39 +324,38 @@ def _open(data: DataPart, split: str) -> Dataset | Stream:
     )
 
 
+def _some(data: Dataset | Stream) -> Tensor:
+    """The first pictures, enough to measure what there is to measure."""
+    count = min(len(data), MEASURED)
+    return data.batch(0, count)[0] if isinstance(data, Stream) else data.batch(torch.arange(count))[0]
+
+
 def _std(data: Dataset | Stream) -> float:
-    if isinstance(data, Stream):
-        return float(data.batch(0, min(len(data), MEASURED))[0].double().std(correction=0))
-    return data.std()
+    return float(_some(data).double().std(correction=0)) if isinstance(data, Stream) else data.std()
+
+
+def coarse(images: Tensor, size: int) -> Tensor:
+    """Pictures (B, C, H, W) averaged over squares of `size` pixels, at their own size."""
+    if images.shape[2] % size or images.shape[3] % size:
+        raise ValueError(f"data.coarse = {size} does not divide pictures of {images.shape[2]}x{images.shape[3]}")
+    mean = F.avg_pool2d(images, size)
+    return mean.repeat_interleave(size, 2).repeat_interleave(size, 3)
 
 
 def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
-    network, given = recipe.make_network(data.spec), recipe.denoiser
-    measured = given.precondition == "edm" and given.data_std is None
+    network, given, spec = recipe.make_network(data.spec), recipe.denoiser, data.spec
+    measured: dict[str, float] = {}
+    if given.precondition == "edm" and given.data_std is None:
+        measured = {"data_std": _std(data)}
+    elif given.precondition == "bridge" and given.data_std is None:
+        some = _some(data)
+        measured = statistics(some, coarse(some, recipe.data.coarse)) if recipe.data.coarse else {}
     conditions: dict[str, Condition] = {}
-    if recipe.data.labels and data.spec.classes:
-        conditions["label"] = Label(data.spec.classes)
-    if recipe.data.captions and data.spec.text is not None:
-        conditions["text"] = data.spec.text
-    made = LearnedVariance if given.learned_variance else NetworkDenoiser
-    return made(
-        network,
-        recipe.make_process(),
-        predicts=given.predicts,
-        shape=data.spec.shape,
-        conditions=conditions,
-        precondition=given.precondition,
-        data_std=_std(data) if measured else given.data_std or 1.0,
-        value_range=data.spec.value_range,
-        data=data.spec.name if data.spec.name in BUILT_IN else None,
-    )
-
-
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases and the scales of norms do not."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [entry for entry in parameters if entry.ndim > 1], "weight_decay": weight_decay},
-        {"params": [entry for entry in parameters if entry.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    if recipe.data.labels and spec.classes:
+        conditions["label"] = Label(spec.classes)
+    if recipe.data.captions and spec.text is not None:
+        conditions["text"] = spec.text
+    if recipe.data.coarse:
+        conditions["y"] = Picture(tuple(spec.shape))
+    name = spec.name if is_built_in(spec.name) else None
+    return recipe.make_denoiser(network, spec, conditions, measured, name)

@@ -126,10 +126,10 @@ def _loop(
     settings, accelerator = state.recipe.train, state.accelerator
     first, began = state.step, time.monotonic() - spent
     marked_step, marked = first, time.monotonic()
-    warm = 0.0
-    loss = math.nan
-    while state.step < last:
-        state.advance()
+    warm, loss = 0.0, math.nan
+
+    def watch() -> bool:
+        nonlocal marked_step, marked, warm, loss
         bar.advance()
         step, stop = state.step, False
         if step - first in (WARM, TIMED):
@@ -160,8 +160,9 @@ def _loop(
                 log.write({"step": step, "validation_loss": state.validation_loss()})
         if step % settings.save_every == 0 or step == last or stop:
             state.save(out, time.monotonic() - began)
-        if stop:
-            break
+        return stop
+
+    state.run(last, watch)
     return state.step == last, state.means()["loss"] if math.isnan(loss) else loss
 
 

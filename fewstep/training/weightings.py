@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from fewstep.core.errors import suggest
-from fewstep.core.methods import Method
+from fewstep.core.methods import Method, made
 from fewstep.core.prediction import coefficients, scales
 from fewstep.core.process import Process
 from fewstep.processes.vp import VP
-from fewstep.training.named import named
 from fewstep.training.objective import Weighting
 
 METHODS = (
@@ -106,9 +105,9 @@ def weighting(name: str, **options: Any) -> Weighting:
 
     Raises ValueError for an unknown name or option, with the close ones.
     """
-    made = named("weighting", name, 2, options)
-    made(VP(), torch.tensor([0.5], dtype=torch.float64))  # a wrong value shows at once, not in the first step
-    return made
+    found = made("weighting", name, 2, **options)
+    found(VP(), torch.tensor([0.5], dtype=torch.float64))  # a wrong value shows at once, not in the first step
+    return found
 
 
 def uniform(process: Process, t: Tensor, kind: str = "eps") -> Tensor:

@@ -49,8 +49,7 @@ def test_the_same_seed_gives_the_same_plan(result, make_mixture):
 
 
 def test_when_learning_does_not_help_the_hand_made_plan_is_returned_and_it_says_so(monkeypatch, make_mixture):
-    from fewstep.accelerate import pipeline
-
+    from fewstep.acceleration import pipeline
     from fewstep.sampling.build import plan
 
     poor = plan(EDM(), "ddim", 3, "uniform")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.data.spec import open_data
+from fewstep.data.open import open_data
 
 
 def test_a_png_holds_its_parameters(fewstep, folder, tmp_path):

@@ -173,7 +173,7 @@ def test_the_loop_reads_nothing_from_the_device(name, make_mixture):
     noise = Noise(7).normal(0, (5, 2, 3))
     made = plan(process, name, 6)
     with Seen() as seen, torch.no_grad():
-        _loop(made, model, program(made.table, noise, Noise(7)), noise.shape, {}, None, False, False)
+        _loop(made.table, model, program(made.table, noise, Noise(7)), noise.shape, {}, None, None)
     assert "mm" in seen.names
     assert not seen.names & {"_local_scalar_dense", "nonzero", "_linalg_check_errors", "equal", "is_nonzero"}
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Combine, Draw, Evaluate, Plan
-from fewstep.core.trace import Trace, Value, record
+from fewstep.core.ops import Combine, Draw, Evaluate
+from fewstep.core.plan import Plan
+from fewstep.core.record import record
+from fewstep.core.trace import Trace, Value
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.shifted import Shifted

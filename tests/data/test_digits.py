@@ -28,5 +28,5 @@ def test_range_and_classes():
 
 
 def test_unknown_split_raises():
-    with pytest.raises(ValueError, match="unknown split 'test': use one of train, validation, all"):
+    with pytest.raises(ValueError, match="unknown split 'test': known: all, train, validation"):
         load("test")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.data import shapes
-from fewstep.data.spec import open_data
+from fewstep.data.open import open_data
 
 
 def test_shapes_open_by_name():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fewstep.data.folder import convert
-from fewstep.data.spec import open_data
+from fewstep.data.open import open_data
 
 
 def write(path, size=(6, 4), color=(10, 200, 30), mode="RGB"):

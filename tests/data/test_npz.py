@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.data.spec import DataSpec, open_data
+from fewstep.data.open import open_data
+from fewstep.data.spec import DataSpec
 
 
 def save(folder, **arrays):

@@ -21,9 +21,9 @@ from fewstep.data.captions import (
     parse,
     tokenize,
 )
+from fewstep.data.open import open_data
 from fewstep.data.shapes import captions, draw, held_out, render_caption, render_specs, scenes
 from fewstep.data.shapes_render import BACKGROUND, PALETTE, RADII, REACH, coverage, render
-from fewstep.data.spec import open_data
 
 
 def every_spec():

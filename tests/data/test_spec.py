@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fewstep.data import digits
-from fewstep.data.spec import Dataset, DataSpec, open_data, split_rows
+from fewstep.data.open import open_data
+from fewstep.data.spec import Dataset, DataSpec, split_rows
 
 
 def test_digits_by_name():
@@ -61,12 +62,13 @@ def test_wrong_sources_raise(source, arguments, message):
 
 def test_other_files_and_misplaced_arguments_raise(tmp_path):
     (tmp_path / "data.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match="give a folder of images or an .npz file"):
+    with pytest.raises(ValueError, match="give a folder of images, or a file with .npz or .tar"):
         open_data(tmp_path / "data.pt")
-    with pytest.raises(ValueError, match="value_range is for the floats of an .npz"):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"value_range=\(0, 1\) does not apply to the folder"):
         open_data(tmp_path, value_range=(0, 1))
     np.savez(tmp_path / "a.npz", images=np.zeros((9, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match="size=8 is for folders"):
+    with pytest.raises(ValueError, match="size=8 does not apply to the file .*a.npz: leave it out"):
         open_data(tmp_path / "a.npz", size=8)
 
 

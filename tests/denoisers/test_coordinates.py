@@ -12,7 +12,7 @@ from torch import nn
 
 from fewstep.conditions.picture import Picture
 from fewstep.core.coordinates import Coordinates, coordinates_from_config
-from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser, restore
+from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.folder import load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
@@ -94,10 +94,10 @@ def test_restoring_starts_at_the_state_itself():
     model = CoordinateDenoiser(Linear(), EDM(0.01, 1.0), Doubled(), shape=(3,))
     state = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     made = plan(model.process, "ddim", 3)
-    torch.testing.assert_close(restore(model, made, state), 2 * made(model, state / made.start[1]))
+    torch.testing.assert_close(sample_as_data(model, made, state), 2 * made(model, state / made.start[1]))
     flow = CoordinateDenoiser(Linear(), Flow(), Doubled(), shape=(3,))
     with pytest.raises(ValueError, match="pure noise"):
-        restore(flow, plan(Flow(), "ddim", 3), state)
+        sample_as_data(flow, plan(Flow(), "ddim", 3), state)
     half = plan(Flow(), "ddim", timesteps=[0.4, 0.2, 0.0])
     begun = half.run(flow, state, trajectory=True).trajectory[0] / half.start[1]
     torch.testing.assert_close(begun, state)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fewstep.conditions.label import Label
 from fewstep.core.methods import find
-from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable, without
+from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.dit import DiT
 from fewstep.networks.unet import UNet
@@ -93,21 +93,6 @@ def test_samples_at_different_times_have_masks_of_their_own():
     for i in range(5):
         alone = masked(x[i : i + 1], t[i], label=condition["label"][i : i + 1])
         torch.testing.assert_close(together.x0[i : i + 1], alone.x0, rtol=1e-5, atol=1e-5)
-
-
-def test_the_base_is_untouched_and_shared():
-    base = model()
-    blocks, hooks = dict(base.network.named_modules()), []
-    other = without(base, ["network.mid.res0"])
-    assert dict(base.network.named_modules()) == blocks
-    assert {id(p) for p in other.parameters()} < {id(p) for p in base.parameters()}
-    handle = base.register_forward_hook(lambda *_: hooks.append(1))  # after the copy: hooks are shared
-    x, condition = inputs()
-    other(x, torch.tensor(0.5), **condition)
-    handle.remove()
-    assert hooks == [1]
-    base.to(torch.float64)  # tensors stay one, buffers included
-    assert {p.dtype for p in [*other.parameters(), *other.buffers()]} == {torch.float64}
 
 
 def test_threads_share_a_network_under_different_masks():

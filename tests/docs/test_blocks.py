@@ -68,7 +68,7 @@ def test_python_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", with_blocks("sh"), ids=name_of)
 def test_commands_exist(page):
     """Every `fewstep` line names a command and options that it has; every `make` line a target."""
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = line.split("#")[0].split()
         if words and words[0] == "make":
@@ -99,6 +99,20 @@ def test_tables_are_the_measured_ones():
     assert f"{fast['endpoint']:.3g}" in (ROOT / "README.md").read_text()
     changed = figures | {"rows": [row | {"endpoint": 0.123456} for row in figures["rows"]]}
     assert tool.fill((ROOT / "README.md").read_text(), changed) != (ROOT / "README.md").read_text()
+
+
+def test_the_headline_names_the_rows_of_the_picture():
+    """The picture records what its rows are; the table under it has the same, in order."""
+    from PIL import Image
+
+    tool = load("figures")
+    with Image.open(tool.PICTURE) as picture:
+        rows = json.loads(picture.info["fewstep"])["rows"]
+    table = [line.split(" | ") for line in tool.headline(json.loads(tool.FIGURES.read_text())) if line.startswith("| ")]
+    assert [cells[2] for cells in table[2:]] == [str(row["planned_nfe"]) for row in rows]
+    for cells, row in zip(table[2:], rows, strict=True):
+        assert ("accelerate" if row["name"] == "accelerated" else row["name"]) in cells[1]
+        assert row["name"] == "reference" or cells[3].removesuffix(" |") == f"{row['endpoint']:.3g}"
 
 
 @pytest.mark.parametrize("script", ["ablation", "theory", "medical", "editing", "tutorials"])

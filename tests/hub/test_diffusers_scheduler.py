@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.plan import Combine, Draw, Plan
+from fewstep.core.noise import Noise
+from fewstep.core.ops import Combine, Draw
+from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.run import program
 from fewstep.denoisers.network import NetworkDenoiser
@@ -341,15 +343,15 @@ def test_callbacks_change_the_latents(parts, prompted):
         **options,
     )
     steps = program(
-        made.table, torch.randn((1, *LATENTS), generator=torch.Generator().manual_seed(7)) * made.start[1], None
+        made.table, torch.randn((1, *LATENTS), generator=torch.Generator().manual_seed(7)) * made.start[1], Noise(0)
     )
     with torch.no_grad():
-        x, t = next(steps)
+        x, t, _ = next(steps)
         try:
             for k in range(6):
                 if k == 3:
                     x.mul_(2)
-                x, t = steps.send((prompted(x, t).value, "eps"))
+                x, t, _ = steps.send((prompted(x, t).value, "eps"))
         except StopIteration as stop:
             assert_same(found, stop.value)
     assert torch.equal(seen[-1], found)  # what was returned is not overwritten by later steps
@@ -530,7 +532,7 @@ def test_processes_that_differ(process, like, message):
 
 
 def test_plans_with_no_table():
-    with pytest.raises(ValueError, match="depends on the data as it runs, so it has no table"):
+    with pytest.raises(ValueError, match="has no table; only a plan has"):
         plan(TABLE, "rk-adaptive").as_diffusers_scheduler()
 
 

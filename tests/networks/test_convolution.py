@@ -1,11 +1,10 @@
-"""The convolution: what a pixel depends on, any size, and what every network of the room has."""
+"""The convolution: what a pixel depends on, any size, and what it refuses."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fewstep.core.methods import find
 from fewstep.networks.convolution import Convolution
 
 
@@ -38,26 +37,14 @@ def test_it_moves_with_the_picture():
     assert torch.allclose(inner, whole[:, :, 3 + reach : 20 - reach, 5 + reach : 28 - reach], atol=1e-5)
 
 
-def test_noise_and_label_matter():
-    network = make(classes=3)
-    x = torch.randn(2, 2, 5, 4)
-    noise, label = torch.tensor([0.1, 0.9]), torch.tensor([0, 2])
-    base = network(x, noise, label=label)
-    assert base.shape == x.shape and not torch.equal(base, network(x, noise.flip(0), label=label))
-    assert not torch.equal(base, network(x, noise, label=label.flip(0)))
-    assert torch.allclose(base[1:], network(x[1:], noise[1:], label=label[1:]), atol=1e-6)
-
-
-def test_it_has_what_every_network_has():
-    assert find("convolution", "networks") is Convolution
+def test_it_starts_at_zero_with_every_block_to_leave_out():
     network = Convolution(2, 8, 3, 5)
-    config = network.config()
-    assert config.pop("network") == "convolution" and Convolution(**config).config() | {} == network.config()
     assert list(network.blocks) == ["block.0", "block.1", "block.2"] == list(network.skippable)
-    assert all(network.get_submodule(name) is block for name, block in network.blocks.items())
-    x = torch.randn(3, 2, 6, 6)
-    assert not network(x, torch.tensor(0.2)).any()  # the last layer starts at zero
+    assert not network(torch.randn(3, 2, 6, 6), torch.tensor(0.2)).any()
+
+
+def test_faulty_calls():
     with pytest.raises(ValueError, match="sides of at least 2"):
-        network(torch.randn(3, 2, 6, 1), torch.tensor(0.2))
+        Convolution(2, 8)(torch.randn(3, 2, 6, 1), torch.tensor(0.2))
     with pytest.raises(ValueError, match="at least 1, got 2, 0 and 4"):
         Convolution(2, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.core.methods import find
 from fewstep.networks.mlp import MLP
 
 
@@ -16,10 +15,6 @@ def moved(network: MLP) -> MLP:
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return network
-
-
-def test_registered():
-    assert find("mlp", room="networks") is MLP
 
 
 @pytest.mark.parametrize("shape", [(2,), (5,), (3, 2, 4)])
@@ -43,7 +38,7 @@ def test_out_stacks_answers_and_gradient_reaches_everything():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
 
 
-def test_configuration_comes_back():
+def test_the_configuration_has_the_picture_and_the_answers():
     network = MLP((2, 3), 16, 2, classes=3, picture=1, out=2)
     config = network.config()
     assert MLP(**{key: value for key, value in config.items() if key != "network"}).config() == config

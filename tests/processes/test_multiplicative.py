@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.denoisers.coordinates import CoordinateDenoiser, restore
+from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.networks.mlp import MLP
 from fewstep.processes.multiplicative import Multiplicative, gamma_level, speckled
@@ -84,7 +84,7 @@ def test_the_mean_of_restored_samples_is_the_posterior_mean():
     for noisy in (0.4, 1.0, 3.0):
         state = Multiplicative().state(torch.full((n, 1), noisy, dtype=F64), sigma)
         times = [sigma * (1 - i / 40) ** 2 for i in range(41)]
-        x = restore(model, plan(model.process, "dpmpp-2m-sde", timesteps=times), state, seed=1)
+        x = sample_as_data(model, plan(model.process, "dpmpp-2m-sde", timesteps=times), state, seed=1)
         z, total = state[0], variances + sigma**2
         share = torch.softmax(weights[:, None].log() - 0.5 * ((z - means) ** 2 / total + total.log()), 0)
         inner = means + variances / total * (z - means) + 0.5 * variances * sigma**2 / total
@@ -97,5 +97,5 @@ def test_a_network_is_given_logarithms():
     made = plan(model.process, "ddim", timesteps=[0.5, 0.2, 0.0])
     # The untrained network predicts no noise, so the state stays: logarithm, drift taken out, and back.
     torch.testing.assert_close(
-        restore(model, made, model.coordinates.state(data, 0.5)), data * torch.tensor(0.125).exp()
+        sample_as_data(model, made, model.coordinates.state(data, 0.5)), data * torch.tensor(0.125).exp()
     )

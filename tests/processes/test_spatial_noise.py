@@ -11,7 +11,7 @@ from torch import nn
 
 from fewstep.conditions.picture import Picture
 from fewstep.core.noise import Noise
-from fewstep.denoisers.coordinates import CoordinateDenoiser, restore
+from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.processes.spatial_noise import SpatialNoise, noise_map
 from fewstep.processes.ve import EDM
@@ -64,7 +64,7 @@ def test_a_constant_map_reproduces_the_scalar_process(solver):
     plain = NetworkDenoiser(Exact(), EDM(0.002 * level, level), "eps", SHAPE)
     _, y = observed(4, level)
     times = [1.0, 0.6, 0.2, 0.05, 0.0]
-    x = restore(model, plan(model.process, solver, timesteps=times), model.coordinates.start(y), y=y)
+    x = sample_as_data(model, plan(model.process, solver, timesteps=times), model.coordinates.start(y), y=y)
     made = plan(plain.process, solver, timesteps=[level * s for s in times])
     z = made.run(plain, torch.zeros(4, *SHAPE, dtype=F64), init=y[:, :1], dtype=F64).samples
     torch.testing.assert_close(x, z, rtol=1e-6, atol=1e-6)
@@ -76,7 +76,7 @@ def test_clean_pixels_stay_exactly_and_the_network_reads_each_pixels_time():
     _, y = observed(5, deviation)
     seen = []
     made = plan(model.process, "ddpm", 4)
-    x = restore(
+    x = sample_as_data(
         model,
         made,
         model.coordinates.start(y),
@@ -96,7 +96,7 @@ def test_ancestral_steps_draw_from_the_exact_posterior():
     model = denoiser()
     y = torch.cat([torch.full(SHAPE, 0.7, dtype=F64), deviation[None]]).expand(8_000, 2, 2, 3)
     made = plan(model.process, "dpmpp-2m-sde", 60, "log-snr")
-    x = restore(model, made, model.coordinates.start(y), y=y)[:, 0]
+    x = sample_as_data(model, made, model.coordinates.start(y), y=y)[:, 0]
     variance = deviation**2 / (1 + deviation**2)
     torch.testing.assert_close(x.mean(0), 0.7 / (1 + deviation**2), rtol=0, atol=0.03)
     torch.testing.assert_close(x.var(0), variance, rtol=0.06, atol=0)
@@ -112,7 +112,7 @@ def test_training_noise_is_correlated_with_the_pictures_as_in_a_run():
     def watch(count, t, x, prediction):
         steps.append((t, x - x0 / deviation))  # s eps
 
-    restore(model, plan(model.process, "ddpm", 5, "uniform"), model.coordinates.start(y), y=y, callback=watch)
+    sample_as_data(model, plan(model.process, "ddpm", 5, "uniform"), model.coordinates.start(y), y=y, callback=watch)
     assert len(steps) == 5 and steps[0][0] == 1.0
     for s, noise in steps:
         run = noise / s

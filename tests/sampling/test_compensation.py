@@ -10,7 +10,7 @@ import torch
 
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
-from fewstep.core.trace import Trace
+from fewstep.core.record import record
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
@@ -96,8 +96,7 @@ def test_a_corrector_still_sees_the_prediction_as_it_was(make_mixture):
     process = VP()
     model = make_mixture(process, (3,))
     times = [0.9, 0.6, 0.3, 0.2]
-    trace = Trace(process)
-    whole = trace.plan(unipc(trace, process, times, order=2), times, {"solver": "unipc-2"})
+    whole = record(unipc, process, times, {"order": 2}, {"solver": "unipc-2"})
     noise = Noise(4).normal(0, (4, 3), "cpu", F64)
 
     def states(made):

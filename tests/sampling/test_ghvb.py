@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import quad
 
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.plan import Combine
+from fewstep.core.ops import Combine
 from fewstep.core.prediction import Prediction
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP

@@ -12,7 +12,7 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.mcmc import denoising_mcmc
-from fewstep.sampling.noise_classifier import NoiseClassifier, exact_levels, noise_times, train_noise_classifier
+from fewstep.training.noise_classifier import NoiseClassifier, exact_levels, noise_times, train_noise_classifier
 
 F64 = torch.float64
 

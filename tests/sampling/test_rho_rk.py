@@ -9,7 +9,7 @@ import torch
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Draw
+from fewstep.core.ops import Draw
 from fewstep.core.prediction import Prediction
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.flow import Flow

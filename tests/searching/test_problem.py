@@ -13,10 +13,11 @@ from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
+from fewstep.data.open import open_data
 from fewstep.data.shapes import draw as draw_shapes
-from fewstep.data.spec import open_data
+from fewstep.data.spec import Dataset, DataSpec
 from fewstep.processes.ve import EDM
-from fewstep.searching.problem import conditions, draw
+from fewstep.searching.problem import conditions, data_for, draw
 
 CPU = torch.device("cpu")
 
@@ -28,21 +29,56 @@ def model(kind: Any, data: str | None = None) -> Denoiser:
 
 
 def test_classes_come_in_turn():
-    assert conditions(model(Label(4)), 3, 6, CPU)["given"].tolist() == [3, 0, 1, 2, 3, 0]
+    assert conditions(model(Label(4)), None, torch.arange(3, 9))["given"].tolist() == [3, 0, 1, 2, 3, 0]
 
 
 def test_captions_are_those_of_the_data():
     text = open_data("shapes").spec.text
     made = model(text, "shapes")
     made.conditions = {"text": text}
-    found = conditions(made, 5, 4, CPU)["text"]
+    found = conditions(made, None, torch.arange(5, 9))["text"]
     assert torch.equal(found, draw_shapes(torch.arange(5, 9))[1])
-    assert not conditions(model(Text(("a",), 3)), 0, 4, CPU)["given"].any()
+    assert not conditions(model(Text(("a",), 3)), None, torch.arange(4))["given"].any()
+
+
+def pairs(n: int, shape: tuple[int, ...] = (3, 2)) -> Dataset:
+    """n samples of zeros, and with each a picture that holds the sample's number."""
+    pictures = torch.arange(float(n)).view(-1, *[1] * len(shape)).expand(n, *shape)
+    return Dataset(DataSpec("pairs", shape, (-1.0, 1.0), None, n), torch.zeros(n, *shape), given={"given": pictures})
+
+
+def test_pictures_are_those_of_the_data_row_by_row():
+    made = model(Picture((3, 2)))
+    assert conditions(made, pairs(5), torch.arange(3, 7))["given"][:, 0, 0].tolist() == [3, 4, 0, 1]
+    _, given = draw(made, 0, 4, 3, torch.float32, pairs(5))
+    assert given["given"][:, 2, 1].tolist() == [4, 0, 1]
+
+
+def test_labels_of_data_that_are_given_come_before_classes_in_turn():
+    data = Dataset(DataSpec("own", (3, 2), (-1.0, 1.0), 4, 3), torch.zeros(3, 3, 2), torch.tensor([2, 2, 0]))
+    made = model(Label(4))
+    made.conditions = {"label": Label(4)}
+    assert conditions(made, data, torch.arange(1, 5))["label"].tolist() == [2, 0, 2, 2]
+    made.conditions = {"label": Label(2)}
+    with pytest.raises(ValueError, match="the data have labels up to 2, but the model has 2 classes"):
+        conditions(made, Dataset(data.spec, data.raw, torch.tensor([2, 2, 2])), torch.arange(2))
 
 
 def test_pictures_cannot_be_made_up():
-    with pytest.raises(ValueError, match="this model needs given"):
-        conditions(model(Picture((3,))), 0, 4, CPU)
+    with pytest.raises(ValueError, match=r"this model needs given, .*: give data=.*given=\{'given': pictures\}"):
+        conditions(model(Picture((3, 2))), None, torch.arange(4))
+
+
+def test_data_fit_the_model(tmp_path):
+    made = model(Label(2))
+    assert data_for(made, pairs(2)).spec.name == "pairs"
+    with pytest.raises(ValueError, match=r"'pairs' has samples of \(4, 4\), the model makes \(3, 2\)"):
+        data_for(made, pairs(2, (4, 4)))
+    made.value_range = (0.0, 1.0)
+    with pytest.raises(ValueError, match="the model's samples in"):
+        data_for(made, pairs(2))
+    made.shape, made.value_range = (1, 8, 8), None
+    assert data_for(made, "digits").spec.n == 1437
 
 
 def test_the_noise_is_that_of_the_process():

@@ -109,7 +109,7 @@ def test_differences_are_named_with_their_path():
     assert differences(ours, ours) == []
 
 
-@pytest.mark.parametrize("path", sorted((Path(fewstep.__file__).parents[1] / "recipes").glob("*.toml")), ids=str)
+@pytest.mark.parametrize("path", sorted((Path(fewstep.__file__).parent / "recipes").glob("*.toml")), ids=str)
 def test_recipes_of_the_library_are_valid(path):
     recipe = Recipe.read(path)
     assert Recipe.from_dict(recipe.to_dict()) == recipe and recipe.train.steps > 0

@@ -122,14 +122,14 @@ def test_global_generator_is_left_alone(make_recipe, tmp_path):
 def test_ctrl_c_finishes_the_step_saves_and_resumes(make_recipe, tmp_path, monkeypatch, capfd):
     recipe = make_recipe()
     quiet(recipe, tmp_path / "whole")
-    advance = TrainingState.advance
+    draw = TrainingState._draw
 
-    def interrupted(self):
+    def interrupted(self, *drawn):
         if self.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        advance(self)
+        return draw(self, *drawn)
 
-    monkeypatch.setattr(TrainingState, "advance", interrupted)
+    monkeypatch.setattr(TrainingState, "_draw", interrupted)
     before = signal.getsignal(signal.SIGINT)
     result = train(recipe, tmp_path / "parts", device="cpu")
     assert result.step == 7 and result.model is None and not (tmp_path / "parts" / "model").exists()
@@ -149,7 +149,7 @@ def ordinary_ctrl_c():
 
 
 def test_a_second_ctrl_c_stops_at_once(make_recipe, tmp_path, monkeypatch, ordinary_ctrl_c):
-    def stubborn(self):
+    def stubborn(self, *drawn):
         first = signal.getsignal(signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         # Two signals at once may be delivered as one: go on only when the first has been handled.
@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_stops_at_once(make_recipe, tmp_path, monkeypatch, ordin
             pass
         raise AssertionError("the second signal was swallowed")
 
-    monkeypatch.setattr(TrainingState, "advance", stubborn)
+    monkeypatch.setattr(TrainingState, "_draw", stubborn)
     with pytest.raises(KeyboardInterrupt):
         quiet(make_recipe(), tmp_path / "run")
 
@@ -172,12 +172,12 @@ torch.set_num_threads({threads})
 from fewstep.training.recipe import Recipe
 from fewstep.training.state import TrainingState
 from fewstep.training.trainer import train
-advance = TrainingState.advance
-def killed(self):
+draw = TrainingState._draw
+def killed(self, *drawn):
     if self.step == 14:
         os.kill(os.getpid(), signal.SIGKILL)
-    advance(self)
-TrainingState.advance = killed
+    return draw(self, *drawn)
+TrainingState._draw = killed
 train(Recipe.from_dict(json.loads(sys.argv[1])), sys.argv[2], device="cpu", progress=False)
 """
 
@@ -232,7 +232,7 @@ from fewstep.training.recipe import Recipe
 from fewstep.training.state import TrainingState
 accelerator = Accelerator(cpu=True)
 state = TrainingState(Recipe.from_dict(json.loads(sys.argv[1])), accelerator)
-state.optimizer.step = lambda: torch.save(
+state.player.optimizer.step = lambda: torch.save(
     [accelerator.num_processes, *(p.grad.clone() for p in state.network.parameters())], sys.argv[2]
 ) if accelerator.is_main_process else None
 state.advance()
@@ -264,14 +264,14 @@ def test_accelerate_launch_gives_the_gradients_of_one_process_with_the_double_ba
 
 def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe(save_every=5)
-    advance = TrainingState.advance
+    draw = TrainingState._draw
 
-    def poisoned(self):
+    def poisoned(self, *drawn):
         if self.step == 12:
             self.data.raw.data = torch.full(self.data.raw.shape, float("nan"))
-        advance(self)
+        return draw(self, *drawn)
 
-    monkeypatch.setattr(TrainingState, "advance", poisoned)
+    monkeypatch.setattr(TrainingState, "_draw", poisoned)
     with pytest.raises(FloatingPointError, match="not finite at step 13: a lower train.lr"):
         quiet(recipe, tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000005", "step-00000010"]

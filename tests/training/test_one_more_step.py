@@ -11,8 +11,8 @@ from fewstep.processes.discrete import Discrete
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.ddim import ddim
-from fewstep.sampling.one_more_step import OneMoreStep, train_one_more_step
 from fewstep.sampling.sample import sample
+from fewstep.training.one_more_step import OneMoreStep, train_one_more_step
 
 F64 = torch.float64
 SHORT = Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=F64)[:500].tolist())  # stops at alpha = 0.27

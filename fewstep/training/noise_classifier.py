@@ -16,6 +16,7 @@ from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.process import Process, process_from_config
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.training.players import Player, cosine, optimise
 
 METHODS = (
     Method(
@@ -142,24 +143,24 @@ def train_noise_classifier(
 
     Cross-entropy, Adam at a rate that falls to zero; everything random follows from `seed`. On the data's device.
     """
-    generator = torch.Generator().manual_seed(seed)
     data = data.float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights draw from the global generator
         model = NoiseClassifier(process, times, tuple(data.shape[1:]), float(data.std()), width).to(data.device)
     ratio = torch.tensor([process.sigma(t) / process.alpha(t) for t in times], device=data.device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(data), (batch,), generator=generator)
-        level = torch.randint(len(times), (batch,), generator=generator).to(data.device)
-        eps = torch.randn((batch, *data.shape[1:]), generator=generator).to(data.device)
-        noisy = data[rows.to(data.device)] + ratio[level].reshape(-1, *[1] * (data.ndim - 1)) * eps
-        loss = F.cross_entropy(model(noisy), level)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+
+    def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(data), (count,), generator=generator)
+        level = torch.randint(len(times), (count,), generator=generator).to(data.device)
+        eps = torch.randn((count, *data.shape[1:]), generator=generator).to(data.device)
+        return data[rows.to(data.device)] + ratio[level].reshape(-1, *[1] * (data.ndim - 1)) * eps, level
+
+    def loss(drawn: tuple[Tensor, Tensor]) -> Tensor:
+        noisy, level = drawn
+        return F.cross_entropy(model(noisy), level)
+
+    player = Player(model, loss, lr=cosine(rate, steps), betas=(0.9, 0.999))
+    optimise({"model": player}, draw, steps=steps, batch=batch, seed=torch.Generator().manual_seed(seed))
     return model.eval().requires_grad_(False)
 
 

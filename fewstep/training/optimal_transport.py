@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process, process_from_config
-from fewstep.sampling.started import Started, started
+from fewstep.core.started import Started, started
+from fewstep.training.players import Player, optimise
 
 METHODS = (
     Method(
@@ -24,13 +26,13 @@ METHODS = (
         kind="start",
         paper="DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport (Li et al., 2023)",
         arxiv="2307.11308",
-        claim="noise transported to diffused training samples: few steps are left, and no mode is mixed",
+        claim="noise transported to diffused training samples: few steps are left, and modes do not mix",
         use="OTStart",
     ),
 )
 
 FORMAT = "fewstep-ot-start-1"
-ROWS = 16_384  # points whose products with all atoms are held at once
+ROWS = 16_384  # points whose products with all atoms are held in memory at once
 FAR = 1e9  # where the centre of a cell that no draw met is put
 
 
@@ -76,16 +78,27 @@ class OTStart:
         # For atoms close together the heights are those of equal potentials: -|y|^2 / 2, the place to begin.
         start = -0.5 * atoms.square().sum(1)
         h = (start - start.mean()).clone()
-        rate = float(0.05 * h.std().clamp_min(1e-3 * float(atoms.std()))) if rate is None else rate
+        top = float(0.05 * h.std().clamp_min(1e-3 * float(atoms.std()))) if rate is None else rate
+        heights, number = nn.ParameterList([nn.Parameter(h)]), itertools.count(1)
         generator = torch.Generator().manual_seed(seed)
-        first, second = torch.zeros_like(h), torch.zeros_like(h)
-        for k in range(1, steps + 1):
-            late = max(0.0, (k - steps / 2) / (steps / 2))
-            gradient = self._masses(4 * draws if late else draws, generator, h) - 1 / n
-            first.mul_(0.9).add_(gradient, alpha=0.1)
-            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            scale = (second / (1 - 0.999**k)).sqrt() + 1e-3 / n
-            h -= rate * 0.5 * (1 + math.cos(math.pi * late)) * first / (1 - 0.9**k) / scale
+
+        def late(k: int) -> float:
+            return max(0.0, (k - steps / 2) / (steps / 2))
+
+        def draw(count: int, generator: torch.Generator) -> Tensor:
+            return self._points(4 * count if late(next(number)) else count, generator)
+
+        def loss(points: Tensor) -> Tensor:
+            gradient = self._masses(points, heights[0].detach()) - 1 / n
+            # Scaled so that AdamW's 1e-8, below which gradients count as noise, is a thousandth of an atom's mass.
+            return 1e-5 * n * (gradient * heights[0]).sum()
+
+        def pace(step: int) -> float:
+            return top * 0.5 * (1 + math.cos(math.pi * late(step + 1)))
+
+        player = Player(heights, loss, lr=pace, betas=(0.9, 0.999))
+        optimise({"heights": player}, draw, steps=steps, batch=draws, seed=generator)
+        h = heights[0].detach()
         self.heights = h - h.mean()
         self._measure_centres(16 * draws, generator)
         self.fitted = True
@@ -99,13 +112,13 @@ class OTStart:
     def _points(self, draws: int, generator: torch.Generator) -> Tensor:
         return torch.randn(draws, self.atoms.shape[1], generator=generator).to(self.atoms.device)
 
-    def _masses(self, draws: int, generator: torch.Generator, heights: Tensor) -> Tensor:
-        cells = self._cells(self._points(draws, generator), heights)
-        return torch.bincount(cells, minlength=len(self.atoms)).double() / draws
+    def _masses(self, points: Tensor, heights: Tensor) -> Tensor:
+        cells = self._cells(points, heights)
+        return torch.bincount(cells, minlength=len(self.atoms)).double() / len(points)
 
     def masses(self, draws: int = 65_536, seed: int = 1) -> Tensor:
         """The cells' masses `(n,)`, estimated from fresh draws: 1/n each where the fit is right."""
-        return self._masses(draws, torch.Generator().manual_seed(seed), self.heights)
+        return self._masses(self._points(draws, torch.Generator().manual_seed(seed)), self.heights)
 
     def _measure_centres(self, draws: int, generator: torch.Generator) -> None:
         points = self._points(draws, generator)

@@ -12,8 +12,8 @@ from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.processes.flow import Flow
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
-from fewstep.sampling.optimal_transport import OTStart
 from fewstep.sampling.sample import sample
+from fewstep.training.optimal_transport import OTStart
 
 F64 = torch.float64
 

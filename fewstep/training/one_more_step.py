@@ -16,7 +16,8 @@ from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.sampling.started import Started, started
+from fewstep.core.started import Started, started
+from fewstep.training.players import Player, cosine, optimise
 
 METHODS = (
     Method(
@@ -195,25 +196,27 @@ def train_one_more_step(
     for name, value in labels.items():
         if value.shape != data.shape[:1]:
             raise ValueError(f"{name} must be {len(data)} labels, got shape {tuple(value.shape)}")
-    generator = torch.Generator().manual_seed(seed)
     data = data.float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights draw from the global generator
         conditions = {name: Label(int(value.max()) + 1) for name, value in labels.items()}
         made = OneMoreStep(tuple(data.shape[1:]), conditions, width, rank).to(data.device)
-    optimiser = torch.optim.Adam(made.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(data), (min(batch, len(data)),), generator=generator)
+
+    def draw(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = torch.randint(len(data), (count,), generator=generator)
         condition = {}
         for name, value in labels.items():
             hidden = torch.rand(len(rows), generator=generator) < unlabelled
             condition[name] = value[rows].masked_fill(hidden.to(value.device), conditions[name].classes)
-        loss = (made(len(rows), condition) + data[rows]).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        return data[rows], condition
+
+    def loss(drawn: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
+        x0, condition = drawn
+        return (made(len(x0), condition) + x0).square().mean()
+
+    player = Player(made, loss, lr=cosine(rate, steps), betas=(0.9, 0.999))
+    generator = torch.Generator().manual_seed(seed)
+    optimise({"model": player}, draw, steps=steps, batch=min(batch, len(data)), seed=generator)
     with torch.no_grad():
         for which, condition in enumerate((labels, {})):
             left = (data + made(len(data), condition)).flatten(1).double()

@@ -1,4 +1,4 @@
-"""Claims of fewstep/sampling/optimal_transport.py."""
+"""Claims of fewstep/training/optimal_transport.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.core.noise import Noise
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
-from fewstep.sampling.optimal_transport import OTStart
+from fewstep.training.optimal_transport import OTStart
 
 F64 = torch.float64
 

@@ -1,4 +1,4 @@
-"""Claims of fewstep/sampling/one_more_step.py."""
+"""Claims of fewstep/training/one_more_step.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
 from fewstep.processes.discrete import Discrete
 from fewstep.sampling.build import plan
-from fewstep.sampling.one_more_step import OneMoreStep, train_one_more_step
+from fewstep.training.one_more_step import OneMoreStep, train_one_more_step
 
 F64 = torch.float64
 

@@ -1,4 +1,4 @@
-"""`fewstep.acceleration.evaluate`: on models whose answers are known."""
+"""`fewstep.searching.evaluate`: on models whose answers are known."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.acceleration.evaluate import METRICS, evaluate, known_data, reference_plan
 from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import digits
+from fewstep.data.open import open_data
 from fewstep.data.shapes import render_caption
-from fewstep.data.spec import open_data
+from fewstep.data.spec import Dataset, DataSpec
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan as make_plan
+from fewstep.searching.evaluate import evaluate, metric_names, reference_plan
+from fewstep.searching.problem import known_data
 
 
 class Pixelwise(Denoiser):
@@ -94,8 +97,9 @@ def test_the_training_images_themselves():
     assert figures["precision-recall"]["precision"] > 0.95
     assert out["planned_nfe"] == out["actual_nfe"] == 12
     assert out["notes"] == [
-        "no captions: the model reads no captions",
         "no accuracy: the model takes no label: there is none to be right about",
+        "no captions: the model reads no captions",
+        "no psnr: the samples have no originals: those are in data=... with the pictures that the model takes",
     ]
 
 
@@ -129,12 +133,12 @@ def test_what_does_not_apply_is_said():
     model, plan = Pixelwise(VP()), make_plan(VP(), "ddpm", steps=3)
     assert known_data(model) is None and known_data(Pixelwise(VP(), data="gone.npz")) is None
     out = evaluate(model, plan, n=5)
-    assert out["figures"] == {} and len(out["notes"]) == len(METRICS)
+    assert out["figures"] == {} and len(out["notes"]) == len(metric_names())
     with pytest.raises(ValueError, match="'endpoint' does not apply: the plan draws noise"):
         evaluate(model, plan, n=5, metrics=["endpoint"])
     with pytest.raises(ValueError, match="'accuracy' does not apply: the model takes no label"):
         evaluate(model, plan, n=5, metrics=["accuracy"])
-    with pytest.raises(ValueError, match="'accuracy' does not apply: the classifier that ships is for the 8x8 digits"):
+    with pytest.raises(ValueError, match="'accuracy' does not apply: what judges the samples knows the digits alone"):
         evaluate(Pixelwise(VP(), label=True), plan, n=5, metrics=["accuracy"])
     with pytest.raises(ValueError, match="'frechet' does not apply: the model's data set is not known"):
         evaluate(model, plan, n=5, metrics=["frechet"])
@@ -175,3 +179,32 @@ def test_captions_are_asked_for_and_read_back():
     assert out["figures"]["frechet"]["value"] < 2 * out["figures"]["frechet"]["floor"]
     with pytest.raises(ValueError, match="'accuracy' does not apply: the model takes no label"):
         evaluate(Painter(), n=4, metrics=["accuracy"])
+
+
+class Echo(Denoiser):
+    """Answers with the picture that it is given: a restorer that leaves everything as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.process, self.shape, self.value_range = EDM(), (1, 4, 4), (-1.0, 1.0)
+        self.conditions = {"y": Picture((1, 4, 4))}
+
+    def forward(self, x, t, y):
+        return Prediction(y.to(x), "x0", x, t, self.process)
+
+
+def test_a_model_that_takes_a_picture_is_measured_against_the_originals():
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(50, 1, 4, 4, generator=generator) - 0.5
+    data = Dataset(DataSpec("pairs", (1, 4, 4), (-1.0, 1.0), None, 50), x0, given={"y": x0 + 0.02})
+    out = evaluate(Echo(), make_plan(EDM(), "ddim", 2), n=60, data=data)  # more samples than pairs
+    assert set(out["figures"]) == {"frechet", "precision-recall", "sliced-wasserstein", "psnr", "endpoint"}
+    # An error of 0.02 everywhere, whatever rows were taken: each sample is set beside its own original.
+    assert out["figures"]["psnr"]["value"] == pytest.approx(20 * math.log10(2 / 0.02), abs=1e-3)
+    assert out["figures"]["endpoint"]["value"] < 1e-6 and out["data"] == "pairs"
+    alone = evaluate(Echo(), make_plan(EDM(), "ddim", 2), n=8, data=data, metrics=["endpoint"])
+    assert set(alone["figures"]) == {"endpoint"}
+    with pytest.raises(ValueError, match="this model needs y"):
+        evaluate(Echo(), make_plan(EDM(), "ddim", 2), n=8, metrics=["endpoint"])
+    with pytest.raises(ValueError, match="'psnr' does not apply: the samples have no originals"):
+        evaluate(Echo(), make_plan(EDM(), "ddim", 2), n=8, metrics=["psnr"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,18 +18,28 @@ from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.core.methods import Method, card, methods
 from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.data.spec import BUILT_IN, Dataset, open_data
+from fewstep.core.sampler import Sampler
+from fewstep.data.open import is_built_in, open_built_in
+from fewstep.data.spec import Dataset
 from fewstep.metrics.features import find_features
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import choose_plan
+from fewstep.searching.problem import data_for, known_data, own_data
 from fewstep.searching.reference import SOLVER, TIMES
 from fewstep.timesteps.grid import make_times
 
-METRICS = ("frechet", "precision-recall", "sliced-wasserstein", "accuracy", "captions", "endpoint")
-AGAINST_DATA = METRICS[:3]
+# What a metric's card may need beside the samples, in the order in which metrics are taken, and why one is left out
+# where there is none of it.
+NEEDS = {
+    "data": "the model's data set is not known: name it (--data FOLDER or FILE.npz)",
+    "label": "the model takes no label: there is none to be right about",
+    "text": "the model reads no captions",
+    "pairs": "the samples have no originals: those are in data=... with the pictures that the model takes",
+    "reference": "the plan draws noise, so it has no exact end; take a deterministic solver",
+}
 COARSE, FINE = 100, 200  # evaluations of the two reference runs
 BATCH = 256
 WIDEST = 1024  # numbers of a sample compared in pixels: the covariance of more is slow, and needs more samples
@@ -38,7 +49,7 @@ Bar = Callable[[str, int], Any]  # (text, parts) -> a context manager whose valu
 
 def evaluate(
     model: Denoiser,
-    plan: Plan | None = None,
+    plan: Sampler | None = None,
     n: int = 1000,
     metrics: Sequence[str] | None = None,
     features: str | None = None,
@@ -51,13 +62,14 @@ def evaluate(
 
     Args:
         plan: the model's own by default, or ten steps of the default solver.
-        metrics: of `METRICS`; by default all that apply to the model, the plan and the features.
+        metrics: of `metric_names()`; by default all that apply to the model, the plan and the data.
         features: the space of the comparisons with data: "pixels", "blocks" (pictures averaged down to 8x8; the
             default for those of more than 1024 numbers) or, for 8x8 digits, "digits".
         seed: of the noises, the order of the labels, and the floor's rows.
         progress: True for bars on stderr, or a function that makes them.
         data: what to compare with: a name, a folder of images, an `.npz`, or a `Dataset`. By default what the
-            model was trained on. The training split counts.
+            model was trained on. The training split counts. A model that takes a picture needs a `Dataset` with
+            them: `given={"y": pictures}`.
 
     Returns:
         A JSON dictionary: the facts of the run, `figures` by metric (each with its n), and `notes`.
@@ -76,15 +88,20 @@ def evaluate(
     if features is not None:
         find_features(features)
     for name in metrics or ():
-        if name not in METRICS:
-            raise suggest("metric", name, METRICS)
+        if name not in metric_names():
+            raise suggest("metric", name, metric_names())
     chosen = plan if plan is not None else choose_plan(model)
     wanted, notes = _applicable(model, chosen, metrics, data)
-    real = _data(model, data) if set(wanted) & {*AGAINST_DATA, "accuracy", "captions"} else None
+    compared = any(need != "reference" for metric in wanted for need in metric.facts["needs"])
+    real = None
+    if compared or (data is not None and _takes_pictures(model)):
+        own = own_data(model) if data is None else data
+        assert own is not None
+        real = data_for(model, own)
     if features is None:
         features = "pixels" if math.prod(model.shape or ()) <= WIDEST else "blocks"
     device = model.device
-    condition = _conditions(model, real, n, seed, device)
+    originals, condition = _conditions(model, real, n, seed)
     bar: Bar = progress if callable(progress) else _bars() if progress else _silent
 
     begin = time.perf_counter()
@@ -104,18 +121,19 @@ def evaluate(
         "notes": notes,
     }
     with bar("metrics", len(wanted)) as advance:
-        for name in wanted:
-            if name != "endpoint":
+        for metric in wanted:
+            if "reference" not in metric.facts["needs"]:
                 assert real is not None
-                out["figures"] |= _figure(name, samples, real, features, seed, condition)
+                out["figures"] |= _figure(metric, samples, real, originals, condition, features, seed)
                 advance()
-    if "endpoint" in wanted:
-        out["figures"]["endpoint"] = _endpoint(chosen, model, samples, seed, condition, device, bar)
+    for metric in wanted:
+        if "reference" in metric.facts["needs"]:
+            out["figures"][metric.name] = _endpoint(metric, chosen, model, samples, seed, condition, device, bar)
     return out
 
 
 def solve(
-    plan: Plan,
+    plan: Sampler,
     model: Denoiser,
     n: int,
     seed: int,
@@ -133,14 +151,14 @@ def solve(
             count = min(BATCH, n - begin)
             source = Noise(seed, begin)
             noise = model.process.start(functools.partial(source.normal, shape=(count, *model.shape), device=device))
-            named = {name: value[begin : begin + count] for name, value in condition.items()}
+            named: dict[str, Any] = {name: value[begin : begin + count] for name, value in condition.items()}
             result = plan.run(model, noise, seed=seed, first=begin, callback=lambda *_: advance(), **named)
             parts.append(model.decode(result.samples, **named).cpu())
             made += result.nfe
     return torch.cat(parts), made / len(parts)
 
 
-def reference_plan(process: Process, plan: Plan, nfe: int) -> Plan:
+def reference_plan(process: Process, plan: Sampler, nfe: int) -> Sampler:
     """The same stretch of the same ODE, third order, in `nfe` steps: from the plan's first time to its last."""
     first, last = plan.times[0], plan.times[-1]
     for end, time_ in (("zero", process.t_zero), ("min", process.t_min)):
@@ -151,110 +169,104 @@ def reference_plan(process: Process, plan: Plan, nfe: int) -> Plan:
     return make_plan(process, SOLVER, timesteps=[first, *grid, last])
 
 
-def known_data(model: Denoiser) -> str | None:
-    """The data set the model was trained on, where it can be opened here, or None."""
-    name = getattr(model, "data", None)
-    return name if isinstance(name, str) and (name in BUILT_IN or Path(name).exists()) else None
+def metric_names() -> tuple[str, ...]:
+    """Every metric that `evaluate` takes: those whose cards need nothing else than `NEEDS`."""
+    order = list(NEEDS)
+    cards = [card for card in methods("metric") if set(card.facts["needs"]) <= set(NEEDS)]
+    return tuple(card.name for card in sorted(cards, key=lambda card: min(map(order.index, card.facts["needs"]))))
 
 
 def _applicable(
-    model: Denoiser, plan: Plan, metrics: Sequence[str] | None, data: object
-) -> tuple[list[str], list[str]]:
+    model: Denoiser, plan: Sampler, metrics: Sequence[str] | None, data: object
+) -> tuple[list[Method], list[str]]:
     """The metrics to take, and a note for each left out; `ValueError` where one that was asked for does not apply."""
     source = known_data(model)
-    known = data is not None or source is not None
+    present = {
+        "data": data is not None or source is not None,
+        "label": "label" in model.conditions,
+        "text": "text" in model.conditions,
+        "pairs": data is not None and _takes_pictures(model),
+        "reference": not plan.stochastic,
+    }
     reasons = {}
-    if not known:
-        reasons = dict.fromkeys(AGAINST_DATA, "the model's data set is not known: name it (--data FOLDER or FILE.npz)")
-    if plan.stochastic:
-        reasons["endpoint"] = "the plan draws noise, so it has no exact end; take a deterministic solver"
-    if "text" not in model.conditions:
-        reasons["captions"] = "the model reads no captions"
-    elif source != "shapes":
-        reasons["captions"] = "the verifier that ships reads the captions of shapes"
-    if "label" not in model.conditions:
-        reasons["accuracy"] = "the model takes no label: there is none to be right about"
-    elif source != "digits":
-        reasons["accuracy"] = "the classifier that ships is for the 8x8 digits"
-    if metrics is None:
-        return [name for name in METRICS if name not in reasons], [f"no {name}: {why}" for name, why in reasons.items()]
-    for name in metrics:
+    for name in metric_names():
+        facts = card(name, "metric")[0].facts
+        if missing := [need for need in facts["needs"] if not present[need]]:
+            reasons[name] = NEEDS[missing[0]]
+        elif facts.get("of") not in (None, source):
+            reasons[name] = f"what judges the samples knows the {facts['of']} alone"
+    for name in metrics or ():
         if name in reasons:
             raise ValueError(f"the metric {name!r} does not apply: {reasons[name]}")
-    return list(dict.fromkeys(metrics)), []
+    names = dict.fromkeys(metrics) if metrics is not None else [n for n in metric_names() if n not in reasons]
+    notes = [] if metrics is not None else [f"no {name}: {why}" for name, why in reasons.items()]
+    return [card(name, "metric")[0] for name in names], notes
 
 
-def _data(model: Denoiser, data: str | Path | Dataset | None) -> Dataset:
-    """The training split, checked against the model."""
-    if isinstance(data, Dataset):
-        real = data
-    else:
-        source = str(data if data is not None else known_data(model))
-        folder = Path(source).is_dir()
-        assert model.shape is not None
-        grey: dict[str, Any] = {"mode": "L" if model.shape[0] == 1 else "RGB", "size": tuple(model.shape[1:])}
-        real = open_data(source, **grey) if folder else open_data(source)
-    if real.spec.shape != model.shape:
-        raise ValueError(f"the data {real.spec.name!r} has samples of {real.spec.shape}, the model makes {model.shape}")
-    if model.value_range is not None and real.spec.value_range != tuple(model.value_range):
-        raise ValueError(
-            f"the data {real.spec.name!r} lies in {real.spec.value_range}, the model's samples in {model.value_range}"
-        )
-    return real
+def _takes_pictures(model: Denoiser) -> bool:
+    return any(isinstance(kind, Picture) for kind in model.conditions.values())
 
 
-def _conditions(model: Denoiser, real: Dataset | None, n: int, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """A label or caption for each sample in the proportions of the data: theirs, shuffled, again and again.
+def _conditions(model: Denoiser, real: Dataset | None, n: int, seed: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The images of n rows of the data, shuffled, again and again, and the conditions that go with them.
 
-    Without such data the classes come in turn, and captions are empty.
+    So labels and captions come in the data's proportions. Without such data there are no images, the classes come in
+    turn, and captions are empty. Images are given for models that take a picture: their samples' originals.
     """
+    rows, images = torch.arange(n), None
+    named: dict[str, Tensor] = {}
+    if real is not None and model.conditions:
+        shuffle = torch.Generator().manual_seed(seed)
+        order = [torch.randperm(len(real), generator=shuffle) for _ in range(-(-n // len(real)))]
+        images, named = real.batch(torch.cat(order)[:n])
     found = {}
     for name, kind in model.conditions.items():
+        value = named.get(name)
         if isinstance(kind, Label) and (real is None or real.labels is None or int(real.labels.max()) >= kind.classes):
-            found[name] = torch.arange(n, device=device) % kind.classes
-        elif real is None or isinstance(kind, Picture) or (isinstance(kind, Text) and real.spec.text != kind):
-            found[name] = kind.check(name, None, n, device)
-        else:
-            shuffle = torch.Generator().manual_seed(seed)
-            order = torch.cat([torch.randperm(len(real), generator=shuffle) for _ in range(-(-n // len(real)))])
-            found[name] = real.batch(order[:n])[1][name].to(device)
-    return found
+            value = rows % kind.classes
+        elif isinstance(kind, Text) and (real is None or real.spec.text != kind):
+            value = None
+        found[name] = kind.check(name, value, n, model.device)
+    return images if _takes_pictures(model) else None, found
 
 
 def _figure(
-    name: str, samples: Tensor, real: Dataset, features: str, seed: int, condition: dict[str, Tensor]
+    metric: Method,
+    samples: Tensor,
+    real: Dataset,
+    originals: Tensor | None,
+    condition: dict[str, Tensor],
+    features: str,
+    seed: int,
 ) -> dict[str, Any]:
-    if name == "captions":
-        from fewstep.metrics.caption_accuracy import caption_accuracy
+    """A metric's figure by its name and, of one whose card says so, the figure of real data that were held out."""
+    options = {"features": features, "seed": seed, "value_range": real.spec.value_range}
+    function = metric.load()
+    takes = inspect.signature(function).parameters
+    measure = functools.partial(function, **{name: options[name] for name in options if name in takes})
 
+    def needed(need: str) -> Any:
+        if need == "data":
+            return real.images
+        if need == "pairs":
+            return originals
+        given = condition[need].cpu()
+        if need == "label":
+            return given
         assert real.spec.text is not None
-        captions = [real.spec.text.words(row) for row in condition["text"].tolist()]
-        return {name: caption_accuracy(samples, captions).as_dict()}
-    images = real.images
-    if name == "precision-recall":
-        from fewstep.metrics.precision_recall import precision_recall
+        return [real.spec.text.words(row) for row in given.tolist()]
 
-        return {name: precision_recall(samples, images, features).as_dict()}
-    if name == "sliced-wasserstein":
-        from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-
-        return {name: sliced_wasserstein(samples, images, features, seed=seed).as_dict()}
-    if name == "accuracy":
-        from fewstep.metrics.accuracy import class_accuracy
-
-        return {name: class_accuracy(samples, condition["label"].cpu()).as_dict()}
-    from fewstep.metrics.frechet import frechet
-
-    found = {name: frechet(samples, images, features, seed).as_dict()}
-    if real.spec.name in BUILT_IN:
-        held_out = open_data(real.spec.name, split="validation").images
-        measured = frechet(held_out, images, features, seed)
-        found["validation_frechet"] = {"value": measured.value, "n": measured.n, "features": measured.features}
+    beside = [needed(need) for need in metric.facts["needs"]]
+    found = {metric.name: measure(samples, *beside).as_dict()}
+    if metric.facts.get("held_out") and is_built_in(real.spec.name):
+        held_out = measure(open_built_in(real.spec.name, "validation").images, *beside).as_dict()
+        found[f"validation_{metric.name}"] = {key: held_out[key] for key in ("value", "n", "features")}
     return found
 
 
 def _endpoint(
-    plan: Plan,
+    metric: Method,
+    plan: Sampler,
     model: Denoiser,
     samples: Tensor,
     seed: int,
@@ -262,8 +274,6 @@ def _endpoint(
     device: torch.device,
     bar: Bar,
 ) -> dict[str, Any]:
-    from fewstep.metrics.endpoint import endpoint_error
-
     if plan.about.get("strength", 1.0) != 1.0:
         raise ValueError("the plan starts in the middle, from a clean sample: its end point cannot be compared here")
     n = len(samples)
@@ -274,8 +284,9 @@ def _endpoint(
             solve(reference, model, n, seed, condition, device, bar, f"reference, {reference.nfe} evaluations")[0]
         )
     coarse, fine = runs
-    estimate = endpoint_error(coarse, fine).value
-    return endpoint_error(samples, fine).as_dict() | {"reference_nfe": FINE, "reference_error": estimate}
+    measure = metric.load()
+    estimate = measure(coarse, fine).value
+    return measure(samples, fine).as_dict() | {"reference_nfe": FINE, "reference_error": estimate}
 
 
 class _silent:

@@ -1,4 +1,4 @@
-"""Claims of fewstep/sampling/noise_classifier.py."""
+"""Claims of fewstep/training/noise_classifier.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from claims.claim import Claim, Outcome
 from claims.problems import mixture
 from fewstep.processes.vp import VP
-from fewstep.sampling.noise_classifier import exact_levels, noise_times, train_noise_classifier
+from fewstep.training.noise_classifier import exact_levels, noise_times, train_noise_classifier
 
 
 def _posterior(seed: int) -> Outcome:

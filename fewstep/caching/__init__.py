@@ -1,0 +1,1 @@
+"""Caches: denoisers that reuse parts of earlier evaluations of the same run."""
