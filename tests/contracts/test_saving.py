@@ -85,6 +85,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "experts": lambda make: make([base(), base(data_std=0.5)], [0.4]),
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
+    "deepcache": lambda make: make(NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2),
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
@@ -134,7 +135,7 @@ def test_it_comes_back_bit_for_bit(name, tmp_path):
 
 
 def test_stacks_are_one_tree(tmp_path):
-    routed = CARDS["experts"].load()([base(), fs.guide(base(), "cfg", scale=1.5)], [0.5])
+    routed = CARDS["experts"].load()([fs.guide(base(), "cfg", scale=1.5) for _ in range(2)], [0.5])
     known = fs.guide(routed, "known", picture=PICTURE, mask=torch.ones(4, 4) * 0.5)
     model = find("fixed", "denoiser")(find("dynamic-thresholding", "correction")(known), label=1).eval()
     plan = fs.plan(model.process, "dpmpp-2m", 3)
@@ -146,7 +147,7 @@ def test_stacks_are_one_tree(tmp_path):
 
 def test_a_shared_network_is_written_twice(tmp_path):
     one = base()
-    model = CARDS["experts"].load()([one, fs.guide(one, "cfg", scale=2.0)], [0.5]).eval()
+    model = CARDS["experts"].load()([fs.guide(one, "cfg", scale=2.0) for _ in range(2)], [0.5]).eval()
     assert same(model, fs.load(fs.save(model, tmp_path / "model")))
 
 
