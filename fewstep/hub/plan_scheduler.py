@@ -24,7 +24,7 @@ from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import expand
 from fewstep.core.process import process_from_config
-from fewstep.core.run import Rows
+from fewstep.core.program import Rows
 from fewstep.core.table import Table
 from fewstep.processes.discrete import Discrete
 from fewstep.sampling.build import fixed_plan as make_plan

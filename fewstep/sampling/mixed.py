@@ -13,7 +13,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.run import Ask, Program, begin_run, check_answer, check_given, is_finite, memory_for, program
+from fewstep.core.program import Ask, Program, program
+from fewstep.core.run import begin_run, check_answer, check_given, is_finite, memory_for
 from fewstep.core.sampler import Sampler
 
 METHODS = (
