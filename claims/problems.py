@@ -158,9 +158,9 @@ def order(process: Process, solver: str | Callable[..., Value], seed: int, steps
 
 def stated(name: str) -> int:
     """The order that a solver's card states; `name` may carry p (`unipc-3`)."""
-    stated = methods.order(*methods.card(name, "solver"))
-    assert stated is not None
-    return stated
+    found = methods.order(*methods.card(name, "solver"))
+    assert found is not None
+    return found
 
 
 def first_order_start(trace: Trace, process: Process, times: Sequence[float]) -> Value:
