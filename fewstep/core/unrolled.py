@@ -76,7 +76,7 @@ def unrolled(
         current = value = None
         if fed is not None:
             current = entry[0][fed]
-            told = {name: number.expand(len(x)) for name, number in given[count].items()} if given else {}
+            told = {name: number.expand(x.shape[0]) for name, number in given[count].items()} if given else {}
             value = model(current, times[count], **{**condition, **told}).value.to(x.dtype)
             count += 1
         entry = advance(
