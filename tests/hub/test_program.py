@@ -153,6 +153,9 @@ def test_bands_of_noise_levels_and_told_numbers(tmp_path):
     process = PerElement((VP(), VP(beta_max=12.0)), (0, 1, 0, 1, 1), (5,))
     model = Told(MLP((5,), width=8, depth=1), process, "v", (5,)).eval()
     model.conditions = {"strength": Number(0.0, None, 1.0)}
+    with torch.no_grad():  # the last layer begins at zero
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     made = tell(plan(process, "dpmpp-2m", 3), strength=[0.5, 2.0, 1.0])
     program = load_program(export_program(made, model, tmp_path / "bands.pt2"))
     noise = torch.randn(4, 5)
