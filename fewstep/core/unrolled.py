@@ -65,9 +65,9 @@ def unrolled(
 ) -> Tensor:
     """The same program as pure tensor operations: differentiable, and one graph under `torch.compile(fullgraph=True)`.
 
-    `table.structure` holds whole numbers alone (which rows, which columns); times, weights (a matrix per stage) and
+    `table.structure` holds only whole numbers (which rows, which columns); times, weights (a matrix per stage) and
     conversions (P and Q of every output) are tensors, from `table.numbers(kind, ...)`. So another schedule of the same
-    solver neither recompiles nor reads from the device. `noises[k]` is draw k + 1, `given` what the plan tells the
+    solver neither recompiles nor reads from the device. `noises[k]` is draw k + 1, `given` the plan's numbers for the
     network at each evaluation (`table.given(...)`).
     """
     entry: Entry = ([x], {})
