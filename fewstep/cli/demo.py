@@ -100,11 +100,11 @@ def fast_layout(model: NetworkDenoiser) -> Iterator[None]:
     """The weights with their channels last, in which small convolutions take a quarter less; as before at the end."""
     import torch
 
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         yield
     finally:
-        model.to(memory_format=torch.contiguous_format)
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 class Job:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.report.grid import image_grid, save_png
-from fewstep.report.page import Folded, Pictures, Report
+from fewstep.report.page import Folded, Pictures, Report, Section
 from fewstep.report.plot import Plot
 from fewstep.report.table import Table
 
@@ -127,7 +127,7 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         ("weights", result["parameters"]),
         ("torch", result["machine"]["torch"]),
     ]
-    sections = [error, distance, *grids, table, *folded, verdict]
+    sections: list[Section] = [error, distance, *grids, table, *folded, verdict]
     return Report("fewstep demo: digits in few evaluations", lead, facts, sections)
 
 

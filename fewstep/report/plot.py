@@ -123,13 +123,14 @@ def _draw(axes: Any, plot: Plot) -> None:
     for name, xs, ys in plot.series:
         points = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
         marked = bool(plot.mark) and name == plot.mark
+        turn = others + others // len(SERIES)  # a colour that comes again has another marker
         axes.plot(
             [x for x, _ in points],
             [y if _seen(plot, x, y) else math.nan for x, y in points],
             label=name,
             color=MARK if marked else SERIES[others % len(SERIES)],
             linestyle=DASHES[0] if marked else DASHES[others // len(SERIES) % len(DASHES)],
-            marker=STAR if marked else MARKERS[others % len(MARKERS)] if len(points) <= 40 else "",
+            marker=STAR if marked else MARKERS[turn % len(MARKERS)] if len(points) <= 40 else "",
             linewidth=2.6 if marked else 1.8,
             markersize=15 if marked else 5,
             zorder=4 if marked else 3,
