@@ -1,4 +1,4 @@
-"""Shared runs: the samples of runs alone, in fewer calls, whatever the number of threads; and the race that uses them."""
+"""Shared runs: the samples of runs alone, in fewer calls, whatever the number of threads; and races that use them."""
 
 from __future__ import annotations
 
