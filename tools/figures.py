@@ -41,6 +41,7 @@ def collect(demo: Path) -> dict[str, Any]:
         "validation", "seconds", "machine", "rows",
     )  # fmt: skip
     found = {key: result[key] for key in keys}
+    found["cpu_seconds"] = result.get("cpu_seconds")  # None from a demo that did not count them
     found["notes"] = result["accelerate"]["notes"]
     return found
 
@@ -96,12 +97,13 @@ def digits(figures: dict[str, Any]) -> list[str]:
     body.append(["real images against real images", "", "", _number(figures["floor"]["value"])])
     machine = figures["machine"]
     threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
+    processor = figures.get("cpu_seconds")
+    spent = f"{figures['seconds']:.0f} s" + (f" ({processor:.0f} CPU seconds)" if processor is not None else "")
     told = (
         f"Model `{figures['model']}`, {figures['n']} samples from the same noises, rule"
         f" `{figures['timesteps']}` unless another is named; Frechet distance in {figures['features']} to the"
         " training images. Error: mean distance from the reference's sample of the same noise over the mean norm."
-        " The whole demo took"
-        f" {figures['seconds']:.0f} s on {machine['device']} ({threads})."
+        f" The whole demo took {spent} on {machine['device']} ({threads})."
     )
     return [*_table(["sampler", "evaluations", "error", "Frechet distance"], body), "", told]
 

@@ -20,8 +20,9 @@ from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank
 from fewstep.searching.learn import learn
-from fewstep.searching.problem import data_for, draw
+from fewstep.searching.problem import Problem, data_for, draw
 from fewstep.searching.reference import error_estimate, solve
+from fewstep.searching.shared import Runs, threads_for
 
 METHODS = (
     Method(
@@ -32,6 +33,7 @@ METHODS = (
 )
 
 REFERENCE_NFE = 100
+EXACT = 16  # how far below the best hand-made plan's error that of a reference to learn from has to be
 SHOWN = ("endpoint", "frechet")
 
 
@@ -121,9 +123,9 @@ def accelerate(
     """The best sampler of a model at `nfe` evaluations.
 
     (a) The probability-flow ODE is solved for fresh noises by a third-order method in 100 evaluations, with an estimate
-    of its error. (b) Every deterministic solver x timestep rule x end point is scored at `nfe`. (c) Times and
-    coefficients of the best ones are fitted to land on the reference, by Gauss-Newton steps that stop early on held-out
-    noises.
+    of its error (in 50 for the noises to learn from, where that is exact enough). (b) Every deterministic solver x
+    timestep rule x end point is scored at `nfe`. (c) Times and coefficients of the best ones are fitted to land on the
+    reference, by Gauss-Newton steps that stop early on held-out noises.
     (d) All are judged on noises that neither search nor learning has seen. The best of the judged is returned: never
     something worse than the best hand-made plan.
 
@@ -152,37 +154,84 @@ def accelerate(
     given = None if data is None else data_for(model, data)
     dtype = torch.float32
     clock = time.perf_counter()
-    took: dict[str, float] = {}
+    with _Progress(progress) as bar, threads_for(model):
+        sizes = _sizes(model, nfe, seconds, noises, dtype, given)
+        bar.stage(f"reference: {sizes.verdict} noises, {REFERENCE_NFE} evaluations")
+        first = sizes.train + sizes.held_out
+        unseen = solve(model, seed, first, sizes.verdict, REFERENCE_NFE, dtype, given)
+        error = error_estimate(model, unseen, REFERENCE_NFE)
+        spent = time.perf_counter() - clock
+        return _search(
+            model, nfe, seed, sizes, Runs(model, unseen), error, bar,
+            seconds=seconds, metric=metric, iterations=iterations, data=given, spent=spent,
+        )  # fmt: skip
+
+
+def accelerate_for(
+    model: Denoiser, nfe: int, unseen: Runs, error: float, *, seed: int, noises: int, iterations: int, progress: bool
+) -> Accelerated:
+    """`accelerate`, judged on a problem that is solved already, whose reference has the error given, and on which plans
+    may have run.
+
+    `noises` are learned from and held out, five to three; the problem's must be of another stream than `seed`.
+    """
+    train = 5 * noises // 8
+    with _Progress(progress) as bar, threads_for(model):
+        sizes = Sizes(train, noises - train, len(unseen.problem))
+        return _search(
+            model, nfe, seed, sizes, unseen, error, bar,
+            seconds=math.inf, metric="endpoint", iterations=iterations, data=None, spent=0.0,
+        )  # fmt: skip
+
+
+def _search(
+    model: Denoiser,
+    nfe: int,
+    seed: int,
+    sizes: Sizes,
+    unseen: Runs,
+    error: float,
+    bar: _Progress,
+    *,
+    seconds: float,
+    metric: str,
+    iterations: int | None,
+    data: Dataset | None,
+    spent: float,
+) -> Accelerated:
+    """(b), (c) and (d) of `accelerate`, where the verdict's noises are solved with an error that is known."""
+    clock = time.perf_counter()
+    took = {"reference": spent}
 
     def lap(name: str) -> None:
         nonlocal clock
-        took[name], clock = time.perf_counter() - clock, time.perf_counter()
+        took[name], clock = took.get(name, 0.0) + time.perf_counter() - clock, time.perf_counter()
 
-    with _Progress(progress) as bar:
-        sizes = _sizes(model, nfe, seconds, noises, dtype, given)
-        bar.stage(f"reference: {sizes.total} noises, {REFERENCE_NFE} evaluations")
-        problem = solve(model, seed, 0, sizes.total, REFERENCE_NFE, dtype, given)
-        error = error_estimate(model, problem, REFERENCE_NFE)
-        train = problem.part(0, sizes.train)
-        held_out = problem.part(sizes.train, sizes.train + sizes.held_out)
-        test = problem.part(sizes.train + sizes.held_out, sizes.total)
+    def learnt_from(evaluations: int) -> tuple[Problem, Problem]:
+        bar.stage(f"reference: {sizes.train + sizes.held_out} noises to learn from, {evaluations} evaluations")
+        both = solve(model, seed, 0, sizes.train + sizes.held_out, evaluations, unseen.problem.noise.dtype, data)
         lap("reference")
+        return both.part(0, sizes.train), both.part(sizes.train, len(both))
 
-        bar.stage(f"search: every hand-made plan at {nfe} evaluations")
-        candidates = rank(list(hand_made(model.process, nfe)), model, held_out)
-        if not candidates:
-            raise ValueError(f"no solver can do with {nfe} evaluations")
-        lap("search")
+    # Half of the evaluations are exact enough to learn from as long as what they miss is far below what is to be
+    # learned; the verdict is measured against all of them.
+    train, held_out = learnt_from(REFERENCE_NFE // 2)
+    bar.stage(f"search: every hand-made plan at {nfe} evaluations")
+    candidates = rank(list(hand_made(model.process, nfe)), model, held_out)
+    if not candidates:
+        raise ValueError(f"no solver can do with {nfe} evaluations")
+    lap("search")
+    if not error <= candidates[0].score / EXACT:
+        train, held_out = learnt_from(REFERENCE_NFE)
 
-        bar.stage("learning times and coefficients", total=1.0)
-        learned, facts = learn(
-            model, candidates, train, held_out, seconds=seconds, iterations=iterations, advance=bar.fraction
-        )
-        lap("learn")
-
-        bar.stage("verdict on unseen noises")
-        rows = judge(model, candidates, learned, test, REFERENCE_NFE, metric, given)
-        lap("verdict")
+    bar.stage("learning times and coefficients", total=1.0)
+    learned, facts = learn(
+        model, candidates, train, held_out, seconds=seconds, iterations=iterations, advance=bar.fraction
+    )
+    lap("learn")
+    bar.stage("verdict on unseen noises")
+    rows = judge(model, candidates, learned, unseen, REFERENCE_NFE, metric, data)
+    lap("verdict")
 
     chosen, notes = _choose(rows, metric, learned, candidates)
     reference_row = next(row for row in rows if row["role"] == "reference")
@@ -190,11 +239,12 @@ def accelerate(
         f"The reference is {reference_row['name']} with {REFERENCE_NFE} evaluations; with half of them it moves by"
         f" {error:.2g} of the samples' norm."
     )
+    plan = chosen["plan"]
     figures = {
-        "nfe": chosen["plan"].nfe,
+        "nfe": plan.nfe,
         "metric": metric,
         "seed": seed,
-        "noises": {"train": len(train), "held_out": len(held_out), "verdict": len(test)},
+        "noises": {"train": len(train), "held_out": len(held_out), "verdict": len(unseen.problem)},
         "reference_nfe": REFERENCE_NFE,
         "reference_error": error,
         "searched": len(candidates),
@@ -202,7 +252,6 @@ def accelerate(
         "seconds": took,
         "frechet_against": rows[0]["frechet_against"],
     }
-    plan = chosen["plan"]
     for row in rows:
         row.pop("plan")
     return Accelerated(model, plan, rows, figures, notes)

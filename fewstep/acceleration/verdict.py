@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
 from fewstep.data.spec import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
-from fewstep.sampling.build import plan as make_plan
-from fewstep.searching.candidates import FINALISTS, Candidate
-from fewstep.searching.problem import Problem, own_data, run_all
+from fewstep.sampling.build import fixed_plan as make_plan
+from fewstep.searching.candidates import Candidate
+from fewstep.searching.problem import Problem, own_data
 from fewstep.searching.reference import reference_plan
+from fewstep.searching.shared import Ran, Runs
+
+JUDGED = 6  # hand-made candidates that are measured on all the noises of the verdict
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,13 @@ def _real(model: Denoiser, problem: Problem, data: Dataset | None) -> _Real:
     return _Real(found.images, f"{found.spec.name}, train split", True)
 
 
-def _row(role: str, plan: Sampler, model: Denoiser, problem: Problem, real: _Real) -> dict[str, Any]:
+def _row(role: str, plan: Sampler, real: _Real) -> dict[str, Any]:
+    """A row without figures: that of a plan that diverged."""
     about = plan.about
     name = f"{about['solver']}, {about.get('timesteps', '')}, to {about.get('end', '')}"
     if role == "learned":
         name = f"learned from {about.get('from')}, {about.get('timesteps')}"
-    row = {
+    return {
         "role": role,
         "name": name,
         "solver": about["solver"],
@@ -50,7 +55,7 @@ def _row(role: str, plan: Sampler, model: Denoiser, problem: Problem, real: _Rea
         "end": about.get("end"),
         "planned_nfe": plan.nfe,
         "nfe": plan.nfe,
-        "n": len(problem),
+        "n": 0,
         "endpoint": None,
         "median": None,
         "frechet": None,
@@ -58,18 +63,17 @@ def _row(role: str, plan: Sampler, model: Denoiser, problem: Problem, real: _Rea
         "seconds": None,
         "plan": plan,
     }
-    begin = time.perf_counter()
-    try:
-        samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
-    except ValueError as error:
-        if "not finite" not in str(error):
-            raise
-        return row  # it diverged: no figures
-    row["seconds"] = time.perf_counter() - begin
-    distance = endpoint_error(samples, problem.reference)
+
+
+def _measured(role: str, plan: Sampler, run: Ran, model: Denoiser, problem: Problem, real: _Real) -> dict[str, Any]:
+    row = _row(role, plan, real) | {"n": len(problem)}
+    if run.samples is None:
+        return row
+    row["seconds"] = run.seconds
+    distance = endpoint_error(run.samples, problem.reference)
     row["endpoint"], row["median"] = distance.value, distance.median
-    if len(problem) > samples[0].numel():  # a covariance from fewer samples than dimensions says little
-        seen = model.decode(samples, **problem.condition) if real.data else samples
+    if len(problem) > run.samples[0].numel():  # a covariance from fewer samples than dimensions says little
+        seen = model.decode(run.samples, **problem.condition) if real.data else run.samples
         row["frechet"] = frechet(seen.cpu(), real.images.cpu()).value
     return row
 
@@ -78,22 +82,30 @@ def _row(role: str, plan: Sampler, model: Denoiser, problem: Problem, real: _Rea
 def judge(
     model: Denoiser,
     candidates: list[Candidate],
-    learned: Sampler | None,
-    problem: Problem,
+    learned: Plan | None,
+    runs: Runs,
     reference_nfe: int,
     metric: str,
     data: Dataset | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a sampler, best first: the reference, the learned plan, DDIM at five times the evaluations, and every
-    hand-made candidate. The twelve candidates that the search ranked best are judged on all the noises, the others on
-    the first 32 (their rows say n = 32)."""
+    """One row per sampler, best first: the reference, the learned plan, DDIM at five times the evaluations, and every
+    hand-made candidate.
+
+    The candidates that the search ranked best, `JUDGED` of them, are judged on all the noises. The others have the role
+    "raced" and the error that the search measured, on the noises that it held out (`n` says on how many).
+    """
+    problem = runs.problem
     real = _real(model, problem, data)
     nfe = candidates[0].plan.nfe
-    rows = [_row("reference", reference_plan(model, reference_nfe), model, problem, real)]
-    if learned is not None:
-        rows.append(_row("learned", learned, model, problem, real))
-    rows.append(_row("baseline", make_plan(model.process, "ddim", 5 * nfe), model, problem, real))
-    rows += [_row("candidate", c.plan, model, problem, real) for c in candidates[:FINALISTS]]
-    few = problem.part(0, 32)
-    rows += [_row("candidate", c.plan, model, few, real) for c in candidates[FINALISTS:]]
+    chosen = [("learned", learned)] if learned is not None else []
+    chosen.append(("baseline", make_plan(model.process, "ddim", 5 * nfe)))
+    chosen += [("candidate", candidate.plan) for candidate in candidates[:JUDGED]]
+    made = runs([plan for _, plan in chosen])
+    rows = [_measured(role, plan, run, model, problem, real) for (role, plan), run in zip(chosen, made, strict=True)]
+    reference = reference_plan(model, reference_nfe)  # its samples are the problem's
+    rows.append(_measured("reference", reference, Ran(problem.reference, math.nan), model, problem, real))
+    rows[-1]["seconds"] = None
+    for candidate in candidates[JUDGED:]:
+        error = candidate.score if math.isfinite(candidate.score) else None
+        rows.append(_row("raced", candidate.plan, real) | {"n": candidate.n, "endpoint": error})
     return sorted(rows, key=lambda row: float("inf") if row[metric] is None else row[metric])

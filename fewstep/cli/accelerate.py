@@ -77,6 +77,7 @@ def accelerate(
 
 def verdict(found: Accelerated, shown: int = SHOWN) -> list[dict[str, Any]]:
     """The best rows; the reference, the baseline and the learned plan are among them wherever they came."""
-    special = [row for row in found.rows if row.get("role") != "candidate"]
-    others = [row for row in found.rows if row.get("role") == "candidate"][: max(1, shown - len(special))]
+    hand = ("candidate", "raced")
+    special = [row for row in found.rows if row.get("role") not in hand]
+    others = [row for row in found.rows if row.get("role") in hand][: max(1, shown - len(special))]
     return [row for row in found.rows if any(row is one for one in special + others)]

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fewstep.cli import common
-
-if TYPE_CHECKING:
-    from fewstep.report.page import Report
-    from fewstep.searching.search import Found
 
 
 def search(
@@ -61,6 +57,7 @@ def search(
 
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report
+    from fewstep.report.search import page
     from fewstep.searching.search import search as run
 
     try:
@@ -93,7 +90,7 @@ def search(
         "rows": found.rows,
     }
     write_json(folder / "results.json", result)
-    path = write_report(folder, page(model, found))
+    path = write_report(folder, page(result))
     if as_json:
         common.print_json(result | used.facts())
         return
@@ -115,42 +112,3 @@ def _option(text: str) -> tuple[str, Any]:
         return name.replace("-", "_"), json.loads(value)
     except ValueError:
         return name.replace("-", "_"), value
-
-
-def page(model: str, found: Found) -> Report:
-    """The report: how the score fell, and the verdict."""
-    from fewstep.report.page import Report
-    from fewstep.report.plot import Plot
-    from fewstep.report.table import Table
-
-    sections: list[Any] = []
-    if len(found.history) > 1:
-        spent, scores = [n for n, _ in found.history], [value for _, value in found.history]
-        sections.append(
-            Plot(
-                "The best so far",
-                [(found.method, spent, scores)],
-                "evaluations of the network on one sample",
-                "relative error on held-out noises",
-                log_y=True,
-            )
-        )
-    sections.append(
-        Table(
-            "Verdict on fresh noises",
-            ("sampler", "role", "evaluations", "error"),
-            [[row["name"], row["role"], row["nfe"], row["error"]] for row in found.rows],
-            "Relative error of the end point. The hand-made ones are the best of every solver with every rule at the"
-            " same number of evaluations.",
-            best={"error": "low"},
-        )
-    )
-    hand = min(row["error"] for row in found.rows if row["role"] == "hand-made")
-    facts = [
-        ("error of the plan", found.error),
-        ("error of the best hand-made plan", hand),
-        ("evaluations of the search", found.evaluations),
-        ("seconds", round(found.seconds, 1)),
-    ]
-    lead = f"A plan of {found.plan.nfe} evaluations for {model!r}, found by {found.method}."
-    return Report(f"fewstep search: {model}", lead, facts, sections)

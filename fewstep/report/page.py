@@ -31,6 +31,7 @@ class Pictures:
     row_labels: Sequence[str]
     note: str = ""
     value_range: tuple[float, float] = (-1.0, 1.0)
+    marked: Sequence[int] = ()  # numbers of rows that a reader is to see at once
 
     def __post_init__(self) -> None:
         if self.images.ndim != 5 or self.images.numel() == 0:
@@ -40,7 +41,15 @@ class Pictures:
             raise ValueError(f"{self.title!r} has {len(self.images)} rows of images but {len(self.row_labels)} labels")
 
 
-Section = Pictures | Plot | Table
+@dataclass(frozen=True)
+class Folded:
+    """A section that opens on a click: `title` is the line that shows, and says what is inside and why it is there."""
+
+    title: str
+    section: Pictures | Table
+
+
+Section = Pictures | Plot | Table | Folded
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,15 @@ def render(report: Report) -> str:
 def _section(section: Section, name: str) -> dict[str, Any]:
     """What the template shows of a section; `name` is its id on the page."""
     if not isinstance(section, Section):
-        raise ValueError(f"a section must be Pictures, Plot or Table, not {type(section).__name__}")
-    shown: dict[str, Any] = {"id": name, "title": section.title, "note": section.note, "best": False}
+        raise ValueError(f"a section must be Pictures, Plot, Table or Folded, not {type(section).__name__}")
+    if isinstance(section, Folded):
+        return _section(section.section, name) | {"folded": section.title}
+    shown: dict[str, Any] = {"id": name, "title": section.title, "note": section.note, "best": False, "folded": ""}
+    if not isinstance(section, Plot):
+        shown["marked"] = set(section.marked)
     if isinstance(section, Pictures):
-        columns, _, height, width = section.images.shape[1:]
-        size = {"columns": columns, "height": height, "width": width, "sharp": min(height, width) < VISIBLE}
+        height, width = section.images.shape[-2:]
+        size = {"height": height, "width": width, "sharp": min(height, width) < VISIBLE}
         return shown | {"kind": "pictures", "rows": _pictures(section)} | size
     if isinstance(section, Plot):
         from markupsafe import Markup

@@ -14,13 +14,19 @@ from typing import Any
 # differ too, so that a series is known without its colour.
 INK, RULE, QUIET = "#010203", "#010204", "#010205"
 SERIES = ("#020301", "#020302", "#020303", "#020304", "#020305", "#020306", "#020307", "#020308")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+MARK, STAR = "#030101", "*"  # of the one series that a reader is to see at once, and of no other
+LINES = ((0, (4, 3)), (0, (1, 2)), (0, (8, 2, 1, 2)))
 DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over a common axis: `series` are (name, xs, ys), `lines` are horizontal, (label, y)."""
+    """Curves over a common axis: `series` are (name, xs, ys), `lines` are horizontal, (label, y).
+
+    All names stand in the legend, so that none lies over a curve or another name. The series called `mark` has a colour
+    and a marker of its own.
+    """
 
     title: str
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]]
@@ -30,6 +36,7 @@ class Plot:
     log_x: bool = False
     log_y: bool = False
     lines: Sequence[tuple[str, float]] = ()
+    mark: str = ""
 
     def __post_init__(self) -> None:
         for name, xs, ys in self.series:
@@ -47,9 +54,15 @@ def svg(plot: Plot, prefix: str) -> str:
 
     Values that are not finite, and values <= 0 on a logarithmic axis, are left out.
     """
+    buffer = io.StringIO()
+    with _style(prefix):
+        figure = draw(plot)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), prefix, plot.alt)
+
+
+def _style(prefix: str) -> Any:
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": prefix,
@@ -57,19 +70,48 @@ def svg(plot: Plot, prefix: str) -> str:
         "axes.edgecolor": QUIET, "axes.spines.top": False, "axes.spines.right": False,
         "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        _draw(axes, plot)
-        _scale(axes, plot)
-        if plot.series:
-            longest = max(len(name) for name, _, _ in plot.series)
-            columns = max(1, min(len(plot.series), 90 // (longest + 8)))
-            figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.8)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), prefix, plot.alt)
+    return matplotlib.rc_context(style)
+
+
+def draw(plot: Plot) -> Any:
+    """The Matplotlib figure of a plot, whose texts do not lie over one another."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    _draw(axes, plot)
+    _scale(axes, plot)
+    handles, labels = axes.get_legend_handles_labels()
+    for columns in range(min(len(labels), 6), 0, -1):  # as many as fit side by side
+        legend = figure.legend(
+            handles, labels, loc="outside upper left", ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.4
+        )
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.draw_without_rendering()
+    for axis in (axes.xaxis, axes.yaxis):
+        _thin(axis)
+    return figure
+
+
+def _thin(axis: Any) -> None:
+    """Leave out ticks whose labels would touch those before them: the ends stay."""
+    from matplotlib.ticker import FixedLocator
+
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    ticks.sort(key=lambda tick: tick.get_loc())
+    boxes = [tick.label1.get_window_extent().padded(2) for tick in ticks]
+    kept: list[int] = []
+    for i in [len(ticks) - 1, *range(len(ticks) - 1)] if ticks else []:
+        if not any(boxes[i].overlaps(boxes[j]) for j in kept):
+            kept.append(i)
+    if len(kept) < len(ticks):
+        axis.set_major_locator(FixedLocator(sorted(ticks[i].get_loc() for i in kept)))
 
 
 def _seen(plot: Plot, x: float, y: float) -> bool:
@@ -77,28 +119,25 @@ def _seen(plot: Plot, x: float, y: float) -> bool:
 
 
 def _draw(axes: Any, plot: Plot) -> None:
-    for index, (name, xs, ys) in enumerate(plot.series):
+    others = 0
+    for name, xs, ys in plot.series:
         points = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
+        marked = bool(plot.mark) and name == plot.mark
+        turn = others + others // len(SERIES)  # a colour that comes again has another marker
         axes.plot(
             [x for x, _ in points],
             [y if _seen(plot, x, y) else math.nan for x, y in points],
             label=name,
-            color=SERIES[index % len(SERIES)],
-            linestyle=DASHES[index // len(SERIES) % len(DASHES)],
-            marker=MARKERS[index % len(MARKERS)] if len(points) <= 40 else "",
-            linewidth=1.8,
-            markersize=5,
-            zorder=3,
+            color=MARK if marked else SERIES[others % len(SERIES)],
+            linestyle=DASHES[0] if marked else DASHES[others // len(SERIES) % len(DASHES)],
+            marker=STAR if marked else MARKERS[turn % len(MARKERS)] if len(points) <= 40 else "",
+            linewidth=2.6 if marked else 1.8,
+            markersize=15 if marked else 5,
+            zorder=4 if marked else 3,
         )
-    for label, y in plot.lines:
-        if not _seen(plot, 1.0, y):
-            continue
-        # Named at the left, where curves that fall towards a floor are still far from it.
-        axes.axhline(y, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
-        axes.annotate(
-            label, (0, y), (6, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="left", va="bottom", color=QUIET, fontsize=9,
-        )  # fmt: skip
+        others += not marked
+    for index, (label, y) in enumerate(line for line in plot.lines if _seen(plot, 1.0, line[1])):
+        axes.axhline(y, label=label, color=QUIET, linewidth=1.2, linestyle=LINES[index % len(LINES)], zorder=2)
 
 
 def _scale(axes: Any, plot: Plot) -> None:
@@ -151,7 +190,7 @@ def _log_ticks(axis: Any, values: list[float]) -> None:
 def _inline(drawing: str, prefix: str, alt: str) -> str:
     """A file's SVG made part of a page: no namespaces, no fixed size, its colours, its ids."""
     names = {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES, 1)}
-    names |= {INK: "var(--ink)", RULE: "var(--rule)", QUIET: "var(--quiet)"}
+    names |= {INK: "var(--ink)", RULE: "var(--rule)", QUIET: "var(--quiet)", MARK: "var(--mark)"}
 
     def own(tag: re.Match[str]) -> str:  # tags alone: labels that look like markup are text, and escaped
         text = re.sub(r"#0[0-9]{5}", lambda colour: names.get(colour[0], colour[0]), tag[0])

@@ -38,13 +38,17 @@ def format_number(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under `columns`, which a reader can sort by. `best` maps a column to "low" or "high"."""
+    """Rows under `columns`, which a reader can sort by.
+
+    `best` maps a column to "low" or "high"; `marked` are the numbers of rows that a reader is to see at once.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
     best: Mapping[str, str] = field(default_factory=dict)
+    marked: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:

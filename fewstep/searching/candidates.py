@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, methods
@@ -15,6 +18,7 @@ from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.build import solver_names
 from fewstep.searching.problem import Problem, run_all
 from fewstep.searching.reference import relative_error
+from fewstep.searching.shared import run_shared
 from fewstep.timesteps.grid import ENDS
 from fewstep.timesteps.rules import short
 
@@ -23,10 +27,11 @@ Rule = Callable[..., list[float]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, its score (relative endpoint error, lower is better) and what it is called."""
+    """A plan, its score (relative endpoint error, lower is better), on how many noises, and what it is called."""
 
     plan: Plan
     score: float
+    n: int = 0
 
     @property
     def name(self) -> str:
@@ -114,17 +119,43 @@ def score(plan: Plan, model: Denoiser, problem: Problem) -> float:
 
 
 FINALISTS = 12
+FIRST = 8  # noises on which all plans are tried, at least
 
 
-def rank(plans: list[Plan], model: Denoiser, problem: Problem) -> list[Candidate]:
-    """The plans by score, best first: all on an eighth of the noises (at least 16), the better quarter on three times
-    as many, the best dozen on all of them."""
-    size = max(16, len(problem) // 8)
-    ranked = [Candidate(plan, 0.0) for plan in plans]
-    keep = len(ranked)
-    for n, narrower in ((size, len(ranked) // 4), (3 * size, FINALISTS), (len(problem), 0)):
-        part = problem.part(0, n)
-        again = [Candidate(c.plan, score(c.plan, model, part)) for c in ranked[:keep]]
-        ranked = sorted(again, key=lambda c: c.score) + ranked[keep:]
-        keep = max(FINALISTS, narrower)
-    return ranked
+def rounds(plans: int, noises: int) -> list[tuple[int, int]]:
+    """The race: how many of the plans are scored on how many of the noises, round by round.
+
+    All on an eighth of the noises (`FIRST` at least), the better quarter on three times as many, the best dozen on all.
+    """
+    first = min(noises, max(FIRST, noises // 8))
+    wanted = [(plans, first), (max(FINALISTS, plans // 4), 3 * first), (FINALISTS, noises)]
+    return [(min(plans, kept), min(noises, n)) for kept, n in wanted]
+
+
+def rank(plans: Sequence[Plan], model: Denoiser, problem: Problem) -> list[Candidate]:
+    """The plans by score, best first, raced by `rounds`: each round adds noises for those that are still in it.
+
+    Those that stayed longer come first. The same plans and noises give the same order, and the same scores.
+    """
+    norms = problem.reference.double().flatten(1).norm(dim=1)
+    distances = [norms[:0] for _ in plans]
+    racing, done = list(range(len(plans))), 0
+    ranked: list[int] = []
+
+    def value(i: int) -> float:
+        found = float(distances[i].mean() / norms[: len(distances[i])].mean())
+        return found if math.isfinite(found) else math.inf
+
+    for kept, n in rounds(len(plans), len(problem)):
+        ranked = sorted(racing, key=value) + ranked[len(racing) :] if done else racing
+        racing = ranked[:kept]
+        if n > done:
+            part = problem.part(done, n)
+            for i, run in zip(racing, run_shared([plans[i] for i in racing], model, part), strict=True):
+                far = torch.full_like(norms[done:n], math.inf)
+                if run.samples is not None:
+                    far = (run.samples.double() - part.reference.double()).flatten(1).norm(dim=1)
+                distances[i] = torch.cat([distances[i], far])
+        done = max(done, n)
+    ranked = sorted(racing, key=value) + ranked[len(racing) :]
+    return [Candidate(plans[i], value(i), len(distances[i])) for i in ranked]

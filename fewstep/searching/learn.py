@@ -38,7 +38,8 @@ from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job
 from fewstep.searching.olss import olss
-from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.problem import Problem
+from fewstep.searching.shared import Ran, run_shared
 
 METHODS = (
     Method(
@@ -160,6 +161,9 @@ class Learner:
         )
 
 
+FEW = 32  # noises on which the starts of a fit race each other
+
+
 class Fit:
     """Levenberg-Marquardt on `sum_b |x_b - reference_b|`, the score's numerator, by reweighted least squares."""
 
@@ -182,14 +186,17 @@ class Fit:
 
     def _residual(self, theta: np.ndarray) -> Tensor | None:
         """`(B, D)` in float64, or None where the plan diverges."""
-        part = self.train
-        try:
-            x = run_all(self.learner.plan(theta), self.model, part.noise, part.condition, part.seed, part.first)
-        except ValueError as error:
-            if "not finite" in str(error):
-                return None
-            raise
-        return (x.double() - part.reference.double()).flatten(1)
+        return self._far(run_shared([self.learner.plan(theta)], self.model, self.train)[0])
+
+    def _far(self, run: Ran) -> Tensor | None:
+        if run.samples is None:
+            return None
+        return (run.samples.double() - self.train.reference.double()).flatten(1)
+
+    def on(self, train: Problem) -> None:
+        """Go on from the best so far with other noises to learn from."""
+        self.train, self.theta, self.stalled = train, self.best, 0
+        self.residual = self._residual(self.theta)
 
     def _held_out(self, theta: np.ndarray) -> float:
         return score(self.learner.plan(theta), self.model, self.held_out)
@@ -200,15 +207,19 @@ class Fit:
         if residual is None:
             self.stalled = 2
             return
-        columns = []
+        moves = []
         for k in range(len(theta)):
             h = 2e-3
             moved = theta.copy()
             # A log-SNR moves away from the upper end of the clock.
             moved[k] += h if k >= self.learner.n or theta[k] + h < self.learner._high else -h
-            there = self._residual(moved)
+            moves.append(moved)
+        columns = []
+        # What a number moves comes late in the plan, most often: all before is evaluated once for many of them.
+        runs = run_shared([self.learner.plan(moved) for moved in moves], self.model, self.train, tick)
+        for k, (moved, run) in enumerate(zip(moves, runs, strict=True)):
+            there = self._far(run)
             columns.append(torch.zeros_like(residual) if there is None else (there - residual) / (moved[k] - theta[k]))
-            tick()
         jacobian = torch.stack([column.flatten() for column in columns], dim=1)
         norms = residual.norm(dim=1)
         weights = (1 / (norms + 1e-2 * norms.mean() + 1e-12)).repeat_interleave(residual.shape[1])
@@ -272,6 +283,14 @@ def _learnable(starts: list[Candidate]) -> list[Candidate]:
     return [c for c in starts if math.isfinite(c.score) and tabulate(c.plan) is not None][:3]
 
 
+def _apart(starts: list[Candidate]) -> list[Candidate]:
+    """The starts without those that differ from a better one in their end alone: they would be fitted to the same."""
+    seen: dict[tuple[object, object], Candidate] = {}
+    for start in starts:
+        seen.setdefault((start.plan.about.get("solver"), start.plan.about.get("timesteps")), start)
+    return list(seen.values())
+
+
 def learn(
     model: Denoiser,
     starts: list[Candidate],
@@ -284,8 +303,9 @@ def learn(
 ) -> tuple[Plan | None, dict[str, object]]:
     """Fit plans from the first learnable starts (three at most) and return the best on held-out noises, with figures.
 
-    Two iterations for each start, then the rest of the budget for the one that leads. A fit stops early when two
-    iterations in a row bring no gain on the held-out noises; then the next best start goes on.
+    Two iterations for each start on a quarter of the noises (at least `FEW`), then the rest of the budget, on all, for
+    the one that leads. A fit stops early when two iterations in a row bring no gain on the held-out noises; then the
+    next best start goes on.
 
     Args:
         starts: candidates, best first; those that evaluate a time twice cannot be learned and are passed over.
@@ -295,36 +315,37 @@ def learn(
     Returns:
         The plan, or None when there is nothing to learn from; and figures: iterations, held-out score before and after.
     """
-    learnable = _learnable(starts)
+    learnable = _learnable(_apart(starts))
     if not learnable:
         return None, {"learned": False, "reason": "no hand-made plan can be learned from"}
     begin = time.perf_counter()
-    fits = [Fit(Learner(model.process, c.plan), model, train, held_out) for c in learnable]
+    few = train.part(0, max(FEW, len(train) // 4))
+    fits = [Fit(Learner(model.process, c.plan), model, few, held_out) for c in learnable]
     before = min(fit.score for fit in fits)
-    # A third of the budget goes to the starts at most.
-    runs = [0]
+    total = rounds = 0
 
     def spent() -> float:
         return (time.perf_counter() - begin) / seconds
 
     def tick() -> None:
-        runs[0] += 1
         if advance is not None:
-            advance(min(spent(), 1.0) if iterations is None else runs[0] / ((iterations + 6) * len(fits[0].theta)))
+            advance(min(spent(), 1.0) if iterations is None else (total + rounds) / (iterations + 2 * len(fits)))
 
-    total = 0
     for fit in fits:
         for _ in range(2):
+            # A third of the budget goes to the starts at most.
             if iterations is None and spent() > 1 / 3 and total > 0:
                 break
             fit.step(tick)
             total += 1
-    rounds = 0
     # The leader goes on; when it has stalled, the next best start has its chance with what is left.
-    while active := [fit for fit in fits if fit.stalled < 2]:
+    while active := [fit for fit in fits if fit.stalled < 2 or fit.train is few]:
         if rounds >= iterations if iterations is not None else spent() >= 1:
             break
-        min(active, key=lambda fit: fit.score).step(tick)
+        leader = min(active, key=lambda fit: fit.score)
+        if leader.train is few:
+            leader.on(train)
+        leader.step(tick)
         rounds += 1
     leader = min(fits, key=lambda fit: fit.score)
     return leader.learner.plan(leader.best), {

@@ -10,6 +10,7 @@ from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.problem import Problem, draw, run_all
+from fewstep.searching.shared import run_shared
 
 SOLVER, TIMES = "vab-3", "karras"
 
@@ -32,8 +33,16 @@ def solve(
     """n noises of the stream `seed` from number `first` on, with the conditions of as many rows of the data, and the
     reference's answers."""
     noise, condition = draw(model, seed, first, n, dtype, data)
-    samples = run_all(reference_plan(model, nfe), model, noise, condition, seed, first)
-    return Problem(noise, samples, condition, seed, first)
+    return Problem(noise, _answers(model, nfe, Problem(noise, noise, condition, seed, first)), condition, seed, first)
+
+
+def _answers(model: Denoiser, nfe: int, problem: Problem) -> Tensor:
+    """The reference's samples `(n, *shape)`; `ValueError` where they are not finite."""
+    plan = reference_plan(model, nfe)
+    samples = run_shared([plan], model, problem)[0].samples
+    if samples is None:  # say where it went wrong
+        return run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
+    return samples
 
 
 def error_estimate(model: Denoiser, problem: Problem, nfe: int) -> float:
@@ -42,5 +51,4 @@ def error_estimate(model: Denoiser, problem: Problem, nfe: int) -> float:
     A third-order method's own error is about a seventh of that: a careful upper bound.
     """
     part = problem.part(0, 64)
-    coarse = run_all(reference_plan(model, nfe // 2), model, part.noise, part.condition, part.seed, part.first)
-    return relative_error(coarse, part.reference)
+    return relative_error(_answers(model, nfe // 2, part), part.reference)

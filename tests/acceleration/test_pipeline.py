@@ -7,6 +7,7 @@ import torch
 
 import fewstep as fs
 from fewstep.acceleration.pipeline import Sizes, _sizes, accelerate
+from fewstep.acceleration.verdict import JUDGED
 from fewstep.processes.ve import EDM
 
 
@@ -20,7 +21,8 @@ def test_the_verdict_has_every_kind_of_row_sorted(result):
     rows = result.rows
     roles = [row["role"] for row in rows]
     assert roles.count("reference") == roles.count("learned") == roles.count("baseline") == 1
-    assert roles.count("candidate") == result.figures["searched"] > 100
+    assert roles.count("candidate") == JUDGED
+    assert JUDGED + roles.count("raced") == result.figures["searched"] > 100
     assert rows[0]["role"] == "reference" and rows[0]["endpoint"] == 0
     known = [row["endpoint"] for row in rows if row["endpoint"] is not None]
     assert known == sorted(known)

@@ -22,13 +22,14 @@ def small(monkeypatch, folder):
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, value)
 
-    def answer(model, nfe, **options):
+    def answer(model, nfe, runs, error, **options):
+        assert len(runs.problem) == 90 and error < 0.1 and options["iterations"] == demo.ITERATIONS
         plan = fs.plan(model.process, "dpmpp-2m", steps=nfe)
         row = {"role": "learned", "name": "own", "planned_nfe": nfe, "nfe": nfe, "n": 9, "endpoint": 0.5,
                "frechet": None}  # fmt: skip
         return Accelerated(model, plan, [row], {"searched": 1}, ["A note."])
 
-    monkeypatch.setattr(pipeline, "accelerate", answer)
+    monkeypatch.setattr(pipeline, "accelerate_for", answer)
 
 
 def test_the_report(fewstep, small, tmp_path):
@@ -90,21 +91,52 @@ def test_a_failure_leaves_nothing(fewstep, small, tmp_path, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no")
 
-    monkeypatch.setattr("fewstep.cli.demo_page.picture", broken)
+    monkeypatch.setattr("fewstep.report.demo.picture", broken)
     code, _, err = fewstep("demo", "--out", "d")
     assert code == 2 and err.splitlines()[-1] == "fewstep: no" and os.listdir("d") == []
 
 
 def test_a_solver_that_diverges_has_no_figures(fewstep, small, monkeypatch, tmp_path):
-    def solve(plan, *rest, **named):
-        if plan.name == "heun":
-            raise ValueError("the samples are not finite")
-        return real(plan, *rest, **named)
+    def run_shared(plans, *rest, **named):
+        runs = real(plans, *rest, **named)
+        return [shared.Ran(None, 0.1) if plan.name == "heun" else run for plan, run in zip(plans, runs, strict=True)]
 
-    from fewstep.searching import evaluate
+    from fewstep.searching import shared
 
-    real = evaluate.solve
-    monkeypatch.setattr(evaluate, "solve", solve)
+    real = shared.run_shared
+    monkeypatch.setattr(shared, "run_shared", run_shared)
     assert fewstep("demo", "--out", "d")[0] == 0
     result = json.loads((tmp_path / "d" / "result.json").read_text())
     assert demo.pick(result, "heun", 5)["endpoint"] is None and demo.pick(result, "ddim", 5)["endpoint"] > 0
+    page = (tmp_path / "d" / "report.html").read_text()
+    assert "samplers diverged (heun)" in page and page.count("<details>") == 1
+
+
+def test_the_same_seed_gives_the_same_figures(fewstep, small, tmp_path):
+    rows = []
+    for out in ("a", "b"):
+        assert fewstep("demo", "--out", out, "--seed", 5)[0] == 0
+        result = json.loads((tmp_path / out / "result.json").read_text())
+        assert result["seconds"] > 0 and result["cpu_seconds"] > 0
+        rows.append([row | {"seconds": None} for row in result["rows"]])
+    assert rows[0] == rows[1]
+
+
+def test_the_weights_come_back_in_their_layout():
+    model = fs.load("digits")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with demo.fast_layout(model):
+        pass
+    for name, value in model.state_dict().items():
+        assert value.is_contiguous() and value.equal(before[name])
+
+
+def test_both_clocks_are_told():
+    row = {"name": "accelerated", "asked_nfe": 4, "planned_nfe": 4, "endpoint": 0.1, "frechet": 0.5}
+    slow = row | {"name": "ddim", "asked_nfe": max(demo.NFES)}
+    reference = row | {"name": "reference", "asked_nfe": 100}
+    result = {
+        "rows": [reference, slow, row], "fast_nfe": 4, "reference_nfe": 100, "reference_error": 0.001,
+        "floor": {"value": 0.4}, "seconds": 72.3, "cpu_seconds": 80.4,
+    }  # fmt: skip
+    assert "in 72 s (80 CPU seconds)" in demo.summary(result, demo.Path("d"))[3]

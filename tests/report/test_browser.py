@@ -47,7 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's page, of made-up figures: the layout is the demo's, without its minutes."""
     import torch
 
-    from fewstep.cli.demo_page import page
+    from fewstep.report.demo import page
     from fewstep.report.page import write_report
 
     figures = json.loads((Path(__file__).parents[2] / "docs" / "figures.json").read_text("utf-8"))

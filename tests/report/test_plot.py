@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fewstep.report.plot import Plot, svg
+from fewstep.report.plot import Plot, draw, svg
 
 
 def points(drawing, index):
@@ -72,3 +72,49 @@ def test_same_plot_same_drawing():
 def test_lengths_must_match():
     with pytest.raises(ValueError, match="'a' of plot 't' has 2 xs but 1 ys"):
         Plot("t", [("a", [1, 2], [1.0])])
+
+
+def crowded(**options):
+    """Curves with long names, floors that lie close together, and ticks that do."""
+    xs = [4, 5, 6, 7, 8, 9, 10, 20]
+    series = [(f"solver number {i} on short", xs, [(i + 1) / x for x in xs]) for i in range(9)]
+    lines = [("reference, 100", 0.477), ("real data", 0.48), ("held out", 0.475)]
+    return Plot("t", series, "evaluations", "error", log_x=True, log_y=True, lines=lines, **options)
+
+
+@pytest.mark.parametrize("plot", [crowded(), crowded(mark="solver number 3 on short"), Plot("t", [])])
+def test_no_text_lies_over_another(plot):
+    from matplotlib.text import Text
+
+    figure = draw(plot)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    texts = [
+        text for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text() and text.get_window_extent().width > 0
+    ]  # fmt: skip
+    shown = []  # Matplotlib keeps ticks that lie outside the view
+    view = axes.get_window_extent().padded(1)
+    ticks = {label for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")}
+    for text in texts:
+        box = text.get_window_extent()
+        if text in ticks:
+            inside = view.x0 <= (box.x0 + box.x1) / 2 <= view.x1 or view.y0 <= (box.y0 + box.y1) / 2 <= view.y1
+            if not inside:
+                continue
+        shown.append((text.get_text(), box))
+    if plot.series:
+        assert {name for name, _, _ in plot.series} | {label for label, _ in plot.lines} <= {text for text, _ in shown}
+        assert {"4", "20"} <= {text for text, _ in shown}
+    for i, (text, box) in enumerate(shown):
+        assert -1 <= box.x0 and box.x1 <= figure.bbox.width + 1, text
+        for other, second in shown[:i]:
+            assert not box.overlaps(second), (text, other)
+
+
+def test_the_marked_series_has_its_own_colour_and_marker():
+    drawing = svg(crowded(mark="solver number 3 on short"), "s")
+    assert drawing.count("stroke: var(--mark)") >= 2 and "var(--mark)" not in svg(crowded(), "s")
+    (axes,) = draw(crowded(mark="solver number 3 on short")).axes
+    markers = {line.get_label(): line.get_marker() for line in axes.lines}
+    assert [name for name, marker in markers.items() if marker == "*"] == ["solver number 3 on short"]

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-    from fewstep.report.page import Report
+from fewstep.report.grid import image_grid, save_png
+from fewstep.report.page import Folded, Pictures, Report, Section
+from fewstep.report.plot import Plot
+from fewstep.report.table import Table
 
+OWN = "accelerated"  # the sampler that a reader is to see at once
 VERDICT_ROWS = 12
-PLOTTED = 1.0  # samplers with a larger error are in the table alone: a diverged one would flatten the plots
+FAR = 1.0  # a larger error is farther from the reference than a picture of nothing: the sampler has diverged
+COLUMNS = (
+    "sampler", "planned NFE", "actual NFE", "error", "median error", "Frechet distance", "accuracy", "seconds",
+)  # fmt: skip
+KEYS = ("name", "planned_nfe", "actual_nfe", "endpoint", "median", "frechet", "accuracy", "seconds")
+
+
+def diverged(row: dict[str, Any]) -> bool:
+    """Whether a sampler's samples are not finite, or farther from the reference's than a picture of nothing."""
+    return row["name"] != "reference" and (row["endpoint"] is None or row["endpoint"] > FAR)
 
 
 def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
     """The report: the lead and facts, plots, pictures by number of evaluations, and the tables."""
-    import torch
-
-    from fewstep.report.page import Pictures, Report
-    from fewstep.report.plot import Plot
-    from fewstep.report.table import Table
-
     rows, n, nfe = result["rows"], result["n"], result["fast_nfe"]
     reference = rows[0]
     solvers = list(dict.fromkeys(row["name"] for row in rows[1:]))
-    fast = next(row for row in rows if row["name"] == "accelerated")
+    fast = next(row for row in rows if row["name"] == OWN)
     slow = max((row for row in rows if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
     asked = sorted({row["asked_nfe"] for row in rows[1:]})
 
     def curves(key: str) -> list[tuple[str, list[float], list[float]]]:
         found = []
-        for name in ("accelerated", *(name for name in solvers if name != "accelerated")):
-            points = {
-                row["planned_nfe"]: row[key]
-                for row in rows
-                if row["name"] == name and row["endpoint"] is not None and row["endpoint"] <= PLOTTED
-            }
-            found.append((name, list(points), list(points.values())))
+        for name in (OWN, *(name for name in solvers if name != OWN)):
+            points = {row["planned_nfe"]: row[key] for row in rows if row["name"] == name and not diverged(row)}
+            if points:
+                found.append((name, list(points), list(points.values())))
         return found
 
     error = Plot(
@@ -47,10 +51,11 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         "relative error of the end point",
         note="Mean distance from the reference's sample of the same noise, over the samples' mean norm. The line is"
         " how far the reference moves when its evaluations are halved. Unless another is named, the rule is"
-        f" {result['timesteps']!r}. Errors above {PLOTTED:g} are only in the table.",
+        f" {result['timesteps']!r}.",
         log_x=True,
         log_y=True,
         lines=[("reference's own error", result["reference_error"])],
+        mark=OWN,
     )
     distance = Plot(
         "Frechet distance against evaluations",
@@ -66,33 +71,45 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
             (f"reference, {reference['planned_nfe']}", reference["frechet"]),
             ("real data", result["floor"]["value"]),
         ],
+        mark=OWN,
     )
     grids = []
     for count in asked:
-        chosen = [0] + [i for i, row in enumerate(rows) if i and row["asked_nfe"] == count]
-        chosen.sort(key=lambda i: (i != 0, rows[i]["name"] != "accelerated"))
+        chosen = [0] + [i for i, row in enumerate(rows) if i and row["asked_nfe"] == count and not diverged(row)]
+        chosen.sort(key=lambda i: (i != 0, rows[i]["name"] != OWN))
         labels = [f"{rows[i]['name']}, {rows[i]['planned_nfe']}" for i in chosen]
         images = torch.stack([shown[i] for i in chosen])
-        grids.append(Pictures(f"At most {count} evaluations", images, labels, "One noise and label per column."))
-    columns = (
-        "sampler", "planned NFE", "actual NFE", "error", "median error", "Frechet distance", "accuracy", "seconds",
-    )  # fmt: skip
-    keys = ("name", "planned_nfe", "actual_nfe", "endpoint", "median", "frechet", "accuracy", "seconds")
-    unique = {(row["name"], row["planned_nfe"]): [row[key] for key in keys] for row in rows}
+        title, note = f"At most {count} evaluations", "One noise and label per column."
+        marked = [place for place, i in enumerate(chosen) if rows[i]["name"] == OWN]
+        grids.append(Pictures(title, images, labels, note, marked=marked))
+    unique = {(row["name"], row["planned_nfe"]): row for row in rows}
+    kept = [row for row in unique.values() if not diverged(row)]
     table = Table(
         "All samplers",
-        columns,
-        list(unique.values()),
+        COLUMNS,
+        [[row[key] for key in KEYS] for row in kept],
         f"{n} samples each, from the same noises. Accuracy: the share that a classifier assigns to the requested label."
-        " A dash: not finite, or not defined.",
+        " Seconds: of the network's calls, those shared with other samplers counted for each of them.",
         best={"error": "low", "Frechet distance": "low"},
+        marked=[i for i, row in enumerate(kept) if row["name"] == OWN],
     )
+    lost = [row for row in unique.values() if diverged(row)]
+    folded = []
+    if lost:
+        named = ", ".join(dict.fromkeys(row["name"] for row in lost))
+        told = (
+            f"{len(lost)} of {len(unique)} samplers diverged ({named}): their samples are not finite, or farther from"
+            " the reference's than a picture of nothing (error above 1). They are left out above."
+        )
+        shown_lost = Table("Diverged", COLUMNS, [[row[key] for key in KEYS] for row in lost], "A dash: not finite.")
+        folded.append(Folded(told, shown_lost))
     judged = result["accelerate"]["rows"][:VERDICT_ROWS]
     verdict = Table(
         f"What accelerate found at {nfe} evaluations",
         ("sampler", "planned NFE", "n", "error", "Frechet distance"),
         [[row.get(key) for key in ("name", "planned_nfe", "n", "endpoint", "frechet")] for row in judged],
         " ".join(result["accelerate"]["notes"]),
+        marked=[i for i, row in enumerate(judged) if row.get("role") == "learned"],
     )
     lead = (
         f"The embedded model {result['model']!r} draws {n} handwritten digits from the same noises with the common"
@@ -106,18 +123,16 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         (f"Frechet distance, reference at {reference['planned_nfe']}", reference["frechet"]),
         ("Frechet distance, real data", result["floor"]["value"]),
         ("seconds in all", round(result["seconds"])),
+        ("CPU seconds in all", round(result["cpu_seconds"])),
         ("weights", result["parameters"]),
         ("torch", result["machine"]["torch"]),
     ]
-    return Report("fewstep demo: digits in few evaluations", lead, facts, [error, distance, *grids, table, verdict])
+    sections: list[Section] = [error, distance, *grids, table, *folded, verdict]
+    return Report("fewstep demo: digits in few evaluations", lead, facts, sections)
 
 
 def picture(path: Path, result: dict[str, Any], shown: list[Tensor]) -> Path:
     """The rows of `pictured`, one noise a column."""
-    import torch
-
-    from fewstep.report.grid import image_grid, save_png
-
     chosen = pictured(result)
     images = torch.stack([shown[i] for i in chosen])
     told = [{key: result["rows"][i][key] for key in ("name", "planned_nfe", "endpoint")} for i in chosen]
@@ -129,5 +144,5 @@ def pictured(result: dict[str, Any]) -> list[int]:
     """The rows in the picture: the reference, the accelerated plan, ddim at its most and fewest evaluations."""
     rows = result["rows"]
     ddim = sorted((i for i, row in enumerate(rows) if row["name"] == "ddim"), key=lambda i: rows[i]["planned_nfe"])
-    fast = next(i for i, row in enumerate(rows) if row["name"] == "accelerated")
+    fast = next(i for i, row in enumerate(rows) if row["name"] == OWN)
     return [0, fast, ddim[-1], ddim[0]]
