@@ -55,6 +55,12 @@ class DeepCache(Wrapper):
         names = list(blocks)
         self._inside = [blocks[name] for name in names[names.index(first) : names.index(last)]]
         self._end: Block = blocks[last]
+        # Around guidance and the like the cache belongs inside, where each row of the network is one of the run's.
+        self._at = _innermost(model, self._end.path)
+        if self._at:
+            inner = model.get_submodule(self._at)
+            assert isinstance(inner, Denoiser)
+            self.__dict__["_inner"] = DeepCache(inner, every, level)  # beside the table of submodules: it is in `model`
 
     def config(self) -> dict[str, Any]:
         return {"model": self.model, "every": self.every, "level": self.level}
@@ -69,6 +75,8 @@ class DeepCache(Wrapper):
     def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
         if memory is None or self.every == 1:
             return ask(self.model, x, t, memory, condition)
+        if self._at:
+            return ask(self._with({self._at: self._inner}), x, t, memory, condition)
 
         def whole(part: Memory | Part) -> bool:
             return part.number % self.every == 0 or part.get(KEPT) is None
@@ -92,3 +100,11 @@ class DeepCache(Wrapper):
         found = replaced(self.model, parts)
         assert isinstance(found, Denoiser)
         return found
+
+
+def _innermost(model: Denoiser, path: str) -> str:
+    """The path of the innermost denoiser that holds a block, "" for the model itself."""
+    names = path.split(".")
+    holders = [".".join(names[:n]) for n in range(1, len(names))]
+    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
+    return found[-1] if found else ""
