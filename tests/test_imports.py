@@ -15,19 +15,17 @@ from fewstep.core.methods import methods
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fewstep"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEVELS = (
-    ("core",),
-    ("conditions",),
-    ("data", "metrics", "report", "networks"),
-    ("processes", "timesteps", "denoisers"),
-    ("sampling", "guidance", "caching", "compression", "training"),
-    (
-        "searching", "distillation", "restoration", "editing", "three_d", "safety", "scale", "hub", "modalities",
-    ),
-    ("acceleration", "serving"),
+# A room imports rooms of the floors below it, and of its own floor those that do not import it.
+FLOORS = (
+    ("core", "report"),
+    ("data", "networks", "processes", "timesteps", "conditions", "operators", "guidance"),
+    ("denoisers", "metrics", "caching", "modalities"),
+    ("sampling",),
+    ("training", "hub", "searching", "restoration", "editing"),
+    ("distillation", "compression", "acceleration", "safety", "three_d", "scale", "serving"),
     ("cli",),
-)  # fmt: skip
-LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def room(path: Path) -> str | None:
@@ -36,64 +34,84 @@ def room(path: Path) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, bool, int]]:
-    """(module, whether it is imported inside a function or for type checking alone, line)."""
-
-    def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool, int]]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                yield from ((alias.name, lazy, child.lineno) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"line {child.lineno}: imports are absolute"
-                yield str(child.module), lazy, child.lineno
-            else:
-                inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
-                    isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-                )
-                yield from walk(child, lazy or inside)
-
-    yield from walk(tree, False)
+def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """(module, line) of all imports, those inside functions and for type checking alone included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            yield str(node.module), node.lineno
 
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
+def used(path: Path) -> Iterator[tuple[str, str, int]]:
+    """(room, module, line) of what a file imports from other rooms."""
+    for module, line in imports(parse(path)):
+        parts = module.split(".")
+        if parts[0] == "fewstep" and len(parts) > 1 and parts[1] != room(path):
+            assert parts[1] in FLOOR, f"{path}:{line}: {module} is in no known room"
+            yield parts[1], module, line
+
+
 def wrong(path: Path) -> list[str]:
-    """The imports of a file that point upwards, or sideways to another room at the top of the file."""
+    """The imports of a file that lead to a floor above its own."""
     here = room(path)
     if here is None:
         return []
-    found = []
-    for module, lazy, line in imports(parse(path)):
-        parts = module.split(".")
-        if parts[0] != "fewstep" or len(parts) < 2 or parts[1] == here:
-            continue
-        assert parts[1] in LEVEL, f"{path}:{line}: {module} is in no known room"
-        up, side = LEVEL[parts[1]] > LEVEL[here], LEVEL[parts[1]] == LEVEL[here]
-        # Rooms of one level may use each other, but only when a function needs it: then no import is a circle.
-        if up or (side and not lazy):
-            found.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
-    return found
+    above = [(module, line) for other, module, line in used(path) if FLOOR[other] > FLOOR[here]]
+    return [f"{path.relative_to(ROOT)}:{line} imports {module}" for module, line in above]
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of nodes that can all reach each other."""
+
+    def reached(start: str) -> set[str]:
+        found, todo = set(), [start]
+        while todo:
+            new = edges.get(todo.pop(), set()) - found
+            found |= new
+            todo += new
+        return found
+
+    to = {node: reached(node) for node in edges}
+    groups = {frozenset([node] + [other for other in to[node] if node in to.get(other, set())]) for node in edges}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_room_imports_only_rooms_below_it(path):
-    assert room(path) is None or room(path) in LEVEL
+    assert room(path) is None or room(path) in FLOOR
     assert wrong(path) == []
 
 
-def test_an_import_that_points_upwards_is_found(tmp_path, monkeypatch):
+def test_rooms_of_one_floor_do_not_import_each_other():
+    edges: dict[str, set[str]] = {}
+    for path in FILES:
+        if (here := room(path)) is not None:
+            edges.setdefault(here, set()).update(other for other, _, _ in used(path))
+    assert circles(edges) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    edges = {name: {module for module, _ in imports(parse(path))} & names.keys() for name, path in names.items()}
+    assert circles(edges) == []
+
+
+def test_what_is_wrong_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "metrics").mkdir()
     file = tmp_path / "metrics" / "planted.py"
-    file.write_text("def f():\n    from fewstep.data.digits import load\n")
+    file.write_text("from fewstep.data.digits import load\ndef f():\n    from fewstep.core.plan import Plan\n")
     assert wrong(file) == []
-    file.write_text("from fewstep.data.digits import load\nfrom fewstep.core.plan import Plan\n")
-    assert wrong(file) == ["metrics/planted.py:1 imports fewstep.data.digits"]
     file.write_text("def f():\n    import fewstep.cli.main\n")
     assert wrong(file) == ["metrics/planted.py:2 imports fewstep.cli.main"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -107,7 +125,7 @@ def test_a_file_is_short_and_rightly_named(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_imports_torchvision(path):
-    found = {module.split(".")[0] for module, _, _ in imports(parse(path))}
+    found = {module.split(".")[0] for module, _ in imports(parse(path))}
     assert not found & {"torchvision", "torchaudio", "pickle", "dill", "cloudpickle"}
 
 

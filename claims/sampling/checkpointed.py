@@ -10,7 +10,7 @@ from torch import Tensor
 from claims.claim import Claim, Outcome
 from claims.problems import smooth
 from fewstep.core.noise import Noise
-from fewstep.core.run import unrolled
+from fewstep.core.unrolled import unrolled
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.checkpointed import checkpointed

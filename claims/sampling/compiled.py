@@ -5,7 +5,7 @@ from __future__ import annotations
 from claims.claim import Claim, Outcome
 from claims.problems import mixture
 from fewstep.core.noise import Noise
-from fewstep.core.run import unrolled
+from fewstep.core.unrolled import unrolled
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.compiled import compile

@@ -21,7 +21,9 @@ from fewstep.core.noise import Noise, Source
 from fewstep.core.ops import Number, in_band
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process, process_from_config
-from fewstep.core.run import Ask, Watch, bar, begin_run, drive, is_finite, memory_for, program, reported
+from fewstep.core.program import Ask, drive, program
+from fewstep.core.progress import bar
+from fewstep.core.run import Watch, begin_run, is_finite, memory_for, reported
 from fewstep.core.sampler import Callback, Model, Result, Sampler
 
 
@@ -169,7 +171,7 @@ class Loop(Sampler):
         x, named = begin_run(self, model, noise, init, dtype, condition)
         memory = memory_for(model, len(x), condition, None, self.times[-1])
         process = getattr(model, "process", None) or process_from_config(dict(self.process))
-        with bar(progress, self) as advance:
+        with bar(self.name if progress else None, self.nfe if progress else 0) as advance:
             watch = Watch(callback, trajectory, advance)
             drawn = source or Noise(seed, first)
             live = Live(model, process, x, drawn, named, watch if watch.wanted else None, memory=memory)
@@ -199,7 +201,7 @@ def around(plan: Sampler, name: str, solver: Callable[[Live, Callable[[Answer], 
             def next_answer(asked: Ask) -> tuple[Tensor, str]:
                 nonlocal count
                 count += 1
-                return answer(live, count, asked.x)
+                return answer(live, count, asked[0])
 
             return drive(program(table, live.start(), live.source), next_answer)
 

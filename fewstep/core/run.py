@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +18,10 @@ from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise, Source
 from fewstep.core.ops import Number, Spread
 from fewstep.core.prediction import Prediction
+from fewstep.core.program import Program, program
+from fewstep.core.progress import bar
 from fewstep.core.sampler import Callback, Model, Result, Sampler
-from fewstep.core.table import Bound, Structure, Table, Weight
+from fewstep.core.table import Table, Weight
 
 
 def check_run(sampler: Sampler, model: Model, noise: Tensor, dtype: torch.dtype) -> None:
@@ -46,22 +47,6 @@ def check_run(sampler: Sampler, model: Model, noise: Tensor, dtype: torch.dtype)
 
 def _comma(shape: Sequence[int]) -> str:
     return ", ".join(str(n) for n in shape)
-
-
-def add_up(weights: Sequence[Sequence[Weight]], rows: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
-    """The combination row by row: for weights that differ from element to element, and for devices on which a global
-    setting may round matrix products to TF32."""
-    for row, out in zip(weights, writes, strict=False):
-        terms = [(c, value) for c, value in zip(row, rows, strict=True) if isinstance(c, Tensor) or c != 0.0]
-        if not terms:
-            out.zero_()
-            continue
-        torch.mul(terms[0][1], terms[0][0], out=out)
-        for c, value in terms[1:]:
-            if isinstance(c, Tensor):
-                out.addcmul_(value, c)
-            else:
-                out.add_(value, alpha=c)
 
 
 def _factor(number: Number, spread: Spread | None, like: Tensor) -> Weight:
@@ -122,13 +107,6 @@ class Watch:
         return (*self.states, samples) if self.trajectory else ()
 
 
-def bar(wanted: bool, sampler: Sampler) -> AbstractContextManager[Callable[[], None] | None]:
-    """A progress bar over a run's evaluations, or nothing."""
-    from fewstep.report.progress import bar as shown
-
-    return shown(sampler.name if wanted else None, sampler.nfe if wanted else 0)
-
-
 def is_finite(samples: Tensor) -> bool:
     """Whether all elements are finite. A sum is the cheapest reading that any NaN or infinity reaches; only if it is
     off are the elements looked at."""
@@ -175,7 +153,7 @@ def run(
     memory = memory_for(model, len(x), condition, table, sampler.times[-1])
     steps, shape = program(table, x, source), x.shape
     del x  # the program keeps its own copy
-    with bar(progress, sampler) as advance:
+    with bar(sampler.name if progress else None, sampler.nfe if progress else 0) as advance:
         watch = Watch(callback, trajectory, advance)
         samples, count = _loop(table, model, steps, shape, named, memory, watch if watch.wanted else None)
     if not is_finite(samples):
@@ -204,117 +182,6 @@ def reported(memory: Memory | None, count: int, rows: int) -> dict[str, Any]:
     return {"rows": int(seen) if seen == int(seen) else seen, **memory.report}
 
 
-class Ask(NamedTuple):
-    """What a program wants evaluated: the state `(B, *shape)`, the time, and numbers for the network, `(B,)` by name.
-
-    x is a view that the next step overwrites.
-    """
-
-    x: Tensor
-    t: Tensor
-    given: Mapping[str, Tensor]
-
-
-# Yields what is to be evaluated, is sent the answer and its kind, and returns the samples.
-Program = Generator[Ask, tuple[Tensor, str], Tensor]
-
-
-def drive(steps: Program, answer: Callable[[Ask], tuple[Tensor, str]]) -> Tensor:
-    """Run a program to its end."""
-    try:
-        asked = next(steps)
-        while True:
-            asked = steps.send(answer(asked))
-    except StopIteration as stop:
-        return stop.value
-
-
-class Rows:
-    """A table's states and memory on their way, combined in place; every view is made once.
-
-    `fed` is what the network is to see at stage `i`; `advance` takes its answer. Even stages read [A | memory] and
-    write B, odd stages read [memory | B] and write A.
-    """
-
-    def __init__(self, table: Table, like: Tensor, dtype: torch.dtype | None = None):
-        r, m = table.states, table.memory
-        self.table, self.shape = table, like.shape
-        self.dtype, self.device = dtype or like.dtype, like.device
-        rows = torch.zeros((2 * r + m, *like.shape), dtype=self.dtype, device=self.device)
-        views, flat = rows.unbind(), rows.view(2 * r + m, -1)
-        self.memory, self.state = views[r : r + m], (views[:r], views[r + m :])
-        self._reads = (flat[: r + m], flat[r:])
-        self._writes = {n: (flat[r + m : r + m + n], flat[:n]) for n in table.widths}
-        self._products = self.device.type == "cpu" and table.spread is None  # one product reads each row once
-        self._bound: Bound | None = None
-        self.i = 0
-
-    @property
-    def fed(self) -> Tensor:
-        """The state that the network is to see, or the result after the last stage."""
-        stages = self.table.stages
-        return self.state[self.i & 1][stages[self.i].x if self.i < len(stages) else self.table.result]
-
-    def bind(self, kind: str) -> None:
-        """Say what the network predicts."""
-        self._bound, self.kind = self.table.bind(kind), kind
-        self._ratios, self._weights = self._bound.factors(self.device, self.dtype)
-        self._matrices = self._bound.tensors(self.device, self.dtype) if self._products else []
-
-    def advance(self, value: Tensor | None, kind: str, draw: Callable[..., Tensor]) -> None:
-        """Take the network's answer at `fed` (None at a stage without one), draw what the stage draws, and combine."""
-        i, odd = self.i, self.i & 1
-        stage, memory = self.table.stages[i], self.memory
-        if value is not None:
-            x = self.state[odd][stage.x]
-            if self._bound is None:
-                self.bind(kind)
-            elif kind != self.kind:  # a wrapper that changes its mind: the table is bound to the first kind
-                p, q = self.table.weigh(stage.convert(kind, self.kind), self.device, self.dtype)
-                value = p * x + q * value
-            for (_, slot), ratio in zip(stage.outputs, self._ratios[i], strict=True):
-                if ratio is None:
-                    memory[slot].copy_(value)
-                elif isinstance(ratio, Tensor):
-                    torch.addcmul(value, x, ratio, out=memory[slot])
-                else:
-                    torch.add(value, x, alpha=ratio, out=memory[slot])
-        for number, slot in stage.draws:
-            memory[slot].copy_(draw(number, self.shape, self.device, self.dtype))
-        if self._bound is None:  # before the first evaluation: noise and states alone, no kind matters
-            weights = [self.table.weigh(row, self.device, self.dtype) for row in stage.weights]
-            add_up(weights, [*self.state[odd], *memory], self.state[1 - odd])
-        elif self._products:
-            torch.mm(self._matrices[i], self._reads[odd], out=self._writes[len(stage.weights)][odd])
-        else:
-            add_up(self._weights[i], [*self.state[odd], *memory], self.state[1 - odd])
-        self.i = i + 1
-
-
-def program(table: Table, start: Tensor, source: Source) -> Program:
-    """The plan's arithmetic without the network: whoever drives it evaluates `(x, t)` and sends `(value, kind)` back.
-
-    `value` must have x's shape.
-    """
-    rows = Rows(table, start)
-    rows.state[0][0].copy_(start)
-    batch, device, dtype = len(start), start.device, start.dtype
-    del start
-    times, given = table.times(device, dtype), table.given(device, dtype)
-    told: list[Mapping[str, Tensor]] = [
-        {name: value.expand(batch) for name, value in own.items()} for own in given or [{}] * len(times)
-    ]
-    count, draw = 0, source.normal
-    for stage in table.stages:
-        if stage.evaluate is None:
-            rows.advance(None, "", draw)
-        else:
-            value, kind = yield Ask(rows.fed, times[count], told[count])
-            count += 1
-            rows.advance(value, kind, draw)
-    return rows.fed.clone()
-
-
 def check_answer(value: Tensor, x: Tensor, count: int, t: float) -> None:
     """`ValueError` where the network's answer has another shape than its input."""
     if value.shape != x.shape:
@@ -335,25 +202,24 @@ def _loop(
 ) -> tuple[Tensor, int]:
     """Drive a program with a model; the samples and the number of evaluations."""
     count, evaluations = 0, table.evaluations
-
-    def answer(asked: Ask) -> tuple[Tensor, str]:
-        nonlocal count
-        x, t, given = asked
-        named = {**condition, **given} if given else condition
-        if memory is None:
-            prediction = model(x, t, **named)
-        else:
-            memory.advance(given=evaluations[count].given)
-            prediction = ask(model, x, t, memory, named)
-        value = prediction.value
-        count += 1
-        if value.shape != shape:
-            check_answer(value, x, count, evaluations[count - 1].t)
-        if watch is not None:
-            watch(count, evaluations[count - 1].t, x, prediction)
-        return value, prediction.kind
-
-    return drive(steps, answer), count
+    try:
+        x, t, given = next(steps)
+        while True:
+            named = {**condition, **given} if given else condition
+            if memory is None:
+                prediction = model(x, t, **named)
+            else:
+                memory.advance(given=evaluations[count].given)
+                prediction = ask(model, x, t, memory, named)
+            value = prediction.value
+            count += 1
+            if value.shape != shape:
+                check_answer(value, x, count, evaluations[count - 1].t)
+            if watch is not None:
+                watch(count, evaluations[count - 1].t, x, prediction)
+            x, t, given = steps.send((value, prediction.kind))
+    except StopIteration as stop:
+        return stop.value, count
 
 
 def _blame(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
@@ -361,86 +227,3 @@ def _blame(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
     if not bool(torch.isfinite(prediction.value).all()):
         what = "received" if not bool(torch.isfinite(x).all()) else "returned"
         raise ValueError(f"the network {what} values that are not finite at evaluation {number}, t = {t:.6g}")
-
-
-Entry = tuple[list[Tensor], dict[int, Tensor]]  # states and memory rows before a stage
-
-
-def advance(
-    outputs: Sequence[int],
-    draws: Sequence[tuple[int, int]],
-    pairs: Sequence[tuple[Weight, Weight] | None],
-    weights: Sequence[Sequence[tuple[int, Weight]]],
-    states: int,
-    entry: Entry,
-    x: Tensor | None,
-    value: Tensor | None,
-    noise: Callable[[int], Tensor],
-) -> Entry:
-    """One stage as new tensors, through which gradients flow.
-
-    Args:
-        outputs: the memory rows that take the network's answer `value` at x, by P and Q in `pairs` (None: as it is).
-        draws: (number of the draw, memory row).
-        weights: for each new state the (column, weight) it reads; columns below `states` are states.
-        noise: the noise of a draw.
-    """
-    before, memory = entry
-    memory = dict(memory)
-    if value is not None and x is not None:
-        for slot, pair in zip(outputs, pairs, strict=True):
-            memory[slot] = value if pair is None else pair[0] * x + pair[1] * value
-    for number, slot in draws:
-        memory[slot] = noise(number)
-    after = []
-    for row in weights:
-        total: Tensor | None = None
-        for column, c in row:
-            part = before[column] if column < states else memory[column - states]
-            if total is None:
-                total = c * part
-            else:
-                total = total + c * part if isinstance(c, Tensor) else total.add(part, alpha=c)
-        after.append(torch.zeros_like(before[0]) if total is None else total)
-    return after, memory
-
-
-def unrolled(
-    structure: Structure,
-    model: Model,
-    x: Tensor,
-    times: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    conversions: Sequence[Tensor],
-    noises: Sequence[Tensor],
-    condition: Mapping[str, Tensor],
-    given: Sequence[Mapping[str, Tensor]] | None = None,
-) -> Tensor:
-    """The same program as pure tensor operations: differentiable, and one graph under `torch.compile(fullgraph=True)`.
-
-    `table.structure` holds whole numbers alone (which rows, which columns); times, weights (a matrix per stage) and
-    conversions (P and Q of every output) are tensors, from `table.numbers(kind, ...)`. So another schedule of the same
-    solver neither recompiles nor reads from the device. `noises[k]` is draw k + 1, `given` what the plan tells the
-    network at each evaluation (`table.given(...)`).
-    """
-    entry: Entry = ([x], {})
-    count = 0
-    for stage, (fed, outputs, draws, rows) in enumerate(structure.stages):
-        current = value = None
-        if fed is not None:
-            current = entry[0][fed]
-            told = {name: number.expand(len(x)) for name, number in given[count].items()} if given else {}
-            value = model(current, times[count], **{**condition, **told}).value.to(x.dtype)
-            count += 1
-        entry = advance(
-            outputs,
-            draws,
-            [(pair[0], pair[1]) for pair in conversions[stage]],
-            [[(j, weights[stage][k, j]) for j in columns] for k, columns in enumerate(rows)],
-            structure.states,
-            entry,
-            current,
-            value,
-            lambda number: noises[number - 1],
-        )
-    return entry[0][structure.result]

@@ -215,17 +215,24 @@ class Bound:
             self.weights.append(weights)
         self._on: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         self._factors: dict[
-            tuple[torch.device, torch.dtype], tuple[list[list[Weight | None]], list[list[list[Weight]]]]
+            tuple[torch.device, torch.dtype],
+            tuple[list[list[tuple[int, Weight | None]]], list[list[list[Weight]]]],
         ] = {}
 
     def factors(
         self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[list[list[Weight | None]], list[list[list[Weight]]]]:
-        """Ratios and weights as factors of rows; cached."""
+    ) -> tuple[list[list[tuple[int, Weight | None]]], list[list[list[Weight]]]]:
+        """The memory row and the ratio of each output, and the weights, as factors of rows; cached."""
         cached = self._factors.get((device, dtype))
         if cached is None:
             weigh = self.table.weigh
-            ratios = [[None if r is None else weigh([r], device, dtype)[0] for r in own] for own in self.ratios]
+            ratios = [
+                [
+                    (slot, None if ratio is None else weigh([ratio], device, dtype)[0])
+                    for (_, slot), ratio in zip(stage.outputs, own, strict=True)
+                ]
+                for stage, own in zip(self.table.stages, self.ratios, strict=True)
+            ]
             weights = [[weigh(row, device, dtype) for row in stage] for stage in self.weights]
             cached = self._factors[device, dtype] = (ratios, weights)
         return cached

@@ -7,12 +7,15 @@ Restoring and degrading in turn, a few times, generates (Choi, Park and Kang, 20
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.core.noise import Noise
-from fewstep.processes.restoration_chain import RestorationChain
+
+if TYPE_CHECKING:
+    from fewstep.processes.restoration_chain import RestorationChain
 
 
 class Restorer(nn.Module):

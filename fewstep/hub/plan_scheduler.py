@@ -24,7 +24,7 @@ from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import expand
 from fewstep.core.process import process_from_config
-from fewstep.core.run import Rows
+from fewstep.core.program import Rows
 from fewstep.core.table import Table
 from fewstep.processes.discrete import Discrete
 from fewstep.sampling.build import fixed_plan as make_plan
@@ -283,7 +283,7 @@ class _Rows:
         self.table, self.kind = table, kind
         self.rows = Rows(table, sample, torch.float64 if sample.dtype == torch.float64 else torch.float32)
         self.rows.bind(kind)
-        self.rows.i = 0 if table.stages[0].evaluate is not None else 1
+        self.rows.go_to(0 if table.stages[0].evaluate is not None else 1)
         self.given: Tensor | None = None
         for state, factor in zip(self.rows.state[self.rows.i & 1], _first(table)[0], strict=False):
             state.copy_(sample).mul_(factor)

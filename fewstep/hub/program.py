@@ -20,8 +20,9 @@ from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan, as_plan
-from fewstep.core.run import check_given, unrolled
+from fewstep.core.run import check_given
 from fewstep.core.sampler import Sampler
+from fewstep.core.unrolled import unrolled
 from fewstep.hub.onnx import as_config, example
 
 METHODS = (

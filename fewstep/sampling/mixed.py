@@ -13,7 +13,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.run import Ask, Program, begin_run, check_answer, check_given, is_finite, memory_for, program
+from fewstep.core.program import Program, program
+from fewstep.core.run import begin_run, check_answer, check_given, is_finite, memory_for
 from fewstep.core.sampler import Sampler
 
 METHODS = (
@@ -53,7 +54,7 @@ class _Run:
 
     def _advance(self, answer: tuple[Tensor, str] | None) -> None:
         try:
-            self.asked: Ask = next(self.program) if answer is None else self.program.send(answer)
+            self.x, self.t, self.given = next(self.program) if answer is None else self.program.send(answer)
         except StopIteration as stop:
             self.samples = stop.value
 
@@ -129,11 +130,11 @@ class Mixed:
         if self._group[0] != tickets:  # the conditions of a group are put together once
             names = dict.fromkeys(name for run in runs for name in run.condition)
             self._group = (tickets, {name: torch.cat([self._condition(run, name) for run in runs]) for name in names})
-        x = torch.cat([run.asked.x for run in runs])
-        t = torch.cat([run.asked.t.expand(run.rows) for run in runs])
+        x = torch.cat([run.x for run in runs])
+        t = torch.cat([run.t.expand(run.rows) for run in runs])
         named = dict(self._group[1])
-        for name in {name for run in runs for name in run.asked.given}:
-            told = [run.asked.given[name] if name in run.asked.given else self._condition(run, name) for run in runs]
+        for name in {name for run in runs for name in run.given}:
+            told = [run.given[name] if name in run.given else self._condition(run, name) for run in runs]
             named[name] = torch.cat([value.to(x.dtype) for value in told])
         memories = [run.memory for run in runs if run.memory is not None]
         for run in runs:
@@ -154,7 +155,7 @@ class Mixed:
     def _condition(self, run: _Run, name: str) -> Tensor:
         """A request's condition, or its default where the request says nothing of it."""
         if name not in run.condition:
-            run.condition[name] = self.model.conditions[name].check(name, None, run.rows, run.asked.x.device)
+            run.condition[name] = self.model.conditions[name].check(name, None, run.rows, run.x.device)
         return run.condition[name]
 
     def pop(self, ticket: int) -> Tensor:

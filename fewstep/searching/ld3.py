@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.core.run import unrolled
+from fewstep.core.unrolled import unrolled
 from fewstep.sampling.alignment import align
 from fewstep.searching.candidates import hand_made, rank
 from fewstep.searching.grids import SOLVERS, on_grid, solver_steps

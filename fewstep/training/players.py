@@ -95,7 +95,10 @@ class Player:
         return losses.detach(), norm
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the module's tensors, of AdamW's moments and of the average: all that the next turn depends on."""
+        """Copies of the module's tensors, of AdamW's moments and of the average.
+
+        What a loss or a `backward` remembers elsewhere (`PCGrad`'s generator, for one) is kept by whoever made it.
+        """
         found = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         moments = optimizer_tensors(self.module, self.optimizer)
         found |= {f"optimizer.{name}": value for name, value in moments.items()}

@@ -100,11 +100,19 @@ def test_a_folder_of_pictures_from_nothing_to_samples(fewstep, fails, pictures, 
     monkeypatch.setattr(defaults, "FINEST", 4)  # a network that takes no time
     start = ("train", "--data", pictures, "--size", 16, "--labels", "--out", "run", "--device", "cpu")
     code, out, err = fewstep(*start, "--steps", 14)
-    assert (code, out) == (0, "run/model\n") and "an epoch takes" in err
+    assert (code, out) == (0, "run/model\n") and "an epoch takes" in err and "data: the folder photographs\n" in err
     assert "holds a training run at step 14" in fails(*start)
     assert fewstep("train", "--out", "run", "--resume", "--steps", 15, "--device", "cpu")[0] == 0
     assert fewstep("sample", "run/model", "-n", 2, "--label", 1, "--steps", 2)[0] == 0
     assert fs.load("run/model").shape == (3, 16, 16)
+
+
+def test_a_recipe_and_data_by_name(fewstep, fails):
+    words = ("train", "digits", "--data", "digits", "--out", "run", "--steps", 1, "--device", "cpu")
+    code, out, err = fewstep(*words)
+    assert (code, out) == (0, "run/model\n") and "data: the built-in digits\n" in err
+    assert fs.load("run/model").shape == (1, 8, 8)
+    assert "unknown recipe 'digist': did you mean 'digits'" in fails("train", "digist", "--out", "other")
 
 
 def test_a_recipe_with_other_data(fewstep, recipe, pictures):

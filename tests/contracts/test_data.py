@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.methods import Method, methods
 from fewstep.data.open import described, is_built_in, open_built_in, open_data, open_source, reader
 from fewstep.data.spec import Dataset, DataSpec

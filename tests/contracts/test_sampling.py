@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewstep.core.methods import card, methods, order
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
-from fewstep.core.run import _loop, program, unrolled
+from fewstep.core.program import program
+from fewstep.core.run import _loop
+from fewstep.core.unrolled import unrolled
 from fewstep.processes.cosine import Cosine
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.core.condition import Label
+from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made, methods
 from fewstep.core.plan import Plan

@@ -21,7 +21,7 @@ def quotes() -> list[tuple[Path, str]]:
 def test_examples_are_quoted_as_they_are():
     """A line `...` stands for lines left out; what lies between is in the file word for word, in order."""
     assert {path.relative_to(ROOT).parts[:2] for path, _ in quotes()} >= {
-        ("fewstep", room) for room in ("sampling", "guidance", "data", "metrics")
+        ("fewstep", room) for room in ("sampling", "caching", "data", "metrics")
     }
     for path, text in quotes():
         source, place = path.read_text("utf-8"), 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.core.run import unrolled
+from fewstep.core.unrolled import unrolled
 from fewstep.sampling.build import plan, solver_names
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

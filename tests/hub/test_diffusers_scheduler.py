@@ -12,7 +12,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.ops import Combine, Draw
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
-from fewstep.core.run import program
+from fewstep.core.program import program
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow

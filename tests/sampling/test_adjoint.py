@@ -12,7 +12,7 @@ from torch import nn
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
-from fewstep.core.run import unrolled
+from fewstep.core.unrolled import unrolled
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP

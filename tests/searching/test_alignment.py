@@ -92,7 +92,3 @@ def test_with_more_steps_the_network_is_told_nearly_the_truth(make_mixture):
         pairs = [(tau, op.t) for tau, op in zip(taus, made.evaluations, strict=True)]
         shifts.append(sum(abs(process.log_snr(a) - process.log_snr(b)) for a, b in pairs) / steps)
     assert shifts[1] < 0.5 * shifts[0] and math.isfinite(shifts[0])
-
-
-def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
-    resumed("aligner", make_mixture(VP()), 4, tmp_path, (4000, 3900, 4500), timesteps="log-snr", trajectories=16)

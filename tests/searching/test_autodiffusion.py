@@ -142,11 +142,6 @@ def test_the_frechet_fitness_is_the_distance_from_the_data_or_the_references_sam
     )
 
 
-def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, planted, tmp_path):
-    # The references take 2560 evaluations, each rating 96: 16 times, then 16 with masks.
-    resumed("autodiffusion", planted, 3, tmp_path, (3400, 3400, 4200), masks=True, **SMALL)
-
-
 def test_the_pruned_result_survives_being_taken_up_again(searched, planted, tmp_path):
     whole, _ = searched("autodiffusion", planted, 3, masks=True, **SMALL)
     part, finished = searched("autodiffusion", planted, 3, tmp_path, 5600, masks=True, **SMALL)

@@ -95,10 +95,6 @@ def test_schedules_with_a_floor_beat_log_snr_times(searched, make_mixture):
     assert find("ays", room="searching").__name__ == "ays"
 
 
-def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
-    resumed("ays", make_mixture(VP()), 4, tmp_path, (4000, 1800, 1800))
-
-
 def test_bad_options_are_refused(searched, make_mixture):
     model = make_mixture(VP())
     for nfe, options, message in (

@@ -116,10 +116,6 @@ def test_predicted_ratios_bring_most_of_the_gain(searched, make_mixture):
     assert find("dc-solver", room="searching").__name__ == "dc_solver"
 
 
-def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
-    resumed("dc-solver", make_mixture(VP()), 4, tmp_path, (3200, 3200, 5000), timesteps="log-snr")
-
-
 def test_a_finished_search_with_a_tuple_for_an_option_opens_again(searched, make_mixture, tmp_path):
     """JSON gives back a list, and the settings must still be found to be the same."""
     options = {"solver": "dpmpp-2m", "timesteps": "uniform", "fit_nfes": (3, 5)}

@@ -91,11 +91,6 @@ def test_learned_times_beat_the_best_hand_made_grid_of_the_solver(searched, make
     assert find("ld3", room="searching").__name__ == "ld3"
 
 
-def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
-    pieces = (6000, 2700)
-    resumed("ld3", make_mixture(VP()), 3, tmp_path, pieces, solver="vab-2", iterations=20, trajectories=24)
-
-
 def test_bad_options_are_refused(searched, make_mixture):
     for options in ({"iterations": 0}, {"rate": 0.0}, {"radius": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):

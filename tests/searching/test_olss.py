@@ -101,10 +101,6 @@ def test_olss_beats_hand_made_solvers(searched, make_mixture):
     assert job.best.nfe == 5 and not job.best.stochastic
 
 
-def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
-    resumed("olss", make_mixture(VP()), 4, tmp_path, (4000, 4000, 6000), points=21)
-
-
 def test_a_rule_may_give_the_times(searched, make_mixture):
     job, _ = searched("olss", make_mixture(EDM()), 3, timesteps="log-snr")
     assert list(job.best.times) == list(plan(EDM(), "ddim", 3, "log-snr").times)

@@ -121,11 +121,92 @@ def test_captions_train_and_sample(tmp_path):
         ({"weighting": {"gamma": 3}}, r"section \[weighting\] needs a name"),
         ({"coupling": {"name": "imiscible"}}, "unknown coupling 'imiscible': did you mean 'immiscible'"),
         ({"coupling": {"name": "minibatch-ot", "k": 3}}, "the coupling 'minibatch-ot' has no options, got 'k'"),
+        ({"terms": {"name": "hybrid-vlb"}}, "unknown section 'terms': did you mean 'term'"),
+        ({"term": {"name": "hybrid-vbl"}}, "unknown term 'hybrid-vbl': did you mean 'hybrid-vlb'"),
+        ({"term": {"name": "hybrid-vlb", "step": 3}}, "unknown option of the term 'hybrid-vlb' 'step': did you mean"),
+        ({"term": [{"name": "constraint"}]}, "the term 'constraint' needs residual"),
+        ({"term": {"name": "repa", "block": "mid.res0"}}, "the term 'repa' needs teacher"),
+        ({"term": {"name": "repa", "blok": "mid.res0"}}, "unknown option of the term 'repa' 'blok'"),
+        ({"backward": {"name": "pcgrad"}}, "'pcgrad' needs cuts"),
+        ({"clusters": {"name": "interval-clusters", "k": 2}}, r"\[clusters\] is for a section \[backward\]"),
+        ({"distance": {"name": "multiscal"}}, "unknown distance 'multiscal': did you mean 'multiscale'"),
+        ({"denoiser": {"predict": "x0"}}, r"unknown key in section \[denoiser\] 'predict': did you mean 'predicts'"),
+        ({"denoiser": {"name": "brige-network"}}, "unknown denoiser 'brige-network': did you mean 'bridge-network'"),
+        ({"denoiser": {"name": "gaussian-mixture"}}, "'gaussian-mixture' is made of no network"),
+        ({"denoiser": {"name": "coordinates"}}, r"section \[coordinates\] goes with \[denoiser\]"),
+        ({"denoiser": {"name": "interpolant-network", "precondition": "edm"}}, "takes no precondition, got 'edm'"),
+        (
+            {"levels": {"name": "importance"}, "noise_levels": {"importance": True}},
+            r"section \[levels\] and noise_levels.importance say the same",
+        ),
+        (
+            {"levels": {"name": "importance"}, "backward": {"name": "pcgrad", "cuts": [0.5]}},
+            "weigh the gradients themselves",
+        ),
     ],
 )
 def test_faulty_sections(make_recipe, sections, message):
     with pytest.raises(ValueError, match=message):
         make_recipe(sections)
+
+
+def no_ink(x0, condition):
+    return x0.flatten(1).mean(1) + 1
+
+
+def test_several_terms_with_factors_and_options_that_are_functions(make_recipe):
+    sections = {
+        "term": [{"name": "constraint", "residual": no_ink, "factor": 0.5}, {"name": "fokker-planck", "factor": 0.0}],
+        "objective": {"name": "ambient"},
+        "data": make_recipe().to_dict()["data"] | {"noise": 0.4, "clean": 0.5},
+    }
+    recipe = make_recipe(sections, condition_dropout=0.0)
+    assert json.loads(json.dumps(recipe.to_dict()))["term"][0]["residual"].endswith("test_recipe_methods.no_ink")
+    with pytest.raises(ValueError, match="a recipe has from Python alone, got '.*no_ink'"):
+        with _accelerator("fp32", "cpu") as accelerator:
+            TrainingState(Recipe.from_dict(recipe.to_dict()), accelerator)
+    with _accelerator("fp32", "cpu") as accelerator:
+        state = TrainingState(recipe, accelerator)
+        objective = state.objective.objective
+        assert [factor for factor, _ in objective.terms] == [0.5]  # a factor of 0 leaves the other out
+        x0, given = state._take(0, slice(0, 6))
+    assert sorted(set(given["noise_level"].tolist())) == [0.0, pytest.approx(0.4)]
+    clean, _ = state.data.batch(state.draws.rows(0, 6))
+    apart = (x0 - clean).flatten(1).std(1)
+    assert (apart[given["noise_level"] == 0] == 0).all() and (apart[given["noise_level"] > 0] > 0.2).all()
+    assert torch.equal(x0, state._take(0, slice(0, 6))[0])  # a row's noise is its own
+
+
+def test_a_bridge_sharpens_what_is_coarse(make_recipe, tmp_path):
+    data = make_recipe().to_dict()["data"] | {"coarse": 2}
+    sections = {"data": data, "process": {"name": "ddbm"}, "noise_levels": {}}
+    sections["denoiser"] = {"name": "bridge-network", "precondition": "bridge"}
+    recipe = make_recipe(sections, steps=2)
+    with _accelerator("fp32", "cpu") as accelerator:
+        state = TrainingState(recipe, accelerator)
+        x0, given = state._take(0, slice(0, 6))
+    assert torch.allclose(given["y"][:, :, 0, 0], x0[:, :, :2, :2].mean((2, 3)), atol=1e-6)
+    assert 0 < state.denoiser.correlation < 1 and state.denoiser.picture_std < state.denoiser.data_std
+    model = fs.load(train(recipe, tmp_path / "run", device="cpu", progress=False).out / "model")
+    assert fs.sample(model, 2, steps=2, label=1, y=given["y"][:2]).shape == (2, 1, 4, 4)
+
+
+def test_a_checkpoint_of_a_recipe_without_the_later_keys_goes_on(make_recipe, tmp_path):
+    recipe = make_recipe(steps=4)
+    train(recipe, tmp_path / "whole", device="cpu", progress=False)
+    train(recipe, tmp_path / "run", device="cpu", progress=False, steps=2)
+    (path,) = (tmp_path / "run").glob("checkpoints/*/state.json")
+    facts = json.loads(path.read_text())
+    for key in ("levels", "term", "objective", "distance", "backward", "clusters", "rows", "average", "coordinates"):
+        assert facts["recipe"].pop(key) is None
+    for key in ("coarse", "noise", "clean"):
+        assert facts["recipe"]["data"].pop(key) == 0
+    for key in ("name", "options"):
+        facts["recipe"]["denoiser"].pop(key)
+    path.write_text(json.dumps(facts))
+    train(recipe, tmp_path / "run", device="cpu", progress=False, resume=True)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_what_does_not_go_together(make_recipe):
