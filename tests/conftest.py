@@ -1,6 +1,10 @@
-"""Shared problems: a smooth mixture whose probability-flow ODE every solver can be measured on."""
+"""Shared problems: a smooth mixture whose probability-flow ODE every solver can be measured on; few candidates."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 from fewstep.core.process import Process
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.vp import VP
+from fewstep.searching import candidates
 
 torch.set_num_threads(1)
 
@@ -33,3 +38,21 @@ def smooth() -> GaussianMixture:
 @pytest.fixture(scope="session")
 def make_mixture():
     return mixture
+
+
+FEW = ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-3", "plms"]
+
+
+@pytest.fixture(scope="session")
+def plans_built_once() -> Callable[..., Any]:
+    """The plans of hand-made candidates: every search asks for the same ones."""
+    return functools.cache(candidates.make_plan)
+
+
+@pytest.fixture(scope="module")
+def few_candidates(plans_built_once: Callable[..., Any]) -> Iterator[None]:
+    """The whole list of hand-made candidates takes its time, and what uses this does not depend on its length."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "_tried", lambda: FEW)
+        patch.setattr(candidates, "make_plan", plans_built_once)
+        yield
