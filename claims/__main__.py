@@ -16,21 +16,8 @@ from typing import Any
 
 import torch
 
+from claims import tables
 from claims.claim import FOLDER, Claim, collect
-from claims.tables import (
-    BUDGET,
-    DEAR_BUDGET,
-    LEAGUE,
-    NOISES,
-    PROCESSES,
-    RULES,
-    SEED,
-    comparison,
-    league,
-    league_names,
-    league_problems,
-    solvers,
-)
 from fewstep.report.files import write_json
 
 EVIDENCE = FOLDER.parent / "docs" / "evidence.json"
@@ -117,19 +104,19 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
             console.print(_show(entries[-1]), highlight=False, soft_wrap=True)
             progress.advance(task)
         if table:
-            task = progress.add_task("comparison of solvers", total=len(PROCESSES) * len(solvers()))
-            for process, solver, row in comparison():
+            task = progress.add_task("comparison of solvers", total=len(tables.PROCESSES) * len(tables.solvers()))
+            for process, solver, row in tables.comparison():
                 rows.setdefault(process, {})[solver] = row
                 progress.advance(task)
         lists: dict[str, dict[str, list[dict[str, Any]]]] = {}
         if ranked:
-            task = progress.add_task("league", total=3 * len(LEAGUE) * len(league_names()))
-            for problem in league_problems():
-                for nfe in LEAGUE:
+            task = progress.add_task("league", total=3 * len(tables.LEAGUE) * len(tables.league_names()))
+            for problem in tables.league_problems():
+                for nfe in tables.LEAGUE:
                     found = []
-                    for kind, name in league_names():
+                    for kind, name in tables.league_names():
                         progress.update(task, description=f"{problem.name}, {nfe}: {name}")
-                        row = league(problem, nfe, kind, name)
+                        row = tables.league(problem, nfe, kind, name)
                         found += [row] if row is not None and math.isfinite(row["error"]) else []
                         progress.advance(task)
                     found.sort(key=lambda row: row["error"])
@@ -137,29 +124,29 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
                     best = ", ".join(f"{row['name']} {row['error']:.3g}" for row in found[:5])
                     console.print(f"{problem.name}, {nfe} evaluations: {best}", highlight=False, soft_wrap=True)
 
-    tables = ({TABLE: rows} if table else {}) | ({LEAGUE_TABLE: lists} if ranked else {})
+    made = ({TABLE: rows} if table else {}) | ({LEAGUE_TABLE: lists} if ranked else {})
     about = {
         "problem": "8-component mixture",
-        "noises": NOISES,
-        "seed": SEED,
-        "rules": list(RULES),
+        "noises": tables.NOISES,
+        "seed": tables.SEED,
+        "rules": list(tables.RULES),
         "figure": "relative end point error, the best rule's",
     }
     claims = merged(entries, before)
     evidence = {
         "claims": claims,
         "pending": pending(claims),
-        "tables": before["tables"] | tables,
+        "tables": before["tables"] | made,
         "about_tables": {
             TABLE: about,
-            LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": [BUDGET, DEAR_BUDGET]},
+            LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": [tables.BUDGET, tables.DEAR_BUDGET]},
         },
     }
     write_json(path, evidence)
     holding = sum(entry["holds"] for entry in entries)
     console.print(f"{holding} of {len(entries)} claims hold; {time.perf_counter() - begin:.0f} s; figures in {path}")
     if options.json:
-        print(json.dumps({"claims": entries, "tables": tables}, indent=2))
+        print(json.dumps({"claims": entries, "tables": made}, indent=2))
 
 
 if __name__ == "__main__":

@@ -7,19 +7,15 @@ import functools
 import torch
 from torch import Tensor
 
-from claims.problems import F64
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from claims.common import F64, Flow, GaussianMixture, plan, sliced_wasserstein
+from claims.trained import MLP, fit
 from fewstep.denoisers.interpolant import InterpolantNetwork, MixtureInterpolant, drawn_from
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.networks.mlp import MLP
-from fewstep.processes.flow import Flow
 from fewstep.processes.interpolants import Interpolant
-from fewstep.sampling.build import plan
-from fewstep.training.fit import fit
 
 DATA = GaussianMixture(
     torch.tensor([1.0, 2, 1]), torch.tensor([[1.0, 1], [-1, 0.5], [0, -1.2]]), torch.tensor([0.03, 0.06, 0.04]), Flow()
 )
+FLOOR = "1.5 times the most of five sets of exact samples"
 OTHER = GaussianMixture(torch.ones(2), torch.tensor([[1.5, 0], [-1.5, 0.3]]), torch.tensor([0.2, 0.1]), Flow())
 
 

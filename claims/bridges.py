@@ -9,15 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from claims.claim import Outcome
-from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
+from claims.common import ENDPOINT, F64, Noise, Outcome, Plan, compared, endpoint_error, experiment, plan
 from fewstep.denoisers.gaussian_bridge import GaussianBridge
-from fewstep.metrics.endpoint import endpoint_error
 from fewstep.processes.bridge import Bridge
-from fewstep.sampling.build import plan
 
-F64 = torch.float64
 D = 4  # numbers of a sample
 
 
@@ -66,42 +61,28 @@ def law(process: Bridge, made: Plan, seed: int) -> tuple[float, float]:
     )
 
 
-def law_duel(process: Bridge, ours: str, theirs: str, nfe: int, timesteps: str, seed: int) -> Outcome:
+@experiment
+def law_duel(seed: int, process: Bridge, ours: str, theirs: str, nfe: int, timesteps: str) -> Outcome:
     """Errors of the covariance of x0 given y of two solvers, at equal evaluations."""
     first = plan(process, ours, timesteps=timesteps, nfe=nfe)
     second = plan(process, theirs, timesteps=timesteps, nfe=first.nfe)
-    found = [law(process, made, seed) for made in (first, second)]
-    return Outcome(
-        found[0][1],
-        found[1][1],
-        f"{theirs}, {second.nfe} evaluations",
-        f"{ours}, {first.nfe} evaluations, times {timesteps}, Gaussian pairs, {process.name};"
-        f" errors of the mean {found[0][0]:.2g} and {found[1][0]:.2g}",
-        unit="relative error of the covariance given y",
-    )
+    means, covariances = zip(*(law(process, made, seed) for made in (first, second)), strict=True)
+    about = f"{ours}, {first.nfe} evaluations, times {timesteps}, Gaussian pairs, {process.name}; errors of the mean"
+    about += f" {means[0]:.2g} and {means[1]:.2g}"
+    unit = "relative error of the covariance given y"
+    return compared(covariances, f"{theirs}, {second.nfe} evaluations", about, unit=unit)
 
 
-def ode_duel(process: Bridge, ours: str, theirs: str, nfe: int, timesteps: str, seed: int) -> Outcome:
+@experiment
+def ode_duel(seed: int, process: Bridge, ours: str, theirs: str, nfe: int, timesteps: str) -> Outcome:
     """End point errors of two deterministic solvers, at equal evaluations, against a solution with 300 steps."""
     model = pairs(process)
     y, noise = model.sample(64, seed)[1], Noise(seed).normal(0, (64, D), "cpu", F64)
     reference = plan(process, "vab-4", 300, "karras")(model, noise, dtype=F64, y=y)
-    errors = []
-    for solver in (ours, theirs):
-        made = plan(process, solver, timesteps=timesteps, nfe=nfe)
-        errors.append(endpoint_error(made(model, noise, dtype=F64, y=y), reference).value)
-    return Outcome(
-        errors[0],
-        errors[1],
-        f"{theirs}, {nfe} evaluations",
-        f"{ours}, {nfe} evaluations, times {timesteps}, Gaussian pairs, {process.name}, 64 noises",
-        unit="relative end point error",
-    )
-
-
-def tolerance(worst: float, limit: float, what: str, unit: str = "largest error") -> Outcome:
-    """A figure against a tolerance."""
-    return Outcome(worst, limit, "tolerance", what, unit=unit)
+    made = (plan(process, solver, timesteps=timesteps, nfe=nfe) for solver in (ours, theirs))
+    errors = [endpoint_error(p(model, noise, dtype=F64, y=y), reference).value for p in made]
+    about = f"{ours}, {nfe} evaluations, times {timesteps}, Gaussian pairs, {process.name}, 64 noises"
+    return compared(errors, f"{theirs}, {nfe} evaluations", about, unit=ENDPOINT)
 
 
 def largest(values: Sequence[Tensor]) -> float:

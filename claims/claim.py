@@ -5,16 +5,19 @@ A file `claims/ROOM/FILE.py` answers for the methods of `fewstep/ROOM/FILE.py`. 
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
 
 from fewstep.core.methods import Method, card
 
 FOLDER = Path(__file__).resolve().parent
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -89,23 +92,49 @@ def collect(words: list[str] | None = None) -> list[Claim]:
     return sorted(kept, key=lambda claim: (claim.card.file, claim.method, claim.sentence))
 
 
+def experiment(measure: Callable[Concatenate[int, P], Outcome]) -> Callable[P, Callable[[int], Outcome]]:
+    """`measure(seed, *row)` as `measure(*row)`, the `run` of a claim: a row of a table says everything but the seed."""
+
+    @functools.wraps(measure)
+    def row(*args: P.args, **options: P.kwargs) -> Callable[[int], Outcome]:
+        return lambda seed: measure(seed, *args, **options)
+
+    return row
+
+
+def compared(figures: Sequence[float], against: str, conditions: str, better: str = "low", unit: str = "") -> Outcome:
+    """Two figures, ours first."""
+    ours, theirs = figures
+    return Outcome(ours, theirs, against, conditions, better, unit)
+
+
+def tolerance(worst: float, limit: float, conditions: str, unit: str = "largest error") -> Outcome:
+    """A figure against a tolerance."""
+    return Outcome(worst, limit, "tolerance", conditions, unit=unit)
+
+
 def over_seeds(
-    run: Callable[[int], tuple[float, float]],
-    seeds: Sequence[int],
+    seed: int, run: Callable[[int], Sequence[float]], against: str, conditions: str, better: str = "low", unit: str = ""
+) -> Outcome:
+    """`run(seed)` gives both figures; their means over three seeds, with their standard deviations."""
+    pairs = [run(number) for number in (seed, seed + 1, seed + 2)]
+    ours, theirs = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    mean, spread = (
+        [statistics.fmean(side) for side in (ours, theirs)],
+        (statistics.stdev(ours), statistics.stdev(theirs)),
+    )
+    return Outcome(mean[0], mean[1], against, f"{conditions}; mean of {len(pairs)} seeds", better, unit, spread)
+
+
+def arms(
+    seed: int,
+    figure: Callable[[Any, int], float],
+    ours: Any,
+    theirs: Any,
     against: str,
     conditions: str,
     better: str = "low",
     unit: str = "",
 ) -> Outcome:
-    """`run(seed)` gives both figures; their means over the seeds, with their standard deviations."""
-    pairs = [run(seed) for seed in seeds]
-    ours, theirs = ([float(pair[side]) for pair in pairs] for side in (0, 1))
-    return Outcome(
-        statistics.fmean(ours),
-        statistics.fmean(theirs),
-        against,
-        f"{conditions}; mean of {len(seeds)} seeds",
-        better,
-        unit,
-        (statistics.stdev(ours), statistics.stdev(theirs)),
-    )
+    """`figure(arm, seed)` of two arms of one training, by name: their means over three seeds."""
+    return over_seeds(seed, lambda s: [figure(arm, s) for arm in (ours, theirs)], against, conditions, better, unit)

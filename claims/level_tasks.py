@@ -8,24 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from claims.common import F64, VP
+from claims.trained import MLP, NetworkDenoiser, fit, fresh
 from fewstep.data.digits import load
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.mlp import MLP
-from fewstep.processes.vp import VP
 from fewstep.training.clusters import cluster_of, clusters, level_losses
-from fewstep.training.fit import fit
 
 STEPS, BATCH, CLUSTERS = 600, 128, 4
-SEEDS = range(3)
 OPTIONS: dict[str, Any] = {"batch": BATCH, "lr": 2e-3}
-LEVELS = (torch.arange(32, dtype=torch.float64) + 0.5) / 32
+LEVELS = (torch.arange(32, dtype=F64) + 0.5) / 32
 WHAT = f"mlp of width 96 predicting eps under vp, {STEPS} steps of {BATCH} digits"
 
 
-def fresh(seed: int) -> NetworkDenoiser:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return NetworkDenoiser(MLP((1, 8, 8), width=96, depth=3), VP(), "eps", (1, 8, 8))
+def untrained(seed: int) -> NetworkDenoiser:
+    return NetworkDenoiser(fresh(MLP, seed, (1, 8, 8), width=96, depth=3), VP(), "eps", (1, 8, 8))
 
 
 @functools.cache
@@ -36,7 +31,7 @@ def digits(split: str) -> Tensor:
 @functools.cache
 def plain(seed: int) -> NetworkDenoiser:
     """The network after `STEPS` steps of plain training."""
-    return fit(fresh(seed), digits("train"), steps=STEPS, seed=seed, **OPTIONS)
+    return fit(untrained(seed), digits("train"), steps=STEPS, seed=seed, **OPTIONS)
 
 
 @functools.cache

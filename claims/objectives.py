@@ -6,42 +6,23 @@ Every arm of a comparison has the same network, first weights, data, noise and n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from claims.common import F64, VP, Denoiser, GaussianMixture, Noise, frechet, plan, sliced_wasserstein
 from claims.problems import mixture
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import Noise
+from claims.trained import MLP, NetworkDenoiser, Objective, UNet, fit, fresh
 from fewstep.data.digits import load
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.metrics.frechet import frechet
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.networks.mlp import MLP
-from fewstep.networks.unet import UNet
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
-from fewstep.training.fit import fit
 from fewstep.training.multiscale import multiscale
-from fewstep.training.objective import Objective
 from fewstep.training.weightings import weighting
 
-SEEDS = (0, 1, 2)
 PROCESS = VP()
 PLANE_STEPS, PLANE_BATCH = 1200, 128
 DIGIT_STEPS, DIGIT_BATCH = 400, 64
 ABOUT_PLANE = f"perceptron for eps, {PLANE_STEPS} steps of {PLANE_BATCH} points of the 8-component mixture, vp"
 ABOUT_DIGITS = f"unet for eps, {DIGIT_STEPS} steps of {DIGIT_BATCH} digits, vp"
-
-
-def fresh(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network whose first weights follow from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 @functools.cache
@@ -61,8 +42,7 @@ def plane(arm: str, seed: int) -> NetworkDenoiser:
 @functools.cache
 def digits(arm: str, seed: int) -> NetworkDenoiser:
     """A small unet trained on the digits; `arm` is "constant", "multiscale" or a weighting's name."""
-    network = fresh(lambda: UNet(width=(32, 48), classes=None), seed)
-    model = NetworkDenoiser(network, PROCESS, "eps", (1, 8, 8))
+    model = NetworkDenoiser(fresh(UNet, seed, width=(32, 48), classes=None), PROCESS, "eps", (1, 8, 8))
     options: dict[str, Any] = {}
     if arm == "multiscale":
         options["distance"] = functools.partial(multiscale, smallest=2)
@@ -84,8 +64,8 @@ def few_step_distance(
 def large_noise_error(model: Denoiser, truth: GaussianMixture, seed: int) -> float:
     """Root mean square of the predicted x0 less the exact posterior mean, at log(alpha / sigma) from -4 to -2."""
     process, generator = model.process, torch.Generator().manual_seed(seed)
-    t = process.time(torch.linspace(-2, -4, 4096, dtype=torch.float64))
-    x0, eps = truth.sample(4096, seed + 1), torch.randn(4096, 2, generator=generator, dtype=torch.float64)
+    t = process.time(torch.linspace(-2, -4, 4096, dtype=F64))
+    x0, eps = truth.sample(4096, seed + 1), torch.randn(4096, 2, generator=generator, dtype=F64)
     x = process.alpha(t)[:, None] * x0 + process.sigma(t)[:, None] * eps
     with torch.no_grad():
         return float((model(x.float(), t).x0 - truth(x, t).x0).square().mean().sqrt())
@@ -100,7 +80,7 @@ def digits_distance(model: Denoiser, seed: int, nfe: int = 5, n: int = 1000) -> 
 def digits_x0_error(model: Denoiser, seed: int, log_snr: tuple[float, float], side: int = 8) -> float:
     """Root mean square error of x0, averaged down to `side` pixels, on held-out digits at even log-SNRs."""
     x0 = load("validation")[0].repeat(4, 1, 1, 1)
-    t = model.process.time(torch.linspace(*log_snr, len(x0), dtype=torch.float64))
+    t = model.process.time(torch.linspace(*log_snr, len(x0), dtype=F64))
     t = t[torch.randperm(len(x0), generator=torch.Generator().manual_seed(seed))]
     eps = Noise(seed).normal(1, tuple(x0.shape))
     alpha, sigma = (value.float().reshape(-1, 1, 1, 1) for value in (model.process.alpha(t), model.process.sigma(t)))

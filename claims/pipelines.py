@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.noise import Noise
+from claims.common import Noise, plan
 from fewstep.guidance.guide import guide
 from fewstep.hub.flux import pack
 from fewstep.hub.models import load
-from fewstep.sampling.build import plan as make_plan
 
 WORDS = ["a", "an", "cat", "dog", "red", "blue", "on", "the", "mat", "of", "photo", "blurry"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -73,18 +72,10 @@ def clip_text(tokenizer: Any, width: int, projected: bool = False, seed: int = 3
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
+    layers = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 16}
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPTextConfig(vocab_size=len(tokenizer), **sizes, **layers, **tokens)
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
@@ -99,188 +90,103 @@ def t5_text(tokenizer: Any, width: int) -> Any:
 
 def kl(channels: int = 4, blocks: int = 2, **options: Any) -> Any:
     """AutoencoderKL whose latents stand for 2 x 2 pixels, or 2^(blocks - 1)."""
-    from diffusers import AutoencoderKL
+    down, up = ("DownEncoderBlock2D",) * blocks, ("UpDecoderBlock2D",) * blocks
+    sizes = {"block_out_channels": (8, 16, 16, 16)[:blocks], "latent_channels": channels, "norm_num_groups": 4}
+    sizes |= {"down_block_types": down, "up_block_types": up, "sample_size": 16}
+    return network("AutoencoderKL", 5, **sizes, **options)
 
-    torch.manual_seed(5)
-    return AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16)[:blocks],
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=16,
-        **options,
-    ).eval()
+
+UNET = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
+UNET_2D = UNET | {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+UNET_PROMPT = UNET | {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "sample_size": 8,
+}  # fmt: skip
+# For a kind of pipeline: the class of its network, the seed of its weights, and its settings.
+NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "StableDiffusionPipeline": ("UNet2DConditionModel", 7, UNET_PROMPT | {"cross_attention_dim": 16}),
+    "StableDiffusionXLPipeline": ("UNet2DConditionModel", 7, UNET_PROMPT | {
+        "cross_attention_dim": 28, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 12 + 6 * 4,
+    }),
+    "DiTPipeline": ("DiTTransformer2DModel", 8, {
+        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2,
+        "sample_size": 8, "num_embeds_ada_norm": 1000,
+    }),
+    "PixArt": ("PixArtTransformer2DModel", 9, {
+        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2,
+        "cross_attention_dim": 16, "sample_size": 8, "caption_channels": 12,
+    }),
+    "StableDiffusion3Pipeline": ("SD3Transformer2DModel", 10, {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 28,
+        "pos_embed_max_size": 24, "out_channels": 4,
+    }),
+    "FluxPipeline": ("FluxTransformer2DModel", 11, {
+        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4),
+    }),
+}  # fmt: skip
+
+
+def network(kind: str, seed: int, **options: Any) -> Any:
+    """A network of diffusers with seeded weights."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    return getattr(diffusers, kind)(**options).eval()
 
 
 def unet2d(size: int = 8, **options: Any) -> Any:
     """UNet2DModel on 8 x 8 pixels."""
-    from diffusers import UNet2DModel
-
-    torch.manual_seed(6)
-    return UNet2DModel(
-        sample_size=size,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        **options,
-    ).eval()
-
-
-def unet_with_prompt(width: int, **options: Any) -> Any:
-    """UNet2DConditionModel on latents of 8 x 8."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(7)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=width,
-        attention_head_dim=4,
-        **options,
-    ).eval()
+    return network("UNet2DModel", 6, sample_size=size, **UNET_2D, **options)
 
 
 def tiny(kind: str, scheduler: Any, **options: Any) -> Any:
     """The tiny pipeline of a class; the options are its network's."""
     import diffusers
 
-    made, clip, t5 = getattr(diffusers, kind), clip_tokenizer(), t5_tokenizer()
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = _made(kind, made, clip, t5, scheduler, options)
+    pipeline = getattr(diffusers, kind)(**_parts(kind, options), scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _made(kind: str, made: Any, clip: Any, t5: Any, scheduler: Any, options: dict[str, Any]) -> Any:
-    import diffusers
-
+def _parts(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All that a pipeline is made of but its scheduler."""
     if kind in PIXELS:
-        return made(unet2d(**options), scheduler)
+        return {"unet": unet2d(**options)}
+    name, seed, settings = NETWORKS["PixArt" if kind.startswith("PixArt") else kind]
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    made = network(name, seed, **(settings | options))
     if kind == "StableDiffusionPipeline":
-        return made(
-            vae=kl(),
-            text_encoder=clip_text(clip, 16),
-            tokenizer=clip,
-            unet=unet_with_prompt(16, **options),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return {"unet": made, "vae": kl(), "tokenizer": clip, "text_encoder": clip_text(clip, 16)} | none
     if kind == "DiTPipeline":
-        torch.manual_seed(8)
-        network = diffusers.DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=8,
-            num_layers=2,
-            sample_size=8,
-            num_embeds_ada_norm=1000,
-            **options,
-        ).eval()
-        return made(network, kl(), scheduler)
-    if kind in ("PixArtAlphaPipeline", "PixArtSigmaPipeline"):
-        torch.manual_seed(9)
-        network = diffusers.PixArtTransformer2DModel(
-            **(
-                {
-                    "num_attention_heads": 2,
-                    "attention_head_dim": 8,
-                    "in_channels": 4,
-                    "out_channels": 8,
-                    "num_layers": 2,
-                    "cross_attention_dim": 16,
-                    "sample_size": 8,
-                    "caption_channels": 12,
-                }
-                | options
-            )
-        ).eval()
-        return made(
-            tokenizer=t5,
-            text_encoder=t5_text(t5, 12),
-            vae=kl(),
-            transformer=network,
-            scheduler=scheduler,
-        )
+        return {"transformer": made, "vae": kl()}
+    if kind.startswith("PixArt"):
+        return {"transformer": made, "vae": kl(), "tokenizer": t5, "text_encoder": t5_text(t5, 12)}
     if kind == "StableDiffusionXLPipeline":
-        network = unet_with_prompt(
-            28,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=12 + 6 * 4,
-            **options,
-        )
-        return made(
-            vae=kl(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 1.2, 2.0]),
-            text_encoder=clip_text(clip, 16),
-            text_encoder_2=clip_text(clip, 12, projected=True, seed=13),
-            tokenizer=clip,
-            tokenizer_2=clip,
-            unet=network,
-            scheduler=scheduler,
-            add_watermarker=False,
-        )
+        vae = kl(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 1.2, 2.0])
+        first, second = clip_text(clip, 16), clip_text(clip, 12, projected=True, seed=13)
+        texts = {"text_encoder": first, "text_encoder_2": second, "tokenizer": clip, "tokenizer_2": clip}
+        return {"unet": made, "vae": vae, "add_watermarker": False} | texts
     if kind == "StableDiffusion3Pipeline":
-        torch.manual_seed(10)
-        network = diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            caption_projection_dim=16,
-            pooled_projection_dim=28,
-            pos_embed_max_size=24,
-            out_channels=4,
-            **options,
-        ).eval()
-        return made(
-            transformer=network,
-            scheduler=scheduler,
-            vae=kl(shift_factor=0.06),
-            text_encoder=clip_text(clip, 16, projected=True),
-            tokenizer=clip,
-            text_encoder_2=clip_text(clip, 12, projected=True, seed=13),
-            tokenizer_2=clip,
-            text_encoder_3=t5_text(t5, 32),
-            tokenizer_3=t5,
-        )
-    if kind == "FluxPipeline":
-        torch.manual_seed(11)
-        network = diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            pooled_projection_dim=16,
-            axes_dims_rope=(2, 2, 4),
-            **options,
-        ).eval()
-        return made(
-            transformer=network,
-            scheduler=scheduler,
-            vae=kl(shift_factor=0.06),
-            text_encoder=clip_text(clip, 16),
-            tokenizer=clip,
-            text_encoder_2=t5_text(t5, 32),
-            tokenizer_2=t5,
-        )
-    raise NotImplementedError(kind)
+        first, second = clip_text(clip, 16, projected=True), clip_text(clip, 12, projected=True, seed=13)
+        texts = {"text_encoder": first, "text_encoder_2": second, "text_encoder_3": t5_text(t5, 32)}
+        texts |= {"tokenizer": clip, "tokenizer_2": clip, "tokenizer_3": t5}
+        return {"transformer": made, "vae": kl(shift_factor=0.06)} | texts
+    texts = {"text_encoder": clip_text(clip, 16), "text_encoder_2": t5_text(t5, 32), "tokenizer": clip}
+    return {"transformer": made, "vae": kl(shift_factor=0.06), "tokenizer_2": t5} | texts
+
+
+def reopened(pipeline: Any) -> Any:
+    """The model that fewstep loads from the folder that a pipeline saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.save_pretrained(folder)
+        return load(folder)
 
 
 def scheduler(kind: str = "DPMSolverMultistepScheduler", **options: Any) -> Any:
@@ -324,9 +230,9 @@ def both(
     `(2, 3, H, W)` in [0, 1]; `scale` is that of the guidance."""
     model = load(folder, size=call.pop("size", None))
     condition = {key: call[key] for key in ("guidance",) if key in call}
-    plan = make_plan(model.process, solver, steps, model.timesteps)
+    made = plan(model.process, solver, steps, model.timesteps)
     noise = Noise(3).normal(0, (2, *model.shape))
-    latents = noise * plan.start[1]  # diffusers starts at standard deviation 1, also where sigma is a little less
+    latents = noise * made.start[1]  # diffusers starts at standard deviation 1, also where sigma is a little less
     factor = model.autoencoder.factor
     options: dict[str, Any] = {"guidance_scale": scale}
     if type(pipeline).__name__ == "FluxPipeline":
@@ -336,18 +242,10 @@ def both(
         options["use_resolution_binning"] = False
     if solver == "dpmpp-2m" and model.process.name == "flow":
         exact_times(pipeline.scheduler)
-    theirs = pipeline(
-        PROMPTS,
-        latents=latents,
-        num_inference_steps=steps,
-        height=model.shape[1] * factor,
-        width=model.shape[2] * factor,
-        output_type="pt",
-        **options,
-        **call,
-    ).images
+    options |= {"height": model.shape[1] * factor, "width": model.shape[2] * factor, "output_type": "pt"}
+    theirs = pipeline(PROMPTS, latents=latents, num_inference_steps=steps, **options, **call).images
     guided = guide(model, "cfg", scale=scale, negative=condition)
-    ours = model.decode(plan(guided, noise, text=PROMPTS, **condition))
+    ours = model.decode(made(guided, noise, text=PROMPTS, **condition))
     return (ours / 2 + 0.5).clamp(0, 1), theirs
 
 

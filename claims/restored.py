@@ -16,25 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.objectives import fresh
+from claims.common import EDM, Outcome, Plan, Process, arms, experiment, plan, sample
+from claims.trained import NetworkDenoiser, NoiseLevels, UNet, fit, fresh
 from fewstep.conditions.picture import Picture
-from fewstep.core.plan import Plan
-from fewstep.core.process import Process
 from fewstep.data import digits, photographs
 from fewstep.denoisers.bridge import BridgeDenoiser, statistics
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.unet import UNet
 from fewstep.processes.bridge import Bridge
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.mean_reverting import MeanReverting
 from fewstep.processes.rddm import RDDM
 from fewstep.processes.resshift import ResShift
-from fewstep.processes.ve import EDM
-from fewstep.sampling.build import plan
-from fewstep.sampling.sample import sample
-from fewstep.training.fit import fit
-from fewstep.training.noise_levels import NoiseLevels
 
 SEEDS = (0, 1, 2)
 STEPS, RATE = 600, 2e-3
@@ -120,7 +111,7 @@ def held_out(task: Task) -> tuple[Tensor, Tensor]:
 def restorer(task: Task, arm: str, seed: int) -> NetworkDenoiser:
     """A small unet trained for one of the `ARMS`; the noise levels are uniform in t under a bridge, in log-SNR else."""
     process, data = ARMS[arm], pictures(task.pictures, "train")
-    network = fresh(lambda: UNet(**dict(task.network), classes=None, picture=1), seed)
+    network = fresh(UNet, seed, **dict(task.network), classes=None, picture=1)
     shape = tuple(data.shape[1:])
     found = statistics(data, task.degrade(data, torch.Generator().manual_seed(1001)))
     if isinstance(process, Bridge):
@@ -158,32 +149,17 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     return float((10 * torch.log10(4 / (x - truth).square().flatten(1).mean(1))).mean())
 
 
-def _against_diffusion(arm: str) -> Outcome:
+@experiment
+def against_diffusion(seed: int, arm: str) -> Outcome:
+    """Digits deblurred in 5 evaluations by a bridge and by a conditional diffusion, each by its best solver."""
     task = TASKS[1]
     x0, y = held_out(task)
 
-    def best(name: str, seed: int) -> float:
-        model = restorer(task, name, seed)
-        return max(psnr(restored(model, plan_of(name, solver, 5), y, seed), x0) for solver in SOLVERS[name])
+    def best(name: str, s: int) -> float:
+        model = restorer(task, name, s)
+        return max(psnr(restored(model, plan_of(name, solver, 5), y, s), x0) for solver in SOLVERS[name])
 
-    return over_seeds(
-        lambda seed: (best(arm, seed), best(DIFFUSION, seed)),
-        SEEDS,
-        f"{DIFFUSION} (edm, y beside the state), the best of {', '.join(SOLVERS[DIFFUSION])}",
-        f"{arm}, the best of {', '.join(SOLVERS[arm])}; {task.name}: blur of {task.blur:g} pixels and noise of"
-        f" {task.noise:g}, small unet, {STEPS} steps of {task.batch}, {HELD_OUT} held-out pictures",
-        better="high",
-        unit="PSNR, dB",
-    )
-
-
-CLAIMS_ON_DIGITS = tuple(
-    Claim(
-        "bridge-network",
-        f"under {arm} it deblurs digits better in 5 evaluations than a conditional diffusion, each by its best solver",
-        functools.partial(lambda arm, seed: _against_diffusion(arm), arm),
-        quick=False,
-    )
-    for arm in ARMS
-    if arm != DIFFUSION
-)
+    against = f"{DIFFUSION} (edm, y beside the state), the best of {', '.join(SOLVERS[DIFFUSION])}"
+    about = f"{arm}, the best of {', '.join(SOLVERS[arm])}; {task.name}: blur of {task.blur:g} pixels and noise of"
+    about += f" {task.noise:g}, small unet, {STEPS} steps of {task.batch}, {HELD_OUT} held-out pictures"
+    return arms(seed, best, arm, DIFFUSION, against, about, better="high", unit="PSNR, dB")

@@ -8,62 +8,58 @@ from typing import Any
 
 import torch
 
-from claims.claim import Outcome
-from claims.problems import Problem, digits, exact
+from claims.common import ENDPOINT, VP, Denoiser, Outcome, Plan, Process, experiment, plan
+from claims.problems import mixture, problem
 from fewstep.core.methods import find
-from fewstep.core.plan import Plan
-from fewstep.core.process import Process
-from fewstep.sampling.build import plan
+from fewstep.hub.models import load
 from fewstep.searching.job import Job
 
+RULES = ("karras", "log-snr", "uniform")
 
-def problem(process: Process | None, seed: int) -> Problem:
-    """The mixture under a process, or the embedded digits (None): what the outcome is measured on."""
-    return digits(seed) if process is None else exact(process, seed)
+
+def model_of(name: str) -> tuple[Denoiser, int, str]:
+    """A model, "mixture" or "digits", how many noises to rate plans on, and its description."""
+    return (mixture(VP()), 64, "8-component mixture, vp") if name == "mixture" else (load(name), 32, "embedded digits")
 
 
 @functools.cache
-def _job(process: Process | None, nfe: int, method: str, seed: int, noises: int, options: tuple[Any, ...]) -> Job:
-    job = Job(problem(process, seed).model, nfe, method=method, seed=seed + 1, noises=noises)
+def _job(where: Process | str, nfe: int, method: str, seed: int, noises: int, options: tuple[Any, ...]) -> Job:
+    job = Job(problem(where, seed).model, nfe, method=method, seed=seed + 1, noises=noises)
     with job, torch.no_grad():
         find(method, room="searching")(job, **dict(options))
     return job
 
 
-def search(process: Process | None, nfe: int, method: str, seed: int, noises: int = 64, **options: Any) -> Job:
+def search(where: Process | str, nfe: int, method: str, seed: int, noises: int = 64, **options: Any) -> Job:
     """The finished job of a method on a stream of noises of its own: `noises` to learn from, as many to choose on."""
-    return _job(process, nfe, method, seed, noises, tuple(sorted(options.items())))
+    return _job(where, nfe, method, seed, noises, tuple(sorted(options.items())))
 
 
-def error(process: Process | None, made: Plan, seed: int) -> float:
-    """The relative end point error of a plan on the claim's noises."""
-    return problem(process, seed).error(made)
+def found(where: Process | str, nfe: int, method: str, seed: int, noises: int = 64, **options: Any) -> Plan:
+    """The plan that `search` finds."""
+    job = search(where, nfe, method, seed, noises, **options)
+    assert job.best is not None
+    return job.best
 
 
+@experiment
 def contest(
-    process: Process | None,
+    seed: int,
+    where: Process | str,
     nfe: int,
     method: str,
     rivals: Sequence[tuple[str, str]],
-    seed: int,
     noises: int = 64,
     **options: Any,
 ) -> Outcome:
     """The plan of a search against the best of rivals (solver, rule) at as many evaluations, on unseen noises."""
-    where = problem(process, seed)
-    job = search(process, nfe, method, seed, noises, **options)
-    assert job.best is not None
-    theirs = min(
-        (where.error(plan(where.model.process, solver, timesteps=rule, nfe=nfe)), f"{solver}, {rule}")
+    on = problem(where, seed)
+    job, best = search(where, nfe, method, seed, noises, **options), found(where, nfe, method, seed, noises, **options)
+    error, name = min(
+        (on.error(plan(on.model.process, solver, timesteps=rule, nfe=nfe)), f"{solver}, {rule}")
         for solver, rule in rivals
     )
     of = "" if len(rivals) == 1 else f", the best of {len(rivals)}"
-    return Outcome(
-        where.error(job.best),
-        theirs[0],
-        f"{theirs[1]}{of}, {nfe} evaluations",
-        f"{job.best.name} on {job.best.about.get('timesteps')}, {job.best.nfe} evaluations, {where.name};"
-        f" {noises} noises to learn from, {noises} held out, {len(where.noise)} unseen; {job.evaluations} evaluations"
-        " to find it",
-        unit="relative end point error",
-    )
+    about = f"{best.name} on {best.about.get('timesteps')}, {best.nfe} evaluations, {on.name}; {noises} noises to learn"
+    about += f" from, {noises} held out, {len(on.noise)} unseen; {job.evaluations} evaluations to find it"
+    return Outcome(on.error(best), error, f"{name}{of}, {nfe} evaluations", about, unit=ENDPOINT)

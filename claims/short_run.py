@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from claims.claim import Outcome
-from fewstep.core.noise import Noise
-from fewstep.denoisers.network import NetworkDenoiser
+from claims.common import F64, Noise, Outcome, compared, experiment, plan, tolerance
+from claims.trained import NetworkDenoiser
 from fewstep.training.ema import EMA
 from fewstep.training.recipe import Recipe
 from fewstep.training.state import TrainingState
@@ -74,16 +73,12 @@ def weights(state: TrainingState) -> int:
     return sum(parameter.numel() for parameter in state.network.parameters())
 
 
-def learns(network: str, seed: int) -> Outcome:
+@experiment
+def learns(seed: int, network: str) -> Outcome:
     """Held-out loss after the run against that of the untrained network, which answers 0 everywhere."""
     state = trained(network, seed)
-    return Outcome(
-        held_out(state),
-        held_out(start(recipe(network, seed))),
-        "untrained",
-        f"{STEPS} steps of 64 digits, {weights(state)} weights",
-        unit="held-out loss",
-    )
+    losses = held_out(state), held_out(start(recipe(network, seed)))
+    return compared(losses, "untrained", f"{STEPS} steps of 64 digits, {weights(state)} weights", unit="held-out loss")
 
 
 def network_identities(network: torch.nn.Module, size: tuple[int, int], seed: int) -> Outcome:
@@ -92,25 +87,20 @@ def network_identities(network: torch.nn.Module, size: tuple[int, int], seed: in
     network = network.double().eval()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        x = Noise(seed).normal(0, (5, 3, *size), "cpu", torch.float64)
-        noise, label = torch.linspace(-1, 1, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 6, 7])
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=F64))
+        x = Noise(seed).normal(0, (5, 3, *size), "cpu", F64)
+        noise, label = torch.linspace(-1, 1, 5, dtype=F64), torch.tensor([0, 1, 2, 6, 7])
         batch = network(x, noise, label)
         alone = torch.cat([network(x[i : i + 1], noise[i : i + 1], label[i : i + 1]) for i in range(5)])
     if batch.shape != x.shape:
         raise ValueError(f"the network returned {tuple(batch.shape)} for {tuple(x.shape)}")
-    return Outcome(
-        float((batch - alone).abs().max() / batch.abs().max()),
-        1e-12,
-        "tolerance",
-        f"3 channels of {size[0]}x{size[1]}, 7 classes and none, float64, random weights",
-        unit="largest relative difference",
+    about = f"3 channels of {size[0]}x{size[1]}, 7 classes and none, float64, random weights"
+    return tolerance(
+        float((batch - alone).abs().max() / batch.abs().max()), 1e-12, about, "largest relative difference"
     )
 
 
 def samples(model: NetworkDenoiser, n: int, seed: int) -> torch.Tensor:
     """n samples, the classes in turn, by dpmpp-2m in 10 evaluations."""
-    from fewstep.sampling.build import plan
-
     noise = Noise(seed).normal(0, (n, 1, 8, 8))
     return plan(model.process, "dpmpp-2m", 10)(model, noise, label=torch.arange(n) % 10)

@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 
+from claims.common import EDM, VP, Flow, Process, plan
 from claims.problems import Problem, digits, exact, exact_wide
-from fewstep.core.methods import card
-from fewstep.core.plan import Plan
-from fewstep.core.process import Process
-from fewstep.processes.flow import Flow
-from fewstep.processes.ve import EDM
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan, solver_names
+from fewstep.core.methods import card, find
+from fewstep.sampling.build import solver_names
+from fewstep.sampling.statistics import Statistics, estimate_statistics
 from fewstep.searching.job import Job, OutOfBudget
 from fewstep.searching.search import search_names
 
@@ -85,21 +82,21 @@ def league(problem: Problem, nfe: int, kind: str, name: str) -> dict[str, Any] |
     return None if best is None else {"name": name, "kind": kind, **best, "evaluations": 0, "seconds": 0.0}
 
 
-_STATISTICS: dict[str, Any] = {}
+_STATISTICS: dict[str, Statistics] = {}
 
 
 def _with_statistics(problem: Problem, nfe: int, name: str) -> dict[str, Any]:
-    from fewstep.sampling.statistics import estimate_statistics
-
     if problem.name not in _STATISTICS:
         _STATISTICS[problem.name] = estimate_statistics(problem.model)
-    process = problem.model.process
-    errors = {
-        rule: problem.error(plan(process, name, timesteps=rule, nfe=nfe, statistics=_STATISTICS[problem.name]))
-        for rule in RULES
-    }
-    best = min(errors, key=lambda rule: errors[rule])
-    return {"name": name, "kind": "live", "error": errors[best], "timesteps": best, "nfe": nfe} | {
+    process, known = problem.model.process, _STATISTICS[problem.name]
+    made = {rule: plan(process, name, timesteps=rule, nfe=nfe, statistics=known) for rule in RULES}
+    error, rule = min((problem.error(made[rule]), rule) for rule in RULES)
+    return {
+        "name": name,
+        "kind": "live",
+        "error": error,
+        "timesteps": rule,
+        "nfe": nfe,
         "evaluations": 0,
         "seconds": 0.0,
     }
@@ -107,31 +104,16 @@ def _with_statistics(problem: Problem, nfe: int, name: str) -> dict[str, Any]:
 
 def _searched(problem: Problem, nfe: int, name: str) -> dict[str, Any] | None:
     """The best plan that a search finds within the budget, judged on the problem's noises."""
-    from fewstep.core.methods import find
-
-    job = Job(
-        problem.model,
-        nfe,
-        method=name,
-        seed=SEARCH_SEED,
-        noises=SEARCH_NOISES,
-        evaluations=DEAR_BUDGET if problem.condition else BUDGET,
-    )
+    budget = DEAR_BUDGET if problem.condition else BUDGET
+    job = Job(problem.model, nfe, method=name, seed=SEARCH_SEED, noises=SEARCH_NOISES, evaluations=budget)
     with job, torch.no_grad():
         try:
             find(name, room="searching")(job)
         except OutOfBudget:
             pass
         spent, seconds = job.evaluations, job.seconds
-    found: Plan | None = job.best
-    if found is None:
+    if job.best is None:
         return None
-    return {
-        "name": name,
-        "kind": "search",
-        "error": problem.error(found),
-        "timesteps": f"{found.name}, {found.about.get('timesteps', '')}",
-        "nfe": found.nfe,
-        "evaluations": spent,
-        "seconds": round(seconds, 1),
-    }
+    rule = f"{job.best.name}, {job.best.about.get('timesteps', '')}"
+    row = {"name": name, "kind": "search", "error": problem.error(job.best), "timesteps": rule, "nfe": job.best.nfe}
+    return row | {"evaluations": spent, "seconds": round(seconds, 1)}

@@ -11,36 +11,22 @@ import functools
 import torch
 from torch import Tensor
 
+from claims.common import Denoiser, Flow, Noise, frechet, plan
 from claims.problems import mixture
-from fewstep.core.denoiser import Denoiser
+from claims.trained import MLP, NetworkDenoiser, UNet, fit, fresh
 from fewstep.core.methods import find
-from fewstep.core.noise import Noise
 from fewstep.data.digits import load
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.metrics.curvature import curvature
-from fewstep.metrics.frechet import frechet
-from fewstep.networks.mlp import MLP
-from fewstep.networks.unet import UNet
-from fewstep.processes.flow import Flow
-from fewstep.sampling.build import plan
 from fewstep.training.couplings import assignment
-from fewstep.training.fit import fit
 from fewstep.training.monge_gap import squared_cost
 
-SEEDS = (0, 1, 2)
 STEPS, BATCH, RATE = 1000, 128, 2e-3
 DIGIT_STEPS, DIGIT_BATCH = 300, 64
 PLANE = f"8-component mixture, mlp, {STEPS} steps of {BATCH}"
 DIGITS = f"digits, unet, {DIGIT_STEPS} steps of {DIGIT_BATCH}"
 TRUTH_SEED = 1000  # of the samples that distances are measured to, apart from those of training
 N = 1024
-
-
-def fresh(network: type, seed: int, **options: object) -> torch.nn.Module:
-    """A network whose weights follow from the seed, torch's own generator left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return network(**options)
+BEND, W2 = "curvature over squared chord", "W2 to the truth"  # units of the figures below
 
 
 @functools.cache

@@ -10,15 +10,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import Noise
-from fewstep.core.plan import Plan
+from claims.common import Denoiser, Noise, Plan, plan, sliced_wasserstein
+from claims.trained import NetworkDenoiser, UNet, fresh
 from fewstep.data import digits
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import load
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.networks.unet import UNet
-from fewstep.sampling.build import plan
 from fewstep.training.pairwise import rollout, transitions
 
 STUDENT_TIMES = (80.0, 1.2, 0.0)
@@ -85,27 +80,21 @@ def student() -> NetworkDenoiser:
     teacher = load("digits")
     count, process = 512, teacher.process
     noise, label = Noise(1000).normal(0, (2 * count, 1, 8, 8)), in_turn(count)
-    first, fresh = noise.split(count)
+    first, second = noise.split(count)
     ends = chain(teacher, 6)(teacher, first, label=label)
     middle = STUDENT_TIMES[1]
     rest = plan(process, "dpmpp-2m", timesteps=[middle, 0.5, 0.2, 0.06, process.t_zero])
-    again = rest(teacher, fresh, init=ends, label=label)
-    pairs = ((STUDENT_TIMES[0] * first, ends, STUDENT_TIMES[0]), (ends + middle * fresh, again, middle))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = UNet(channels=1, size=8, width=(16, 32), attention=(4,), classes=10)
-    made = NetworkDenoiser(
-        network, process, "x0", (1, 8, 8), teacher.conditions, precondition="edm", data_std=teacher.data_std
-    )
+    again = rest(teacher, second, init=ends, label=label)
+    pairs = ((STUDENT_TIMES[0] * first, ends, STUDENT_TIMES[0]), (ends + middle * second, again, middle))
+    network = fresh(UNet, 0, channels=1, size=8, width=(16, 32), attention=(4,), classes=10)
+    made = NetworkDenoiser(network, process, "x0", (1, 8, 8), teacher.conditions, "edm", teacher.data_std)
     steps, generator = 300, torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(made.parameters(), lr=3e-3, weight_decay=0.0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
         rows = torch.randint(count, (32,), generator=generator)
-        loss = torch.zeros(())
-        for x, wanted, t in pairs:
-            error = made(x[rows], torch.tensor(t), label=label[rows]).x0 - wanted[rows]
-            loss = loss + error.square().mean()
+        errors = [made(x[rows], torch.tensor(t), label=label[rows]).x0 - wanted[rows] for x, wanted, t in pairs]
+        loss = torch.zeros(()) + errors[0].square().mean() + errors[1].square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from claims.objectives import PROCESS, fresh, points
+from claims.objectives import PROCESS, points
+from claims.trained import MLP, NetworkDenoiser, Objective, fit, fresh
 from fewstep.denoisers.learned_variance import LearnedVariance
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.mlp import MLP
-from fewstep.training.fit import fit
 from fewstep.training.learned_variance import VariationalBound
-from fewstep.training.objective import Objective
 
 STEPS, BATCH, CHAIN = 1000, 128, 20
 ABOUT = (
@@ -21,7 +18,7 @@ ABOUT = (
 @functools.cache
 def learned(seed: int) -> LearnedVariance:
     """Trained with `L_simple + 0.001 L_vlb`."""
-    model = LearnedVariance(fresh(lambda: MLP(out=2), seed), PROCESS, "eps", (2,))
+    model = LearnedVariance(fresh(MLP, seed, out=2), PROCESS, "eps", (2,))
     objective = Objective(model, terms=[(0.001, VariationalBound(CHAIN))])
     return fit(model, points(), steps=STEPS, batch=BATCH, lr=2e-3, objective=objective, seed=seed)  # type: ignore[return-value]
 

@@ -7,14 +7,13 @@ import math
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import ENDPOINT, VP, Claim, Outcome, experiment
 from claims.problems import mixture
 from claims.restored import TASKS, plan_of, restorer
 from fewstep.acceleration.pipeline import Accelerated, accelerate
-from fewstep.core.plan import Plan
+from fewstep.core.sampler import Sampler
 from fewstep.data.digits import load
 from fewstep.data.spec import Dataset, DataSpec
-from fewstep.processes.vp import VP
 from fewstep.searching.evaluate import evaluate
 from fewstep.searching.reference import reference_plan
 
@@ -26,7 +25,8 @@ def _mixture(seed: int) -> Accelerated:
     return accelerate(mixture(VP()), EVALUATIONS, noises=NOISES, iterations=ITERATIONS, seed=seed)
 
 
-def _outcome(seed: int, role: str, against: str) -> Outcome:
+@experiment
+def _against(seed: int, role: str, against: str) -> Outcome:
     """The returned plan's error on the verdict's noises, beside the best of another role."""
     found = _mixture(seed)
     best: dict[str, float] = {}
@@ -34,14 +34,9 @@ def _outcome(seed: int, role: str, against: str) -> Outcome:
         if row["endpoint"] is not None:
             best[row["role"]] = min(row["endpoint"], best.get(row["role"], math.inf))
     ours = best["learned"] if found.plan.name == "learned" else best["candidate"]
-    return Outcome(
-        ours,
-        best[role],
-        against,
-        f"{EVALUATIONS} evaluations, 8-component mixture, vp, {found.figures['noises']['verdict']} unseen noises of"
-        f" {NOISES}, {found.figures['searched']} plans searched, {ITERATIONS} iterations",
-        unit="relative end point error",
-    )
+    about = f"{EVALUATIONS} evaluations, 8-component mixture, vp, {found.figures['noises']['verdict']} unseen noises of"
+    about += f" {NOISES}, {found.figures['searched']} plans searched, {ITERATIONS} iterations"
+    return Outcome(ours, best[role], against, about, unit=ENDPOINT)
 
 
 BRIDGE_NOISES, BRIDGE_ITERATIONS, RESTORED = 256, 4, 128
@@ -63,7 +58,7 @@ def _bridge(seed: int) -> tuple[dict[str, float], dict[str, float], dict[str, fl
     train, held = _pairs("train", seed), _pairs("validation", seed + 1)
     found = accelerate(model, EVALUATIONS, noises=BRIDGE_NOISES, iterations=BRIDGE_ITERATIONS, seed=seed, data=train)
 
-    def measured(plan: Plan) -> dict[str, float]:
+    def measured(plan: Sampler) -> dict[str, float]:
         out = evaluate(model, plan, RESTORED, ["psnr", "endpoint"], seed=seed + 2, data=held)
         return {name: out["figures"][name]["value"] for name in ("psnr", "endpoint")}
 
@@ -72,7 +67,9 @@ def _bridge(seed: int) -> tuple[dict[str, float], dict[str, float], dict[str, fl
     return ours, theirs, reference, f"{found.plan.name} on {found.plan.about.get('timesteps')}"
 
 
+@experiment
 def _restores(seed: int, figure: str) -> Outcome:
+    """The accelerated bridge beside ddim at as many evaluations, on pictures it has not seen."""
     ours, theirs, reference, name = _bridge(seed)
     conditions = (
         f"{name}, {EVALUATIONS} evaluations, DDBM trained for 600 iterations, {RESTORED} held-out digits under noise of"
@@ -81,34 +78,18 @@ def _restores(seed: int, figure: str) -> Outcome:
     )
     against = f"ddim, {EVALUATIONS} evaluations, times uniform"
     if figure == "endpoint":
-        return Outcome(ours[figure], theirs[figure], against, conditions, unit="relative end point error")
+        return Outcome(ours[figure], theirs[figure], against, conditions, unit=ENDPOINT)
     off = [abs(value["psnr"] - reference["psnr"]) for value in (ours, theirs)]
     return Outcome(off[0], off[1], against, conditions, unit="dB off the reference's PSNR")
 
 
 CLAIMS = (
-    Claim(
-        "accelerate",
-        "a bridge that denoises digits lands nearer to its own ODE's restoration than ddim",
-        lambda seed: _restores(seed, "endpoint"),
-        quick=False,
-    ),
-    Claim(
-        "accelerate",
-        "a bridge that denoises digits keeps the PSNR of its own ODE better than ddim",
-        lambda seed: _restores(seed, "psnr"),
-        quick=False,
-    ),
-    Claim(
-        "accelerate",
-        "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
-        lambda seed: _outcome(seed, "baseline", "ddim, 20 evaluations, times log-snr"),
-        quick=False,
-    ),
-    Claim(
-        "accelerate",
-        "returns something better than every hand-made plan of 4 evaluations",
-        lambda seed: _outcome(seed, "candidate", "the best hand-made plan"),
-        quick=False,
-    ),
-)
+    Claim("accelerate", "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
+          _against("baseline", "ddim, 20 evaluations, times log-snr"), quick=False),
+    Claim("accelerate", "returns something better than every hand-made plan of 4 evaluations",
+          _against("candidate", "the best hand-made plan"), quick=False),
+    Claim("accelerate", "a bridge that denoises digits lands nearer to its own ODE's restoration than ddim",
+          _restores("endpoint"), quick=False),
+    Claim("accelerate", "a bridge that denoises digits keeps the PSNR of its own ODE better than ddim",
+          _restores("psnr"), quick=False),
+)  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome, compared
 from fewstep.data.digits import load
 from fewstep.data.stream import Stream, open_stream
 
@@ -32,24 +32,20 @@ def _write(folder: Path) -> None:
                     tar.addfile(entry, io.BytesIO(content))
 
 
+def _batches(stream: Stream, first: int) -> torch.Tensor:
+    return torch.cat([stream.batch(seen, 40)[0] for seen in range(first, 400, 40)])
+
+
 def _resume(seed: int) -> Outcome:
     """400 samples in batches of 40 at once, and stopped and opened again after 160."""
-
-    def batches(stream: Stream, first: int) -> torch.Tensor:
-        return torch.cat([stream.batch(seen, 40)[0] for seen in range(first, 400, 40)])
-
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder))
         whole, again = (open_stream(folder, mode="L", labels=True, seed=seed) for _ in range(2))
-        straight = batches(whole, 0)[160:]
-        resumed, restarted = batches(again, 160), batches(again, 0)[: len(straight)]
-    return Outcome(
-        float((resumed - straight).abs().max()),
-        float((restarted - straight).abs().max()),
-        "a stream that starts over",
-        f"{SHARDS} shards of {EACH} digits, stopped after 160 of 400 samples",
-        unit="largest difference of a pixel",
-    )
+        straight = _batches(whole, 0)[160:]
+        others = _batches(again, 160), _batches(again, 0)[: len(straight)]
+    figures = [float((other - straight).abs().max()) for other in others]
+    about = f"{SHARDS} shards of {EACH} digits, stopped after 160 of 400 samples"
+    return compared(figures, "a stream that starts over", about, unit="largest difference of a pixel")
 
 
 CLAIMS = (Claim("stream", "a stopped stream, resumed from the number of samples seen, gives the same bits", _resume),)

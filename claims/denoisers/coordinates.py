@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64
-from fewstep.core.noise import Noise
+from claims.common import F64, VP, Claim, Noise, Outcome, compared, plan, tolerance
+from claims.trained import CoordinateDenoiser, NetworkDenoiser
 from fewstep.data.digits import load
-from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
+from fewstep.denoisers.coordinates import DCT
 
 SHAPE = (1, 8, 8)
 
@@ -26,13 +22,8 @@ def _correlation(data: Tensor) -> float:
 
 def _compact(seed: int) -> Outcome:
     data, _ = load("train")
-    return Outcome(
-        _correlation(DCT(SHAPE).encode(data, {})),
-        _correlation(data),
-        "pixels",
-        f"{len(data)} digits",
-        unit="mean squared correlation",
-    )
+    figures = _correlation(DCT(SHAPE).encode(data, {})), _correlation(data)
+    return compared(figures, "pixels", f"{len(data)} digits", unit="mean squared correlation")
 
 
 class _Linear(nn.Module):
@@ -46,18 +37,14 @@ class _Linear(nn.Module):
 
 def _parity(seed: int) -> Outcome:
     """A linear network commutes with an orthonormal transform, so nothing may change but the basis."""
-    network, dct = _Linear(), DCT(SHAPE)
+    network, dct, made = _Linear(), DCT(SHAPE), plan(VP(), "dpmpp-2m", 8)
     noise = Noise(seed).normal(0, (16, *SHAPE), "cpu", F64)
-    made = plan(VP(), "dpmpp-2m", 8)
     ours = CoordinateDenoiser(network, VP(), dct, shape=SHAPE)
     found = ours.decode(made(ours, dct.encode(noise, {}), dtype=F64))
     wanted = made(NetworkDenoiser(network, VP(), shape=SHAPE), noise, dtype=F64)
-    return Outcome(
-        float((found - wanted).abs().max() / wanted.abs().max()),
-        1e-9,
-        "tolerance",
-        "cosine transform against pixels, a linear network, dpmpp-2m, 8 steps, 16 noises",
-        unit="largest relative difference",
+    about = "cosine transform against pixels, a linear network, dpmpp-2m, 8 steps, 16 noises"
+    return tolerance(
+        float((found - wanted).abs().max() / wanted.abs().max()), 1e-9, about, "largest relative difference"
     )
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import MIXTURE_SEED, exact, mixture
+from claims.common import ENDPOINT, VP, Claim, GaussianMixture, Outcome, compared, gap, plan
+from claims.problems import MIXTURE_SEED, mixture, problem
 from fewstep.denoisers.experts import Experts
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
 
 
 def _coarse() -> GaussianMixture:
@@ -21,19 +18,11 @@ def _coarse() -> GaussianMixture:
 
 def _routes(seed: int) -> Outcome:
     """The coarse denoiser above t = 0.7 and the exact one below, against the coarse one alone."""
-    problem, made = exact(VP(), seed), plan(VP(), "dpmpp-3m", 20, "log-snr")
-
-    def error(model: object) -> float:
-        x = made(model, problem.noise, dtype=problem.noise.dtype)
-        return float((x - problem.reference).norm() / problem.reference.norm())
-
-    return Outcome(
-        error(Experts([mixture(VP()), _coarse()], (0.7,))),
-        error(_coarse()),
-        "the coarse denoiser alone, 20 evaluations",
-        "one Gaussian above t = 0.7, the exact denoiser below; dpmpp-3m, 20 evaluations",
-        unit="relative end point error",
-    )
+    on, made = problem(VP(), seed), plan(VP(), "dpmpp-3m", 20, "log-snr")
+    models = (Experts([mixture(VP()), _coarse()], (0.7,)), _coarse())
+    errors = [gap(on.run(made, model), on.reference) for model in models]
+    about = "one Gaussian above t = 0.7, the exact denoiser below; dpmpp-3m, 20 evaluations"
+    return compared(errors, "the coarse denoiser alone, 20 evaluations", about, unit=ENDPOINT)
 
 
 CLAIMS = (Claim("experts", "a coarse expert in the noise and an exact one near the data do well together", _routes),)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64, mixture
-from fewstep.core.noise import Noise
-from fewstep.processes.vp import VP
+from claims.common import F64, VP, Claim, Noise, Outcome, tolerance
+from claims.problems import mixture
 
 TIMES = (0.01, 0.1, 0.3, 0.6, 1.0)
 
@@ -21,30 +19,19 @@ def _score(seed: int) -> Outcome:
         (wanted,) = torch.autograd.grad(model.log_likelihood(x, time).sum(), x)
         score = model(x.detach(), time).score
         worst = max(worst, float(((score - wanted).norm(dim=1) / wanted.norm(dim=1).mean()).max()))
-    return Outcome(
-        worst,
-        1e-9,
-        "tolerance",
-        f"8-component mixture, vp, t in {TIMES}, 256 points each",
-        unit="largest relative difference",
-    )
+    about = f"8-component mixture, vp, t in {TIMES}, 256 points each"
+    return tolerance(worst, 1e-9, about, "largest relative difference")
 
 
 def _samples(seed: int) -> Outcome:
     model, n = mixture(VP()), 20_000
-    x = model.sample(n, seed)
-    vectors = model.basis.view(2, 8, 2).permute(1, 0, 2)
+    x, vectors = model.sample(n, seed), model.basis.view(2, 8, 2).permute(1, 0, 2)
     second = vectors @ torch.diag_embed(model.variances) @ vectors.mT + model.means[:, :, None] * model.means[:, None]
     statistics = torch.cat((x, (x[:, :, None] * x[:, None]).flatten(1)), 1)
     wanted = torch.cat((model.means.mean(0), second.mean(0).flatten()))
     scores = (statistics.mean(0) - wanted) / (statistics.std(0) / n**0.5)
-    return Outcome(
-        float(scores.abs().max()),
-        4.0,
-        "tolerance",
-        f"{n} samples of the 8-component mixture, first and second moments",
-        unit="largest difference, in standard errors",
-    )
+    about = f"{n} samples of the 8-component mixture, first and second moments"
+    return tolerance(float(scores.abs().max()), 4.0, about, "largest difference, in standard errors")
 
 
 CLAIMS = (

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 
 from claims.between import DATA, between, learned
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from claims.common import F64, Claim, Flow, GaussianMixture, Outcome, arms, tolerance
 from fewstep.denoisers.interpolant import MixtureInterpolant
-from fewstep.processes.flow import Flow
 from fewstep.processes.interpolants import Interpolant
 
 
@@ -18,33 +15,26 @@ def _one_sided(seed: int) -> Outcome:
     model = MixtureInterpolant.independent(DATA, normal, Interpolant())
     x, t = torch.randn(99, 2, generator=torch.Generator().manual_seed(seed), dtype=F64), torch.linspace(0.01, 1, 99)
     worst = float((model(x, t.double()).velocity - DATA(x, t.double()).velocity).abs().max())
-    return Outcome(worst, 1e-9, "tolerance", "three components, 99 points and times", unit="largest difference")
+    return tolerance(worst, 1e-9, "three components, 99 points and times", "largest difference")
+
+
+def _error(steps: int, seed: int) -> float:
+    """v's error after so many steps of training, on states of the process at t from 0.02 to 0.98."""
+    exact, n = between("linear", "brownian"), 4096
+    x0, x1 = exact.sample_pairs(n, seed + 50)
+    t = torch.linspace(0.02, 0.98, n, dtype=F64)
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed + 60), dtype=F64)
+    x = (1 - t).unsqueeze(1) * x0 + t.unsqueeze(1) * x1 + exact.process.gamma(t).unsqueeze(1) * z
+    wanted = exact(x, t).velocity
+    with torch.no_grad():
+        found = learned(seed, steps)(x.float(), t).velocity.double()
+    return float((found - wanted).square().mean() / wanted.var(0).mean())
 
 
 def _regression(seed: int) -> Outcome:
-    """v's error, on states of the process at t from 0.02 to 0.98."""
-
-    def run(s: int) -> tuple[float, float]:
-        exact, n = between("linear", "brownian"), 4096
-        x0, x1 = exact.sample_pairs(n, s + 50)
-        t = torch.linspace(0.02, 0.98, n, dtype=F64)
-        z = torch.randn(n, 2, generator=torch.Generator().manual_seed(s + 60), dtype=F64)
-        x = (1 - t).unsqueeze(1) * x0 + t.unsqueeze(1) * x1 + exact.process.gamma(t).unsqueeze(1) * z
-        wanted, errors = exact(x, t).velocity, []
-        for steps in (800, 100):
-            model = learned(s, steps)
-            with torch.no_grad():
-                found = model(x.float(), t).velocity.double()
-            errors.append(float((found - wanted).square().mean() / wanted.var(0).mean()))
-        return errors[0], errors[1]
-
-    return over_seeds(
-        run,
-        range(seed, seed + 3),
-        "100 steps",
-        "800 steps of 256 pairs, mlp of width 48, velocity and latent noise, brownian latent",
-        unit="squared error of the velocity, relative to its variance",
-    )
+    about = "800 steps of 256 pairs, mlp of width 48, velocity and latent noise, brownian latent"
+    unit = "squared error of the velocity, relative to its variance"
+    return arms(seed, _error, 800, 100, "100 steps", about, unit=unit)
 
 
 CLAIMS = (

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.objectives import PROCESS, SEEDS, few_step_distance
+from claims.common import F64, VP, Claim, Denoiser, Outcome, arms, tolerance
+from claims.objectives import PROCESS, few_step_distance
 from claims.problems import mixture
 from claims.variances import ABOUT, learned, plain
 from fewstep.denoisers.learned_variance import reverse_step
-from fewstep.processes.vp import VP
 
 
 def _bounds(seed: int) -> Outcome:
-    process, a = VP(), torch.linspace(0.1, 1, 91, dtype=torch.float64)
-    worst = 0.0
+    process, a, worst = VP(), torch.linspace(0.1, 1, 91, dtype=F64), 0.0
     for stride in (0.01, 0.09):
         made, bar_a, bar_b = reverse_step(process, a, a - stride), process.alpha(a) ** 2, process.alpha(a - stride) ** 2
         beta = 1 - bar_a / bar_b
@@ -24,18 +24,16 @@ def _bounds(seed: int) -> Outcome:
             (made.x0, bar_b.sqrt() * beta / (1 - bar_a)),
         ):
             worst = max(worst, float((ours / theirs - 1).abs().max()))
-    return Outcome(worst, 1e-10, "tolerance", "beta, beta-tilde and mean, vp, two strides", unit="relative difference")
+    return tolerance(worst, 1e-10, "beta, beta-tilde and mean, vp, two strides", "relative difference")
 
 
 def _mean(seed: int) -> Outcome:
-    truth = mixture(PROCESS)
-    return over_seeds(
-        lambda s: (few_step_distance(learned(s), truth, s, 10), few_step_distance(plain(s), truth, s, 10)),
-        SEEDS,
-        "a network of the mean alone",
-        f"{ABOUT}; dpmpp-2m, 10 evaluations, 4096 samples",
-        unit="sliced Wasserstein distance",
-    )
+    def figure(trained: Callable[[int], Denoiser], s: int) -> float:
+        return few_step_distance(trained(s), mixture(PROCESS), s, 10)
+
+    about = f"{ABOUT}; dpmpp-2m, 10 evaluations, 4096 samples"
+    against, unit = "a network of the mean alone", "sliced Wasserstein distance"
+    return arms(seed, figure, learned, plain, against, about, unit=unit)
 
 
 CLAIMS = (

@@ -4,51 +4,35 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome, plan, tolerance
 from claims.problems import digits
 from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable
-from fewstep.sampling.build import plan
 
 
 @torch.no_grad()
 def _hooked(seed: int) -> Outcome:
     """Against forward hooks that give each block's input back, on every block in turn and all together."""
-    problem = digits(seed, 8)
-    model, x, t = problem.model, problem.noise, torch.tensor(1.0)
-    names = list(skippable(model))
-    worst = 0.0
-    for left_out in [[name] for name in names] + [names]:
-        handles = [
-            model.get_submodule(skippable(model)[name]).register_forward_hook(lambda module, given, output: given[0])
-            for name in left_out
-        ]
-        wanted = model(x, t, **problem.condition).value
+    on, t, worst = digits(seed, 8), torch.tensor(1.0), 0.0
+    model, x, blocks = on.model, on.noise, skippable(on.model)
+    for left_out in [*([name] for name in blocks), list(blocks)]:
+        modules = [model.get_submodule(blocks[name]) for name in left_out]
+        handles = [module.register_forward_hook(lambda module, given, output: given[0]) for module in modules]
+        wanted = model(x, t, **on.condition).value
         for handle in handles:
             handle.remove()
-        found = MaskedDenoiser(model, {1.0: left_out})(x, t, **problem.condition).value
+        found = MaskedDenoiser(model, {1.0: left_out})(x, t, **on.condition).value
         worst = max(worst, float((found - wanted).abs().max()))
     made = plan(model.process, "ddim", 4, "karras")
-    same = MaskedDenoiser(model, {})
-    worst = max(worst, float((made(same, x, **problem.condition) - made(model, x, **problem.condition)).abs().max()))
-    return Outcome(
-        worst,
-        1e-12,
-        "tolerance",
-        f"embedded digits, {len(names)} blocks left out in turn and together, and a plan without masks",
-        unit="largest difference",
-    )
+    off = made(MaskedDenoiser(model, {}), x, **on.condition) - made(model, x, **on.condition)
+    about = f"embedded digits, {len(blocks)} blocks left out in turn and together, and a plan without masks"
+    return tolerance(max(worst, float(off.abs().max())), 1e-12, about, "largest difference")
 
 
 def _cheaper(seed: int) -> Outcome:
     model = digits(seed, 8).model
     names = list(skippable(model))
-    return Outcome(
-        flops(model, names) / 1e6,
-        flops(model) / 1e6,
-        "every block",
-        f"one evaluation of one sample of the embedded digits, without {', '.join(names)}",
-        unit="million operations",
-    )
+    about = f"one evaluation of one sample of the embedded digits, without {', '.join(names)}"
+    return Outcome(flops(model, names) / 1e6, flops(model) / 1e6, "every block", about, unit="million operations")
 
 
 CLAIMS = (

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from claims.claim import Claim, Outcome
-from fewstep.core.noise import Noise
+from claims.common import EDM, F64, Claim, Noise, Outcome, compared, experiment
+from claims.trained import NetworkDenoiser
 from fewstep.data.digits import load
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.processes.ve import EDM
 
 SIGMAS = (0.002, 0.02, 0.2, 0.5, 1.0, 3.0, 10.0, 80.0)
 
@@ -19,7 +19,7 @@ class _Constant(nn.Module):
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+        self.value = nn.Parameter(torch.tensor(value, dtype=F64))
         self.seen: Tensor | None = None
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
@@ -29,8 +29,8 @@ class _Constant(nn.Module):
 
 def _denoiser(kind: str, value: float = 0.0) -> NetworkDenoiser:
     if kind == "edm":
-        data = load("train")[0]
-        return NetworkDenoiser(_Constant(value), EDM(), "x0", (1, 8, 8), precondition="edm", data_std=float(data.std()))
+        std = float(load("train")[0].std())
+        return NetworkDenoiser(_Constant(value), EDM(), "x0", (1, 8, 8), precondition="edm", data_std=std)
     return NetworkDenoiser(_Constant(value), EDM(), kind, (1, 8, 8))
 
 
@@ -38,9 +38,9 @@ def _variances(kind: str, seed: int) -> float:
     """How far the variance of the network's input or target is from 1, as a factor, at worst."""
     data = load("train")[0].double()
     data = data - data.mean()
-    eps, model, worst = Noise(seed).normal(0, tuple(data.shape), "cpu", torch.float64), _denoiser(kind), 1.0
+    eps, model, worst = Noise(seed).normal(0, tuple(data.shape), "cpu", F64), _denoiser(kind), 1.0
     for sigma in SIGMAS:
-        _, target = model.loss_pair(data, eps, torch.full((len(data),), sigma, dtype=torch.float64))
+        _, target = model.loss_pair(data, eps, torch.full((len(data),), sigma, dtype=F64))
         assert isinstance(model.network, _Constant) and model.network.seen is not None
         for values in (target, model.network.seen):
             variance = float(values.var())
@@ -49,53 +49,33 @@ def _variances(kind: str, seed: int) -> float:
 
 
 def _unit_variance(seed: int) -> Outcome:
-    return Outcome(
-        _variances("edm", seed),
-        _variances("eps", seed),
-        "a plain network that predicts eps",
+    about, unit = (
         f"digits about their mean, sigma in {SIGMAS}",
-        unit="largest factor between 1 and the variance of input or target",
+        "largest factor between 1 and the variance of input or target",
     )
+    figures = [_variances(kind, seed) for kind in ("edm", "eps")]
+    return compared(figures, "a plain network that predicts eps", about, unit=unit)
 
 
-def _amplification(kind: str) -> float:
-    """Largest change of x0 where the network's output changes by 1, over all noise levels."""
-    x, worst = torch.zeros(1, 1, 8, 8, dtype=torch.float64), 0.0
-    for sigma in SIGMAS:
-        t = torch.tensor(sigma, dtype=torch.float64)
-        with torch.no_grad():
-            worst = max(worst, float((_denoiser(kind, 1.0)(x, t).x0 - _denoiser(kind, 0.0)(x, t).x0).abs().max()))
-    return worst
+@torch.no_grad()
+def _change(kind: str, sigma: float) -> float:
+    """Largest change of x0 where the network's output changes by 1."""
+    x, t = torch.zeros(1, 1, 8, 8, dtype=F64), torch.tensor(sigma, dtype=F64)
+    return float((_denoiser(kind, 1.0)(x, t).x0 - _denoiser(kind, 0.0)(x, t).x0).abs().max())
 
 
-def _errors(seed: int) -> Outcome:
-    return Outcome(
-        _amplification("edm"),
-        _amplification("eps"),
-        "a plain network that predicts eps",
-        f"sigma in {SIGMAS}",
-        unit="largest change of x0 per change of the output",
-    )
-
-
-def _small_noise(seed: int) -> Outcome:
-    """Near the data, where a plain x0 network's error is an error of the sample as it stands."""
-    x, t = torch.zeros(1, 1, 8, 8, dtype=torch.float64), torch.tensor(SIGMAS[0], dtype=torch.float64)
-    with torch.no_grad():
-        change = [
-            float((_denoiser(kind, 1.0)(x, t).x0 - _denoiser(kind, 0.0)(x, t).x0).abs().max()) for kind in ("edm", "x0")
-        ]
-    return Outcome(
-        change[0],
-        change[1],
-        "a plain network that predicts x0",
-        f"sigma = {SIGMAS[0]}",
-        unit="change of x0 per change of the output",
-    )
+@experiment
+def _damped(seed: int, kind: str, sigmas: Sequence[float], unit: str) -> Outcome:
+    """EDM's network against a plain one, where the network's output changes by 1."""
+    figures = [max(_change(name, sigma) for sigma in sigmas) for name in ("edm", kind)]
+    where = f"sigma in {sigmas}" if len(sigmas) > 1 else f"sigma = {sigmas[0]}"
+    return compared(figures, f"a plain network that predicts {kind}", where, unit=unit)
 
 
 CLAIMS = (
     Claim("network", "EDM's preconditioning keeps its input and its target near unit variance", _unit_variance),
-    Claim("network", "EDM's preconditioning does not amplify the network's errors in the noise", _errors),
-    Claim("network", "EDM's preconditioning damps the network's errors near the data", _small_noise),
-)
+    Claim("network", "EDM's preconditioning does not amplify the network's errors in the noise",
+          _damped("eps", SIGMAS, "largest change of x0 per change of the output")),
+    Claim("network", "EDM's preconditioning damps the network's errors near the data",
+          _damped("x0", SIGMAS[:1], "change of x0 per change of the output")),  # where its error is the sample's own
+)  # fmt: skip

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64
-from fewstep.core.noise import Noise
+from claims.common import EDM, F64, Claim, Noise, Outcome, sample, tolerance
 from fewstep.data.digits import load
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.denoisers.pfgmpp import PoissonDataset
 from fewstep.processes.pfgmpp import PFGMpp
-from fewstep.processes.ve import EDM
-from fewstep.sampling.sample import sample
 
 
 def _limit(seed: int) -> Outcome:
@@ -21,9 +17,7 @@ def _limit(seed: int) -> Outcome:
     for sigma in (0.1, 1.0, 10.0, 80.0):
         x, t = data[:16] + sigma * Noise(seed).normal(0, (16, 1, 8, 8), "cpu", F64), torch.tensor(sigma, dtype=F64)
         worst = max(worst, float((ours(x, t).x0 - edm(x, t).x0).abs().max()))
-    return Outcome(
-        worst, 1e-3, "tolerance", "D = 1e6, 256 digits, sigma 0.1, 1, 10 and 80", unit="largest difference from EDM's"
-    )
+    return tolerance(worst, 1e-3, "D = 1e6, 256 digits, sigma 0.1, 1, 10 and 80", "largest difference from EDM's")
 
 
 def _data(seed: int) -> Outcome:
@@ -33,13 +27,8 @@ def _data(seed: int) -> Outcome:
         x = sample(model, 256, steps=18, solver="heun", timesteps="karras", seed=seed, dtype=F64)
         nearest = torch.cdist(x.flatten(1), data.flatten(1)).min(1).values
         worst = max(worst, float(nearest.quantile(0.99)))
-    return Outcome(
-        worst,
-        1e-3,
-        "tolerance",
-        "D = 2, 64, 2048 and infinity, 64 digits, 256 samples each, heun with 18 karras steps",
-        unit="99th percentile of the distance from the nearest datum, largest of the four",
-    )
+    about = "D = 2, 64, 2048 and infinity, 64 digits, 256 samples each, heun with 18 karras steps"
+    return tolerance(worst, 1e-3, about, "99th percentile of the distance from the nearest datum, largest of the four")
 
 
 CLAIMS = (

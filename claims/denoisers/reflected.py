@@ -6,14 +6,11 @@ import math
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import F64, Claim, Outcome, sample, tolerance
+from claims.trained import MLP, fit, fresh
 from fewstep.denoisers.reflected import ReflectedDataset, ReflectedDensity, ReflectedNetwork
-from fewstep.networks.mlp import MLP
 from fewstep.processes.reflected import Reflected
-from fewstep.sampling.sample import sample
-from fewstep.training.fit import fit
 
-F64 = torch.float64
 PROCESS = Reflected()
 
 
@@ -31,13 +28,7 @@ def _score(seed: int) -> Outcome:
         logs = PROCESS.kernel(y.unsqueeze(1), data, PROCESS.sigma(time))[0].sum(-1).logsumexp(1)
         eps = -PROCESS.sigma(time) * torch.autograd.grad(logs.sum(), y)[0]
         worst = max(worst, float((model(y.detach(), time).eps - eps).abs().max()))
-    return Outcome(
-        worst,
-        1e-9,
-        "tolerance",
-        "20 points in three dimensions, four noise levels, against autograd",
-        unit="error of eps",
-    )
+    return tolerance(worst, 1e-9, "20 points in three dimensions, four noise levels, against autograd", "error of eps")
 
 
 def _steps(seed: int) -> Outcome:
@@ -48,31 +39,19 @@ def _steps(seed: int) -> Outcome:
         shares = torch.linspace(0, 1, 4002, dtype=F64)[1:-1, None].expand(-1, 3)
         return float((_density().cumulative(x.sort(0).values) - shares).square().mean().sqrt())
 
-    return Outcome(
-        error(32),
-        error(8),
-        "8 steps",
-        "32 steps of ddpm, exact score, heap at a wall",
-        unit="error of the distribution function",
-    )
+    about, unit = "32 steps of ddpm, exact score, heap at a wall", "error of the distribution function"
+    return Outcome(error(32), error(8), "8 steps", about, unit=unit)
 
 
 def _walls(seed: int) -> Outcome:
     """Of a barely trained network, whose score is wrong: how many samples leave the range of the data."""
-    model = _density()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = ReflectedNetwork(MLP((3,), width=32, depth=2), PROCESS, shape=(3,), value_range=(0.0, 1.0))
-    trained = fit(made, model.sample(2000, seed).float(), steps=50, batch=128, lr=3e-3, seed=seed)
+    network = fresh(MLP, seed, (3,), width=32, depth=2)
+    made = ReflectedNetwork(network, PROCESS, shape=(3,), value_range=(0.0, 1.0))
+    trained = fit(made, _density().sample(2000, seed).float(), steps=50, batch=128, lr=3e-3, seed=seed)
     x = sample(trained, 2000, steps=10, seed=seed, batch_size=2000)
     outside = float(((x < 0) | (x > 1)).any(1).double().mean())
-    return Outcome(
-        outside,
-        1e-9,
-        "tolerance",
-        "mlp, 50 steps of training, 2000 samples of 10 evaluations",
-        unit="share of samples outside",
-    )
+    about = "mlp, 50 steps of training, 2000 samples of 10 evaluations"
+    return tolerance(outside, 1e-9, about, "share of samples outside")
 
 
 CLAIMS = (

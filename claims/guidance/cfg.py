@@ -8,23 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome
+from claims.common import F64, VP, Claim, Denoiser, GaussianMixture, Outcome, Prediction, compared, sample
 from fewstep.conditions.label import Label
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.prediction import Prediction
 from fewstep.data import shapes
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.guidance.cfg import Guided
 from fewstep.hub.models import load
 from fewstep.metrics.caption_accuracy import caption_accuracy
-from fewstep.processes.vp import VP
-from fewstep.sampling.sample import sample
 
 N = 2000
 STEPS = 20
 SCALE = 2.0
 MEANS = torch.tensor([[-0.3, 0.0], [0.3, 0.0], [0.0, 0.5]])
 STD = 0.25
+ABOUT = f"three overlapping Gaussians, {N} samples of one, {STEPS} steps of dpmpp-3m, scale {SCALE:g}"
+SCENES, SCENE_STEPS, SCENE_SCALE = 128, 10, 4.0
 
 
 class _Labelled(Denoiser):
@@ -34,40 +31,33 @@ class _Labelled(Denoiser):
         super().__init__()
         self.process, self.shape, self.conditions = VP(), (2,), {"label": Label(3)}
         parts = [GaussianMixture(torch.ones(1), mean[None], STD**2, self.process) for mean in MEANS]
-        self.whole = GaussianMixture(torch.ones(3), MEANS, STD**2, self.process)
-        self.models = [*parts, self.whole]
+        self.models = [*parts, GaussianMixture(torch.ones(3), MEANS, STD**2, self.process)]
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         answers = torch.stack([model(x, t).value for model in self.models])
         return Prediction(answers[condition["label"], torch.arange(len(x))], "x0", x, t, self.process)
 
-    def posterior(self, x: Tensor, label: int) -> Tensor:
-        """p(label | x) of the clean data."""
-        logits = -((x[:, None] - MEANS.to(x)) ** 2).sum(-1) / (2 * STD**2)
-        return logits.softmax(1)[:, label]
+
+def _posterior(x: Tensor, label: int) -> Tensor:
+    """p(label | x) of the clean data."""
+    logits = -((x[:, None] - MEANS.to(x)) ** 2).sum(-1) / (2 * STD**2)
+    return logits.softmax(1)[:, label]
 
 
 @functools.cache
 def _samples(scale: float, seed: int) -> Tensor:
     guided = Guided(_Labelled(), scale)
-    return sample(guided, N, steps=STEPS, solver="dpmpp-3m", seed=seed, label=1, dtype=torch.float64)
-
-
-_CONDITIONS = f"three overlapping Gaussians, {N} samples of one, {STEPS} steps of dpmpp-3m"
+    return sample(guided, N, steps=STEPS, solver="dpmpp-3m", seed=seed, label=1, dtype=F64)
 
 
 def _class(seed: int) -> Outcome:
-    model = _Labelled()
-    ours, theirs = (float(model.posterior(_samples(scale, seed), 1).mean()) for scale in (SCALE, 1.0))
-    return Outcome(ours, theirs, "scale 1", f"{_CONDITIONS}, scale {SCALE:g}", "high", "mean probability of the label")
+    figures = [float(_posterior(_samples(scale, seed), 1).mean()) for scale in (SCALE, 1.0)]
+    return compared(figures, "scale 1", ABOUT, "high", "mean probability of the label")
 
 
 def _spread(seed: int) -> Outcome:
-    ours, theirs = (float(_samples(scale, seed).std(0).mean()) for scale in (SCALE, 1.0))
-    return Outcome(ours, theirs, "scale 1", f"{_CONDITIONS}, scale {SCALE:g}", "low", "standard deviation")
-
-
-SCENES, SCENE_STEPS, SCENE_SCALE = 128, 10, 4.0
+    figures = [float(_samples(scale, seed).std(0).mean()) for scale in (SCALE, 1.0)]
+    return compared(figures, "scale 1", ABOUT, "low", "standard deviation")
 
 
 def _order(seed: int) -> Outcome:
@@ -77,8 +67,8 @@ def _order(seed: int) -> Outcome:
         caption_accuracy(sample(model, SCENES, steps=SCENE_STEPS, solver=solver, seed=seed, text=asked), asked).value
         for solver in ("ddim", "dpmpp-3m")
     )
-    where = f"shapes, {SCENES} captions, scale {SCENE_SCALE:g}, {SCENE_STEPS} steps; ddim"
-    return Outcome(ours, theirs, "dpmpp-3m", where, "high", "share of captions right")
+    about = f"shapes, {SCENES} captions, scale {SCENE_SCALE:g}, {SCENE_STEPS} steps; ddim"
+    return Outcome(ours, theirs, "dpmpp-3m", about, "high", "share of captions right")
 
 
 CLAIMS = (

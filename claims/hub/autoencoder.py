@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome
 from claims.pipelines import kl, seam
 from fewstep.hub.autoencoder import Autoencoder
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.pipelines import matching, tiny
-from fewstep.core.noise import Noise
+from claims.common import Claim, Noise, Outcome, plan
+from claims.pipelines import matching, reopened, tiny
 from fewstep.guidance.guide import guide
-from fewstep.hub.models import load
-from fewstep.sampling.build import plan
 
 
 def _same(seed: int) -> Outcome:
     """The pipeline takes no noise, so its loop is written out: guidance on the first half of the channels."""
     pipeline, steps, scale = tiny("DiTPipeline", matching("ddim", "DiTPipeline")), 5, 4.0
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline.save_pretrained(folder)
-        model = load(folder)
+    model = reopened(pipeline)
     made = plan(model.process, "ddim", steps, model.timesteps)
     noise = Noise(seed).normal(0, (2, *model.shape))
-    x, scheduler = noise * made.start[1], pipeline.scheduler
+    x, scheduler, labels = noise * made.start[1], pipeline.scheduler, torch.tensor([7, 999, 1000, 1000])
     scheduler.set_timesteps(steps)
-    labels = torch.tensor([7, 999, 1000, 1000])
     with torch.no_grad():
         for t in scheduler.timesteps:
             given, nothing = pipeline.transformer(torch.cat([x, x]), t.expand(4), labels).sample[:, :4].chunk(2)

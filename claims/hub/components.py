@@ -9,25 +9,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome
 from claims.pipelines import matching, tiny
 from fewstep.hub.components import open_pipeline
+
+
+def _pickled(unet: Path) -> None:
+    weights = next(unet.glob("*.safetensors"))
+    torch.save(load_file(weights), unet / "diffusion_pytorch_model.bin")
+    weights.unlink()
+
+
+def _cut(unet: Path) -> None:
+    weights = next(unet.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
 
 
 def _refused(seed: int) -> Outcome:
     """A pickled network, a missing one, weights that lack a tensor's worth of bytes: each is refused in one line."""
     pipeline, refused = tiny("DDPMPipeline", matching("ddim", "DDPMPipeline")), 0
-
-    def pickled(unet: Path) -> None:
-        weights = next(unet.glob("*.safetensors"))
-        torch.save(load_file(weights), unet / "diffusion_pytorch_model.bin")
-        weights.unlink()
-
-    def cut(unet: Path) -> None:
-        weights = next(unet.glob("*.safetensors"))
-        weights.write_bytes(weights.read_bytes()[:-100])
-
-    for damage in (pickled, shutil.rmtree, cut):
+    for damage in (_pickled, shutil.rmtree, _cut):
         with tempfile.TemporaryDirectory() as folder:
             pipeline.save_pretrained(folder)
             damage(Path(folder) / "unet")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome, plan
 from fewstep.hub.models import load
 from fewstep.hub.program import export_program, load_program
-from fewstep.sampling.build import plan
 
 BATCH, STEPS = 3, 4
 
@@ -22,8 +21,8 @@ def _agrees(seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         program = load_program(export_program(made, model, Path(folder) / "digits.pt2"))
     off = (program(noise, seed=seed, label=3) - made(model, noise, seed=seed, label=3)).abs().max()
-    conditions = f"embedded digits, {BATCH} samples of {STEPS} steps of dpmpp-2m-sde, label 3"
-    return Outcome(float(off), 1e-5, "a tolerance", conditions, "low", "largest difference")
+    about = f"embedded digits, {BATCH} samples of {STEPS} steps of dpmpp-2m-sde, label 3"
+    return Outcome(float(off), 1e-5, "a tolerance", about, unit="largest difference")
 
 
 CLAIMS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome
 from fewstep.hub.schedules import TABLE, open_schedule
 
 
@@ -19,10 +19,8 @@ def _levels(seed: int) -> Outcome:
         made = getattr(diffusers, name)(use_karras_sigmas=True) if "DPMSolver" in name else getattr(diffusers, name)()
         made.set_timesteps(7)
         if hasattr(made, "sigmas"):
-            own = open_schedule(made)
-            theirs = list(dict.fromkeys(made.sigmas.tolist()))
-            times = own.rule()(own.process, 7)[:-1]
-            for t, sigma in zip(times, theirs, strict=False):
+            own, theirs = open_schedule(made), list(dict.fromkeys(made.sigmas.tolist()))
+            for t, sigma in zip(own.rule()(own.process, 7)[:-1], theirs, strict=False):
                 worst = max(worst, abs(math.log(sigma) + own.process.log_snr(t)))
     return Outcome(worst, 2e-3, "a tolerance", "7 steps of every scheduler with noise levels; largest gap of log-SNR")
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.pipelines import matching, tiny
-from fewstep.core.noise import Noise
-from fewstep.hub.models import load
-from fewstep.sampling.build import plan
+from claims.common import Claim, Noise, Outcome, experiment, plan
+from claims.pipelines import matching, reopened, tiny
 
 
-def _same(solver: str, seed: int) -> Outcome:
+@experiment
+def _same(seed: int, solver: str) -> Outcome:
     pipeline, steps = tiny("DDPMPipeline", matching(solver, "DDPMPipeline")), 10
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline.save_pretrained(folder)
-        model = load(folder)
+    model = reopened(pipeline)
     made = plan(model.process, solver, steps, model.timesteps)
     noise = Noise(seed).normal(0, (4, *model.shape))
     x, scheduler = noise * made.start[1], pipeline.scheduler
@@ -29,14 +23,7 @@ def _same(solver: str, seed: int) -> Outcome:
     return Outcome(float((made(model, noise) - x).abs().max()), 1e-4, "a tolerance", about)
 
 
-CLAIMS = (
-    Claim(
-        "unconditional-pipeline", "ddim draws the pictures of diffusers", lambda seed: _same("ddim", seed), quick=False
-    ),
-    Claim(
-        "unconditional-pipeline",
-        "dpmpp-2m draws the pictures of diffusers",
-        lambda seed: _same("dpmpp-2m", seed),
-        quick=False,
-    ),
+CLAIMS = tuple(
+    Claim("unconditional-pipeline", f"{solver} draws the pictures of diffusers", _same(solver), quick=False)
+    for solver in ("ddim", "dpmpp-2m")
 )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome, compared, tolerance
 from claims.problems import digits
 from fewstep.data.digits import load
 from fewstep.metrics.accuracy import class_accuracy
 
 
 def _real(seed: int) -> Outcome:
-    images, labels = load("validation")
-    found = class_accuracy(images, labels)
+    found = class_accuracy(*load("validation"))
     return Outcome(found.value, 0.95, "demand", f"{found.n} held-out digits", better="high", unit="accuracy")
 
 
@@ -20,26 +19,15 @@ def _dealt(seed: int) -> Outcome:
     images, labels = load("validation")
     mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     found = class_accuracy(images, mixed)
-    return Outcome(
-        abs(found.value - 0.1),
-        0.05,
-        "tolerance",
-        f"{found.n} held-out digits, labels shuffled",
-        unit="|accuracy - 1/10|",
-    )
+    return tolerance(abs(found.value - 0.1), 0.05, f"{found.n} held-out digits, labels shuffled", "|accuracy - 1/10|")
 
 
 def _samples(seed: int) -> Outcome:
-    problem = digits(seed)
-    labels = problem.condition["label"]
-    return Outcome(
-        class_accuracy(problem.reference, labels).value,
-        class_accuracy(problem.reference, (labels + 1) % 10).value,
-        "the next class's label",
-        f"{len(labels)} samples of the embedded digits, 100 evaluations",
-        better="high",
-        unit="accuracy",
-    )
+    on = digits(seed)
+    labels = on.condition["label"]
+    figures = [class_accuracy(on.reference, label).value for label in (labels, (labels + 1) % 10)]
+    about = f"{len(labels)} samples of the embedded digits, 100 evaluations"
+    return compared(figures, "the next class's label", about, better="high", unit="accuracy")
 
 
 CLAIMS = (

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64, mixture
-from claims.transports import noises
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from claims.common import F64, Claim, Flow, GaussianMixture, Outcome, plan, tolerance
+from claims.problems import mixture
+from claims.transports import BEND, noises
 from fewstep.metrics.curvature import curvature
-from fewstep.processes.flow import Flow
-from fewstep.sampling.build import plan
 
 
 def _gaussian(seed: int) -> Outcome:
     """Paths to one Gaussian of deviation s are `z sqrt((1 - t)^2 s^2 + t^2)`, their chords `z (s + (1 - s) t)`."""
     s, process = 0.3, Flow()
     model = GaussianMixture(torch.ones(1), torch.zeros(1, 2, dtype=F64), s**2, process)
-    noise = noises(seed, (2,), 64).double()
-    made = plan(process, "vab-3", 200, "uniform")
+    noise, made = noises(seed, (2,), 64).double(), plan(process, "vab-3", 200, "uniform")
     found = curvature(made.run(model, noise, trajectory=True, dtype=F64).trajectory, made.times).value
     t = torch.linspace(1, 0, 20001, dtype=F64)
     away = (((1 - t) ** 2 * s**2 + t**2).sqrt() - s - (1 - s) * t) ** 2
     wanted = float(-torch.trapezoid(away, t) * noise.square().sum(1).mean())
-    return Outcome(
-        abs(found / wanted - 1),
-        1e-3,
-        "tolerance",
-        "one Gaussian, 200 evaluations",
-        unit="error relative to closed form",
-    )
+    return tolerance(abs(found / wanted - 1), 1e-3, "one Gaussian, 200 evaluations", "error relative to closed form")
 
 
 def _straight(seed: int) -> Outcome:
@@ -38,13 +28,8 @@ def _straight(seed: int) -> Outcome:
     straight = curvature([torch.lerp(ends, noise, t) for t in times], times).relative
     made = plan(Flow(), "ddim", 50, "uniform")
     bent = curvature(made.run(mixture(Flow()), noise, trajectory=True).trajectory, made.times).relative
-    return Outcome(
-        straight,
-        1e-9 * bent,
-        "a billionth of the mixture's paths'",
-        "straight paths between random points, and 50 evaluations on the 8-component mixture",
-        unit="curvature over squared chord",
-    )
+    about = "straight paths between random points, and 50 evaluations on the 8-component mixture"
+    return Outcome(straight, 1e-9 * bent, "a billionth of the mixture's paths'", about, unit=BEND)
 
 
 CLAIMS = (

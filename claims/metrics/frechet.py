@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64
-from fewstep.metrics.frechet import frechet, gaussian_frechet
+from claims.common import F64, Claim, Outcome, compared, frechet, tolerance
+from fewstep.metrics.frechet import gaussian_frechet
+
+USUAL = "the square root of the product, as usual"
 
 
 def _pair(seed: int, smallest: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]:
@@ -24,31 +25,19 @@ def _pair(seed: int, smallest: float) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def _closed_form(seed: int) -> Outcome:
-    mean_a, cov_a, mean_b, cov_b, wanted = _pair(seed, 1e-3)
-    found = gaussian_frechet(mean_a, cov_a, mean_b, cov_b)
-    return Outcome(
-        abs(found / wanted - 1),
-        1e-9,
-        "tolerance",
-        "32 dimensions, variances 1 to 1e-3, common axes",
-        unit="relative error",
-    )
+    *pair, wanted = _pair(seed, 1e-3)
+    about = "32 dimensions, variances 1 to 1e-3, common axes"
+    return tolerance(abs(gaussian_frechet(*pair) / wanted - 1), 1e-9, about, "relative error")
 
 
 def _nearly_singular(seed: int) -> Outcome:
     from scipy.linalg import sqrtm
 
     mean_a, cov_a, mean_b, cov_b, wanted = _pair(seed, 1e-12)
-    found = gaussian_frechet(mean_a, cov_a, mean_b, cov_b)
     root = torch.from_numpy(sqrtm((cov_a @ cov_b).numpy()).real.copy())
     usual = float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root.trace())
-    return Outcome(
-        abs(found / wanted - 1),
-        abs(usual / wanted - 1),
-        "the square root of the product, as usual",
-        "32 dimensions, variances 1 to 1e-12, common axes",
-        unit="relative error",
-    )
+    errors = [abs(found / wanted - 1) for found in (gaussian_frechet(mean_a, cov_a, mean_b, cov_b), usual)]
+    return compared(errors, USUAL, "32 dimensions, variances 1 to 1e-12, common axes", unit="relative error")
 
 
 def _singular(seed: int) -> Outcome:
@@ -60,16 +49,12 @@ def _singular(seed: int) -> Outcome:
     a, b = torch.zeros(2, 32, dtype=F64)
     a[:16], b[8:24] = torch.rand(2, 16, generator=generator, dtype=F64) + 0.5
     cov_a, cov_b = (axes @ torch.diag(value) @ axes.T for value in (a, b))
-    wanted = float((a.sqrt() - b.sqrt()).square().sum())
-    zero = torch.zeros(32, dtype=F64)
+    wanted, zero = float((a.sqrt() - b.sqrt()).square().sum()), torch.zeros(32, dtype=F64)
     usual = float(a.sum() + b.sum()) - 2 * float(sqrtm((cov_a @ cov_b).numpy()).real.trace())
-    return Outcome(
-        abs(gaussian_frechet(zero, cov_a, zero, cov_b) / wanted - 1),
-        abs(usual / wanted - 1) if math.isfinite(usual) else 1.0,
-        "the square root of the product, as usual" + ("" if math.isfinite(usual) else ", which is not finite here"),
-        "32 dimensions, rank 16 each, 8 shared, common axes",
-        unit="relative error",
-    )
+    ours, finite = abs(gaussian_frechet(zero, cov_a, zero, cov_b) / wanted - 1), math.isfinite(usual)
+    against = USUAL + ("" if finite else ", which is not finite here")
+    about = "32 dimensions, rank 16 each, 8 shared, common axes"
+    return Outcome(ours, abs(usual / wanted - 1) if finite else 1.0, against, about, unit="relative error")
 
 
 def _floor(seed: int) -> Outcome:
@@ -79,13 +64,9 @@ def _floor(seed: int) -> Outcome:
     real, samples = (scale * torch.randn(n, 24, generator=generator, dtype=F64) for n in (1000, 500))
     result = frechet(samples, real)
     assert result.floor is not None
-    return Outcome(
-        abs(result.value - result.floor),
-        abs(result.value - 0.0),
-        "0 as the floor",
-        f"500 samples and 1000 real rows of one Gaussian in 24 dimensions; the samples score {result.value:.3g}",
-        unit="distance from the floor",
-    )
+    about = f"500 samples and 1000 real rows of one Gaussian in 24 dimensions; the samples score {result.value:.3g}"
+    figures = abs(result.value - result.floor), abs(result.value - 0.0)
+    return compared(figures, "0 as the floor", about, unit="distance from the floor")
 
 
 CLAIMS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome
 from claims.metrics.shapes_verifier import altered
 from fewstep.data.shapes import draw, render_specs, scenes
 from fewstep.metrics.shapes_reward import soft_scores
@@ -29,16 +29,15 @@ def _ascent(seed: int) -> Outcome:
     """Pictures of other captions, before and after the ascent."""
     n = 48
     rows = torch.arange(seed * n, (seed + 1) * n)
-    asked = [spec.caption for spec in scenes(rows, "validation")]
-    x = draw(rows, "train")[0]
+    asked, x = [spec.caption for spec in scenes(rows, "validation")], draw(rows, "train")[0]
     before = check(x, asked).full.double().mean().item()
     for _ in range(40):
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(soft_scores(x, asked).sum(), x)
         x = (x + 40 * gradient).detach()
     after = check(x, asked).full.double().mean().item()
-    conditions = f"{n} pictures of other captions, 40 steps of 40 times the gradient"
-    return Outcome(after, before, "the pictures before", conditions, better="high", unit="captions confirmed")
+    about = f"{n} pictures of other captions, 40 steps of 40 times the gradient"
+    return Outcome(after, before, "the pictures before", about, better="high", unit="captions confirmed")
 
 
 CLAIMS = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
+from claims.common import F64, Claim, Outcome, compared, sliced_wasserstein, tolerance
 
 DIM, DIRECTIONS = 16, 64
 
@@ -18,13 +16,9 @@ def _shift(seed: int) -> Outcome:
     found = sliced_wasserstein(rows + move, rows, projections=DIRECTIONS).value
     free = torch.nn.functional.normalize(torch.randn(DIM, DIRECTIONS, generator=generator, dtype=F64), dim=0)
     usual = float((move @ free).square().mean().sqrt())  # a shift moves every projection by itself alone
-    return Outcome(
-        abs(found / wanted - 1),
-        abs(usual / wanted - 1),
-        "independent directions",
-        f"a shift d in {DIM} dimensions gives |d| / {DIM**0.5:g}; 500 rows, {DIRECTIONS} directions",
-        unit="relative error",
-    )
+    errors = abs(found / wanted - 1), abs(usual / wanted - 1)
+    about = f"a shift d in {DIM} dimensions gives |d| / {DIM**0.5:g}; 500 rows, {DIRECTIONS} directions"
+    return compared(errors, "independent directions", about, unit="relative error")
 
 
 def _unequal_sizes(seed: int) -> Outcome:
@@ -33,9 +27,7 @@ def _unequal_sizes(seed: int) -> Outcome:
     a, b = (torch.randn(n, 1, generator=generator, dtype=F64) for n in (300, 200))
     wanted = float((a.repeat(2, 1).sort(0).values - b.repeat(3, 1).sort(0).values).square().mean().sqrt())
     found = sliced_wasserstein(a, b, projections=1).value
-    return Outcome(
-        abs(found / wanted - 1), 1e-12, "tolerance", "300 and 200 rows in one dimension", unit="relative error"
-    )
+    return tolerance(abs(found / wanted - 1), 1e-12, "300 and 200 rows in one dimension", "relative error")
 
 
 CLAIMS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.transports import fresh
+from claims.common import Claim, Outcome, compared
+from claims.trained import fresh
 from fewstep.networks.convolution import Convolution
 
 
@@ -17,17 +17,12 @@ def _reach(seed: int) -> Outcome:
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     x = torch.randn(1, 2, 25, 31, generator=generator).requires_grad_(True)
     network(x, torch.tensor(0.4))[0, :, 12, 15].sum().backward()
-    reach = network.receptive_field // 2
-    inside = torch.zeros(25, 31, dtype=torch.bool)
+    reach, inside = network.receptive_field // 2, torch.zeros(25, 31, dtype=torch.bool)
     inside[12 - reach : 13 + reach, 15 - reach : 16 + reach] = True
     size = x.grad.abs().amax((0, 1))
-    return Outcome(
-        float(size[~inside].max()),
-        float(size[inside].min()),
-        "the least within it",
-        f"25x31 pixels, receptive field {network.receptive_field}",
-        unit="gradient of a pixel's answer",
-    )
+    figures = float(size[~inside].max()), float(size[inside].min())
+    about = f"25x31 pixels, receptive field {network.receptive_field}"
+    return compared(figures, "the least within it", about, unit="gradient of a pixel's answer")
 
 
 CLAIMS = (Claim("convolution", "an answer depends on its receptive field, all of it and nothing else", _reach),)

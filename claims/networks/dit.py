@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome
 from claims.short_run import learns, network_identities
+from claims.trained import fresh
 from fewstep.networks.dit import DiT
 
 
 def _alone(seed: int) -> Outcome:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = DiT(channels=3, size=(8, 12), patch=2, width=16, depth=2, classes=7)
+    network = fresh(DiT, seed, channels=3, size=(8, 12), patch=2, width=16, depth=2, classes=7)
     return network_identities(network, (8, 12), seed)
 
 
 CLAIMS = (
     Claim("dit", "a sample's answer does not depend on its batch, on images that are not square", _alone),
-    Claim("dit", "learns the digits in a few seconds", lambda seed: learns("dit", seed), quick=False),
+    Claim("dit", "learns the digits in a few seconds", learns("dit"), quick=False),
 )

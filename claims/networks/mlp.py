@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import EDM, Claim, Outcome, sample, sliced_wasserstein
 from claims.problems import mixture
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.networks.mlp import MLP
-from fewstep.processes.ve import EDM
-from fewstep.sampling.sample import sample
-from fewstep.training.fit import fit
-from fewstep.training.noise_levels import NoiseLevels
+from claims.trained import MLP, NetworkDenoiser, NoiseLevels, fit
 
 STEPS = 1500
 N = 2000
@@ -26,20 +20,17 @@ def _learns(seed: int) -> Outcome:
     network = MLP((2,), 64, 3)
     model = NetworkDenoiser(network, process, "x0", (2,), precondition="edm", data_std=float(data.std()))
     trained = fit(model, data, steps=STEPS, batch=256, lr=2e-3, levels=NoiseLevels(process, "log-snr"), seed=seed)
-    fresh, far = exact.sample(N, seed + 1).float(), exact.sample(N, seed + 2).float()
+    real, far = exact.sample(N, seed + 1).float(), exact.sample(N, seed + 2).float()
     normal = torch.randn(N, 2, generator=torch.Generator().manual_seed(seed))
     gaussian = data.mean(0) + normal @ torch.linalg.cholesky(data.T.cov()).T
-    ours = sliced_wasserstein(sample(trained, N, steps=20, seed=seed), fresh)
-    theirs = sliced_wasserstein(gaussian, fresh)
-    floor = sliced_wasserstein(far, fresh)
-    return Outcome(
-        float(ours.value),
-        float(theirs.value),
-        "a Gaussian of the data's mean and covariance",
-        f"2-D mixture of eight, {STEPS} steps of 256, {N} samples by 20 steps of dpmpp-3m;"
-        f" exact samples: {floor.value:.2g}",
-        unit="sliced Wasserstein distance",
+    ours, theirs, floor = (
+        sliced_wasserstein(x, real).value for x in (sample(trained, N, steps=20, seed=seed), gaussian, far)
     )
+    about = (
+        f"2-D mixture of eight, {STEPS} steps of 256, {N} samples by 20 steps of dpmpp-3m; exact samples: {floor:.2g}"
+    )
+    unit = "sliced Wasserstein distance"
+    return Outcome(ours, theirs, "a Gaussian of the data's mean and covariance", about, unit=unit)
 
 
 CLAIMS = (Claim("mlp", "learns a mixture's density from its samples", _learns, quick=False),)

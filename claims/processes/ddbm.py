@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from claims.bridges import largest, law_duel
-from claims.claim import Claim, Outcome
-from claims.problems import clock, identities
+from claims.common import Claim, Outcome
+from claims.duels import identities
+from claims.problems import clock
 from fewstep.processes.ddbm import DDBM
 
 
@@ -18,11 +19,8 @@ def _base_again(seed: int) -> Outcome:
     return identities(process, largest([mean, variance]), "moments with y from the base's end against the base's own")
 
 
-def _few(seed: int) -> Outcome:
-    return law_duel(DDBM(), "unipc", "ddpm", 10, "log-snr", seed)
-
-
 CLAIMS = (
     Claim("ddbm", "with a random picture it is ordinary diffusion", _base_again),
-    Claim("ddbm", "is sampled by any solver: unipc comes nearer the law of x0 given y than ancestral sampling", _few),
-)
+    Claim("ddbm", "is sampled by any solver: unipc comes nearer the law of x0 given y than ancestral sampling",
+          law_duel(DDBM(), "unipc", "ddpm", 10, "log-snr")),
+)  # fmt: skip

@@ -2,76 +2,48 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from claims.between import DATA, OTHER, between, ends
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64
+from claims.common import ENDPOINT, F64, Claim, Outcome, arms, compared, endpoint_error, experiment, plan
+from claims.trained import MLP, NetworkDenoiser, fit, fresh
 from fewstep.denoisers.interpolant import drawn_from
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.metrics.endpoint import endpoint_error
-from fewstep.networks.mlp import MLP
 from fewstep.processes.iadb import AlphaBlending
-from fewstep.sampling.build import plan
-from fewstep.training.fit import fit
 
 NFE = 10
 
 
+@experiment
 def _solver(seed: int, ours: str) -> Outcome:
-    exact, (x1, wanted) = between(), ends(seed)
-    errors = [
-        endpoint_error(plan(exact.process, name, NFE, "uniform")(exact, x1, dtype=F64), wanted).value
-        for name in (ours, "ddim")
-    ]
-    return Outcome(
-        errors[0],
-        errors[1],
-        f"the paper's step (ddim), {NFE} evaluations",
-        f"{ours}, {NFE} even steps, between two mixtures in the plane, {len(x1)} samples",
-        unit="relative end point error",
-    )
+    model, (x1, wanted) = between(), ends(seed)
+    made = [plan(model.process, name, NFE, "uniform") for name in (ours, "ddim")]
+    errors = [endpoint_error(p(model, x1, dtype=F64), wanted).value for p in made]
+    about = f"{ours}, {NFE} even steps, between two mixtures in the plane, {len(x1)} samples"
+    return compared(errors, f"the paper's step (ddim), {NFE} evaluations", about, unit=ENDPOINT)
 
 
 def _targets(seed: int) -> Outcome:
     """The same network, data and budget; the error of E[x1 - x0 | x] relative to its own variance."""
 
-    def run(s: int) -> tuple[float, float]:
-        exact, (x0, x1) = between(), between().sample_pairs(4096, s + 50)
+    def figure(predicts: str, s: int) -> float:
+        model, (x0, x1) = between(), between().sample_pairs(4096, s + 50)
         t = torch.linspace(0.02, 0.98, 4096, dtype=F64)
         x = (1 - t).unsqueeze(1) * x0 + t.unsqueeze(1) * x1
-        wanted, errors = exact(x, t).to("flow"), []
-        for predicts in ("flow", "x0"):
-            torch.manual_seed(s)
-            model = NetworkDenoiser(MLP(width=48, depth=2), AlphaBlending(), predicts, (2,), value_range=None)
-            coupling = drawn_from(OTHER.sample(4096, s + 1).float())
-            made = fit(model, DATA.sample(4096, s).float(), steps=1000, lr=2e-3, coupling=coupling, seed=s)
-            with torch.no_grad():
-                found = made(x.float(), t).to("flow").double()
-            errors.append(float((found - wanted).square().mean() / wanted.var(0).mean()))
-        return errors[0], errors[1]
+        wanted, network = model(x, t).to("flow"), fresh(MLP, s, width=48, depth=2)
+        untrained = NetworkDenoiser(network, AlphaBlending(), predicts, (2,), value_range=None)
+        coupling = drawn_from(OTHER.sample(4096, s + 1).float())
+        made = fit(untrained, DATA.sample(4096, s).float(), steps=1000, lr=2e-3, coupling=coupling, seed=s)
+        with torch.no_grad():
+            found = made(x.float(), t).to("flow").double()
+        return float((found - wanted).square().mean() / wanted.var(0).mean())
 
-    return over_seeds(
-        run,
-        range(seed, seed + 3),
-        "predicting x0",
-        "predicting the difference, mlp of width 48, 1000 steps of 256 pairs, t from 0.02 to 0.98",
-        unit="squared error of the difference, relative to its variance",
-    )
+    about = "predicting the difference, mlp of width 48, 1000 steps of 256 pairs, t from 0.02 to 0.98"
+    unit = "squared error of the difference, relative to its variance"
+    return arms(seed, figure, "flow", "x0", "predicting x0", about, unit=unit)
 
 
 CLAIMS = (
-    Claim(
-        "iadb",
-        "between two densities vab-2 is nearer to the ODE's end than its own step",
-        functools.partial(_solver, ours="vab-2"),
-    ),
-    Claim(
-        "iadb",
-        "between two densities dpmpp-2m is nearer to the ODE's end than its own step",
-        functools.partial(_solver, ours="dpmpp-2m"),
-    ),
+    *(Claim("iadb", f"between two densities {ours} is nearer to the ODE's end than its own step", _solver(ours))
+      for ours in ("vab-2", "dpmpp-2m")),
     Claim("iadb", "learns the difference better by predicting it than by predicting x0", _targets, quick=False),
-)
+)  # fmt: skip

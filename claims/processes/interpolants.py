@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 
-from claims.between import DATA, OTHER, between, distance
-from claims.claim import Claim, Outcome
-from claims.problems import F64, clock, identities
+from claims.between import DATA, FLOOR, OTHER, between, distance
+from claims.common import F64, Claim, Outcome, experiment, plan
+from claims.duels import formulas
 from fewstep.processes.interpolants import Interpolant
-from fewstep.sampling.build import plan
+
+TRIGONOMETRIC = Interpolant(path="trigonometric")
 
 
-def _formulas(seed: int) -> Outcome:
-    process = Interpolant(path="trigonometric")
-    t = clock(process)
-    return identities(process, float((process.sigma(t) - torch.sin(math.pi * t / 2)).abs().max()), "sigma against sin")
-
-
+@experiment
 def _law(seed: int, path: str, latent: str) -> Outcome:
-    exact, n = between(path, latent), 2048
+    model, n = between(path, latent), 2048
     floor = max(distance(DATA.sample(n, seed + i), seed) for i in range(1, 6))
-    x = plan(exact.process, "vab-3", 30, "uniform")(exact, OTHER.sample(n, seed + 9), dtype=F64)
-    return Outcome(
-        distance(x, seed),
-        1.5 * floor,
-        "1.5 times the most of five sets of exact samples",
-        f"{path} with latent {latent}, vab-3, 30 even steps, {n} samples between two mixtures in the plane",
-        unit="sliced Wasserstein distance",
-    )
-
-
-def _claim(path: str, latent: str) -> Claim:
-    return Claim(
-        "interpolant",
-        f"takes one mixture to another by the ODE: {path}, latent {latent}",
-        functools.partial(_law, path=path, latent=latent),
-        quick=False,
-    )
+    x = plan(model.process, "vab-3", 30, "uniform")(model, OTHER.sample(n, seed + 9), dtype=F64)
+    about = f"{path} with latent {latent}, vab-3, 30 even steps, {n} samples between two mixtures in the plane"
+    return Outcome(distance(x, seed), 1.5 * floor, FLOOR, about, unit="sliced Wasserstein distance")
 
 
 CLAIMS = (
-    Claim("interpolant", "its formulas agree with each other", _formulas),
-    _claim("linear", "zero"),
-    _claim("linear", "brownian"),
-    _claim("trigonometric", "quadratic"),
-    _claim("encoding-decoding", "sin2"),
-)
+    Claim("interpolant", "its formulas agree with each other",
+          formulas(TRIGONOMETRIC, lambda t: TRIGONOMETRIC.sigma(t) - torch.sin(math.pi * t / 2), "sigma against sin")),
+    *(Claim("interpolant", f"takes one mixture to another by the ODE: {path}, latent {latent}",
+            _law(path, latent), quick=False)
+      for path, latent in (
+          ("linear", "zero"), ("linear", "brownian"), ("trigonometric", "quadratic"), ("encoding-decoding", "sin2"),
+      )),
+)  # fmt: skip

@@ -8,17 +8,12 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64, identities, mixture, wide
-from fewstep.core.noise import Noise
-from fewstep.core.process import Process
+from claims.claim import Claim, Outcome, arms, compared, experiment
+from claims.common import F64, VP, Cosine, Flow, Noise, Process, plan, sliced_wasserstein
+from claims.duels import identities
+from claims.problems import mixture, wide
 from fewstep.core.trace import Trace, Value
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.processes.cosine import Cosine
-from fewstep.processes.flow import Flow
 from fewstep.processes.kinetic_optimal import KineticOptimal, energy, separation
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
 
 OTHERS = {"flow": Flow(), "cosine": Cosine(t_max=1.0), "vp": VP()}
 PROBLEMS = {"8-component mixture": mixture, "mixture in 12 dimensions": wide}
@@ -29,8 +24,7 @@ def _solved(problem: str, seed: int) -> tuple[KineticOptimal, Tensor, float]:
     """From 1024 samples with two noises each."""
     model = PROBLEMS[problem](Flow())
     data = model.sample(1024, seed)
-    speeds, rms = separation(model, data, 33, 2, seed)
-    return KineticOptimal.of(model, data, 33, 2, seed), speeds, rms
+    return KineticOptimal.of(model, data, 33, 2, seed), *separation(model, data, 33, 2, seed)
 
 
 def _formulas(seed: int) -> Outcome:
@@ -38,15 +32,12 @@ def _formulas(seed: int) -> Outcome:
     return identities(process, abs(process.alpha(0.0) - 1) + process.alpha(1.0), "the ends")
 
 
+@experiment
 def _energy(seed: int, problem: str, other: str) -> Outcome:
     process, speeds, rms = _solved(problem, seed)
-    return Outcome(
-        energy(process, speeds, rms),
-        energy(OTHERS[other], speeds, rms),
-        other,
-        f"{problem}, speeds from 1024 samples, root mean square {rms:.2g}",
-        unit="kinetic energy of the path, a value",
-    )
+    figures = [energy(p, speeds, rms) for p in (process, OTHERS[other])]
+    about = f"{problem}, speeds from 1024 samples, root mean square {rms:.2g}"
+    return compared(figures, other, about, unit="kinetic energy of the path, a value")
 
 
 def euler(trace: Trace, process: Process, times: Sequence[float]) -> Value:
@@ -56,46 +47,25 @@ def euler(trace: Trace, process: Process, times: Sequence[float]) -> Value:
     return x
 
 
+@experiment
 def _euler(seed: int, other: str, steps: int) -> Outcome:
-    problem, n = "mixture in 12 dimensions", 2048
+    name, n = "mixture in 12 dimensions", 2048
 
-    def run(s: int) -> tuple[float, float]:
-        noise, figures = Noise(s).normal(0, (n, 12), "cpu", F64), []
-        for process in (_solved(problem, seed)[0], OTHERS[other]):
-            model = wide(process)
-            x = plan(process, euler, steps, "uniform", end="min")(model, noise, dtype=F64)
-            figures.append(sliced_wasserstein(x, model.sample(n, s + 1), projections=64).value)
-        return figures[0], figures[1]
+    def figure(process: Process, s: int) -> float:
+        model, noise = wide(process), Noise(s).normal(0, (n, 12), "cpu", F64)
+        x = plan(process, euler, steps, "uniform", end="min")(model, noise, dtype=F64)
+        return sliced_wasserstein(x, model.sample(n, s + 1), projections=64).value
 
-    return over_seeds(
-        run,
-        range(seed, seed + 3),
-        other,
-        f"{problem}, Euler with {steps} even steps from t_max to t_min, {n} samples",
-        unit="sliced Wasserstein distance",
-    )
+    about = f"{name}, Euler with {steps} even steps from t_max to t_min, {n} samples"
+    return arms(seed, figure, _solved(name, seed)[0], OTHERS[other], other, about, unit="sliced Wasserstein distance")
 
 
 CLAIMS = (
     Claim("kinetic-optimal", "its formulas agree with each other", _formulas),
-    *(
-        Claim(
-            "kinetic-optimal",
-            f"has less kinetic energy than {other} on the {problem}",
-            functools.partial(_energy, problem=problem, other=other),
-            quick=False,
-        )
-        for problem in PROBLEMS
-        for other in OTHERS
-    ),
-    *(
-        Claim(
-            "kinetic-optimal",
-            f"is nearer to the data than {other} after {steps} Euler steps",
-            functools.partial(_euler, other=other, steps=steps),
-            quick=False,
-        )
-        for steps in (4, 8)
-        for other in OTHERS
-    ),
-)
+    *(Claim("kinetic-optimal", f"has less kinetic energy than {other} on the {problem}",
+            _energy(problem, other), quick=False)
+      for problem in PROBLEMS for other in OTHERS),
+    *(Claim("kinetic-optimal", f"is nearer to the data than {other} after {steps} Euler steps",
+            _euler(other, steps), quick=False)
+      for steps in (4, 8) for other in OTHERS),
+)  # fmt: skip

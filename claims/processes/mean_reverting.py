@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from claims.bridges import largest, ode_duel
-from claims.claim import Claim, Outcome
-from claims.problems import clock, identities
+from torch import Tensor
+
+from claims.bridges import ode_duel
+from claims.common import Claim
+from claims.duels import formulas
 from fewstep.processes.mean_reverting import MeanReverting
 
+PROCESS = MeanReverting()
 
-def _sde(seed: int) -> Outcome:
+
+def _g2(t: Tensor) -> Tensor:
     """g^2 = 2 spread^2 theta, with theta = -drift."""
-    process = MeanReverting()
-    t = clock(process)
-    return identities(
-        process,
-        largest([process.diffusion2(t) + 2 * process.spread**2 * process.drift(t)]),
-        "g^2 against 2 spread^2 theta",
-    )
-
-
-def _against_euler(nfe: int, seed: int) -> Outcome:
-    return ode_duel(MeanReverting(), "dpmpp-2m", "euler", nfe, "uniform", seed)
+    return PROCESS.diffusion2(t) + 2 * PROCESS.spread**2 * PROCESS.drift(t)
 
 
 CLAIMS = (
-    Claim("mean-reverting", "its formulas agree with each other and with its SDE", _sde),
-    Claim("mean-reverting", "MR Sampler of order 2 beats Euler at 5 evaluations", lambda s: _against_euler(5, s)),
-    Claim("mean-reverting", "MR Sampler of order 2 beats Euler at 10 evaluations", lambda s: _against_euler(10, s)),
-)
+    Claim("mean-reverting", "its formulas agree with each other and with its SDE",
+          formulas(PROCESS, _g2, "g^2 against 2 spread^2 theta")),
+    *(Claim("mean-reverting", f"MR Sampler of order 2 beats Euler at {nfe} evaluations",
+            ode_duel(PROCESS, "dpmpp-2m", "euler", nfe, "uniform"))
+      for nfe in (5, 10)),
+)  # fmt: skip

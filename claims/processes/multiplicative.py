@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import Noise
-from fewstep.core.prediction import Prediction
+from claims.claim import Claim, Outcome, arms, experiment, tolerance
+from claims.common import EDM, F64, Denoiser, GaussianMixture, Noise, Prediction, plan
+from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh
 from fewstep.data.digits import load
-from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.mlp import MLP
+from fewstep.denoisers.coordinates import sample_as_data
 from fewstep.processes.multiplicative import Multiplicative, gamma_level, speckled
-from fewstep.processes.ve import EDM
-from fewstep.sampling.build import plan
-from fewstep.training.fit import fit
 
 SHAPE = (1, 8, 8)
 SIGMA, LOOKS = 0.5, 4.0
 STEPS, BATCH, NFE = 800, 64, 5
+RIVALS = {
+    "an additive-noise diffusion": "additive-noise diffusion at the noise's root mean square",
+    "a median filter": "median filter 3 x 3",
+}
 
 
 def _positive(split: str) -> Tensor:
@@ -36,17 +33,13 @@ def _positive(split: str) -> Tensor:
 @functools.cache
 def _trained(kind: str, seed: int) -> NetworkDenoiser:
     """On logarithms, or on the digits themselves with noise that is added; noise levels uniform up to 1 in both."""
-    data, process = _positive("train"), EDM(0.01, 1.0)
-    torch.manual_seed(seed)
-    network = MLP(SHAPE, width=192, depth=3)
-    states = data.log() if kind == "multiplicative" else data
-    spread = float(states.std())
+    network, process = fresh(MLP, seed, SHAPE, width=192, depth=3), EDM(0.01, 1.0)
+    states = _positive("train").log() if kind == "multiplicative" else _positive("train")
+    options: dict[str, Any] = {"precondition": "edm", "data_std": float(states.std())}
     if kind == "multiplicative":
-        model: NetworkDenoiser = CoordinateDenoiser(
-            network, process, Multiplicative(), "x0", SHAPE, precondition="edm", data_std=spread
-        )
+        model: NetworkDenoiser = CoordinateDenoiser(network, process, Multiplicative(), "x0", SHAPE, **options)
     else:
-        model = NetworkDenoiser(network, process, "x0", SHAPE, precondition="edm", data_std=spread)
+        model = NetworkDenoiser(network, process, "x0", SHAPE, **options)
     return fit(model, states, steps=STEPS, batch=BATCH, lr=2e-3, seed=seed)
 
 
@@ -67,45 +60,44 @@ def _observed(speckle: str, seed: int) -> tuple[Tensor, Tensor, float, float]:
 
 
 @functools.cache
-def _psnrs(speckle: str, seed: int) -> tuple[float, float, float]:
-    """Of the logarithm's diffusion, of the additive one, and of the median filter."""
+def _psnrs(speckle: str, seed: int) -> dict[str, float]:
+    """Of the logarithm's diffusion ("ours"), of the additive one, and of the median filter."""
     from scipy.ndimage import median_filter
 
     clean, noisy, sigma, mean = _observed(speckle, seed)
-    ours = _trained("multiplicative", seed)
+    ours, theirs = (_trained(kind, seed) for kind in ("multiplicative", "additive"))
     assert isinstance(ours, CoordinateDenoiser) and isinstance(ours.coordinates, Multiplicative)
-    made = plan(ours.process, "ddim", timesteps=[sigma * (1 - i / NFE) for i in range(NFE + 1)])
-    found = sample_as_data(ours, made, ours.coordinates.state(noisy, sigma, mean))
     # The additive process starts at the noise's own root mean square, which the training data and its law give.
     relative = math.expm1(sigma**2) if speckle == "lognormal" else 1 / LOOKS
     level = math.sqrt(float(_positive("train").square().mean()) * relative)
-    theirs = _trained("additive", seed)
-    other = plan(theirs.process, "ddim", timesteps=[level * (1 - i / NFE) for i in range(NFE + 1)])
-    added = sample_as_data(theirs, other, noisy)
-    median = torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3), mode="nearest"))
-    return _psnr(found, clean), _psnr(added, clean), _psnr(median, clean)
-
-
-def _against(speckle: str, other: int, seed: int) -> Outcome:
-    name = ("additive-noise diffusion at the noise's root mean square", "median filter 3 x 3")[other - 1]
-    law = f"lognormal speckle of sigma {SIGMA}" if speckle == "lognormal" else f"gamma speckle of {LOOKS:g} looks"
-    return over_seeds(
-        lambda s: (_psnrs(speckle, s)[0], _psnrs(speckle, s)[other]),
-        (seed, seed + 1, seed + 2),
-        name,
-        f"360 digits with {law}, perceptron of width 192, {STEPS * BATCH} images seen, ddim, {NFE} evaluations",
-        better="high",
-        unit="PSNR in dB",
+    made, other = (
+        plan(ours.process, "ddim", timesteps=[top * (1 - i / NFE) for i in range(NFE + 1)]) for top in (sigma, level)
     )
+    found = (
+        sample_as_data(ours, made, ours.coordinates.state(noisy, sigma, mean)),
+        sample_as_data(theirs, other, noisy),
+        torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3), mode="nearest")),
+    )
+    return {name: _psnr(x, clean) for name, x in zip(("ours", *RIVALS), found, strict=True)}
+
+
+@experiment
+def _against(seed: int, speckle: str, rival: str) -> Outcome:
+    law = f"lognormal speckle of sigma {SIGMA}" if speckle == "lognormal" else f"gamma speckle of {LOOKS:g} looks"
+    about = f"360 digits with {law}, perceptron of width 192, {STEPS * BATCH} images seen, ddim, {NFE} evaluations"
+
+    def figure(arm: str, s: int) -> float:
+        return _psnrs(speckle, s)[arm]
+
+    return arms(seed, figure, "ours", rival, RIVALS[rival], about, better="high", unit="PSNR in dB")
 
 
 class _Exact(Denoiser):
     def __init__(self) -> None:
         super().__init__()
         self.process = EDM(0.002, 5.0)
-        self.exact = GaussianMixture(
-            torch.tensor([0.4, 0.6]), torch.tensor([[-1.0], [0.6]]), torch.tensor([[0.05], [0.2]]), self.process
-        )
+        means, variances = torch.tensor([[-1.0], [0.6]]), torch.tensor([[0.05], [0.2]])
+        self.exact = GaussianMixture(torch.tensor([0.4, 0.6]), means, variances, self.process)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Prediction:
         return self.exact(x, t)
@@ -124,26 +116,14 @@ def _posterior(seed: int) -> Outcome:
     z, total = math.log(noisy) + 0.5 * sigma**2, v + sigma**2
     share = torch.softmax(torch.tensor([0.4, 0.6], dtype=F64).log() - 0.5 * ((z - m) ** 2 / total + total.log()), 0)
     exact = float((share * (m + v / total * (z - m) + 0.5 * v * sigma**2 / total).exp()).sum())
-    return Outcome(
-        abs(found / exact - 1),
-        0.02,
-        "tolerance",
-        f"mean of {n} restored samples {found:.4f}, exact posterior mean {exact:.4f}; 2-component lognormal mixture,"
-        " dpmpp-2m-sde, 40 steps",
-        unit="relative error",
-    )
+    about = f"mean of {n} restored samples {found:.4f}, exact posterior mean {exact:.4f}; 2-component lognormal"
+    about += " mixture, dpmpp-2m-sde, 40 steps"
+    return tolerance(abs(found / exact - 1), 0.02, about, "relative error")
 
 
 CLAIMS = (
     Claim("multiplicative-noise", "the mean of restored samples is the exact posterior mean", _posterior),
-    *(
-        Claim(
-            "multiplicative-noise",
-            f"removes {speckle} speckle from digits better than {name}",
-            functools.partial(_against, speckle, other),
-            False,
-        )
-        for speckle in ("lognormal", "gamma")
-        for other, name in ((1, "an additive-noise diffusion"), (2, "a median filter"))
-    ),
-)
+    *(Claim("multiplicative-noise", f"removes {speckle} speckle from digits better than {rival}",
+            _against(speckle, rival), quick=False)
+      for speckle in ("lognormal", "gamma") for rival in RIVALS),
+)  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
-from claims.bridges import F64, largest, law_duel, tolerance
-from claims.claim import Claim, Outcome
-from claims.problems import clock, identities
+from claims.bridges import largest, law_duel
+from claims.common import F64, VP, Claim, Outcome, tolerance
+from claims.duels import identities
+from claims.problems import clock
 from fewstep.processes.rddm import RDDM, Residual
-from fewstep.processes.vp import VP
 
 
 def _rates(seed: int) -> Outcome:
@@ -20,11 +22,9 @@ def _rates(seed: int) -> Outcome:
 
 def _trajectory(seed: int) -> Outcome:
     """RDDM's step in A = 1 - alpha, B = sigma, y = 0, against DDIM's, for one network that is not even sensible."""
-    process, base = Residual(VP()), VP()
+    process, base, worst = Residual(VP()), VP(), 0.0
     ddim = ours = torch.randn(64, 8, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    times = torch.linspace(1, 0, 21, dtype=F64)
-    worst = 0.0
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(torch.linspace(1, 0, 21, dtype=F64)):
         eps = torch.tanh(ours)
         ddim = base.alpha(s) * (ddim - base.sigma(t) * eps) / base.alpha(t) + base.sigma(s) * eps
         x0 = (ours - process.c(t) * eps) / process.a(t)
@@ -33,12 +33,9 @@ def _trajectory(seed: int) -> Outcome:
     return tolerance(worst, 1e-6, "RDDM's steps with DDPM's coefficients against DDIM's, 20 steps, 64 trajectories")
 
 
-def _few(seed: int) -> Outcome:
-    return law_duel(RDDM(), "unipc", "ddim", 10, "log-snr", seed)
-
-
 CLAIMS = (
     Claim("rddm", "is the integral of its rates, and its formulas agree", _rates),
-    Claim("rddm", "unipc comes nearer the law of x0 given y than the paper's sampler at 10 evaluations", _few),
+    Claim("rddm", "unipc comes nearer the law of x0 given y than the paper's sampler at 10 evaluations",
+          law_duel(RDDM(), "unipc", "ddim", 10, "log-snr")),
     Claim("residual", "with DDPM's coefficients RDDM takes DDIM's trajectory", _trajectory),
-)
+)  # fmt: skip

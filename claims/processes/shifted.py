@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64, clock, identities, mixture
-from fewstep.core.noise import Noise
-from fewstep.processes.flow import Flow
+from claims.bridges import largest
+from claims.common import F64, Claim, Flow, Noise, Outcome, compared
+from claims.duels import identities
+from claims.problems import clock, mixture
 from fewstep.processes.shifted import Shifted
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -16,14 +16,13 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 def _ratio(seed: int) -> Outcome:
     process, t = Shifted(Flow(), 3.0), clock(Flow())
     wanted = 3 * t / (1 + 2 * t)  # eq. 23
-    return identities(process, float((process.sigma(t) - wanted).abs().max()), "sigma against 3 t / (1 + 2 t)")
+    return identities(process, largest([process.sigma(t) - wanted]), "sigma against 3 t / (1 + 2 t)")
 
 
 def _resolution(seed: int) -> Outcome:
     """Each value repeated in four pixels: their mean has half the noise, which a shift of 2 makes up for."""
     model, clean = mixture(Flow()), mixture(Flow()).sample(256, seed)
-    noise = Noise(seed).normal(1, (256, 2, 4), "cpu", F64)
-    differences = []
+    noise, differences = Noise(seed).normal(1, (256, 2, 4), "cpu", F64), []
     for process in (Shifted(Flow(), 2.0), Flow()):
         worst = 0.0
         for t in TIMES:
@@ -36,14 +35,9 @@ def _resolution(seed: int) -> Outcome:
             wanted = model(small, torch.tensor(t, dtype=F64)).x0
             worst = max(worst, float((told - wanted).norm(dim=1).mean() / wanted.norm(dim=1).mean()))
         differences.append(worst)
-    return Outcome(
-        differences[0],
-        differences[1],
-        "the flow without a shift",
-        f"8-component mixture, every value repeated 4 times, shift 2, t in {TIMES}, 256 samples: best guess"
-        " of the picture against that of the small one at the same time",
-        unit="largest relative difference",
-    )
+    about = f"8-component mixture, every value repeated 4 times, shift 2, t in {TIMES}, 256 samples: best guess of the"
+    about += " picture against that of the small one at the same time"
+    return compared(differences, "the flow without a shift", about, unit="largest relative difference")
 
 
 CLAIMS = (

@@ -7,20 +7,12 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64
+from claims.common import EDM, F64, Claim, Cosine, Noise, Outcome, over_seeds, plan, sample, tolerance
+from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh
 from fewstep.conditions.picture import Picture
-from fewstep.core.noise import Noise
 from fewstep.data.digits import load
-from fewstep.denoisers.coordinates import CoordinateDenoiser, sample_as_data
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.mlp import MLP
-from fewstep.processes.cosine import Cosine
+from fewstep.denoisers.coordinates import sample_as_data
 from fewstep.processes.spatial_noise import SpatialNoise, noise_map
-from fewstep.processes.ve import EDM
-from fewstep.sampling.build import plan
-from fewstep.sampling.sample import sample
-from fewstep.training.fit import fit
 
 SHAPE = (1, 8, 8)
 READ, SHOT = 0.15, 0.25
@@ -36,15 +28,12 @@ def observed(data: Tensor, normal: Tensor) -> Tensor:
 
 @functools.cache
 def _trained(kind: str, seed: int) -> NetworkDenoiser:
-    data, _ = load("train")
-    torch.manual_seed(seed)
-    network, conditions = MLP(SHAPE, width=192, depth=3, picture=128), {"y": Picture((2, 8, 8))}
+    data, conditions = load("train")[0], {"y": Picture((2, 8, 8))}
+    network = fresh(MLP, seed, SHAPE, width=192, depth=3, picture=128)
+    model = NetworkDenoiser(network, Cosine(), "v", SHAPE, conditions)
     if kind == "spatial":
-        model: NetworkDenoiser = CoordinateDenoiser(
-            network, EDM(0.005, 1.0), SpatialNoise(), "eps", SHAPE, conditions, value_range=None
-        )
-    else:
-        model = NetworkDenoiser(network, Cosine(), "v", SHAPE, conditions)
+        process, coordinates = EDM(0.005, 1.0), SpatialNoise()
+        model = CoordinateDenoiser(network, process, coordinates, "eps", SHAPE, conditions, value_range=None)
 
     def draw(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = data[torch.randint(len(data), (count,), generator=generator)]
@@ -62,26 +51,19 @@ def psnr(found: Tensor, clean: Tensor) -> float:
 def _pair(seed: int) -> tuple[float, float]:
     clean, _ = load("validation")
     y = observed(clean, Noise(seed + 300).normal(0, tuple(clean.shape)))
-    ours = _trained("spatial", seed)
+    ours, theirs = (_trained(kind, seed) for kind in ("spatial", "global"))
     assert isinstance(ours, CoordinateDenoiser) and isinstance(ours.coordinates, SpatialNoise)
     made = plan(ours.process, "ddpm", timesteps="log-snr", nfe=NFE)
-    found = sample_as_data(ours, made, ours.coordinates.start(y), seed=seed, y=y)
-    theirs = _trained("global", seed)
     other = plan(theirs.process, "ddpm", timesteps="uniform", nfe=THEIR_NFE)
-    drawn = sample(theirs, len(y), plan=other, seed=seed, batch_size=len(y), y=y)
-    return psnr(found, clean), psnr(drawn, clean)
+    found = sample_as_data(ours, made, ours.coordinates.start(y), seed=seed, y=y)
+    return psnr(found, clean), psnr(sample(theirs, len(y), plan=other, seed=seed, batch_size=len(y), y=y), clean)
 
 
 def _digits(seed: int) -> Outcome:
-    return over_seeds(
-        _pair,
-        (seed, seed + 1, seed + 2),
-        f"conditional diffusion from pure noise, one time for all pixels, {THEIR_NFE} evaluations",
-        f"{NFE} evaluations of ddpm from the noisy picture, 360 digits with noise sqrt({READ}^2 + {SHOT} signal),"
-        f" perceptron of width 192, {STEPS * BATCH} images seen by each",
-        better="high",
-        unit="PSNR in dB",
-    )
+    about = f"{NFE} evaluations of ddpm from the noisy picture, 360 digits with noise sqrt({READ}^2 + {SHOT} signal),"
+    about += f" perceptron of width 192, {STEPS * BATCH} images seen by each"
+    against = f"conditional diffusion from pure noise, one time for all pixels, {THEIR_NFE} evaluations"
+    return over_seeds(seed, _pair, against, about, better="high", unit="PSNR in dB")
 
 
 class _Exact(nn.Module):
@@ -105,21 +87,12 @@ def _constant(seed: int) -> Outcome:
     times = [1.0, 0.7, 0.3, 0.1, 0.0]
     ours = sample_as_data(model, plan(model.process, "ddpm", timesteps=times), coordinates.start(y), seed=seed, y=y)
     theirs = sample_as_data(plain, plan(plain.process, "ddpm", timesteps=[level * t for t in times]), noisy, seed=seed)
-    return Outcome(
-        float((ours - theirs).abs().max()),
-        1e-6,
-        "tolerance",
-        f"a map of {level} everywhere against one time for all pixels, ddpm, 4 steps, 16 pictures",
-        unit="largest difference",
-    )
+    about = f"a map of {level} everywhere against one time for all pixels, ddpm, 4 steps, 16 pictures"
+    return tolerance(float((ours - theirs).abs().max()), 1e-6, about, "largest difference")
 
 
 CLAIMS = (
     Claim("spatial-noise", "a constant map is the process with one time for all pixels", _constant),
-    Claim(
-        "spatial-noise",
-        f"restores digits better in {NFE} evaluations than a conditional diffusion in {THEIR_NFE}",
-        _digits,
-        False,
-    ),
-)
+    Claim("spatial-noise", f"restores digits better in {NFE} evaluations than a conditional diffusion in {THEIR_NFE}",
+          _digits, quick=False),
+)  # fmt: skip

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from claims.claim import Claim
-from claims.problems import stochastic_duel
-from fewstep.processes.vp import VP
+from claims.common import VP, Claim
+from claims.duels import stochastic_duel
 
-CLAIMS = (
-    Claim(
-        "dpm-2-ancestral",
-        "is nearer to the data's distribution than ancestral sampling at 20 evaluations",
-        lambda seed: stochastic_duel(VP(), "dpm-2-ancestral", "ddpm", 20, "log-snr", seed),
-    ),
-    Claim(
-        "dpmpp-2s-ancestral",
-        "is nearer to the data's distribution than ancestral sampling at 20 evaluations",
-        lambda seed: stochastic_duel(VP(), "dpmpp-2s-ancestral", "ddpm", 20, "log-snr", seed),
-    ),
-)
+CLAIMS = tuple(
+    Claim(method, "is nearer to the data's distribution than ancestral sampling at 20 evaluations",
+          stochastic_duel(VP(), method, "ddpm", 20, "log-snr"))
+    for method in ("dpm-2-ancestral", "dpmpp-2s-ancestral")
+)  # fmt: skip

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
-from claims.bridges import F64, D, law_duel, pairs, tolerance
-from claims.claim import Claim, Outcome
-from fewstep.core.noise import Noise
+from claims.bridges import D, law_duel, pairs
+from claims.common import F64, Claim, Noise, Outcome, plan, tolerance
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.resshift import ResShift
-from fewstep.sampling.build import plan
-
-
-def _hybrid(nfe: int, seed: int) -> Outcome:
-    return law_duel(DDBM(), "bridge-hybrid", "ddpm", nfe, "uniform", seed)
 
 
 def _posterior(seed: int) -> Outcome:
@@ -24,10 +19,9 @@ def _posterior(seed: int) -> Outcome:
     model, source = pairs(process), Noise(seed)
     y, noise = model.sample(32, seed)[1], source.normal(0, (32, D), "cpu", F64)
     times = process.grid(15)
-    made = plan(process, "shift-ancestral", timesteps=times)
-    ours = model.decode(made(model, noise, seed=seed, dtype=F64, y=y), y=y)
+    ours = model.decode(plan(process, "shift-ancestral", timesteps=times)(model, noise, seed=seed, dtype=F64, y=y), y=y)
     x = y + process.c(times[0]) * noise
-    for number, (t, s) in enumerate(zip(times, times[1:], strict=False), start=1):
+    for number, (t, s) in enumerate(pairwise(times), start=1):
         at = torch.tensor(t, dtype=F64)
         x0 = model.decode(model(process.coordinates(x, y, at), at, y=y).x0, y=y)
         eta_t, eta_s = process.b(t), process.b(s)
@@ -39,7 +33,8 @@ def _posterior(seed: int) -> Outcome:
 
 
 CLAIMS = (
-    Claim("bridge-hybrid", "nearer the law of x0 given y than ancestral steps at 20", lambda s: _hybrid(20, s)),
-    Claim("bridge-hybrid", "nearer the law of x0 given y than ancestral steps at 40", lambda s: _hybrid(40, s)),
+    *(Claim("bridge-hybrid", f"nearer the law of x0 given y than ancestral steps at {nfe}",
+            law_duel(DDBM(), "bridge-hybrid", "ddpm", nfe, "uniform"))
+      for nfe in (20, 40)),
     Claim("shift-ancestral", "is ResShift's chain number for number", _posterior),
-)
+)  # fmt: skip

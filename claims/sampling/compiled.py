@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from claims.claim import Claim, Outcome
+from claims.common import VP, Claim, Noise, Outcome, plan
 from claims.problems import mixture
-from fewstep.core.noise import Noise
 from fewstep.core.unrolled import unrolled
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
 from fewstep.sampling.compiled import compile
-
-SCHEDULES = ((6, "karras"), (9, "log-snr"), (12, "uniform"))
 
 
 def _graphs(seed: int) -> Outcome:
@@ -21,18 +16,13 @@ def _graphs(seed: int) -> Outcome:
     torch._dynamo.reset()
     ours, theirs, compiled = CompileCounter(), CompileCounter(), None
     whole = torch.compile(unrolled, backend=theirs, fullgraph=True)
-    for steps, rule in SCHEDULES:
+    for steps, rule in ((6, "karras"), (9, "log-snr"), (12, "uniform")):
         made = plan(VP(), "dpmpp-3m", steps, rule)
         compiled = compile(made, model, backend=ours) if compiled is None else compiled.use(made)
         compiled(noise)
         whole(made.table.structure, model, noise, *made.table.numbers("x0", noise.device, torch.float32), [], {})
-    return Outcome(
-        ours.frame_count,
-        theirs.frame_count,
-        "the whole program unrolled",
-        "dpmpp-3m with 6, 9 and 12 steps on three rules",
-        unit="graphs compiled",
-    )
+    about = "dpmpp-3m with 6, 9 and 12 steps on three rules"
+    return Outcome(ours.frame_count, theirs.frame_count, "the whole program unrolled", about, unit="graphs compiled")
 
 
 CLAIMS = (Claim("compile", "one graph serves every schedule and step count", _graphs, quick=False),)

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from claims.claim import Claim, Outcome
-from claims.problems import NOISES, duel, exact, orders
-from fewstep.processes.ve import EDM
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
+from claims.common import EDM, VP, Claim, Outcome, plan, tolerance
+from claims.duels import duel, orders
+from claims.problems import NOISES, exact
 
 
 def _is_ddim(seed: int) -> Outcome:
-    problem = exact(VP(), seed)
-    a, b = (
-        made(problem.model, problem.noise, dtype=problem.noise.dtype)
-        for made in (plan(VP(), "gradient-estimation", 10, gamma=1.0), plan(VP(), "ddim", 10))
-    )
-    return Outcome(
-        float((a - b).abs().max()),
-        1e-300,
-        "tolerance",
-        f"vp, 10 log-snr steps, 8-component mixture, {NOISES} noises",
-        unit="largest difference",
-    )
+    on = exact(VP(), seed)
+    off = on.run(plan(VP(), "gradient-estimation", 10, gamma=1.0)) - on.run(plan(VP(), "ddim", 10))
+    about = f"vp, 10 log-snr steps, 8-component mixture, {NOISES} noises"
+    return tolerance(float(off.abs().max()), 1e-300, about, "largest difference")
 
 
 CLAIMS = (
-    Claim("gradient-estimation", "is of order 1", lambda seed: orders(EDM(), "gradient-estimation", seed)),
+    Claim("gradient-estimation", "is of order 1", orders(EDM(), "gradient-estimation")),
     Claim("gradient-estimation", "gamma = 1 is ddim bit for bit", _is_ddim),
-    Claim(
-        "gradient-estimation",
-        "beats ddim at 5 evaluations",
-        lambda seed: duel(exact(EDM(), seed), "gradient-estimation", "ddim", 5, "log-snr"),
-    ),
-    Claim(
-        "gradient-estimation",
-        "beats ddim at 10 evaluations",
-        lambda seed: duel(exact(EDM(), seed), "gradient-estimation", "ddim", 10, "log-snr"),
-    ),
-)
+    *(Claim("gradient-estimation", f"beats ddim at {nfe} evaluations",
+            duel(EDM(), "gradient-estimation", "ddim", nfe, "log-snr"))
+      for nfe in (5, 10)),
+)  # fmt: skip

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome
+from claims.common import EDM, F64, VP, Claim, Flow, GaussianMixture, Outcome, Process, compared, tolerance
 from claims.problems import TOLERANCE, mixture, smooth
-from fewstep.core.process import Process
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.processes.flow import Flow
-from fewstep.processes.ve import EDM
-from fewstep.processes.vp import VP
+from fewstep.data.digits import load as images
+from fewstep.hub.models import load
 from fewstep.sampling.angle import increment, tableau
 from fewstep.sampling.likelihood import bits_per_dim, log_likelihood
-
-F64 = torch.float64
 
 
 def _density(model: GaussianMixture, x: Tensor, t: float) -> Tensor:
@@ -31,40 +27,28 @@ def _exact(model: GaussianMixture, x: Tensor) -> Tensor:
     return _density(model, alpha * x, process.t_min) + x[0].numel() * math.log(alpha)
 
 
-def _found(model: GaussianMixture, x: Tensor, nfe: int, **options: object) -> Tensor:
+def _found(model: GaussianMixture, x: Tensor, nfe: int, **options: Any) -> Tensor:
     last = model.process.t_max
-    return log_likelihood(model, x, nfe, prior=lambda end: _density(model, end, last), **options)  # type: ignore[arg-type]
+    return log_likelihood(model, x, nfe, prior=lambda end: _density(model, end, last), **options)
 
 
 def _agreement(seed: int) -> Outcome:
     errors = {}
     for process in (VP(), EDM(), Flow()):
-        model = smooth(process)
-        x = model.sample(64, seed)
+        model, x = smooth(process), smooth(process).sample(64, seed)
         errors[process.name] = float((_found(model, x, 240, trace="exact") - _exact(model, x)).abs().mean())
-    return Outcome(
-        max(errors.values()),
-        1e-4,
-        "tolerance",
-        "exact trace, rk4, 240 evaluations, smooth 5-component mixture, 64 samples, mean error on "
-        + ", ".join(f"{name} {error:.1g}" for name, error in errors.items()),
-        unit="nats",
-    )
+    about = "exact trace, rk4, 240 evaluations, smooth 5-component mixture, 64 samples, mean error on "
+    about += ", ".join(f"{name} {error:.1g}" for name, error in errors.items())
+    return tolerance(max(errors.values()), 1e-4, about, "nats")
 
 
 def _order(seed: int) -> Outcome:
-    model = smooth(VP())
-    x = model.sample(16, seed)
+    model, x = smooth(VP()), smooth(VP()).sample(16, seed)
     wanted = _exact(model, x)
     errors = [float((_found(model, x, 4 * steps, trace="exact") - wanted).norm()) for steps in (48, 96)]
     order = math.log2(errors[0] / errors[1])
-    return Outcome(
-        abs(order - 4),
-        TOLERANCE,
-        "tolerance",
-        f"measured order {order:.2f}, stated 4; 48 and 96 steps, smooth 5-component mixture, vp",
-        unit="difference from the stated order",
-    )
+    about = f"measured order {order:.2f}, stated 4; 48 and 96 steps, smooth 5-component mixture, vp"
+    return tolerance(abs(order - 4), TOLERANCE, about, "difference from the stated order")
 
 
 def _in_time(model: GaussianMixture, x: Tensor, nfe: int) -> Tensor:
@@ -88,59 +72,36 @@ def _in_time(model: GaussianMixture, x: Tensor, nfe: int) -> Tensor:
 
 
 def _frame(seed: int) -> Outcome:
-    model = mixture(VP())
-    x = model.sample(64, seed)
-    wanted = _exact(model, x)
-    return Outcome(
-        float((_found(model, x, 80, trace="exact") - wanted).abs().mean()),
-        float((_in_time(model, x, 80) - wanted).abs().mean()),
-        "rk4 in the process's own time and state, 80 evaluations",
-        "rk4, exact trace, 80 evaluations, 8-component mixture, vp, 64 samples",
-        unit="mean error in nats",
-    )
+    model, x = mixture(VP()), mixture(VP()).sample(64, seed)
+    wanted, found = _exact(model, x), (_found(model, x, 80, trace="exact"), _in_time(model, x, 80))
+    errors = [float((value - wanted).abs().mean()) for value in found]
+    against = "rk4 in the process's own time and state, 80 evaluations"
+    about = "rk4, exact trace, 80 evaluations, 8-component mixture, vp, 64 samples"
+    return compared(errors, against, about, unit="mean error in nats")
 
 
 def _hutchinson(seed: int) -> Outcome:
     model, n = smooth(VP()), 2000
     x = model.sample(1, seed).expand(n, 2).contiguous()
     found = _found(model, x, 240, seed=seed)
-    error = float(found.std()) / math.sqrt(n)
-    return Outcome(
-        abs(float(found.mean() - _exact(model, x[:1])[0])) / error,
-        4.0,
-        "tolerance",
-        f"one point, {n} draws of the signs, standard deviation {float(found.std()):.2g} nats, 240 evaluations, vp",
-        unit="distance from the exact value in standard errors",
-    )
+    off, std = abs(float(found.mean() - _exact(model, x[:1])[0])), float(found.std())
+    about = f"one point, {n} draws of the signs, standard deviation {std:.2g} nats, 240 evaluations, vp"
+    return tolerance(off / (std / math.sqrt(n)), 4.0, about, "distance from the exact value in standard errors")
 
 
 def _bits(seed: int) -> Outcome:
-    from fewstep.data.digits import load as images
-    from fewstep.hub.models import load
-
     model, x = load("digits"), images("validation")[0][:64]
     bits = bits_per_dim(model, x, 60, levels=17, seed=seed)
-    return Outcome(
-        float(bits.mean()),
-        math.log2(17),
-        "17 equally likely levels",
-        "embedded digits without labels, 64 validation images, 60 evaluations, one probe",
-        unit="bits a pixel",
-    )
+    about = "embedded digits without labels, 64 validation images, 60 evaluations, one probe"
+    return Outcome(float(bits.mean()), math.log2(17), "17 equally likely levels", about, unit="bits a pixel")
 
 
 def _entropy(seed: int) -> Outcome:
-    model = smooth(Flow())
-    x = model.sample(64, seed)
+    model, x = smooth(Flow()), smooth(Flow()).sample(64, seed)
     wanted = -_exact(model, x).mean() / (2 * math.log(2))
     found = bits_per_dim(model, x, 240, trace="exact").mean()
-    return Outcome(
-        abs(float(found - wanted)),
-        1e-4,
-        "tolerance",
-        f"smooth 5-component mixture, flow, 64 samples, {float(found):.4f} bits a value, 240 evaluations",
-        unit="bits a value",
-    )
+    about = f"smooth 5-component mixture, flow, 64 samples, {float(found):.4f} bits a value, 240 evaluations"
+    return tolerance(abs(float(found - wanted)), 1e-4, about, "bits a value")
 
 
 CLAIMS = (

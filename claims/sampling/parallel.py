@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-from claims.claim import Claim, Outcome
-from claims.problems import digits
-from fewstep.sampling.build import plan
+from typing import Any
+
+from claims.common import Claim, Outcome, Plan, experiment, gap, plan, tolerance
+from claims.problems import problem
 from fewstep.sampling.parallel import run_parallel
 
-STEPS, TOLERANCE, NOISES = 50, 1e-2, 16
+STEPS, BOUND, NOISES = 50, 1e-2, 16
+SOLVERS = (("ddim", "ddim"), ("ddpm", "the stochastic ddpm"), ("dpmpp-2m", "dpmpp-2m"))
 
 
-def _run(seed: int, solver: str):
-    problem = digits(seed).part(NOISES)
-    made = plan(problem.model.process, solver, STEPS)
-    result = run_parallel(made, problem.model, problem.noise, STEPS, TOLERANCE, seed=seed, **problem.condition)
-    exact = made(problem.model, problem.noise, seed=seed, **problem.condition)
-    return made, result, float((result.samples - exact).norm() / exact.norm())
+def _run(seed: int, solver: str) -> tuple[Plan, Any, float]:
+    on = problem("digits", seed, NOISES)
+    made = plan(on.model.process, solver, STEPS)
+    result = run_parallel(made, on.model, on.noise, STEPS, BOUND, seed=seed, **on.condition)
+    return made, result, gap(result.samples, made(on.model, on.noise, seed=seed, **on.condition))
 
 
+@experiment
 def _depth(seed: int, solver: str) -> Outcome:
     made, result, error = _run(seed, solver)
-    return Outcome(
-        result.depth,
-        made.nfe / 3,
-        "a third of the sequential run's calls",
-        f"{solver}, {STEPS} steps, window {STEPS}, tolerance {TOLERANCE:g}, embedded digits, {NOISES} noises;"
-        f" {result.nfe} evaluations a sample, relative difference {error:.2g}",
-        unit="network calls one after the other",
-    )
+    about = f"{solver}, {STEPS} steps, window {STEPS}, tolerance {BOUND:g}, embedded digits, {NOISES} noises;"
+    about += f" {result.nfe} evaluations a sample, relative difference {error:.2g}"
+    against = "a third of the sequential run's calls"
+    return Outcome(result.depth, made.nfe / 3, against, about, unit="network calls one after the other")
 
 
+@experiment
 def _held(seed: int, solver: str) -> Outcome:
-    made, result, error = _run(seed, solver)
-    return Outcome(
-        error,
-        TOLERANCE,
-        "tolerance",
-        f"{solver}, {STEPS} steps, window {STEPS}, embedded digits, {NOISES} noises; {result.depth} calls",
-        unit="relative difference from the sequential samples",
-    )
+    _, result, error = _run(seed, solver)
+    about = f"{solver}, {STEPS} steps, window {STEPS}, embedded digits, {NOISES} noises; {result.depth} calls"
+    return tolerance(error, BOUND, about, "relative difference from the sequential samples")
 
 
-CLAIMS = tuple(
-    claim
-    for solver, what in (("ddim", "ddim"), ("ddpm", "the stochastic ddpm"), ("dpmpp-2m", "dpmpp-2m"))
-    for claim in (
-        Claim(
-            "paradigms",
-            f"needs less than a third of the calls of {what} at 50 steps",
-            lambda seed, solver=solver: _depth(seed, solver),
-            quick=False,
-        ),
-        Claim(
-            "paradigms",
-            f"keeps its tolerance on {what} at 50 steps",
-            lambda seed, solver=solver: _held(seed, solver),
-            quick=False,
-        ),
-    )
-)
+CLAIMS = (
+    *(Claim("paradigms", f"needs less than a third of the calls of {what} at 50 steps", _depth(solver), quick=False)
+      for solver, what in SOLVERS),
+    *(Claim("paradigms", f"keeps its tolerance on {what} at 50 steps", _held(solver), quick=False)
+      for solver, what in SOLVERS),
+)  # fmt: skip

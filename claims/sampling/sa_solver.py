@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from claims.claim import Claim, Outcome
-from claims.problems import exact, stochastic_duel
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
+from claims.common import ENDPOINT, VP, Claim, Outcome, compared, plan
+from claims.duels import stochastic_duel
+from claims.problems import problem
 
 
 def _corrector(seed: int) -> Outcome:
-    problem = exact(VP(), seed)
-    ours, theirs = (
-        problem.error(plan(VP(), "sa-solver", 12, "log-snr", tau=0.0, predictor_order=2, corrector_order=corrector))
-        for corrector in (3, 0)
-    )
-    return Outcome(
-        ours,
-        theirs,
-        "the predictor alone",
-        f"predictor of order 2, corrector of order 3, 12 evaluations, tau = 0, times log-snr, {problem.name}",
-        unit="relative end point error",
-    )
+    on, options = problem(VP(), seed), {"tau": 0.0, "predictor_order": 2}
+    errors = [on.error(plan(VP(), "sa-solver", 12, "log-snr", corrector_order=c, **options)) for c in (3, 0)]
+    about = f"predictor of order 2, corrector of order 3, 12 evaluations, tau = 0, times log-snr, {on.name}"
+    return compared(errors, "the predictor alone", about, unit=ENDPOINT)
 
 
 CLAIMS = (
-    Claim(
-        "sa-solver",
-        "is nearer to the data's distribution than ancestral sampling at 20 evaluations",
-        lambda seed: stochastic_duel(VP(), "sa-solver", "ddpm", 20, "log-snr", seed),
-    ),
-    Claim(
-        "sa-solver",
-        "is nearer to the data's distribution than dpmpp-2m-sde at 20 evaluations",
-        lambda seed: stochastic_duel(VP(), "sa-solver", "dpmpp-2m-sde", 20, "log-snr", seed),
-    ),
+    *(Claim("sa-solver", f"is nearer to the data's distribution than {name} at 20 evaluations",
+            stochastic_duel(VP(), "sa-solver", rival, 20, "log-snr"))
+      for rival, name in (("ddpm", "ancestral sampling"), ("dpmpp-2m-sde", "dpmpp-2m-sde"))),
     Claim("sa-solver", "without noise the corrector pays, at no evaluation more", _corrector),
-)
+)  # fmt: skip

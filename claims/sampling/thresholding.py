@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.noise import Noise
-from fewstep.core.prediction import Prediction
+from claims.common import Claim, Denoiser, Noise, Outcome, Prediction, compared, plan, sliced_wasserstein
 from fewstep.data.digits import load as digits
 from fewstep.hub.models import load
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.sampling.build import plan
 from fewstep.sampling.thresholding import Thresholded
 
 WEIGHT, NFE, N = 7.5, 10, 256
@@ -34,31 +30,26 @@ class _Guided(Denoiser):
         return Prediction(plain + WEIGHT * (wanted - plain), "x0", x, t, self.process)
 
 
-def _samples(seed: int) -> tuple[Tensor, Tensor]:
+def _compared(seed: int, figure: Callable[[Tensor], float], unit: str) -> Outcome:
+    """A figure of guided samples, with thresholding and without."""
     guided = _Guided(load("digits"))
     noise, label = Noise(seed).normal(0, (N, 1, 8, 8)), torch.arange(N) % 10
     made = plan(guided.process, "dpmpp-2m", timesteps="log-snr", nfe=NFE)
-    return made(Thresholded(guided), noise, label=label), made(guided, noise, label=label)
-
-
-def _conditions(what: str) -> str:
-    return f"{what}; embedded digits, guidance {WEIGHT:g}, dpmpp-2m, {NFE} evaluations, times log-snr, {N} samples"
+    figures = [figure(made(model, noise, label=label)) for model in (Thresholded(guided), guided)]
+    about = f"percentile 0.995; embedded digits, guidance {WEIGHT:g}, dpmpp-2m, {NFE} evaluations, times log-snr, {N}"
+    about += " samples"
+    return compared(figures, "no thresholding", about, unit=unit)
 
 
 def _outside(seed: int) -> Outcome:
-    ours, theirs = (float((x.abs() > 1 + 1e-4).double().mean()) for x in _samples(seed))
-    return Outcome(
-        ours, theirs, "no thresholding", _conditions("percentile 0.995"), unit="share of pixels out of range"
-    )
+    return _compared(seed, lambda x: float((x.abs() > 1 + 1e-4).double().mean()), "share of pixels out of range")
 
 
 def _nearer(seed: int) -> Outcome:
     images, labels = digits("all")
     pick = torch.cat([torch.nonzero(labels == k)[: N // 10 + 1, 0] for k in range(10)])[:N]
-    ours, theirs = (sliced_wasserstein(x, images[pick], projections=64).value for x in _samples(seed))
-    return Outcome(
-        ours, theirs, "no thresholding", _conditions("percentile 0.995"), unit="sliced Wasserstein distance to digits"
-    )
+    unit = "sliced Wasserstein distance to digits"
+    return _compared(seed, lambda x: sliced_wasserstein(x, images[pick], projections=64).value, unit)
 
 
 CLAIMS = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from claims.claim import Claim, Outcome
-from claims.problems import exact, rules
-from fewstep.processes.ve import EDM
+from claims.common import EDM, Claim, Outcome, tolerance
+from claims.duels import rules
 from fewstep.timesteps.admissible import admissible_step
 
 
@@ -15,19 +14,12 @@ def _limit(seed: int) -> Outcome:
     n, errors = 1_000_000, []
     for eta, nu in ((0.05, 2.0), (0.1, 2.0), (0.3, 1.5)):
         errors.append(abs(n * math.log1p(-admissible_step(n, eta, nu)) / (-math.log(nu) / eta) - 1))
-    return Outcome(max(errors), 1e-4, "tolerance", f"three pairs of eta and nu, {n} steps", unit="relative error")
+    return tolerance(max(errors), 1e-4, f"three pairs of eta and nu, {n} steps", "relative error")
 
 
 CLAIMS = (
     Claim("admissible", "many steps fall by nu^(1/eta), the theorem's limit", _limit),
-    Claim(
-        "admissible",
-        "suits ddim better than equal steps over the whole range, at 6 evaluations",
-        lambda seed: rules(exact(EDM(), seed), "admissible", "log-snr", "ddim", 6),
-    ),
-    Claim(
-        "admissible",
-        "suits gradient-estimation better than equal steps over the whole range, at 6 evaluations",
-        lambda seed: rules(exact(EDM(), seed), "admissible", "log-snr", "gradient-estimation", 6),
-    ),
-)
+    *(Claim("admissible", f"suits {solver} better than equal steps over the whole range, at 6 evaluations",
+            rules(EDM(), "admissible", "log-snr", solver, 6))
+      for solver in ("ddim", "gradient-estimation")),
+)  # fmt: skip

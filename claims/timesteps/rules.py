@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 
 import torch
 
-from claims.claim import Claim, Outcome
-from claims.problems import F64, digits, exact, rules
-from fewstep.processes.discrete import Discrete
-from fewstep.processes.flow import Flow
-from fewstep.processes.ve import EDM
-from fewstep.processes.vp import VP
+from claims.common import EDM, F64, VP, Claim, Discrete, Flow, Outcome, compared, experiment, tolerance
+from claims.duels import rules
 from fewstep.timesteps.grid import make_times
 
 STEPS = (2, 3, 5, 10, 20, 50)
-
-
-def _worst(errors: list[float], conditions: str) -> Outcome:
-    return Outcome(max(errors), 1e-12, "tolerance", conditions, unit="largest error")
+DDPM = Discrete.linear()
 
 
 def _equal_steps(seed: int) -> Outcome:
     errors = []
-    for process in (VP(), Flow()):
-        for n in STEPS:
-            steps = -torch.tensor(make_times(process, n, "uniform"), dtype=F64).diff()
-            errors.append(float((steps * n / process.t_max - 1).abs().max()))
-    return _worst(errors, f"vp and flow, {STEPS} steps: each step against t_max / n")
+    for process, n in itertools.product((VP(), Flow()), STEPS):
+        steps = -torch.tensor(make_times(process, n, "uniform"), dtype=F64).diff()
+        errors.append(float((steps * n / process.t_max - 1).abs().max()))
+    return tolerance(max(errors), 1e-12, f"vp and flow, {STEPS} steps: each step against t_max / n")
 
 
 def _exponential(seed: int) -> Outcome:
     errors = []
-    for process in (VP(), EDM(), Flow()):
-        for n in STEPS:
-            a, b = (torch.tensor(make_times(process, n, rule), dtype=F64) for rule in ("exponential", "log-snr"))
-            errors.append(float((a - b).abs().max() / process.t_max))
-    return _worst(errors, f"vp, edm and flow, {STEPS} steps: times against those of log-snr")
+    for process, n in itertools.product((VP(), EDM(), Flow()), STEPS):
+        a, b = (torch.tensor(make_times(process, n, rule), dtype=F64) for rule in ("exponential", "log-snr"))
+        errors.append(float((a - b).abs().max() / process.t_max))
+    return tolerance(max(errors), 1e-12, f"vp, edm and flow, {STEPS} steps: times against those of log-snr")
 
 
 def _karras_formula(seed: int) -> Outcome:
@@ -48,138 +39,79 @@ def _karras_formula(seed: int) -> Outcome:
         paper = (high + i / max(n - 1, 1) * (low - high)) ** 7  # eq. 5
         ours = torch.tensor(make_times(EDM(0.002, 80.0), n, "karras"), dtype=F64)[:-1]
         errors.append(float((ours / paper - 1).abs().max()))
-    return _worst(errors, f"sigma_0 ... sigma_(n - 1) of eq. 5, edm, {STEPS} steps, relative")
+    return tolerance(max(errors), 1e-12, f"sigma_0 ... sigma_(n - 1) of eq. 5, edm, {STEPS} steps, relative")
 
 
-def _conventions(rule: str) -> Callable[[int], Outcome]:
+@experiment
+def _conventions(seed: int, rule: str) -> Outcome:
     """The table of Lin et al. (their Table 2), T = 1000, against ours, in steps of the table."""
-
-    def run(seed: int) -> Outcome:
-        errors = []
-        for n in (2, 5, 10, 20, 50):
-            if rule == "leading":
-                paper = [float(k * (1000 // n)) for k in reversed(range(n))]
-            else:
-                paper = [1000 - k * 1000 / n - 1 for k in range(n)]
-            ours = [t for t in make_times(Discrete.linear(), n, rule) if t >= 0]
-            errors.append(max(abs(a - b) for a, b in zip(ours, paper, strict=True)))
-        return Outcome(
-            max(errors),
-            1e-9,
-            "tolerance",
-            "T = 1000, 2 to 50 steps, against Lin et al., Table 2",
-            unit="largest error, in steps",
-        )
-
-    return run
+    errors = []
+    for n in (2, 5, 10, 20, 50):
+        paper = [1000 - k * 1000 / n - 1 for k in range(n)]
+        if rule == "leading":
+            paper = [float(k * (1000 // n)) for k in reversed(range(n))]
+        ours = [t for t in make_times(DDPM, n, rule) if t >= 0]
+        errors.append(max(abs(a - b) for a, b in zip(ours, paper, strict=True)))
+    about = "T = 1000, 2 to 50 steps, against Lin et al., Table 2"
+    return tolerance(max(errors), 1e-9, about, "largest error, in steps")
 
 
 def _reach(seed: int) -> Outcome:
-    process = Discrete.linear()
-    ends = {rule: make_times(process, 10, rule)[0] for rule in ("leading", "linspace", "trailing")}
-    levels = {rule: process.log_snr(t) for rule, t in ends.items()}
-    return Outcome(
-        abs(levels["trailing"] - process.log_snr(process.t_max)),
-        abs(levels["leading"] - process.log_snr(process.t_max)),
-        "leading",
-        f"10 steps, DDPM's table: first times {', '.join(f'{rule} {t:g}' for rule, t in ends.items())}",
-        unit="log-SNR above the noisiest step's",
-    )
+    ends = {rule: make_times(DDPM, 10, rule)[0] for rule in ("leading", "linspace", "trailing")}
+    above = {rule: abs(DDPM.log_snr(t) - DDPM.log_snr(DDPM.t_max)) for rule, t in ends.items()}
+    about = f"10 steps, DDPM's table: first times {', '.join(f'{rule} {t:g}' for rule, t in ends.items())}"
+    return Outcome(above["trailing"], above["leading"], "leading", about, unit="log-SNR above the noisiest step's")
 
 
 def _finer(seed: int) -> Outcome:
-    share = {}
+    share = []
     for rule in ("beta", "uniform"):
         times = torch.tensor(make_times(VP(), 50, rule), dtype=F64)
-        share[rule] = float(((times < 0.1) | (times > 0.9)).double().mean())
-    return Outcome(
-        share["beta"],
-        share["uniform"],
-        "uniform",
-        "vp, 50 steps",
-        better="high",
-        unit="share of times in the first and the last tenth",
-    )
+        share.append(float(((times < 0.1) | (times > 0.9)).double().mean()))
+    unit = "share of times in the first and the last tenth"
+    return compared(share, "uniform", "vp, 50 steps", better="high", unit=unit)
 
 
 def _polynomial(seed: int) -> Outcome:
     errors = []
     for n in STEPS[1:]:
         times = make_times(EDM(), n, "polyexponential")[:-1]
-        u = torch.linspace(1, 0, n, dtype=F64)
-        wanted = u**1.5 * math.log(80 / 0.002) + math.log(0.002)
+        wanted = torch.linspace(1, 0, n, dtype=F64) ** 1.5 * math.log(80 / 0.002) + math.log(0.002)
         errors.append(float((torch.tensor(times, dtype=F64).log() - wanted).abs().max()))
-    return _worst(errors, f"log sigma against u^1.5, edm, {STEPS[1:]} steps")
+    return tolerance(max(errors), 1e-12, f"log sigma against u^1.5, edm, {STEPS[1:]} steps")
 
 
 CLAIMS = (
     Claim("uniform", "its steps are equal in the process's time", _equal_steps),
-    Claim(
-        "uniform",
-        "suits the flow better than equal steps in log-SNR, at 10 evaluations of Euler",
-        lambda seed: rules(exact(Flow(), seed), "uniform", "log-snr", "euler", 10),
-    ),
-    Claim(
-        "log-snr",
-        "beats uniform under VP, at 10 evaluations of dpmpp-2m",
-        lambda seed: rules(exact(VP(), seed), "log-snr", "uniform", "dpmpp-2m", 10),
-    ),
+    Claim("uniform", "suits the flow better than equal steps in log-SNR, at 10 evaluations of Euler",
+          rules(Flow(), "uniform", "log-snr", "euler", 10)),
+    Claim("log-snr", "beats uniform under VP, at 10 evaluations of dpmpp-2m",
+          rules(VP(), "log-snr", "uniform", "dpmpp-2m", 10)),
     Claim("karras", "is equation 5 of the paper", _karras_formula),
-    Claim(
-        "karras",
-        "beats uniform under EDM, with 10 evaluations for Heun",
-        lambda seed: rules(exact(EDM(), seed), "karras", "uniform", "heun", 10),
-    ),
-    Claim(
-        "karras",
-        "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
-        lambda seed: rules(exact(EDM(), seed), "karras", "log-snr", "dpmpp-2m", 10),
-    ),
-    Claim(
-        "quadratic",
-        "beats uniform under VP, at 10 evaluations of ddim",
-        lambda seed: rules(exact(VP(), seed), "quadratic", "uniform", "ddim", 10),
-    ),
-    Claim(
-        "short",
-        "beats log-snr under VP, at 4 evaluations of dpmpp-2m",
-        lambda seed: rules(exact(VP(), seed), "short", "log-snr", "dpmpp-2m", 4),
-    ),
-    Claim(
-        "short",
-        "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
-        lambda seed: rules(digits(seed), "short", "log-snr", "dpmpp-2m", 4),
-        quick=False,
-    ),
-    Claim(
-        "log-snr",
-        "beats short under VP, at 20 evaluations of dpmpp-2m, where cutting the ends costs more than it saves",
-        lambda seed: rules(exact(VP(), seed), "log-snr", "short", "dpmpp-2m", 20),
-    ),
+    Claim("karras", "beats uniform under EDM, with 10 evaluations for Heun",
+          rules(EDM(), "karras", "uniform", "heun", 10)),
+    Claim("karras", "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
+          rules(EDM(), "karras", "log-snr", "dpmpp-2m", 10)),
+    Claim("quadratic", "beats uniform under VP, at 10 evaluations of ddim",
+          rules(VP(), "quadratic", "uniform", "ddim", 10)),
+    Claim("short", "beats log-snr under VP, at 4 evaluations of dpmpp-2m",
+          rules(VP(), "short", "log-snr", "dpmpp-2m", 4)),
+    Claim("short", "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
+          rules("digits", "short", "log-snr", "dpmpp-2m", 4), quick=False),
+    Claim("log-snr",
+          "beats short under VP, at 20 evaluations of dpmpp-2m, where cutting the ends costs more than it saves",
+          rules(VP(), "log-snr", "short", "dpmpp-2m", 20)),
     Claim("exponential", "is log-snr under another name", _exponential),
     Claim("polyexponential", "log sigma follows a power of the step", _polynomial),
-    Claim(
-        "polyexponential",
-        "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
-        lambda seed: rules(exact(EDM(), seed), "polyexponential", "log-snr", "dpmpp-2m", 10),
-    ),
+    Claim("polyexponential", "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
+          rules(EDM(), "polyexponential", "log-snr", "dpmpp-2m", 10)),
     Claim("beta", "places more of its times near both ends than equal steps do", _finer),
-    Claim(
-        "beta",
-        "beats uniform under VP, at 10 evaluations of ddim",
-        lambda seed: rules(exact(VP(), seed), "beta", "uniform", "ddim", 10),
-    ),
+    Claim("beta", "beats uniform under VP, at 10 evaluations of ddim", rules(VP(), "beta", "uniform", "ddim", 10)),
     Claim("leading", "has the published steps", _conventions("leading")),
-    Claim(
-        "linspace",
-        "beats leading on DDPM's table, at 10 evaluations of ddim",
-        lambda seed: rules(exact(Discrete.linear(), seed), "linspace", "leading", "ddim", 10),
-    ),
+    Claim("linspace", "beats leading on DDPM's table, at 10 evaluations of ddim",
+          rules(DDPM, "linspace", "leading", "ddim", 10)),
     Claim("trailing", "has the published steps", _conventions("trailing")),
     Claim("trailing", "starts where the noise is, leading above it", _reach),
-    Claim(
-        "trailing",
-        "beats leading on DDPM's table, at 10 evaluations of ddim",
-        lambda seed: rules(exact(Discrete.linear(), seed), "trailing", "leading", "ddim", 10),
-    ),
-)
+    Claim("trailing", "beats leading on DDPM's table, at 10 evaluations of ddim",
+          rules(DDPM, "trailing", "leading", "ddim", 10)),
+)  # fmt: skip

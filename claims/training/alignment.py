@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.objectives import PROCESS, SEEDS, digits_distance, digits_x0_error, fresh
-from fewstep.core.noise import Noise
+from claims.common import F64, Claim, Noise, Outcome, arms, experiment
+from claims.objectives import PROCESS, digits_distance, digits_x0_error
+from claims.trained import NetworkDenoiser, Objective, UNet, fit, fresh
 from fewstep.data.digits import load
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.metrics.digits_classifier import digits_classifier
 from fewstep.networks.dit import DiT
-from fewstep.networks.unet import UNet
 from fewstep.training.alignment import Alignment
-from fewstep.training.fit import fit
-from fewstep.training.objective import Objective
 
 STEPS, BATCH, FACTOR = 400, 64, 0.5
 BLOCKS = {"dit": "block.1.mlp", "unet": "mid.res0"}
-
-
-def about(network: str) -> str:
-    return (
-        f"{network} for v, {STEPS} steps of {BATCH} unlabelled digits, vp; factor {FACTOR} at {BLOCKS[network]},"
-        " teacher the digits classifier"
-    )
+NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {"dit": (DiT, {"width": 64}), "unet": (UNet, {"width": (32, 48)})}
 
 
 @functools.cache
 def _trained(network: str, aligned: bool, seed: int) -> NetworkDenoiser:
-    made = {"dit": lambda: DiT(width=64, classes=None), "unet": lambda: UNet(width=(32, 48), classes=None)}[network]
-    model = NetworkDenoiser(fresh(made, seed), PROCESS, "v", (1, 8, 8))
+    made, options = NETWORKS[network]
+    model = NetworkDenoiser(fresh(made, seed, **options, classes=None), PROCESS, "v", (1, 8, 8))
     data = load("train")[0]
     term = Alignment(model.network, BLOCKS[network], digits_classifier().features, data[:2])
     objective = Objective(model, terms=[(FACTOR if aligned else 0.0, term)])
@@ -42,34 +34,11 @@ def _trained(network: str, aligned: bool, seed: int) -> NetworkDenoiser:
     return result
 
 
-def _loss(network: str) -> Outcome:
-    return over_seeds(
-        lambda seed: tuple(digits_x0_error(_trained(network, a, seed), seed, (2.0, -3.0)) for a in (True, False)),
-        SEEDS,
-        "no alignment",
-        f"{about(network)}; held-out digits, log(alpha / sigma) from -3 to 2",
-        unit="error of x0",
-    )
-
-
-def _samples(network: str) -> Outcome:
-    return over_seeds(
-        lambda seed: (
-            digits_distance(_trained(network, True, seed), seed, 10),
-            digits_distance(_trained(network, False, seed), seed, 10),
-        ),
-        SEEDS,
-        "no alignment",
-        f"{about(network)}; dpmpp-2m, 10 evaluations, 1000 samples",
-        unit="Frechet distance in pixels",
-    )
-
-
 def _features(model: NetworkDenoiser, name: str, images: Tensor, seed: int) -> Tensor:
     """The block's mean over its tokens, on images at log(alpha / sigma) = 0, with a constant 1."""
     found: list[Tensor] = []
     hook = model.network.get_submodule(name).register_forward_hook(lambda m, i, out: found.append(out))
-    t = torch.tensor(PROCESS.time(0.0), dtype=torch.float64)
+    t = torch.tensor(PROCESS.time(0.0), dtype=F64)
     eps = Noise(seed).normal(1, tuple(images.shape))
     with torch.no_grad():
         model(PROCESS.alpha(float(t)) * images + PROCESS.sigma(float(t)) * eps, t)
@@ -83,28 +52,30 @@ def _accuracy(network: str, aligned: bool, seed: int) -> float:
     model, name = _trained(network, aligned, seed), BLOCKS[network]
     (images, labels), (held, wanted) = load("train"), load("validation")
     x, y = _features(model, name, images, seed), torch.nn.functional.one_hot(labels, 10).double()
-    weights = torch.linalg.solve(x.T @ x + 1e-2 * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y)
+    weights = torch.linalg.solve(x.T @ x + 1e-2 * torch.eye(x.shape[1], dtype=F64), x.T @ y)
     guessed = (_features(model, name, held, seed + 1) @ weights).argmax(1)
     return float((guessed == wanted).double().mean())
 
 
-def _probe(network: str) -> Outcome:
-    return over_seeds(
-        lambda seed: (_accuracy(network, True, seed), _accuracy(network, False, seed)),
-        SEEDS,
-        "no alignment",
-        f"{about(network)}; probe of the block's mean on held-out digits at alpha = sigma",
-        better="high",
-        unit="accuracy",
-    )
+@experiment
+def _aligned(seed: int, network: str, figure: Callable[..., float], what: str, unit: str) -> Outcome:
+    """A network trained with the term and without."""
+    about = f"{network} for v, {STEPS} steps of {BATCH} unlabelled digits, vp; factor {FACTOR} at {BLOCKS[network]},"
+    about += f" teacher the digits classifier; {what}"
+    better = "high" if unit == "accuracy" else "low"
+    return arms(seed, functools.partial(figure, network), True, False, "no alignment", about, better, unit)
 
 
 CLAIMS = tuple(
-    Claim("repa", f"{sentence} ({network})", lambda seed, run=run, network=network: run(network), quick=False)
-    for network in ("dit", "unet")
-    for sentence, run in (
-        ("denoises held-out digits better at equal steps", _loss),
-        ("samples digits better at equal steps", _samples),
-        ("the aligned block tells digits apart better", _probe),
+    Claim("repa", f"{sentence} ({network})", _aligned(network, figure, what, unit), quick=False)
+    for network in NETWORKS
+    for sentence, figure, what, unit in (
+        ("denoises held-out digits better at equal steps",
+         lambda net, on, s: digits_x0_error(_trained(net, on, s), s, (2.0, -3.0)),
+         "held-out digits, log(alpha / sigma) from -3 to 2", "error of x0"),
+        ("samples digits better at equal steps", lambda net, on, s: digits_distance(_trained(net, on, s), s, 10),
+         "dpmpp-2m, 10 evaluations, 1000 samples", "Frechet distance in pixels"),
+        ("the aligned block tells digits apart better", _accuracy,
+         "probe of the block's mean on held-out digits at alpha = sigma", "accuracy"),
     )
-)
+)  # fmt: skip

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64, mixture
-from claims.transports import SEEDS, TRUTH_SEED, N, fresh, noises, wasserstein
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.mlp import MLP
-from fewstep.processes.ve import EDM
-from fewstep.sampling.build import plan
+from claims.common import EDM, F64, Claim, Outcome, arms, experiment, plan
+from claims.problems import mixture
+from claims.trained import MLP, NetworkDenoiser, NoiseLevels, Objective, fit, fresh
+from claims.transports import TRUTH_SEED, W2, N, noises, wasserstein
 from fewstep.training.ambient import Ambient, MixedQuality, ambient_pair
-from fewstep.training.fit import fit
-from fewstep.training.noise_levels import NoiseLevels
-from fewstep.training.objective import Objective
 
 PROCESS = EDM()
 SAMPLES, SHARE, LEVEL = 2000, 0.1, 0.2  # the mixture's own components are 0.04 to 0.2 wide
@@ -34,28 +29,21 @@ def _distance(arm: str, seed: int) -> float:
     if arm == "tenth":
         clean = clean[: round(SHARE * SAMPLES)]
     data = MixedQuality.degrade(clean, {"mixed": SHARE, "noisy": 0.0}.get(arm, 1.0), LEVEL, seed)
-    network = fresh(MLP, seed)
-    model = NetworkDenoiser(network, PROCESS, "x0", (2,), precondition="edm", data_std=0.5, value_range=None)
+    options: dict[str, Any] = {"precondition": "edm", "data_std": 0.5, "value_range": None}
+    model = NetworkDenoiser(fresh(MLP, seed), PROCESS, "x0", (2,), **options)
     levels = NoiseLevels(PROCESS, "log-normal", -1.2, 1.2)
-    objective = Ambient(Objective(model), levels)
-    model = fit(model, data, steps=STEPS, batch=BATCH, lr=2e-3, objective=objective, levels=levels, seed=seed)  # type: ignore[arg-type]
+    objective: Any = Ambient(Objective(model), levels)
+    model = fit(model, data, steps=STEPS, batch=BATCH, lr=2e-3, objective=objective, levels=levels, seed=seed)
     made = plan(PROCESS, "ddim", 50, "karras")
     if arm == "noisy":  # below its own level nothing was learnt: from there, the mean of what x0 may be
         made = plan(PROCESS, "ddim", timesteps=[*(t for t in made.times if t > LEVEL), LEVEL, 0.0])
-    samples = made(model, noises(seed, (2,)))
-    return wasserstein(samples, mixture(PROCESS).sample(N, TRUTH_SEED + seed))
+    return wasserstein(made(model, noises(seed, (2,))), mixture(PROCESS).sample(N, TRUTH_SEED + seed))
 
 
-def _against(arm: str, name: str, seed: int) -> Outcome:
-    seeds = [seed + s for s in SEEDS]
-    clean = sum(_distance("clean", s) for s in seeds) / len(seeds)
-    return over_seeds(
-        lambda s: (_distance("mixed", s), _distance(arm, s)),
-        seeds,
-        name,
-        f"{CONDITIONS}; all of them clean give {clean:.2g}",
-        unit="W2 to the truth",
-    )
+@experiment
+def _against(seed: int, arm: str, name: str) -> Outcome:
+    clean = sum(_distance("clean", s) for s in (seed, seed + 1, seed + 2)) / 3
+    return arms(seed, _distance, "mixed", arm, name, f"{CONDITIONS}; all of them clean give {clean:.2g}", unit=W2)
 
 
 def _unbiased(seed: int) -> Outcome:
@@ -73,28 +61,16 @@ def _unbiased(seed: int) -> Outcome:
         probes = (torch.ones_like(x), x / x.std(), x.flip(1) / x.std(), torch.sin(3 * x))
         scores = [(residual * probe).mean(0).abs().max() / (scale * probe.square().mean().sqrt()) for probe in probes]
         worst[name] = float(max(scores))
-    return Outcome(
-        worst["ours"],
-        5.0,
-        "five standard errors",
-        f"8-component mixture, edm, {n} samples of noise {LEVEL} at sigma {t}; taken for clean they miss by"
-        f" {worst['naive']:.0f}",
-        unit="largest correlation of error and state, in standard errors",
-    )
+    about = f"8-component mixture, edm, {n} samples of noise {LEVEL} at sigma {t}; taken for clean they miss by"
+    about += f" {worst['naive']:.0f}"
+    unit = "largest correlation of error and state, in standard errors"
+    return Outcome(worst["ours"], 5.0, "five standard errors", about, unit=unit)
 
 
 CLAIMS = (
     Claim("ambient", "the pair of a noisy sample is unbiased at every state above its level", _unbiased),
-    Claim(
-        "ambient",
-        "a tenth clean and the rest noisy beats all noisy",
-        functools.partial(_against, "noisy", "all of them noisy"),
-        quick=False,
-    ),
-    Claim(
-        "ambient",
-        "a tenth clean and the rest noisy beats the tenth alone",
-        functools.partial(_against, "tenth", "the clean tenth alone"),
-        quick=False,
-    ),
-)
+    Claim("ambient", "a tenth clean and the rest noisy beats all noisy",
+          _against("noisy", "all of them noisy"), quick=False),
+    Claim("ambient", "a tenth clean and the rest noisy beats the tenth alone",
+          _against("tenth", "the clean tenth alone"), quick=False),
+)  # fmt: skip

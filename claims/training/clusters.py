@@ -6,11 +6,9 @@ import itertools
 
 import torch
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.level_tasks import SEEDS, WHAT, digits, plain
+from claims.common import F64, Claim, Outcome, over_seeds
+from claims.level_tasks import WHAT, digits, plain
 from fewstep.training.clusters import affinity, interval_clusters
-
-F64 = torch.float64
 
 
 def _brute_force(seed: int) -> Outcome:
@@ -30,15 +28,12 @@ def _brute_force(seed: int) -> Outcome:
 
 
 def _decay(seed: int) -> Outcome:
-    levels = torch.linspace(0.05, 0.95, 10)
-
     def run(number: int) -> tuple[float, float]:
-        found = affinity(plain(number), digits("train")[:512], levels, seed=number)
+        found = affinity(plain(number), digits("train")[:512], torch.linspace(0.05, 0.95, 10), seed=number)
         return float(found.diagonal(1).mean()), float(found.diagonal(6).mean())
 
-    return over_seeds(
-        run, SEEDS, "levels 0.6 apart", f"levels 0.1 apart in t; {WHAT}", better="high", unit="cosine of gradients"
-    )
+    about, unit = f"levels 0.1 apart in t; {WHAT}", "cosine of gradients"
+    return over_seeds(seed, run, "levels 0.6 apart", about, better="high", unit=unit)
 
 
 CLAIMS = (

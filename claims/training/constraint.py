@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.objectives import PROCESS, SEEDS, fresh
-from fewstep.core.noise import Noise
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.networks.mlp import MLP
-from fewstep.sampling.build import plan
+from claims.common import Claim, Noise, Outcome, arms, experiment, plan, sliced_wasserstein
+from claims.objectives import PROCESS
+from claims.trained import MLP, NetworkDenoiser, Objective, fit, fresh
 from fewstep.training.constraint import Constraint, Residual
-from fewstep.training.fit import fit
-from fewstep.training.objective import Objective
 
 STEPS, BATCH, FACTOR, SAMPLES = 1000, 128, 0.1, 4096
 
@@ -43,51 +38,34 @@ RESIDUALS: dict[str, Residual] = {
 @functools.cache
 def _samples(problem: str, factor: float, seed: int) -> Tensor:
     shape = (2,) if problem == "circle" else (4,)
-    model = NetworkDenoiser(fresh(lambda: MLP(shape), seed), PROCESS, "x0", shape)
+    model = NetworkDenoiser(fresh(MLP, seed, shape), PROCESS, "x0", shape)
     objective = Objective(model, terms=[(factor, Constraint(RESIDUALS[problem]))])
     data = _data(problem, 20_000, 100)
     trained = fit(model, data, steps=STEPS, batch=BATCH, lr=2e-3, objective=objective, seed=seed)
     return plan(PROCESS, "dpmpp-2m", 10, "log-snr")(trained, Noise(seed).normal(0, (SAMPLES, *shape)))
 
 
-def _about(problem: str) -> str:
-    return (
-        f"{problem}; perceptron for x0, {STEPS} steps of {BATCH} points, vp, factor {FACTOR}; dpmpp-2m, 10 evaluations,"
-        f" {SAMPLES} samples"
-    )
+def _residual(problem: str, factor: float, seed: int) -> float:
+    return float(RESIDUALS[problem](_samples(problem, factor, seed), {}).square().mean().sqrt())
 
 
-def _residual(problem: str) -> Outcome:
-    return over_seeds(
-        lambda seed: tuple(
-            float(RESIDUALS[problem](_samples(problem, factor, seed), {}).square().mean().sqrt())
-            for factor in (FACTOR, 0.0)
-        ),
-        SEEDS,
-        "no term",
-        _about(problem),
-        unit="root mean square residual of the samples",
-    )
+def _law(problem: str, factor: float, seed: int) -> float:
+    return sliced_wasserstein(_samples(problem, factor, seed), _data(problem, SAMPLES, seed + 1), projections=64).value
 
 
-def _law(problem: str) -> Outcome:
-    return over_seeds(
-        lambda seed: tuple(
-            sliced_wasserstein(_samples(problem, factor, seed), _data(problem, SAMPLES, seed + 1), projections=64).value
-            for factor in (FACTOR, 0.0)
-        ),
-        SEEDS,
-        "no term",
-        _about(problem),
-        unit="sliced Wasserstein distance",
-    )
+@experiment
+def _constrained(seed: int, problem: str, figure: Callable[[str, float, int], float], unit: str) -> Outcome:
+    """A network trained with the residual as a term and without."""
+    about = f"{problem}; perceptron for x0, {STEPS} steps of {BATCH} points, vp, factor {FACTOR}; dpmpp-2m, 10"
+    about += f" evaluations, {SAMPLES} samples"
+    return arms(seed, functools.partial(figure, problem), FACTOR, 0.0, "no term", about, unit=unit)
 
 
 CLAIMS = tuple(
-    Claim("constraint", f"{sentence} ({problem})", lambda seed, run=run, p=problem: run(p), quick=False)
+    Claim("constraint", f"{sentence} ({problem})", _constrained(problem, figure, unit), quick=False)
     for problem in RESIDUALS
-    for sentence, run in (
-        ("samples obey the data's equation better", _residual),
-        ("samples come nearer to the data's law", _law),
+    for sentence, figure, unit in (
+        ("samples obey the data's equation better", _residual, "root mean square residual of the samples"),
+        ("samples come nearer to the data's law", _law, "sliced Wasserstein distance"),
     )
 )

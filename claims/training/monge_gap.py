@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64
+from claims.common import F64, Claim, Flow, Outcome, arms, compared, experiment, plan
+from claims.trained import NetworkDenoiser, fresh
 from claims.training.reflow import reflowed
-from claims.transports import PLANE, SEEDS, STEPS, noises, plane_flow
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.processes.flow import Flow
-from fewstep.sampling.build import plan
+from claims.transports import PLANE, STEPS, noises, plane_flow
 from fewstep.training.monge_gap import monge_gap, sinkhorn_divergence
 
-D, N, ITERATIONS, FACTOR = 3, 128, 200, 1.0
+D, POINTS, ITERATIONS, FACTOR = 3, 128, 200, 1.0
 
 
 def _gaussians(seed: int) -> tuple[Tensor, Tensor]:
@@ -26,30 +25,26 @@ def _gaussians(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _known(seed: int) -> Outcome:
-    shift, matrix = _gaussians(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
+    (shift, matrix), generator = _gaussians(seed), torch.Generator().manual_seed(seed + 1)
     x = torch.randn(512, D, generator=generator, dtype=F64)
     best = shift + x @ matrix
     mixed = best[torch.randperm(512, generator=generator)]
-    return Outcome(
-        abs(float(monge_gap(x, best))),
-        float(monge_gap(x, mixed)),
-        "the same points, coupled at random",
-        f"512 points of a Gaussian in {D} dimensions and their images",
-        unit="Monge gap",
-    )
+    gaps = abs(float(monge_gap(x, best))), float(monge_gap(x, mixed))
+    about = f"512 points of a Gaussian in {D} dimensions and their images"
+    return compared(gaps, "the same points, coupled at random", about, unit="Monge gap")
 
 
-def _fitted(seed: int, factor: float) -> float:
+def _perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(D, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, D))
+
+
+def _fitted(factor: float, seed: int) -> float:
     """Mean squared error of a one-step map, fitted to the target's points alone, against the optimal map."""
-    shift, matrix = _gaussians(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = nn.Sequential(nn.Linear(D, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, D))
+    (shift, matrix), generator = _gaussians(seed), torch.Generator().manual_seed(seed + 1)
+    network = fresh(_perceptron, seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 
-    def draw(n: int = N) -> Tensor:
+    def draw(n: int = POINTS) -> Tensor:
         return torch.randn(n, D, generator=generator, dtype=F64)
 
     for _ in range(ITERATIONS):
@@ -65,43 +60,35 @@ def _fitted(seed: int, factor: float) -> float:
 
 
 def _regularised(seed: int) -> Outcome:
-    return over_seeds(
-        lambda s: (_fitted(s, FACTOR), _fitted(s, 0.0)),
-        [seed + s for s in SEEDS],
-        "the Sinkhorn divergence alone",
-        f"perceptron, Gaussians in {D} dimensions, {ITERATIONS} steps of {N} points, factor {FACTOR:g}",
-        unit="mean squared distance from the optimal map",
-    )
+    about = f"perceptron, Gaussians in {D} dimensions, {ITERATIONS} steps of {POINTS} points, factor {FACTOR:g}"
+    against, unit = "the Sinkhorn divergence alone", "mean squared distance from the optimal map"
+    return arms(seed, _fitted, FACTOR, 0.0, against, about, unit=unit)
 
 
-def _of_flow(model: NetworkDenoiser, seed: int) -> float:
+FLOWS: dict[str, Callable[[int], NetworkDenoiser]] = {
+    "reflowed": reflowed,
+    "coupled": lambda s: plane_flow(s, "minibatch-ot"),
+    "independent": plane_flow,
+    "twice as long": lambda s: plane_flow(s, steps=2 * STEPS),
+}
+
+
+def _of_flow(name: str, seed: int) -> float:
     noise = noises(seed, (2,))
-    return float(monge_gap(noise, plan(Flow(), "heun", 25, "uniform")(model, noise)))
+    return float(monge_gap(noise, plan(Flow(), "heun", 25, "uniform")(FLOWS[name](seed), noise)))
 
 
-def _reflowed(seed: int) -> Outcome:
-    return over_seeds(
-        lambda s: (_of_flow(reflowed(s), s), _of_flow(plane_flow(s, steps=2 * STEPS), s)),
-        [seed + s for s in SEEDS],
-        "a flow of as many steps on independent noise",
-        f"{PLANE}, reflowed as long again; 1024 noises and their ends",
-        unit="Monge gap",
-    )
-
-
-def _coupled(seed: int) -> Outcome:
-    return over_seeds(
-        lambda s: (_of_flow(plane_flow(s, "minibatch-ot"), s), _of_flow(plane_flow(s), s)),
-        [seed + s for s in SEEDS],
-        "a flow on independent noise",
-        f"{PLANE}, coupled by minibatch-ot; 1024 noises and their ends",
-        unit="Monge gap",
-    )
+@experiment
+def _flows(seed: int, ours: str, theirs: str, against: str, what: str) -> Outcome:
+    return arms(seed, _of_flow, ours, theirs, against, f"{PLANE}, {what}; 1024 noises and their ends", unit="Monge gap")
 
 
 CLAIMS = (
     Claim("monge-gap", "near zero for the optimal map, large for a random coupling", _known),
     Claim("monge-gap", "as a regulariser, leads a one-step map to the optimal one", _regularised, quick=False),
-    Claim("monge-gap", "tells a reflowed flow from its teacher", _reflowed, quick=False),
-    Claim("monge-gap", "tells a flow trained on coupled noise from one on independent noise", _coupled, quick=False),
-)
+    Claim("monge-gap", "tells a reflowed flow from its teacher",
+          _flows("reflowed", "twice as long", "a flow of as many steps on independent noise", "reflowed as long again"),
+          quick=False),
+    Claim("monge-gap", "tells a flow trained on coupled noise from one on independent noise",
+          _flows("coupled", "independent", "a flow on independent noise", "coupled by minibatch-ot"), quick=False),
+)  # fmt: skip

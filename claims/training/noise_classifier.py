@@ -6,9 +6,8 @@ import math
 
 import torch
 
-from claims.claim import Claim, Outcome
+from claims.common import VP, Claim, Outcome, compared
 from claims.problems import mixture
-from fewstep.processes.vp import VP
 from fewstep.training.noise_classifier import exact_levels, noise_times, train_noise_classifier
 
 
@@ -20,18 +19,12 @@ def _posterior(seed: int) -> Outcome:
     generator = torch.Generator().manual_seed(seed)
     y = model.sample(len(level), seed + 3) + ratio[:, None] * torch.randn(len(level), 2, generator=generator)
     exact = torch.log_softmax(exact_levels(model, times)(y), 1)
-    ours = torch.log_softmax(classifier(y).double(), 1)
-
-    def divergence(other: torch.Tensor) -> float:
-        return float((exact.exp() * (exact - other)).sum(1).mean())
-
-    return Outcome(
-        divergence(ours),
-        divergence(torch.full_like(exact, -math.log(24))),
-        "all levels equally likely",
-        "24 levels from sigma/alpha = 1.5 to 0.02, 8-component mixture, vp, 2000 steps of training, 4800 new samples",
-        unit="divergence from the exact posterior in nats",
+    found = torch.log_softmax(classifier(y).double(), 1), torch.full_like(exact, -math.log(24))
+    figures = [float((exact.exp() * (exact - other)).sum(1).mean()) for other in found]
+    about = (
+        "24 levels from sigma/alpha = 1.5 to 0.02, 8-component mixture, vp, 2000 steps of training, 4800 new samples"
     )
+    return compared(figures, "all levels equally likely", about, unit="divergence from the exact posterior in nats")
 
 
 CLAIMS = (Claim("noise-classifier", "has learned the posterior over noise levels", _posterior, quick=False),)

@@ -7,15 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome
-from fewstep.core.noise import Noise
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.processes.discrete import Discrete
-from fewstep.sampling.build import plan
+from claims.common import F64, Claim, Discrete, GaussianMixture, Noise, Outcome, plan, sliced_wasserstein, tolerance
 from fewstep.training.one_more_step import OneMoreStep, train_one_more_step
-
-F64 = torch.float64
 
 
 @functools.cache
@@ -37,29 +30,20 @@ def _brightness(x: Tensor, exact: Tensor) -> float:
 def _bright(seed: int) -> Outcome:
     model, n = _images(), 2000
     base = plan(_process(), "dpmpp-2m", 20)
-    step = train_one_more_step(model.sample(n, seed), seed=seed)
-    paper = train_one_more_step(model.sample(n, seed), seed=seed, rank=0)
+    step, paper = (train_one_more_step(model.sample(n, seed), seed=seed, **rank) for rank in ({}, {"rank": 0}))
     for part in (paper.rest, paper.spread):
         part.zero_()
     noise, exact = Noise(seed).normal(0, (n, 1, 8, 8), "cpu", F64), model.sample(n, seed + 1)
-    ours, mean, theirs = (
-        _brightness(made(model, noise, seed=seed, dtype=F64), exact)
-        for made in (step.plan(base, _process()), paper.plan(base, _process()), base)
-    )
-    return Outcome(
-        ours,
-        theirs,
-        "the same plan from N(0, I)",
-        "dpmpp-2m, 20 evaluations, bright and dark 8x8 images (a mixture with its exact denoiser), the first 500 betas"
-        f" of DDPM, {n} samples; with the mean alone {mean:.3g}",
-        unit="Wasserstein distance of the brightness",
-    )
+    made = (step.plan(base, _process()), paper.plan(base, _process()), base)
+    ours, mean, theirs = (_brightness(p(model, noise, seed=seed, dtype=F64), exact) for p in made)
+    about = "dpmpp-2m, 20 evaluations, bright and dark 8x8 images (a mixture with its exact denoiser), the first 500"
+    about += f" betas of DDPM, {n} samples; with the mean alone {mean:.3g}"
+    return Outcome(ours, theirs, "the same plan from N(0, I)", about, unit="Wasserstein distance of the brightness")
 
 
 def _gaussian(seed: int) -> Outcome:
     """Mean and covariance of the start, which is affine in the noise, against those of x_T."""
-    process, d = _process(), 6
-    generator = torch.Generator().manual_seed(seed)
+    process, d, generator = _process(), 6, torch.Generator().manual_seed(seed)
     root, mean = torch.randn(d, d, generator=generator, dtype=F64), torch.randn(d, generator=generator, dtype=F64)
     covariance = root @ root.T
     step = OneMoreStep.from_moments(mean, covariance)
@@ -68,7 +52,7 @@ def _gaussian(seed: int) -> Outcome:
     alpha, sigma = process.alpha(process.t_max), process.sigma(process.t_max)
     wanted = alpha**2 * covariance + sigma**2 * torch.eye(d, dtype=F64)
     error = max(float((zero - alpha * mean).abs().max()), float((matrix.T @ matrix - wanted).abs().max()))
-    return Outcome(error, 1e-12, "tolerance", f"Gaussian data in {d} dimensions, alpha_T = {alpha:.2f}", unit="error")
+    return tolerance(error, 1e-12, f"Gaussian data in {d} dimensions, alpha_T = {alpha:.2f}", "error")
 
 
 CLAIMS = (

@@ -7,15 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome
+from claims.common import F64, VP, Claim, GaussianMixture, Noise, Outcome, compared, plan, tolerance
 from claims.problems import mixture
-from fewstep.core.noise import Noise
-from fewstep.denoisers.gaussian_mixture import GaussianMixture
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
 from fewstep.training.optimal_transport import OTStart
-
-F64 = torch.float64
 
 
 def _ring() -> GaussianMixture:
@@ -40,31 +34,21 @@ def _modes(seed: int) -> Outcome:
     whole = plan(process, "ddim", 10, "log-snr")
     noise = Noise(seed).normal(0, (n, 2), "cpu", F64)
     x = start.plan(base, neighbours=4)(model, noise, dtype=F64)
-    nearest = float(torch.cdist(x, data).amin(1).mean())
-    fresh = float(torch.cdist(model.sample(n, seed + 1), data).amin(1).mean())
-    return Outcome(
-        _between(x),
-        _between(whole(model, noise, dtype=F64)),
-        f"ddim from noise, {whole.nfe} evaluations",
-        f"ddim from t = {t:.2f}, {base.nfe} evaluations, 256 training samples, 4 neighbours, 8 modes of standard"
-        f" deviation 0.05 on the unit circle, vp, {n} samples; the nearest training sample is {nearest:.4f} away,"
-        f" from new data {fresh:.4f}",
-        unit="share of samples between modes",
-    )
+    nearest, fresh = (float(torch.cdist(y, data).amin(1).mean()) for y in (x, model.sample(n, seed + 1)))
+    about = f"ddim from t = {t:.2f}, {base.nfe} evaluations, 256 training samples, 4 neighbours, 8 modes of standard"
+    about += f" deviation 0.05 on the unit circle, vp, {n} samples; the nearest training sample is {nearest:.4f} away,"
+    about += f" from new data {fresh:.4f}"
+    figures = [_between(y) for y in (x, whole(model, noise, dtype=F64))]
+    return compared(figures, f"ddim from noise, {whole.nfe} evaluations", about, unit="share of samples between modes")
 
 
 def _masses(seed: int) -> Outcome:
     start = OTStart(VP(), mixture(VP()).sample(64, seed), 0.4, seed)
     flat = float((64 * start.masses(2**17) - 1).square().mean().sqrt())
     ours = float((64 * start.fit(300, seed=seed).masses(2**17) - 1).square().mean().sqrt())
-    return Outcome(
-        ours,
-        0.1,
-        "tolerance",
-        f"64 atoms of the 8-component mixture, vp, t = 0.4, 300 steps; at equal heights {flat:.2g}, the estimate's own"
-        f" error {math.sqrt(64 / 2**17):.2g}",
-        unit="deviation of the cells' mass from 1/n, relative",
-    )
+    about = f"64 atoms of the 8-component mixture, vp, t = 0.4, 300 steps; at equal heights {flat:.2g}, the estimate's"
+    about += f" own error {math.sqrt(64 / 2**17):.2g}"
+    return tolerance(ours, 0.1, about, "deviation of the cells' mass from 1/n, relative")
 
 
 CLAIMS = (

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
-from torch import Tensor
-
-from claims.claim import Claim, Outcome, over_seeds
+from claims.common import Claim, Outcome, arms, experiment
+from claims.trained import NetworkDenoiser, NoiseLevels, fit, rows_of
 from claims.tuning import STUDENT_TIMES, class_distance, data, detail, heavy, in_turn, labels, student, student_samples
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.training.fit import fit, rows_of
-from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.pairwise import pairwise
 
 STEPS, SAMPLES = 60, 300
@@ -24,69 +21,39 @@ def _measured(model: NetworkDenoiser, seed: int) -> tuple[float, float, float]:
 
 
 @functools.cache
-def _before() -> tuple[float, float, float]:
-    return _measured(student(), 0)
-
-
-@functools.cache
-def _by_pairs(seed: int) -> tuple[float, float, float]:
+def _tuned(way: str, seed: int) -> tuple[float, float, float]:
+    """By "pairs", or by "denoising" as diffusion models are trained, on the digits that are preferred."""
     model = copy.deepcopy(student())
-    times = [*STUDENT_TIMES[:-1], model.process.t_zero]
-
-    def score(x: Tensor, label: Tensor) -> Tensor:
-        return heavy(x, label)
-
-    pairwise(
-        model, times, steps=STEPS, score=score, conditions=labels, batch=32, lr=3e-4, beta=0.1, last_std=0.5, seed=seed
-    )
-    return _measured(model, seed)
-
-
-@functools.cache
-def _by_denoising(seed: int) -> tuple[float, float, float]:
-    """Trained as diffusion models are, on the digits that are preferred."""
+    if way == "pairs":
+        times = [*STUDENT_TIMES[:-1], model.process.t_zero]
+        options: dict[str, Any] = {"conditions": labels, "batch": 32, "lr": 3e-4, "beta": 0.1, "last_std": 0.5}
+        pairwise(model, times, steps=STEPS, score=lambda x, label: heavy(x, label), seed=seed, **options)
+        return _measured(model, seed)
     images, own = data()
     kept = heavy(images, own) > 0
-    model = copy.deepcopy(student())
     levels = NoiseLevels(model.process, "log-normal", mean=-1.2, std=1.2)
     draw = rows_of(images[kept], label=own[kept])
     return _measured(fit(model, draw, steps=STEPS, batch=64, lr=3e-4, levels=levels, ema=0.0, seed=seed), seed)
 
 
-def _compare(part: int, seed: int, unit: str, better: str = "high") -> Outcome:
-    seeds = (seed, seed + 1, seed + 2)
-    before = _before()
-    ours, theirs = ([_by(one)[1] for one in seeds] for _by in (_by_pairs, _by_denoising))
-    return over_seeds(
-        lambda one: (_by_pairs(one)[part], _by_denoising(one)[part]),
-        seeds,
-        "denoising on the preferred digits, as many steps",
-        "two-step student of the digits; preferred: more ink than the class's median, no more than its most;"
-        f" {STEPS} steps of 32 pairs or 64 pictures; the student itself: preferred {before[0]:.2f}, high-frequency"
-        f" energy {before[2]:.3f}, distance of a class from its digits {before[1]:.3f}, which becomes"
-        f" {sum(ours) / 3:.3f} and {sum(theirs) / 3:.3f}",
-        better=better,
-        unit=unit,
-    )
+@experiment
+def _compare(seed: int, part: int, unit: str, better: str = "high") -> Outcome:
+    """One of the three figures of `_measured`."""
+    before = _measured(student(), 0)
+    ours, theirs = (sum(_tuned(way, s)[1] for s in (seed, seed + 1, seed + 2)) / 3 for way in ("pairs", "denoising"))
+    about = "two-step student of the digits; preferred: more ink than the class's median, no more than its most;"
+    about += f" {STEPS} steps of 32 pairs or 64 pictures; the student itself: preferred {before[0]:.2f}, high-frequency"
+    about += f" energy {before[2]:.3f}, distance of a class from its digits {before[1]:.3f}, which becomes {ours:.3f}"
+    about += f" and {theirs:.3f}"
+    against = "denoising on the preferred digits, as many steps"
+    return arms(seed, lambda way, s: _tuned(way, s)[part], "pairs", "denoising", against, about, better, unit)
 
 
 CLAIMS = (
-    Claim(
-        "pso",
-        "raises the share of preferred samples more than denoising on preferred data",
-        lambda seed: _compare(0, seed, f"share of {SAMPLES} samples"),
-        quick=False,
-    ),
-    Claim(
-        "pso",
-        "keeps more fine detail than denoising on preferred data",
-        lambda seed: _compare(2, seed, "energy of the high frequencies"),
-        quick=False,
-    ),
-    Claim(
-        "pso",
-        "stays as near to the class's digits as denoising on preferred data",
-        lambda seed: _compare(1, seed, "sliced Wasserstein distance", "low"),
-        quick=False,
-    ),
-)
+    Claim("pso", "raises the share of preferred samples more than denoising on preferred data",
+          _compare(0, f"share of {SAMPLES} samples"), quick=False),
+    Claim("pso", "keeps more fine detail than denoising on preferred data",
+          _compare(2, "energy of the high frequencies"), quick=False),
+    Claim("pso", "stays as near to the class's digits as denoising on preferred data",
+          _compare(1, "sliced Wasserstein distance", "low"), quick=False),
+)  # fmt: skip

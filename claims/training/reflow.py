@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.transports import BATCH, PLANE, RATE, SEEDS, STEPS, bend, plane_error, plane_flow
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.processes.flow import Flow
-from fewstep.sampling.build import plan
+from claims.common import Claim, Flow, Outcome, experiment, over_seeds, plan
+from claims.trained import NetworkDenoiser
+from claims.transports import BATCH, BEND, PLANE, RATE, STEPS, W2, bend, plane_error, plane_flow
 from fewstep.training.reflow import reflow
 
 
@@ -19,32 +18,19 @@ def reflowed(seed: int) -> NetworkDenoiser:
     return reflow(plane_flow(seed), made, n=8192, seed=seed, steps=STEPS, batch=BATCH, lr=RATE)
 
 
-AGAINST = "as many steps in all on independent noise"
-CONDITIONS = f"{PLANE}, then {STEPS} more on 8192 pairs"
+@experiment
+def _against_teacher(seed: int, figure: Callable[[NetworkDenoiser, int], float], what: str, unit: str) -> Outcome:
+    def run(s: int) -> list[float]:
+        return [figure(flow, s) for flow in (reflowed(s), plane_flow(s, steps=2 * STEPS))]
 
-
-def _bend(seed: int) -> Outcome:
-    return over_seeds(
-        lambda s: (bend(reflowed(s), s), bend(plane_flow(s, steps=2 * STEPS), s)),
-        [seed + s for s in SEEDS],
-        AGAINST,
-        f"{CONDITIONS}; 50 Euler steps",
-        unit="curvature over squared chord",
-    )
-
-
-def _error(steps: int, seed: int) -> Outcome:
-    return over_seeds(
-        lambda s: (plane_error(reflowed(s), s, steps), plane_error(plane_flow(s, steps=2 * STEPS), s, steps)),
-        [seed + s for s in SEEDS],
-        AGAINST,
-        f"{CONDITIONS}; {steps} Euler steps, 1024 samples",
-        unit="W2 to the truth",
-    )
+    about = f"{PLANE}, then {STEPS} more on 8192 pairs; {what}"
+    return over_seeds(seed, run, "as many steps in all on independent noise", about, unit=unit)
 
 
 CLAIMS = (
-    Claim("reflow", "straighter paths than the teacher's", _bend, quick=False),
-    Claim("reflow", "two steps land closer than the teacher's", functools.partial(_error, 2), quick=False),
-    Claim("reflow", "one step lands closer than the teacher's", functools.partial(_error, 1), quick=False),
-)
+    Claim("reflow", "straighter paths than the teacher's", _against_teacher(bend, "50 Euler steps", BEND), quick=False),
+    *(Claim("reflow", f"{name} closer than the teacher's",
+            _against_teacher(functools.partial(plane_error, steps=n), f"{n} Euler steps, 1024 samples", W2),
+            quick=False)
+      for n, name in ((2, "two steps land"), (1, "one step lands"))),
+)  # fmt: skip

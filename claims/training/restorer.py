@@ -8,17 +8,16 @@ import math
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.networks.mlp import MLP
+from claims.common import Claim, Outcome, arms, over_seeds, sliced_wasserstein
+from claims.trained import MLP
 from fewstep.processes.restoration_chain import RestorationChain
 from fewstep.training.restorer import Restorer, degraded, fidelity, fit_restorer
 
 CHAIN = RestorationChain.preserving((0.95, 0.75, 0.4, 0.05))
 HEAPS, STD, STEPS, BATCH, SAMPLES = 6, 0.1, 700, 256, 2000
-SEEDS = range(3)
 TRAINED = f"{HEAPS} heaps on a circle, mlp, {STEPS} steps of {BATCH}"
 WHAT = f"{TRAINED}, {SAMPLES} samples of {CHAIN.levels} evaluations"
+AGAINST = "the same restorer trained by squared error"
 
 
 def _centres() -> Tensor:
@@ -47,56 +46,38 @@ def samples(adversarial: bool, seed: int) -> Tensor:
 
 
 def _distance(seed: int) -> Outcome:
-    def figure(adversarial: bool, number: int) -> float:
-        return sliced_wasserstein(samples(adversarial, number), data(SAMPLES, 2000 + number), projections=64).value
+    def figure(adversarial: bool, s: int) -> float:
+        return sliced_wasserstein(samples(adversarial, s), data(SAMPLES, 2000 + s), projections=64).value
 
     floor = sliced_wasserstein(data(SAMPLES, 3000), data(SAMPLES, 2000), projections=64).value
-    return over_seeds(
-        lambda number: (figure(True, number), figure(False, number)),
-        SEEDS,
-        "the same restorer trained by squared error",
-        f"{WHAT}; data against data {floor:.2g}",
-        unit="sliced Wasserstein distance",
-    )
+    about = f"{WHAT}; data against data {floor:.2g}"
+    return arms(seed, figure, True, False, AGAINST, about, unit="sliced Wasserstein distance")
 
 
 def _covered(seed: int) -> Outcome:
-    def figure(adversarial: bool, number: int) -> float:
-        near = torch.cdist(samples(adversarial, number), _centres()) < 3 * STD
+    def figure(adversarial: bool, s: int) -> float:
+        near = torch.cdist(samples(adversarial, s), _centres()) < 3 * STD
         return HEAPS * float(near.float().mean(0).min())
 
-    return over_seeds(
-        lambda number: (figure(True, number), figure(False, number)),
-        SEEDS,
-        "the same restorer trained by squared error",
-        f"{WHAT}; samples within 3 standard deviations of the heap that has the fewest",
-        better="high",
-        unit="share of what the heap should have",
-    )
+    about = f"{WHAT}; samples within 3 standard deviations of the heap that has the fewest"
+    return arms(seed, figure, True, False, AGAINST, about, better="high", unit="share of what the heap should have")
 
 
 def _consistent(seed: int) -> Outcome:
-    def run(number: int) -> tuple[float, float]:
-        x0 = data(4000, 4000 + number)
-        states, filled, levels = degraded(CHAIN, x0, torch.Generator().manual_seed(number))
-        z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(number + 1))
+    def run(s: int) -> tuple[float, float]:
+        states, filled, levels = degraded(CHAIN, data(4000, 4000 + s), torch.Generator().manual_seed(s))
+        z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(s + 1))
         with torch.no_grad():
-            restored = trained(True, number)(filled, levels, z)
+            restored = trained(True, s)(filled, levels, z)
         return float(fidelity(CHAIN, restored, states).mean()), 1.0
 
-    return over_seeds(
-        run,
-        SEEDS,
-        "twice that of the data themselves, 1/2",
-        f"{TRAINED}; |A G - y|^2 / (2 sigma^2) a number",
-        unit="fidelity",
-    )
+    about = f"{TRAINED}; |A G - y|^2 / (2 sigma^2) a number"
+    return over_seeds(seed, run, "twice that of the data themselves, 1/2", about, unit="fidelity")
 
 
 CLAIMS = (
-    Claim(
-        "rgm", "samples closer to the data than those of a restorer trained by squared error", _distance, quick=False
-    ),
+    Claim("rgm", "samples closer to the data than those of a restorer trained by squared error",
+          _distance, quick=False),
     Claim("rgm", "covers every mode where squared error shrinks to means", _covered, quick=False),
     Claim("rgm", "what it restores, degraded, is what it was given", _consistent, quick=False),
-)
+)  # fmt: skip

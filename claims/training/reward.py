@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.problems import F64, smooth
+from claims.common import F64, VP, Claim, Noise, Outcome, arms, gap, plan, tolerance
+from claims.problems import smooth
+from claims.trained import NetworkDenoiser
 from claims.tuning import chain, data, in_turn, labels, samples
-from fewstep.core.noise import Noise
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import load
-from fewstep.processes.vp import VP
-from fewstep.sampling.build import plan
 from fewstep.training.reward import ink, reward_samples, symmetry, tune
 
 
@@ -37,13 +34,8 @@ def _finite_differences(seed: int) -> Outcome:
             flat[k] += sign * 1e-5
             found[k] += sign * reward(made(model, noise, dtype=F64)) / 2e-5
             flat[k] -= sign * 1e-5
-    return Outcome(
-        float((gradient - found).norm() / found.norm()),
-        1e-6,
-        "tolerance",
-        "full gradient in the 5 log-weights of the smooth mixture, dpmpp-2m of 5 steps, central differences of 1e-5",
-        unit="relative error",
-    )
+    about = "full gradient in the 5 log-weights of the smooth mixture, dpmpp-2m of 5 steps, central differences of 1e-5"
+    return tolerance(gap(gradient, found), 1e-6, about, "relative error")
 
 
 @functools.cache
@@ -59,37 +51,32 @@ def _bounds() -> tuple[Tensor, Tensor]:
 
 def _still_digits(x: Tensor, label: Tensor) -> Tensor:
     """Whether a picture has more ink than its class's median and is as near a digit of the class as digits are."""
-    median, limit = _bounds()
-    images, own = data()
+    (median, limit), (images, own) = _bounds(), data()
     distance = torch.cdist(x.flatten(1), images.flatten(1))
     distance = distance.masked_fill(label[:, None] != own[None, :], math.inf).min(1).values
     return ((ink(x) > median[label]) & (distance <= limit[label])).float()
 
 
-def _hacked(seed: int) -> tuple[float, float]:
-    scores = []
-    for verify in (_still_digits, None):
-        model = load("digits")
-        options: dict[str, Any] = {"verify": verify, "every": 5 if verify else 40, "fresh": 60}
-        made = chain(model, 6)
-        tune(model, lambda x, **_: ink(x), made, steps=40, batch=16, lr=3e-4, conditions=labels, seed=seed, **options)
-        label = in_turn(200)
-        with torch.no_grad():
-            scores.append(float(_still_digits(samples(model, made, 200, 900 + seed, label), label).mean()))
-    return scores[0], scores[1]
+@torch.no_grad()
+def _share(model: NetworkDenoiser, seed: int) -> float:
+    """Of 200 new samples: how many are still digits, with more ink."""
+    label = in_turn(200)
+    return float(_still_digits(samples(model, chain(model, 6), 200, 900 + seed, label), label).mean())
+
+
+def _hacked(verified: bool, seed: int) -> float:
+    model = load("digits")
+    options: dict[str, Any] = {"steps": 40, "batch": 16, "lr": 3e-4, "conditions": labels, "seed": seed, "fresh": 60}
+    options |= {"verify": _still_digits, "every": 5} if verified else {"verify": None, "every": 40}
+    tune(model, lambda x, **_: ink(x), chain(model, 6), **options)
+    return _share(model, seed)
 
 
 def _verified(seed: int) -> Outcome:
-    label, base = in_turn(200), load("digits")
-    before = float(_still_digits(samples(base, chain(base, 6), 200, 900 + seed, label), label).mean())
-    return over_seeds(
-        _hacked,
-        (seed, seed + 1, seed + 2),
-        "no verifier, all 40 steps",
-        "digits, reward: ink, gradient through the last of 6 evaluations; share of 200 new samples with more ink than"
-        f" their class's median that are as near a digit of it as digits are to each other; untuned {before:.2f}",
-        better="high",
-    )
+    about = "digits, reward: ink, gradient through the last of 6 evaluations; share of 200 new samples with more ink"
+    about += " than their class's median that are as near a digit of it as digits are to each other; untuned"
+    about += f" {_share(load('digits'), seed):.2f}"
+    return arms(seed, _hacked, True, False, "no verifier, all 40 steps", about, better="high")
 
 
 def _symmetric(model: NetworkDenoiser, seed: int) -> float:
@@ -97,39 +84,20 @@ def _symmetric(model: NetworkDenoiser, seed: int) -> float:
         return float(symmetry(samples(model, chain(model, 6), 200, 900 + seed, in_turn(200))).mean())
 
 
-def _through_all(seed: int) -> tuple[float, float]:
+def _through(method: str, seed: int) -> float:
     """Equal evaluations, one with a gradient counted as three: 12 x 18 through all six, 27 x 8 through the last."""
-    scores = []
-    for method, steps in (("full", 12), ("truncated", 27)):
-        model = load("digits")
-        tune(
-            model,
-            lambda x, **_: symmetry(x),
-            chain(model, 6),
-            steps=steps,
-            batch=16,
-            lr=3e-4,
-            method=method,
-            segment=6,
-            conditions=labels,
-            every=100,
-            fresh=20,
-            seed=seed,
-        )
-        scores.append(_symmetric(model, seed))
-    return scores[0], scores[1]
+    model = load("digits")
+    options: dict[str, Any] = {"steps": {"full": 12, "truncated": 27}[method], "batch": 16, "lr": 3e-4, "seed": seed}
+    options |= {"method": method, "segment": 6, "conditions": labels, "every": 100, "fresh": 20}
+    tune(model, lambda x, **_: symmetry(x), chain(model, 6), **options)
+    return _symmetric(model, seed)
 
 
 def _full(seed: int) -> Outcome:
-    return over_seeds(
-        _through_all,
-        (seed, seed + 1, seed + 2),
-        "the last evaluation alone, 27 steps",
-        "digits, reward: left-right symmetry, 6 evaluations, 12 steps of 16 through all of them: as many evaluations,"
-        f" one with a gradient counted as three; untuned {_symmetric(load('digits'), seed):.3f}",
-        better="high",
-        unit="reward of 200 new samples",
-    )
+    about = "digits, reward: left-right symmetry, 6 evaluations, 12 steps of 16 through all of them: as many"
+    about += f" evaluations, one with a gradient counted as three; untuned {_symmetric(load('digits'), seed):.3f}"
+    against, unit = "the last evaluation alone, 27 steps", "reward of 200 new samples"
+    return arms(seed, _through, "full", "truncated", against, about, better="high", unit=unit)
 
 
 CLAIMS = (

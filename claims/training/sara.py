@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
+from claims.common import Claim, Outcome, compared, gap, over_seeds, sliced_wasserstein
+from claims.trained import NetworkDenoiser, NoiseLevels, fit, rows_of
 from claims.tuning import chain, class_distance, data, in_turn, samples
 from fewstep.data import digits
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import load
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.training.fit import fit, rows_of
 from fewstep.training.lora import add_lora, layers, lora_parameters
-from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.sara import sara, smallest
 
 CLASS, SHOTS, LENGTHS, RANK = 3, 20, (15, 30, 60), 1
@@ -26,11 +24,10 @@ SLACK = 1.1  # of the other classes' distance from their digits, at which the tw
 
 def _smallest_do_least(seed: int) -> Outcome:
     """How far samples move when the tenth of the weights that is smallest is set to zero, or a random tenth."""
-    model = load("digits")
-    label, made = in_turn(64), chain(model, 8)
+    model, label = load("digits"), in_turn(64)
+    made, rows = chain(model, 8), smallest(model, 0.1)[1]
     before = samples(model, made, 64, seed, label)
     generator, moved = torch.Generator().manual_seed(seed), []
-    rows = smallest(model, 0.1)[1]
     for chosen in (True, False):
         cut = copy.deepcopy(model)
         for path in layers(cut):
@@ -40,14 +37,9 @@ def _smallest_do_least(seed: int) -> Outcome:
             if not chosen:
                 own = torch.randperm(weight.numel(), generator=generator)[: round(0.1 * weight.numel())]
             weight.data.view(-1)[own] = 0
-        moved.append(float((samples(cut, made, 64, seed, label) - before).norm() / before.norm()))
-    return Outcome(
-        moved[0],
-        moved[1],
-        "a random tenth of every layer",
-        "digits, 64 samples of 8 evaluations, a tenth of the weights set to zero",
-        unit="relative change of the samples",
-    )
+        moved.append(gap(samples(cut, made, 64, seed, label), before))
+    about = "digits, 64 samples of 8 evaluations, a tenth of the weights set to zero"
+    return compared(moved, "a random tenth of every layer", about, unit="relative change of the samples")
 
 
 def _measure(model: NetworkDenoiser, seed: int) -> tuple[float, float]:
@@ -58,8 +50,7 @@ def _measure(model: NetworkDenoiser, seed: int) -> tuple[float, float]:
     with torch.no_grad():
         x = samples(model, made, 160, 500 + seed, label)
     target = sliced_wasserstein(x[:60], -images[own == CLASS], projections=64).value
-    rest = [k for k in range(10) if k != CLASS]
-    return target, class_distance(x[60:], label[60:], rest)
+    return target, class_distance(x[60:], label[60:], [k for k in range(10) if k != CLASS])
 
 
 @functools.cache
@@ -71,7 +62,7 @@ def _at_equal_retention(path: list[tuple[float, float]]) -> float:
     """The target's distance where the others' first exceeds its limit, linearly between runs of growing length; that of
     the longest where it never does."""
     limit = SLACK * _before()[1]
-    for (target, kept), (later, lost) in zip(path, path[1:], strict=False):
+    for (target, kept), (later, lost) in pairwise(path):
         if lost > limit:
             return target + (later - target) * min(1.0, max(0.0, (limit - kept) / (lost - kept)))
     return path[-1][0]
@@ -80,40 +71,30 @@ def _at_equal_retention(path: list[tuple[float, float]]) -> float:
 @functools.cache
 def _few_shot(seed: int) -> tuple[float, float, str]:
     """The target's distance of both methods, and what is said of them."""
-    images, own = data()
-    shots = -images[own == CLASS][
-        torch.randperm(int((own == CLASS).sum()), generator=torch.Generator().manual_seed(seed))
-    ]
+    (images, own), base = data(), load("digits")
+    count = int((own == CLASS).sum())
+    shots = -images[own == CLASS][torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
     draw = rows_of(shots[:SHOTS], label=torch.full((SHOTS,), CLASS))
-    base = load("digits")
     levels = NoiseLevels(base.process, "log-normal", mean=-1.2, std=1.2)
     options: dict[str, Any] = {"batch": 16, "lr": 3e-3, "levels": levels, "ema": 0.0, "seed": seed}
     low_rank, sparse = [_before()], [_before()]
     count = sum(p.numel() for p in lora_parameters(add_lora(base, RANK)))
     entries = sum(base.network.get_submodule(path).weight.numel() for path in layers(base))  # type: ignore[operator, misc, union-attr]
     for steps in LENGTHS:
-        adapted = add_lora(base, RANK, seed=seed)
-        low_rank.append(_measure(fit(adapted, draw, steps=steps, **options), seed))
+        low_rank.append(_measure(fit(add_lora(base, RANK, seed=seed), draw, steps=steps, **options), seed))
         found = sara(base, draw, steps=steps, share=count / entries, **options)
         sparse.append(_measure(found.model, seed))
-    said = (
-        f"{count} weights of LoRA (rank {RANK}), {found.chosen[0]} then {found.chosen[1]} of SaRA, whose optimiser"
-        f" holds {found.optimiser_bytes / 1e3:.0f} kB of {found.full_bytes / 1e3:.0f} kB for all"
-    )
+    said = f"{count} weights of LoRA (rank {RANK}), {found.chosen[0]} then {found.chosen[1]} of SaRA, whose optimiser"
+    said += f" holds {found.optimiser_bytes / 1e3:.0f} kB of {found.full_bytes / 1e3:.0f} kB for all"
     return _at_equal_retention(sparse), _at_equal_retention(low_rank), said
 
 
 def _against_lora(seed: int) -> Outcome:
-    said = _few_shot(seed)[2]
-    return over_seeds(
-        lambda one: _few_shot(one)[:2],
-        (seed, seed + 1, seed + 2),
-        "LoRA of as many weights",
-        f"digits, class {CLASS} turned into its inverse by {SHOTS} pictures, runs of"
-        f" {', '.join(map(str, LENGTHS))} steps of 16; distance of the"
-        f" class from held-out inverted digits where the other classes' has grown by a tenth; {said}",
-        unit="sliced Wasserstein distance",
-    )
+    about = f"digits, class {CLASS} turned into its inverse by {SHOTS} pictures, runs of {', '.join(map(str, LENGTHS))}"
+    about += " steps of 16; distance of the class from held-out inverted digits where the other classes' has grown by a"
+    about += f" tenth; {_few_shot(seed)[2]}"
+    unit = "sliced Wasserstein distance"
+    return over_seeds(seed, lambda s: _few_shot(s)[:2], "LoRA of as many weights", about, unit=unit)
 
 
 CLAIMS = (

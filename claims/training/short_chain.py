@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
+from claims.common import Claim, Noise, Outcome, arms, compared, experiment
+from claims.trained import NetworkDenoiser
 from claims.tuning import chain, in_turn, labels, peak_bytes, samples
-from fewstep.core.noise import Noise
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import load
 from fewstep.training.lora import add_lora, lora_parameters
 from fewstep.training.reward import reward_samples, symmetry, tune
@@ -27,9 +26,9 @@ def _reward(x: Tensor, **condition: Tensor) -> Tensor:
     return symmetry(x)
 
 
+@torch.no_grad()
 def _on_the_long_chain(model: NetworkDenoiser, seed: int) -> float:
-    with torch.no_grad():
-        return float(symmetry(samples(model, chain(model, LONG), 100, 900 + seed, in_turn(100))).mean())
+    return float(symmetry(samples(model, chain(model, LONG), 100, 900 + seed, in_turn(100))).mean())
 
 
 @functools.cache
@@ -44,17 +43,13 @@ def _tuned(way: str, seed: int) -> float:
     return _on_the_long_chain(adapted, seed)
 
 
-def _against(way: str, against: str, seed: int) -> Outcome:
-    return over_seeds(
-        lambda one: (_tuned("short", one), _tuned(way, one)),
-        (seed, seed + 1, seed + 2),
-        f"{against}, {BUDGET[way]} steps",
-        f"digits, reward: left-right symmetry, adapters of rank 4, {BUDGET['short']} steps of {BATCH} on chains of 2"
-        " and 4 evaluations: as many evaluations, one with a gradient counted as three; sampled with"
-        f" {LONG} evaluations, untuned {_on_the_long_chain(load('digits'), seed):.3f}",
-        better="high",
-        unit="reward of 100 new samples",
-    )
+@experiment
+def _against(seed: int, way: str, against: str) -> Outcome:
+    about = f"digits, reward: left-right symmetry, adapters of rank 4, {BUDGET['short']} steps of {BATCH} on chains of"
+    about += f" 2 and 4 evaluations: as many evaluations, one with a gradient counted as three; sampled with {LONG}"
+    about += f" evaluations, untuned {_on_the_long_chain(load('digits'), seed):.3f}"
+    against, unit = f"{against}, {BUDGET[way]} steps", "reward of 100 new samples"
+    return arms(seed, _tuned, "short", way, against, about, better="high", unit=unit)
 
 
 def _memory(seed: int) -> Outcome:
@@ -69,28 +64,16 @@ def _memory(seed: int) -> Outcome:
 
         return peak_bytes(gradient) / 1e6
 
-    return Outcome(
-        held(4, "full"),
-        held(LONG, "full"),
-        f"all of {LONG} evaluations, also by segments",
-        f"digits, one gradient of {BATCH} samples through 4 evaluations by segments of 2;"
-        f" through the last of {LONG} alone {held(LONG, 'truncated'):.0f} MB",
-        unit="peak of tensors in MB",
-    )
+    figures = held(4, "full"), held(LONG, "full")
+    about = f"digits, one gradient of {BATCH} samples through 4 evaluations by segments of 2; through the last of"
+    about += f" {LONG} alone {held(LONG, 'truncated'):.0f} MB"
+    return compared(figures, f"all of {LONG} evaluations, also by segments", about, unit="peak of tensors in MB")
 
 
 CLAIMS = (
-    Claim(
-        "shortft",
-        "raises the long chain's reward more than the gradient of its last step",
-        lambda seed: _against("truncated", f"the last of {LONG} evaluations (DRaFT-1)", seed),
-        quick=False,
-    ),
-    Claim(
-        "shortft",
-        "raises the long chain's reward more than that chain's whole gradient",
-        lambda seed: _against("full", f"all {LONG} evaluations", seed),
-        quick=False,
-    ),
+    Claim("shortft", "raises the long chain's reward more than the gradient of its last step",
+          _against("truncated", f"the last of {LONG} evaluations (DRaFT-1)"), quick=False),
+    Claim("shortft", "raises the long chain's reward more than that chain's whole gradient",
+          _against("full", f"all {LONG} evaluations"), quick=False),
     Claim("shortft", "a gradient holds less than the long chain's", _memory, quick=False),
-)
+)  # fmt: skip

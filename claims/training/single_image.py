@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
-from claims.transports import SEEDS
+from claims.common import Claim, Outcome, arms, experiment, over_seeds, sliced_wasserstein
+from claims.trained import fit, fresh
 from fewstep.data.pyramid import Pyramid, scaled
-from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.training.fit import fit
 from fewstep.training.single_image import SingleImage
 
 SIZE, STEPS, BATCH, CROP, PATCH = 40, 400, 4, 24, 6
@@ -20,8 +19,7 @@ CONDITIONS = f"texture of {SIZE}x{SIZE}, {STEPS} steps of {BATCH} crops of {CROP
 
 def texture(seed: int) -> Tensor:
     """Blobs of two sizes, ten and four pixels across, (1, 40, 40) within -1 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-    white = torch.fft.rfft2(torch.randn(SIZE, SIZE, generator=generator))
+    white = torch.fft.rfft2(torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(seed)))
     rows, columns = torch.fft.fftfreq(SIZE)[:, None], torch.fft.rfftfreq(SIZE)[None]
     waves = SIZE * (rows.square() + columns.square()).sqrt()  # over the picture's width
 
@@ -36,10 +34,8 @@ def texture(seed: int) -> Tensor:
 def learnt(seed: int, several: bool) -> SingleImage:
     """A model of the texture with four scales, or with one."""
     pyramid = Pyramid(texture(seed), factor=1.4, coarsest=14 if several else SIZE, crop=CROP)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SingleImage(pyramid, width=24)
-    return fit(model, pyramid, steps=STEPS, batch=BATCH, lr=3e-3, seed=seed)  # type: ignore[return-value]
+    model: Any = fit(fresh(SingleImage, seed, pyramid, width=24), pyramid, steps=STEPS, batch=BATCH, lr=3e-3, seed=seed)
+    return model
 
 
 def _patches(images: Tensor) -> Tensor:
@@ -53,23 +49,15 @@ def patch_distance(samples: Tensor, source: Tensor) -> float:
     return sum(sliced_wasserstein(_patches(a), _patches(b), projections=72).value for a, b in pairs) / 2
 
 
-def _quality(canvas: tuple[int, int] | None, seed: int) -> Outcome:
-    def run(s: int) -> tuple[float, float]:
-        source = texture(s)[None]
-        ours, theirs = (
-            patch_distance(learnt(s, several).sample(12, canvas, steps=steps, seed=s), source)
-            for several, steps in ((True, 10), (False, 40))
-        )
-        return ours, theirs
+@experiment
+def _quality(seed: int, canvas: tuple[int, int] | None) -> Outcome:
+    def figure(several: bool, s: int) -> float:
+        made = learnt(s, several).sample(12, canvas, steps=10 if several else 40, seed=s)
+        return patch_distance(made, texture(s)[None])
 
     size = canvas or (SIZE, SIZE)
-    return over_seeds(
-        run,
-        [seed + s for s in SEEDS],
-        "the same at one scale",
-        f"{CONDITIONS}; 12 samples of {size[0]}x{size[1]}, 10 evaluations at each of four scales or 40 at one",
-        unit="patch distance to the source",
-    )
+    about = f"{CONDITIONS}; 12 samples of {size[0]}x{size[1]}, 10 evaluations at each of four scales or 40 at one"
+    return arms(seed, figure, True, False, "the same at one scale", about, unit="patch distance to the source")
 
 
 def _copies(seed: int) -> Outcome:
@@ -82,23 +70,12 @@ def _copies(seed: int) -> Outcome:
         nearest = torch.cdist(crops.flatten(1), places.flatten(1)).square().min(1).values / 400
         return float(nearest.mean() / source.var()), 0.1
 
-    return over_seeds(
-        run,
-        [seed + s for s in SEEDS],
-        "a tenth of the variance",
-        f"{CONDITIONS}; 12 samples",
-        better="high",
-        unit="squared difference from the nearest place over variance",
-    )
+    about, unit = f"{CONDITIONS}; 12 samples", "squared difference from the nearest place over variance"
+    return over_seeds(seed, run, "a tenth of the variance", about, better="high", unit=unit)
 
 
 CLAIMS = (
-    Claim("sinddm", "patches closer to the source's than at one scale", functools.partial(_quality, None), quick=False),
-    Claim(
-        "sinddm",
-        "the same on another canvas, patches closer than at one scale",
-        functools.partial(_quality, (32, 72)),
-        quick=False,
-    ),
+    Claim("sinddm", "patches closer to the source's than at one scale", _quality(None), quick=False),
+    Claim("sinddm", "the same on another canvas, patches closer than at one scale", _quality((32, 72)), quick=False),
     Claim("sinddm", "no copies: every place of the source differs from the sample", _copies, quick=False),
 )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, over_seeds
+from claims.common import Claim, Noise, Outcome, arms
+from claims.trained import NetworkDenoiser
 from claims.tuning import chain
-from fewstep.core.noise import Noise
 from fewstep.data import shapes
 from fewstep.data.captions import detokenize
-from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.models import load
 from fewstep.metrics.shapes_reward import soft_scores
 from fewstep.metrics.shapes_verifier import check
@@ -44,19 +46,8 @@ def _captions(split: str, count: int) -> tuple[str, ...]:
 
 def _tuned(reward: Reward, seed: int, anchor: float) -> NetworkDenoiser:
     model, words = load("shapes"), _captions("train", 512)
-    found = tune_text_encoder(
-        model,
-        reward,
-        words,
-        chain(model, NFE),
-        steps=STEPS,
-        batch=BATCH,
-        lr=LR,
-        anchor=anchor,
-        every=1000,
-        fresh=BATCH,
-        seed=seed,
-    )
+    options: dict[str, Any] = {"steps": STEPS, "batch": BATCH, "lr": LR, "every": 1000, "fresh": BATCH}
+    found = tune_text_encoder(model, reward, words, chain(model, NFE), anchor=anchor, seed=seed, **options)
     assert isinstance(found.model, NetworkDenoiser)
     return found.model
 
@@ -70,48 +61,32 @@ def _pictures(model: NetworkDenoiser, captions: Sequence[str], seed: int) -> Ten
 def _held_out(seed: int) -> Outcome:
     """Share of validation captions whose pictures show all that was asked, with the encoder tuned and as it came."""
     captions = list(_captions("validation", SAMPLES))
-    soft: list[float] = []
+    soft: dict[bool, list[float]] = {True: [], False: []}
 
-    def run(one: int) -> tuple[float, float]:
-        right = []
-        for model in (_tuned(_match, one, 0.1), load("shapes")):
-            x = _pictures(model, captions, one)
-            right.append(float(check(x, captions).full.float().mean()))
-            soft.append(float(soft_scores(x, captions).mean()))
-        return right[0], right[1]
+    def figure(tuned: bool, s: int) -> float:
+        x = _pictures(_tuned(_match, s, 0.1) if tuned else load("shapes"), captions, s)
+        soft[tuned].append(float(soft_scores(x, captions).mean()))
+        return float(check(x, captions).full.float().mean())
 
-    found = over_seeds(
-        run,
-        (seed, seed + 1, seed + 2),
-        "the encoder as it came",
-        f"shapes, {NFE} evaluations, {STEPS} steps of {BATCH} on other captions, verified on {SAMPLES} validation"
-        " captions",
-        better="high",
-        unit="share of pictures right in all that was asked",
-    )
-    said = f"; the reward itself, tuned and not: {sum(soft[::2]) / 3:.3f} and {sum(soft[1::2]) / 3:.3f}"
-    return Outcome(
-        found.ours, found.theirs, found.against, found.conditions + said, found.better, found.unit, found.spread
-    )
+    about = f"shapes, {NFE} evaluations, {STEPS} steps of {BATCH} on other captions, verified on {SAMPLES} validation"
+    about += " captions"
+    unit = "share of pictures right in all that was asked"
+    found = arms(seed, figure, True, False, "the encoder as it came", about, better="high", unit=unit)
+    said = f"; the reward itself, tuned and not: {sum(soft[True]) / 3:.3f} and {sum(soft[False]) / 3:.3f}"
+    return replace(found, conditions=found.conditions + said)
 
 
 def _between(seed: int) -> Outcome:
     """Red minus blue of the pictures of encoders between one tuned to be bluer and one to be redder."""
-    captions = list(_captions("validation", SAMPLES))
+    captions, colour = list(_captions("validation", SAMPLES)), []
     blue, red = (_tuned(reward, seed, 0.0) for reward in (_bluer, _redder))
-    colour = []
     for share in SHARES:
         x = _pictures(interpolate_encoders(blue, red, share), captions, seed)
         colour.append(float(_redder(x, x).mean()))
-    return Outcome(
-        min(b - a for a, b in zip(colour, colour[1:], strict=False)),
-        0.0,
-        "no change",
-        f"shapes, {NFE} evaluations, encoders {', '.join(map(str, SHARES))} of the way from one tuned to be bluer to"
-        f" one tuned to be redder; red minus blue is {', '.join(f'{value:.4f}' for value in colour)}",
-        better="high",
-        unit="smallest rise between neighbours",
-    )
+    about = f"shapes, {NFE} evaluations, encoders {', '.join(map(str, SHARES))} of the way from one tuned to be bluer"
+    about += f" to one tuned to be redder; red minus blue is {', '.join(f'{value:.4f}' for value in colour)}"
+    rise = min(b - a for a, b in pairwise(colour))
+    return Outcome(rise, 0.0, "no change", about, better="high", unit="smallest rise between neighbours")
 
 
 CLAIMS = (

@@ -7,15 +7,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from claims.claim import Claim, Outcome
+from claims.common import Claim, Outcome, compared
 from claims.short_run import advance, recipe, start
 from fewstep.training.checkpoint import checkpoints, load_checkpoint, part
+from fewstep.training.state import TrainingState
 from fewstep.training.trainer import train
 
+UNIT = "largest difference of a weight"
 
-def _weights(out: Path) -> dict[str, Tensor]:
+
+def _saved(out: Path) -> dict[str, Tensor]:
     tensors, _ = load_checkpoint(checkpoints(out)[-1])
     return part(tensors, "network")
+
+
+def _weights(state: TrainingState) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in state.network.state_dict().items()}
 
 
 def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -30,18 +37,13 @@ def _resume(seed: int) -> Outcome:
         train(made, whole, device="cpu", progress=False)
         train(made, halves, device="cpu", progress=False, steps=10)
         state = start(made)
-        state.network.load_state_dict(_weights(halves))
+        state.network.load_state_dict(_saved(halves))
         train(made, halves, device="cpu", progress=False, resume=True)
-        straight, resumed = _weights(whole), _weights(halves)
+        straight, resumed = _saved(whole), _saved(halves)
     advance(state, 10)
-    bare = {name: value.detach() for name, value in state.network.state_dict().items()}
-    return Outcome(
-        _difference(resumed, straight),
-        _difference(bare, straight),
-        "a run that goes on from the weights alone",
-        "unet on digits, 20 steps of 16, stopped and resumed after 10",
-        unit="largest difference of a weight",
-    )
+    figures = _difference(resumed, straight), _difference(_weights(state), straight)
+    about = "unet on digits, 20 steps of 16, stopped and resumed after 10"
+    return compared(figures, "a run that goes on from the weights alone", about, unit=UNIT)
 
 
 def _same_seed(seed: int) -> Outcome:
@@ -49,15 +51,9 @@ def _same_seed(seed: int) -> Outcome:
     for number in (seed, seed, seed + 1):
         state = start(recipe("unet", number, batch=16, steps=5, warmup=0, validate_every=0))
         advance(state, 5)
-        runs.append({name: value.detach() for name, value in state.network.state_dict().items()})
-
-    return Outcome(
-        _difference(runs[0], runs[1]),
-        _difference(runs[0], runs[2]),
-        "another seed",
-        "unet on digits, 5 steps of 16",
-        unit="largest difference of a weight",
-    )
+        runs.append(_weights(state))
+    figures = _difference(runs[0], runs[1]), _difference(runs[0], runs[2])
+    return compared(figures, "another seed", "unet on digits, 5 steps of 16", unit=UNIT)
 
 
 CLAIMS = (

@@ -81,7 +81,7 @@ def open_model(
         options["size"] = read_size(size)
     model = load(name, check_device(device), **options)
     if tile is not None:
-        autoencoder = getattr(model, "autoencoder", None)
+        autoencoder: Any = model.facts.autoencoder
         if autoencoder is None:
             raise ValueError("this model has no autoencoder whose decoding could be tiled: leave --tile out")
         autoencoder.tile = tile

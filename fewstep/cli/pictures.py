@@ -63,7 +63,7 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
 
     from fewstep.data.folder import _read as read
 
-    autoencoder = getattr(model, "autoencoder", None)
+    autoencoder: Any = model.facts.autoencoder
     shape = tuple(model.shape or ())
     if autoencoder is not None:
         shape = (autoencoder.pixel_channels, *(n * autoencoder.factor for n in shape[1:]))

@@ -7,7 +7,7 @@ options, among them other things as configurations of their own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,22 +18,29 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method, find, made, methods
 from fewstep.core.process import Process, process_from_config
 
-TENSOR = {"kind": "tensor"}  # an option that lies among the tensors, under its path in the tree
+# Options that lie beside the tree, under their paths in it: among the tensors, or in a folder of their own.
+TENSOR, FOLDER = {"kind": "tensor"}, {"kind": "folder"}
+RESTORER = "restorer"  # the kind of modules that sample by themselves: they have `config` and `from_config`
 
 
-def config(thing: Any, tensors: MutableMapping[str, Tensor] | None = None, path: str = "") -> dict[str, Any]:
-    """The configuration of a denoiser, network, process, condition or coordinates, as JSON.
+def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str = "") -> dict[str, Any]:
+    """The configuration of a denoiser, restorer, network, process, condition or coordinates, as JSON.
 
     Args:
-        tensors: takes up the tensors among the options, by their paths ("model.picture").
+        beside: takes up the options that are no JSON, by their paths ("model.picture"): tensors, and what diffusers
+            writes into a folder (`save_pretrained`).
         path: where in a tree the thing stands, with a dot behind.
 
     Raises:
         ValueError: a thing, or a part of one, that is no method of fewstep's own.
     """
     thing = getattr(thing, "_orig_mod", thing)  # what torch.compile has wrapped
+    card = _card(type(thing))
+    if card is not None and card.kind == RESTORER:
+        values = {option: _plain(value, beside, f"{path}{option}") for option, value in thing.config().items()}
+        return {"kind": card.kind, "name": card.name} | values
     if isinstance(thing, Denoiser):
-        options, card = thing.config(), _card(type(thing))
+        options = thing.config()
         if card is None:
             raise thing.unsaved()
         parameters = inspect.signature(type(thing)).parameters
@@ -41,7 +48,7 @@ def config(thing: Any, tensors: MutableMapping[str, Tensor] | None = None, path:
         if type(thing).from_config.__func__ is Denoiser.from_config.__func__ and not takes_any:  # type: ignore[attr-defined]
             if not set(options) <= set(parameters):
                 raise thing.unsaved()
-        values = {option: _plain(value, tensors, f"{path}{option}") for option, value in options.items()}
+        values = {option: _plain(value, beside, f"{path}{option}") for option, value in options.items()}
         return {"kind": card.kind, "name": card.name} | values
     if not callable(getattr(thing, "config", None)):
         what = f"a network of class {type(thing).__name__}" if isinstance(thing, nn.Module) else repr(thing)
@@ -53,10 +60,10 @@ def config(thing: Any, tensors: MutableMapping[str, Tensor] | None = None, path:
     return {"kind": kind, "name": own.pop(kind)} | own
 
 
-def built(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Any:
+def built(config: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> Any:
     """The thing of a configuration, with its weights and buffers where `tensors` has them (else as they begin).
 
-    Parameters and buffers take on the tensors' floating dtypes.
+    Parameters and buffers take on the tensors' floating dtypes. Where an option is a folder, `tensors` has its path.
 
     Raises:
         ValueError: an unknown kind or name. KeyError: a configuration without them. TypeError, RuntimeError: options
@@ -65,39 +72,46 @@ def built(config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     told: set[str] = set()
     thing = _built(config, tensors or {}, "", told)
     if tensors is not None and isinstance(thing, nn.Module):
-        load(thing, {name: tensor for name, tensor in tensors.items() if name not in told})
+        whole = owners(name for name in told if not isinstance(tensors[name], Tensor))
+        load(thing, {name: tensor for name, tensor in tensors.items() if name not in told}, whole)
     return thing
 
 
-def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a module its state, in the floating dtypes of the state."""
-    for name, own in module.state_dict(keep_vars=True).items():
+def owners(folders: Iterable[str]) -> tuple[str, ...]:
+    """What the names of tensors begin with that lie in folders of their own: the paths of the folders' owners."""
+    return tuple(path.rpartition(".")[0] + "." for path in folders)
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor], whole: tuple[str, ...] = ()) -> None:
+    """Give a module its state, in the floating dtypes of the state. whole: parts, by path, that have theirs already."""
+    kept = module.state_dict(keep_vars=True)
+    for name, own in kept.items():
         if name in state and own.is_floating_point() and state[name].is_floating_point():
             own.data = own.data.to(state[name].dtype)
-    module.load_state_dict(dict(state))
+    module.load_state_dict({name: own for name, own in kept.items() if name.startswith(whole)} | dict(state))
 
 
 def _card(kind: type) -> Method | None:
     return next((card for card in methods() if (card.module, card.use) == (kind.__module__, kind.__name__)), None)
 
 
-def _plain(value: Any, tensors: MutableMapping[str, Tensor] | None, path: str) -> Any:
+def _plain(value: Any, beside: MutableMapping[str, Any] | None, path: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Tensor):
-        if tensors is not None:
-            tensors[path] = value
-        return dict(TENSOR)
+    if isinstance(value, Tensor) or callable(getattr(value, "save_pretrained", None)):
+        if beside is not None:
+            beside[path] = value
+        return dict(TENSOR if isinstance(value, Tensor) else FOLDER)
     if isinstance(value, Mapping):
-        return {name: _plain(own, tensors, f"{path}.{name}") for name, own in value.items()}
+        return {name: _plain(own, beside, f"{path}.{name}") for name, own in value.items()}
     if isinstance(value, Sequence | nn.ModuleList):
-        return [_plain(own, tensors, f"{path}.{number}") for number, own in enumerate(value)]
-    return config(value, tensors, f"{path}.")
+        return [_plain(own, beside, f"{path}.{number}") for number, own in enumerate(value)]
+    return config(value, beside, f"{path}.")
 
 
-def _value(value: Any, tensors: Mapping[str, Tensor], path: str, told: set[str]) -> Any:
+def _value(value: Any, tensors: Mapping[str, Any], path: str, told: set[str]) -> Any:
     if isinstance(value, Mapping):
-        if dict(value) == TENSOR:
+        if dict(value) in (TENSOR, FOLDER):
             told.add(path)
             return tensors[path]
         if "kind" in value and "name" in value:
@@ -108,7 +122,7 @@ def _value(value: Any, tensors: Mapping[str, Tensor], path: str, told: set[str])
     return value
 
 
-def _built(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str, told: set[str]) -> Any:
+def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, told: set[str]) -> Any:
     rest = dict(config)
     kind, name = rest.pop("kind"), rest.pop("name")
     if kind == "process":
@@ -120,10 +134,12 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str, 
     if kind == "network":
         return made("network", name, **rest)()
     found = find(name, kind)
-    if not (isinstance(found, type) and issubclass(found, Denoiser)):
-        raise ValueError(f"the {kind} {name!r} is no denoiser")
     options = {option: _value(value, tensors, f"{path}{option}", told) for option, value in rest.items()}
     own = {key.removeprefix(path): tensor for key, tensor in tensors.items() if key.startswith(path)}
+    if kind == RESTORER:
+        return found.from_config(options, own)  # type: ignore[attr-defined]  # every restorer has it
+    if not (isinstance(found, type) and issubclass(found, Denoiser)):
+        raise ValueError(f"the {kind} {name!r} is no denoiser")
     denoiser = found.from_config(options, own)
     if not isinstance(denoiser.process, Process):
         raise TypeError(f"the process of {name!r} is {denoiser.process!r}")

@@ -33,7 +33,7 @@ class Pyramid(nn.Module):
                 f"the factor must be above 1, the crop at least 2 and coarsest 2 to {min(image.shape[1:])}, the"
                 f" picture's shorter side, got {factor}, {crop} and {coarsest}"
             )
-        self.factor, self.crop = factor, crop
+        self.factor, self.coarsest, self.crop = factor, coarsest, crop
         self.size = (int(image.shape[1]), int(image.shape[2]))
         self.scales = 1
         while min(self.size) / factor**self.scales >= coarsest:

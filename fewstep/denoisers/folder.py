@@ -19,19 +19,21 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from fewstep.core.config import built, config, load
+from fewstep.core.config import built, config, load, owners
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import new_folder, write
 from fewstep.core.plan import Plan
 from fewstep.denoisers.experts import Experts
+from fewstep.denoisers.restorer import Restorer
 
 FORMAT, FORMERLY = "fewstep-model-2", "fewstep-model-1"
 CONFIG, WEIGHTS, CARD, PLAN = "config.json", "model.safetensors", "README.md", "plan.json"
+PARTS = "parts"  # where parts that are folders lie, by their paths in the tree: diffusers' pipelines
 EXPERTS, EXPERTS_FORMAT = "experts.json", "fewstep-experts-1"  # a folder with a model folder for each expert
 
 
 def save_model(
-    model: Denoiser,
+    model: Denoiser | Restorer,
     folder: str | os.PathLike[str],
     card: str = "",
     plan: Plan | None = None,
@@ -47,16 +49,23 @@ def save_model(
             of fewstep's own making.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
-    about: dict[str, Any] = {"format": FORMAT, "model": config(model, state)}
+    beside: dict[str, Any] = {}
+    about: dict[str, Any] = {"format": FORMAT, "model": config(model, beside)}
+    folders = {name: part for name, part in beside.items() if not isinstance(part, Tensor)}
+    own = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
+    state = {name: tensor for name, tensor in own.items() if not name.startswith(owners(folders))}
+    state |= {name: part for name, part in beside.items() if name not in folders}
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     if stored is not None:
-        about["dtype"] = str(model.dtype).removeprefix("torch.")
-    weights = dump_tensors(_apart(state, model.dtype, stored))
+        about["dtype"] = str(dtype).removeprefix("torch.")
+    weights = dump_tensors(_apart(state, dtype, stored))
     about["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     about["config_sha256"] = _fingerprint(about)
     with new_folder(folder) as fresh:
         write(fresh / WEIGHTS, weights)
         write(fresh / CONFIG, json.dumps(about, indent=2) + "\n")
+        for name, part in folders.items():
+            part.save_pretrained(fresh / PARTS / name, safe_serialization=True)
         if card:
             write(fresh / CARD, card)
         if plan is not None:
@@ -123,7 +132,8 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     if hashlib.sha256(weights).hexdigest() != about.get("weights_sha256"):
         raise ValueError(f"{path / WEIGHTS} is truncated or changed: its checksum is not the one in {CONFIG}")
     try:
-        model = _model(about, load_tensors(weights))
+        parts = {part.name: part for part in (path / PARTS).iterdir()} if (path / PARTS).is_dir() else {}
+        model = _model(about, load_tensors(weights), parts)
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is not safetensors: {error}") from None
     except KeyError as error:
@@ -136,7 +146,7 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     return model.eval()
 
 
-def _model(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
+def _model(about: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Mapping[str, Path]) -> Denoiser:
     dtype = getattr(torch, about["dtype"]) if "dtype" in about else None
     if about["format"] == FORMERLY:
         model = built(_tree(about))
@@ -144,7 +154,7 @@ def _model(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
         return model
     if dtype is not None:  # the file holds them in another
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    return built(about["model"], tensors)
+    return built(about["model"], {**tensors, **parts})
 
 
 def _tree(about: Mapping[str, Any]) -> dict[str, Any]:

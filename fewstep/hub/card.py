@@ -86,7 +86,7 @@ def _asked(model: Denoiser) -> str:
 def _shape(model: Denoiser) -> str:
     size = "" if model.shape is None else f"(4, {', '.join(map(str, model.shape))})"
     span = "" if model.value_range is None else f"in [{model.value_range[0]:g}, {model.value_range[1]:g}]"
-    if getattr(model, "autoencoder", None) is not None:
+    if model.facts.autoencoder is not None:
         return f"pictures {span}".strip()
     return f"{size} {span}".strip()
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewstep.core.methods import Method
-from fewstep.hub.pipeline import families, unsupported
+from fewstep.core.methods import Method, methods
 
 METHODS = (
     Method(
@@ -30,6 +30,17 @@ INDEX = "model_index.json"
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 PLANS = "fewstep.hub.plan_scheduler"  # our scheduler, of a pipeline that was saved with a plan in it
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@functools.cache
+def families() -> Mapping[str, Method]:
+    """The card of the family of each supported pipeline class, by the class's name."""
+    return {kind: card for card in methods("family") for kind in card.facts["pipelines"]}
+
+
+def unsupported(kind: str) -> ValueError:
+    """The error for a pipeline class that no family knows; it lists those that are."""
+    return ValueError(f"unsupported pipeline class {kind!r}; supported: {', '.join(sorted(families()))}")
 
 
 def is_pipeline(path: Path) -> bool:

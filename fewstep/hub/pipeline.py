@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from fewstep.conditions.prompt import complete
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.methods import Method, methods
+from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
+from fewstep.hub.components import families, open_pipeline, unsupported
 from fewstep.hub.schedules import open_schedule
 from fewstep.networks.surgery import Block
 from fewstep.sampling.build import fixed_plan
@@ -60,12 +60,6 @@ class Family(Protocol):
         ...
 
 
-@functools.cache
-def families() -> Mapping[str, Method]:
-    """The card of the family of each supported pipeline class, by the class's name."""
-    return {kind: card for card in methods("family") for kind in card.facts["pipelines"]}
-
-
 class PipelineDenoiser(Denoiser):
     """A diffusers pipeline whose class one of the families here knows.
 
@@ -103,6 +97,17 @@ class PipelineDenoiser(Denoiser):
         if (steps := CONSISTENT.get(self.schedule.name)) and self.timesteps is not None:
             self.plan = fixed_plan(self.process, "multistep-consistency", steps, self.timesteps)
         self.eval()
+
+    def config(self) -> dict[str, Any]:
+        assert self.shape is not None
+        factor = self.autoencoder.factor if self.autoencoder else 1
+        size = [self.shape[1] * factor, self.shape[2] * factor]
+        return {"pipeline": self.pipeline, "size": size, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> PipelineDenoiser:
+        """Of the folder that the pipeline was saved in."""
+        return cls(open_pipeline(options["pipeline"], getattr(torch, options["dtype"])), options["size"])
 
     def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
         """The latents' shape for a size in pixels."""
@@ -189,8 +194,3 @@ def _brief(config: dict[str, Any]) -> dict[str, Any]:
     """A process's configuration, its table as its length and ends."""
     table = config.get("alphas_cumprod")
     return config | {"alphas_cumprod": f"{len(table)} steps, {table[0]:.6g} to {table[-1]:.6g}"} if table else config
-
-
-def unsupported(kind: str) -> ValueError:
-    """The error for a pipeline class that no family knows; it lists those that are."""
-    return ValueError(f"unsupported pipeline class {kind!r}; supported: {', '.join(sorted(families()))}")

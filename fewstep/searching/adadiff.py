@@ -225,7 +225,7 @@ def _qualities(job: Job, made: Plan, problem: Problem) -> list[list[float]]:
     errors = (x - reference).norm(dim=1) / reference.norm(dim=1).mean()
     lost = torch.zeros(len(errors), dtype=torch.bool)
     judged = card("accuracy", "metric")[0].facts["of"]
-    if getattr(job.model, "data", None) == judged and "label" in problem.condition:
+    if job.model.facts.data == judged and "label" in problem.condition:
         label = problem.condition["label"]
         right = [correct(y.view_as(problem.reference).float(), label) for y in (reference, x)]
         lost = right[0] & ~right[1]

@@ -45,7 +45,7 @@ class Problem:
 
 def known_data(model: Denoiser) -> str | None:
     """The data set the model was trained on, where it can be opened here, or None."""
-    name = getattr(model, "data", None)
+    name = model.facts.data
     return name if isinstance(name, str) and (is_built_in(name) or Path(name).exists()) else None
 
 

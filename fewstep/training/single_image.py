@@ -6,6 +6,7 @@ The coarsest scale is made from noise; each finer one is its detail beside the l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ class SingleImage(NetworkDenoiser):
         channels = pyramid.sharp(0).shape[1]
         super().__init__(Convolution(channels, width, depth, classes=pyramid.scales), Flow(), predicts="flow")
         self.pyramid = pyramid
+
+    def config(self) -> dict[str, Any]:
+        made, own = self.pyramid, self.network.config()  # type: ignore[operator]
+        picture = [made.sharp(0).shape[1], *made.size]
+        plain = {name: getattr(made, name) for name in ("factor", "coarsest", "crop", "starts")}
+        return {"picture": picture, **plain, "width": own["width"], "depth": own["depth"]}
+
+    @classmethod
+    def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> SingleImage:
+        pyramid = Pyramid(torch.zeros(options["picture"]), options["factor"], options["coarsest"], options["crop"])
+        pyramid.starts = list(options["starts"])  # of the picture's own detail
+        return cls(pyramid, options["width"], options["depth"])
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         """Of the coarsest scale, where all begins; `detail` is the denoiser of any."""

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from claims.__main__ import EVIDENCE, main, merged, read  # noqa: E402
-from claims.claim import FOLDER, Claim, Outcome, collect, files  # noqa: E402
-from claims.problems import exact, first_order_start, order, stated  # noqa: E402
+from claims.claim import FOLDER, Claim, Outcome, arms, collect, compared, experiment, files  # noqa: E402
+from claims.problems import exact, first_order_start, order, problem, stated  # noqa: E402
 from fewstep.core.methods import methods  # noqa: E402
 from fewstep.processes.vp import VP  # noqa: E402
 from fewstep.sampling.build import plan  # noqa: E402
@@ -104,3 +104,24 @@ def test_a_run_of_some_claims_keeps_the_others(tmp_path, capsys):
 def test_a_claim_names_a_registered_method():
     with pytest.raises(ValueError, match="did you mean 'ddim'"):
         _ = Claim("dimm", "is fast", lambda seed: Outcome(0.0, 1.0, "a", "b")).card
+
+
+def test_a_row_says_everything_but_the_seed():
+    @experiment
+    def sum_of(seed: int, first: float, second: float = 2.0) -> Outcome:
+        return compared((seed + first, second), "b", "c")
+
+    assert (sum_of(1.0)(5).ours, sum_of(1.0)(5).theirs) == (6.0, 2.0)
+    assert sum_of(1.0, second=9.0)(0).theirs == 9.0
+
+
+def test_arms_are_averaged_over_three_seeds():
+    found = arms(4, lambda arm, seed: arm * seed, 1.0, 2.0, "b", "c", unit="u")
+    assert (found.ours, found.theirs, found.spread) == (5.0, 10.0, (1.0, 2.0))
+    assert (found.conditions, found.unit, found.better) == ("c; mean of 3 seeds", "u", "low")
+
+
+def test_a_place_is_a_process_or_the_digits():
+    on = problem(VP(), 0, 5)
+    assert on.about == "8-component mixture, vp, 5 noises" and torch.equal(on.reference, exact(VP(), 0).reference[:5])
+    assert problem("digits", 0, 3).about == "embedded digits, 3 noises"

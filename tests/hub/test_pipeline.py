@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.hub.pipeline import families
+from fewstep.hub.components import families
 
 pytest.importorskip("diffusers")
 from claims.pipelines import PROMPTS, matching  # noqa: E402
@@ -186,3 +186,19 @@ def test_what_is_known_goes_around_guidance(model, stable, tmp_path, monkeypatch
     with np.load("x.npz") as file:
         found = torch.from_numpy(next(iter(file.values())))
     assert torch.allclose(found[:, :, :8].float(), torch.tensor(51 / 127.5 - 1), atol=1e-6)
+
+
+def test_a_guided_pipeline_is_saved_around_its_folder(model, tmp_path):
+    """A diffusers folder inside of the model's own; the weights lie there alone."""
+    picture, mask = torch.zeros(3, 16, 16), torch.zeros(16, 16)
+    mask[:, :8] = 1
+    guided = fs.guide(fs.guide(model, "cfg", scale=3.0, negative="a dog"), "known", picture=picture, mask=mask)
+    folder = fs.save(guided, tmp_path / "model")
+    assert (folder / "parts" / "model.model.pipeline" / "model_index.json").is_file()
+    assert (folder / "model.safetensors").stat().st_size < 2**14
+    again = fs.load(folder)
+    assert not again.training and again.model.model.shape == model.shape and again.model.negative == {"text": "a dog"}
+    bare = fs.guide(model, "cfg", scale=3.0)  # with no tensor of its own
+    for one, other in ((guided, again), (bare, fs.load(fs.save(bare, tmp_path / "bare")))):
+        first, second = (fs.sample(m, 2, steps=2, text="a cat", seed=1) for m in (one, other))
+        assert torch.equal(first, second)
