@@ -31,7 +31,9 @@ def test_what_is_left_out_is_slow_and_nothing_is_lost():
     mark = sampled("name, number, end", NAMES, [1, 2, 3], ["a", "b"]).mark
     arguments, rows = mark.args
     assert arguments == "name, number, end" and len({row.id for row in rows}) == len(rows) == 17 * 6
-    assert {row.values for row in rows} == {(name, number, end) for name in NAMES for number in (1, 2, 3) for end in "ab"}
+    assert {row.values for row in rows} == {
+        (name, number, end) for name in NAMES for number in (1, 2, 3) for end in "ab"
+    }
     default = [row for row in rows if not row.marks]
     assert [row.values[0] for row in default] == NAMES
     assert all([mark.name for mark in row.marks] == ["slow"] for row in rows if row not in default)

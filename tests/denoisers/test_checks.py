@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sampled import sampled
 
 import fewstep as fs
 from fewstep.core.methods import find
@@ -91,8 +92,7 @@ def test_it_is_registered():
     assert find("check-denoiser") is check_denoiser
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@sampled("kind, process", KINDS, list(PROCESSES.values()))
 def test_no_right_one_is_accused(process, kind):
     report, _ = verdict(process, (kind,), (kind,))
     assert report.ok and not report.advice, str(report)

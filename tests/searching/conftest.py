@@ -13,6 +13,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import find
 from fewstep.searching.job import Job, OutOfBudget
 
+
 @pytest.fixture(scope="module", autouse=True)
 def _few(few_candidates):
     """Nothing in this room's tests depends on how many candidates there are."""
