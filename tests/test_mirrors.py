@@ -1,4 +1,4 @@
-"""Every file of the package has its test: at the mirrored path, in a contract that runs over its cards, or named here."""
+"""Every file of the package has a test: at the mirrored path, in a contract over its cards, or one named here."""
 
 from __future__ import annotations
 

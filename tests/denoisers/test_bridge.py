@@ -266,6 +266,7 @@ def test_a_run_starts_at_a_noise_level_that_training_has_met():
     assert float(told[-1]) == float(told[-5]) and bool((told.diff() >= 0).all())
 
 
+@pytest.mark.slow
 def test_a_trained_bridge_comes_near_the_exact_one():
     process = DDBM()
     exact = pairs(process)

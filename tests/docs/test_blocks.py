@@ -17,7 +17,14 @@ from fewstep.core.methods import methods
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A minute each, and the longest of the other pages.
-SLOW = {"tutorials/digits.md", "tutorials/folder.md", "tutorials/diffusers.md", "choose.md", "chapters/tasks.md"}
+SLOW = {
+    "tutorials/digits.md",
+    "tutorials/folder.md",
+    "tutorials/diffusers.md",
+    "choose.md",
+    "accelerate.md",
+    "chapters/tasks.md",
+}
 NEEDS = {"bring.md": "diffusers", "diffusers.md": "diffusers", "tasks.md": "peft"}
 
 

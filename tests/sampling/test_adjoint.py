@@ -129,7 +129,11 @@ def test_gradients_converge_at_the_order_of_the_solver(way, solver):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "process",
+    [*(pytest.param(process, marks=pytest.mark.slow) for process in (VP(), EDM())), Flow()],
+    ids=lambda p: p.name,
+)
 def test_the_three_ways_agree_to_the_end_of_the_clock(process):
     """On fine steps all of them follow one ODE, and end with the same prediction."""
     model, noise, prompt = pieces(process)
