@@ -31,8 +31,8 @@ class DeepCache(Wrapper):
     """The model, whose UNet runs whole at every `every`-th evaluation of a run and only above `level` in between.
 
     What comes up from the deeper levels is kept from the last whole run (Ma et al., section 3.2, with uniform steps of
-    section 3.3) in the run's memory: nothing is kept in the model, and outside a run it is the model itself. So it is
-    with `every` 1, bit for bit.
+    section 3.3) in the run's memory: nothing is kept in the model. Outside a run, and with `every` 1, it is the model
+    itself, bit for bit.
 
     Args:
         every: evaluations from one whole run to the next, at least 1.

@@ -1,1 +1,1 @@
-"""What a denoiser may be told beside state and time: labels, captions, pictures, numbers."""
+"""What a denoiser may be conditioned on besides state and time: labels, captions, pictures, numbers."""

@@ -24,7 +24,7 @@ class Label:
         return {"kind": "label", "classes": self.classes}
 
     def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
-        """The condition as a `(batch,)` long tensor; `ValueError` when out of range or of another length."""
+        """The condition as a `(batch,)` long tensor; `ValueError` when out of range or of the wrong length."""
         if value is None:
             value = self.classes
         elif isinstance(value, int) and value == self.classes:

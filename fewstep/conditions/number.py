@@ -1,4 +1,4 @@
-"""A number that the network is told, such as the guidance scale that was distilled into it."""
+"""A number as an input of the network, such as the guidance scale that was distilled into it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 
-METHODS = (Method("number", claim="a finite number within a range with every sample", use="Number"),)
+METHODS = (Method("number", claim="one finite number per sample, within a range", use="Number"),)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number with every sample, from `low` to `high`, both included; None is no bound.
+    """One number per sample, from `low` to `high`, both included; None is no bound.
 
-    default: its value where none is given; None where one must be. It is told, not led away from: guidance keeps it.
+    default: its value where none is given; None where one is required. Guidance does not change it.
 
     Raises:
-        ValueError: bounds that do not rise, a default that is not finite or lies outside them.
+        ValueError: bounds that do not increase, a default that is not finite or lies outside them.
     """
 
     guides: ClassVar[bool] = False

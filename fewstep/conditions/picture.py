@@ -1,4 +1,4 @@
-"""A tensor that goes with every sample, such as the picture to restore."""
+"""One tensor per sample, such as the picture to restore."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 
-METHODS = (Method("picture", claim="a tensor of one shape with every sample", use="Picture"),)
+METHODS = (Method("picture", claim="one tensor per sample, all of one shape", use="Picture"),)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A tensor that goes with every sample, such as the degraded picture to restore. It has no empty value."""
+    """One tensor per sample, such as the degraded picture to restore. It has no empty value."""
 
     guides: ClassVar[bool] = False
     shape: tuple[int, ...]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 REMEMBERED = 256  # prompts
 
-# encode(prompts, device) -> the parts of each, as rows; None is the empty prompt, where a family has one of its own
+# encode(prompts, device) -> the parts of each, as rows; None is the empty prompt, where a family has its own
 Encode = Callable[[list[str | None], torch.device], Mapping[str, Tensor]]
 
 
@@ -39,8 +39,8 @@ class Encoder:
 class Prompt:
     """One tensor of an encoded prompt: its `part` "text" (the tokens' embeddings), "pooled" or "mask".
 
-    Every part takes the prompt itself, so that each has its own empty value. `ndim` counts the batch; `width` is the
-    last dimension, where that is known.
+    Every part takes the prompt itself, so that each has its own empty value. `ndim` includes the batch axis; `width` is
+    the last dimension, where that is known.
     """
 
     guides: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class Prompt:
         """The part as `(batch, ...)`, from None, a prompt, a list of prompts, or the tensor itself.
 
         Raises:
-            ValueError: another number of prompts than `batch`, embeddings of another shape, something else.
+            ValueError: a number of prompts other than `batch`, embeddings of the wrong shape, anything else.
         """
         if isinstance(value, Tensor):
             rows = value if value.ndim == self.ndim else value[None]

@@ -20,7 +20,7 @@ METHODS = (Method("text", claim="a caption of a vocabulary's words, or none", us
 class Text:
     """A caption of at most `length` words of a vocabulary. None and "" mean "no caption", in tensors all zeros.
 
-    In tensors word i of the vocabulary is the index i + 1; 0 fills up to `length`.
+    In tensors, word i of the vocabulary is the index i + 1, and zeros pad to `length`.
     """
 
     guides: ClassVar[bool] = True

@@ -18,9 +18,9 @@ from fewstep.core.process import Process, Time
 class Bands(Process):
     """A process for samples of one `shape`, whose element i has the noise level of band `index[i]` (row by row).
 
-    A subclass gives `bands`, the scalar processes. For a tensor of times, `()` or `(B,)`, the coefficients answer for
-    every element: `(1, *shape)` or `(B, *shape)`, float64. A float, and `log_snr` and `time` in any case, are answered
-    by one band for all, the `clock`: rules of times, draws of noise levels and weights need one noise level a sample.
+    A subclass gives `bands`, the scalar processes. For a tensor of times, `()` or `(B,)`, the coefficients are given
+    per element: `(1, *shape)` or `(B, *shape)`, float64. For a float, and always for `log_snr` and `time`, one band
+    answers for all, the `clock`: timestep rules, draws of noise levels and weights need one noise level per sample.
     """
 
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class Bands(Process):
 
     @property
     def clock(self) -> Process:
-        """The band that answers where one number is asked for: the first."""
+        """The band that answers where a single number is needed: the first."""
         return self.bands[0]
 
     def _check_index(self) -> None:
@@ -46,7 +46,7 @@ class Bands(Process):
         return {}
 
     def elements(self, values: Tensor) -> Tensor:
-        """Numbers of the bands `(..., K)` as those of the elements, `(..., *shape)`."""
+        """Numbers per band, `(..., K)`, spread to the elements, `(..., *shape)`."""
         index = self._index_on.get(values.device)
         if index is None:
             index = self._index_on[values.device] = torch.tensor(self.index, device=values.device)
@@ -63,7 +63,7 @@ class Bands(Process):
             raise ValueError(f"times of a process with bands are one number or (B,), got shape {tuple(t.shape)}")
         return self.elements(self._per_band(name, t.double().reshape(-1)))
 
-    # The clock's, for whatever wraps the process to place times on it.
+    # Those of the clock, for wrappers that place times on the process.
     def _alpha(self, t: Tensor) -> Tensor:
         return self.clock._alpha(t)
 

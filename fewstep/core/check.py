@@ -1,4 +1,4 @@
-"""What a plan's numbers say of it: order, warm-up, coefficients, stability. `print(plan.check())`."""
+"""What can be read off a plan's numbers: order, warm-up, coefficients, stability. `print(plan.check())`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ GROWTH = 1 + 1e-9
 class Check:
     """A plan's properties.
 
-    order: measured on a one-dimensional mixture, of the plan's solver on its process, error per halved step; `steady`
-        is what single steps from an exact history reach, and `warm_up_loss` the difference: what the start costs. None
+    order: of the plan's solver on its process, measured on a one-dimensional mixture as steps are halved; `steady` is
+        the order of single steps from an exact history, and `warm_up_loss` the difference: what the start costs. None
         where the solver is not known by name, or draws noise.
     largest: the largest coefficient with which a prediction (as x0) enters any state; `gain` is the sum of the
-        magnitudes of those that make the result: 1 for an average, above it errors of the network are amplified.
+        magnitudes of those that make up the result: 1 for an average; above 1, errors of the network are amplified.
     off_level: the largest difference between the noise level of a state and the one at which it is evaluated.
     stability: the largest k for which no state of the linear problem `d(x / alpha) / d(log-SNR) = -k x / alpha`
         (predictions `eps = k x / sigma`) exceeds the four before it, for all problems up to k (from 0.01 on). At k =
@@ -77,7 +77,7 @@ def check(plan: Program) -> Check:
 
 
 class Program(Protocol):
-    """What is read of a plan, of floats alone."""
+    """What a check reads of a plan, all of whose numbers are floats."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -122,7 +122,7 @@ def _play(
 
 
 def levels(plan: Program) -> dict[int, tuple[float, float]]:
-    """The (alpha, sigma) of the start and every combination, were the predictions exact."""
+    """The (alpha, sigma) of the start and every combination, if the predictions were exact."""
     draws = sum(isinstance(op, Draw) for op in plan.ops)
     start = np.zeros(2 + draws)
     start[:2] = _level(plan.start)
@@ -134,8 +134,8 @@ def levels(plan: Program) -> dict[int, tuple[float, float]]:
 
 
 def grid_states(plan: Program) -> list[tuple[int, tuple[float, float]]]:
-    """The state at each time of the grid, as (slot, (alpha, sigma)), from the start on: the last one made there,
-    where a solver predicts, evaluates and corrects. What it makes between those times is left out."""
+    """The state at each time of the grid, as (slot, (alpha, sigma)), from the start on: the last one there,
+    where a solver predicts, evaluates and corrects. States between those times are left out."""
     process = process_from_config(dict(plan.process))
     grid = {_log_snr(process.alpha(t), process.sigma(t)) for t in plan.times}
     meant = {e.x: _level(e.scales) for e in plan.evaluations}  # where a state is meant to be
@@ -237,7 +237,7 @@ def _defect(plan: Program, process: Process, times: list[float], exact: Array) -
     at = {slot: k for k, (slot, _) in enumerate(states)}
     if len(states) != len(times):
         raise ValueError("a state is on no noise level of the grid")
-    # States made earlier at the same level (predictions to be corrected) are exact, too, for what reads them.
+    # States computed earlier at the same level (predictions to be corrected) are exact, too, where they are read.
     of_level = {level: k for k, (_, level) in enumerate(states)}
     every = {slot: of_level[level] for slot, level in levels(plan).items() if level in of_level} | at
     errors = {}
@@ -273,8 +273,8 @@ def _coefficients(plan: Program) -> tuple[float, float, float]:
 
 def amplification(plan: Program, k: Array, last: int | None = None) -> Array:
     """How far any state of `d(x / alpha) / d(log-SNR) = -k x / alpha` exceeds the four before it, for each k (real or
-    complex): at most 1 where the plan is stable. Noise that the plan draws is left out. With `last`, only so many
-    states at the end count, which the start no longer reaches."""
+    complex): at most 1 where the plan is stable. Noise that the plan draws is left out. With `last`, only that
+    many states at the end count, which the start no longer affects."""
     k = np.asarray(k, dtype=complex)
     size: list[Array] = []
 
@@ -282,7 +282,7 @@ def amplification(plan: Program, k: Array, last: int | None = None) -> Array:
         alpha = _level(op.scales)[0]
         return (1 - k) * x / alpha if alpha > 0 else np.zeros_like(x)  # at alpha = 0: eps = x / sigma
 
-    # At sigma = 0 the problem's solution is 0, and any rest of it looks large; at alpha = 0 it is infinite.
+    # At sigma = 0 the problem's solution is 0, and any remainder looks large; at alpha = 0 it is infinite.
     found = {slot: alpha for slot, (alpha, sigma) in grid_states(plan) if alpha > 0 and sigma > 0}
     with np.errstate(over="ignore", invalid="ignore"):
         for op, values in _play(plan, np.ones(k.shape, complex), answer, lambda op: np.zeros(k.shape, complex)):

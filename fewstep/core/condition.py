@@ -12,7 +12,7 @@ from fewstep.core.methods import made
 
 
 class Condition(Protocol):
-    """A kind of condition: turns what a caller gives into a tensor of `batch` rows, or raises `ValueError`.
+    """A kind of condition: turns a caller's value into a tensor of `batch` rows, or raises `ValueError`.
 
     `guides`: whether it has an empty value from which guidance leads away, as captions and labels have.
     """
@@ -22,7 +22,7 @@ class Condition(Protocol):
     def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor: ...
 
     def config(self) -> dict[str, Any]:
-        """JSON from which `condition_from_config` makes it again."""
+        """JSON from which `condition_from_config` rebuilds it."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""Things as configurations and back: `config(thing)` is JSON, and `built` makes the thing of it again.
+"""Things as configurations and back: `config(thing)` is JSON, and `built` rebuilds the thing from it.
 
-A configuration is a tree: `{"kind": ..., "name": ...}` say which card of the registry a thing is, and the rest are its
+A configuration is a tree: `{"kind": ..., "name": ...}` name a thing's card in the registry, and the rest are its
 options, among them other things as configurations of their own.
 """
 
@@ -18,7 +18,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method, find, made, methods
 from fewstep.core.process import Process, process_from_config
 
-# Options that lie beside the tree, under their paths in it: among the tensors, or in a folder of their own.
+# Options stored beside the tree, under their paths in it: among the tensors, or in a folder of their own.
 TENSOR, FOLDER = {"kind": "tensor"}, {"kind": "folder"}
 RESTORER = "restorer"  # the kind of modules that sample by themselves: they have `config` and `from_config`
 
@@ -27,12 +27,12 @@ def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str
     """The configuration of a denoiser, restorer, network, process, condition or coordinates, as JSON.
 
     Args:
-        beside: takes up the options that are no JSON, by their paths ("model.picture"): tensors, and what diffusers
+        beside: receives the options that are not JSON, by their paths ("model.picture"): tensors, and what diffusers
             writes into a folder (`save_pretrained`).
-        path: where in a tree the thing stands, with a dot behind.
+        path: where in a tree the thing stands, with a trailing dot.
 
     Raises:
-        ValueError: a thing, or a part of one, that is no method of fewstep's own.
+        ValueError: a thing, or a part of one, that is not one of fewstep's own methods.
     """
     thing = getattr(thing, "_orig_mod", thing)  # what torch.compile has wrapped
     card = _card(type(thing))
@@ -61,7 +61,7 @@ def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str
 
 
 def built(config: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> Any:
-    """The thing of a configuration, with its weights and buffers where `tensors` has them (else as they begin).
+    """The thing that a configuration describes, with its weights and buffers from `tensors` (else as initialised).
 
     Parameters and buffers take on the tensors' floating dtypes. Where an option is a folder, `tensors` has its path.
 
@@ -78,12 +78,12 @@ def built(config: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -
 
 
 def owners(folders: Iterable[str]) -> tuple[str, ...]:
-    """What the names of tensors begin with that lie in folders of their own: the paths of the folders' owners."""
+    """Prefixes of the names of tensors that lie in folders of their own: the paths of the folders' owners."""
     return tuple(path.rpartition(".")[0] + "." for path in folders)
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor], whole: tuple[str, ...] = ()) -> None:
-    """Give a module its state, in the floating dtypes of the state. whole: parts, by path, that have theirs already."""
+    """Load a module's state, in the state's floating dtypes. whole: parts, by path, that are loaded already."""
     kept = module.state_dict(keep_vars=True)
     for name, own in kept.items():
         if name in state and own.is_floating_point() and state[name].is_floating_point():

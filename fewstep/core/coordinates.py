@@ -1,4 +1,4 @@
-"""Coordinates in which a process is ordinary, though in those of the data its noise is not."""
+"""Coordinates in which a process has ordinary noise, even where it has not in those of the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Coordinates(nn.Module):
     """
 
     def config(self) -> dict[str, Any]:
-        """JSON from which `coordinates_from_config` makes this map again: its method's name, and its arguments."""
+        """JSON from which `coordinates_from_config` rebuilds this map: its method's name, and its arguments."""
         raise NotImplementedError
 
     def encode(self, data: Tensor, condition: Mapping[str, Any]) -> Tensor:
@@ -31,7 +31,7 @@ class Coordinates(nn.Module):
         raise NotImplementedError
 
     def seen(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
-        """What the network is given at state x: the noisy data, and the condition as it is."""
+        """What the network receives at state x: the noisy data, and the condition unchanged."""
         return self.decode(x, condition), condition
 
     def answer(self, output: Tensor, condition: Mapping[str, Any]) -> Tensor:
@@ -39,7 +39,7 @@ class Coordinates(nn.Module):
         return output
 
     def eps(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
-        """The noise of a training sample with state x0 at times t `(B,)`, made of standard normals."""
+        """The noise of a training sample with state x0 at times t `(B,)`, made from standard normals."""
         return eps
 
 

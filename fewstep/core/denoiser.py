@@ -24,8 +24,8 @@ class Denoiser(nn.Module):
 
     `forward(x, t, **condition)` takes `x` `(B, *shape)` and `t`, a scalar or `(B,)` tensor of process times.
 
-    What is true of it beside that are plain attributes, each where it applies: set them in `__init__` or on the class.
-    `facts` reads them all, whichever were set.
+    What else is known of it are plain attributes, each where it applies: set them in `__init__` or on the class.
+    `facts` collects those that are set.
     """
 
     process: Process
@@ -35,11 +35,11 @@ class Denoiser(nn.Module):
     plan: Plan | None = None  # the plan that samples it best, where one was found
     # The rule of the model's own scheduler, where it came with one: (process, steps, end) -> times.
     timesteps: Callable[..., list[float]] | None = None
-    solver: str | None = None  # the solver that suits it where none is asked for
+    solver: str | None = None  # the solver to use where none is named
 
     @property
     def carries(self) -> bool:
-        """Whether it takes a run's memory (core/memory.py), as the condition `memory`."""
+        """Whether it accepts a run's memory (core/memory.py), as the condition `memory`."""
         return False
 
     @property
@@ -50,8 +50,8 @@ class Denoiser(nn.Module):
         return Facts(**own | {"data": own.get("data") if isinstance(own.get("data"), str) else None})
 
     def take(self, facts: Facts) -> None:
-        """Have these facts for its own."""
-        # Past nn.Module's own bookkeeping, by which another model's autoencoder would be registered here once more.
+        """Adopt these facts as its own."""
+        # Bypasses nn.Module's bookkeeping, which would register another model's autoencoder here a second time.
         self.__dict__.update(vars(facts))
 
     @property
@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
         return next((p.dtype for p in self.parameters()), torch.float32)
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON: its process, shape, conditions and so on."""
+        """A description as JSON: its process, shape, conditions and so on."""
         return {
             "denoiser": type(self).__name__,
             "parameters": sum(p.numel() for p in self.parameters()),
@@ -76,10 +76,10 @@ class Denoiser(nn.Module):
         }
 
     def config(self) -> dict[str, Any]:
-        """The options that make it again, by name: numbers, text, tensors and things that have configurations.
+        """The options that rebuild it, by name: numbers, text, tensors and things that have configurations.
 
         Its weights and buffers are not among them: they are its state (`fewstep.core.config`). `ValueError` for a
-        denoiser that does not say what it is made of, as one around a function.
+        denoiser that does not say what it is made of, such as one around a function.
         """
         raise self.unsaved()
 
@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
 
     @classmethod
     def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
-        """The denoiser of its options, which are things already; `state` is what its buffers will be given."""
+        """The denoiser with these options, which are built already; `state` is what its buffers will be loaded from."""
         return cls(**options)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
@@ -102,13 +102,13 @@ class Denoiser(nn.Module):
         return data
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
-        """The inverse of `encode`: what a run's samples are as data."""
+        """The inverse of `encode`: a run's samples as data."""
         return x
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
         """The conditions as tensors; `ValueError` for a name this denoiser does not know.
 
-        A condition that is not given is passed as its empty value.
+        A condition that is left out is passed as its empty value.
         """
         for name, value in condition.items():
             if name not in self.conditions:
@@ -121,9 +121,9 @@ class Denoiser(nn.Module):
 
 
 class Wrapper(Denoiser):
-    """Base of the denoisers around another one, `model`: all but what a technique changes is the model's own.
+    """Base of the denoisers that wrap another one, `model`: all but what a technique changes is the model's own.
 
-    changes: facts that are not the model's, such as `plan=None`.
+    changes: facts that differ from the model's, such as `plan=None`.
     """
 
     autoencoder: nn.Module | None

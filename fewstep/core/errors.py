@@ -1,4 +1,4 @@
-"""Errors that say what came in and what would do."""
+"""Errors that say what came in and what would be accepted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def suggest(what: str, given: object, known: Iterable[str]) -> ValueError:
-    """A `ValueError` that names the close ones among `known`.
+    """A `ValueError` that names the closest of the `known` names.
 
     `suggest("solver", "dpm++2m", ["dpmpp-2m"])` reads
     "unknown solver 'dpm++2m': did you mean 'dpmpp-2m'?".

@@ -1,4 +1,4 @@
-"""What is true of a denoiser beside its answers."""
+"""What is known of a denoiser besides its answers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """A denoiser's process, data and conditions, and the advice how to sample it.
+    """A denoiser's process, data and conditions, and advice on how to sample it.
 
     Args:
-        shape: one sample's shape, None where any will do. conditions: what may be asked for, by name.
+        shape: one sample's shape, None where any will do. conditions: what it may be conditioned on, by name.
         value_range: of the data, or None. data: the name of the data set it was trained on, where that can be opened.
         data_std: standard deviation of the data, where it is known. autoencoder: of a latent model, whose data are
             pictures and whose samples are latents.
         plan: the plan that samples it best, where one was found. timesteps: the rule of the model's own scheduler,
-            `(process, steps, end) -> times`. solver: the one that suits it where none is asked for.
+            `(process, steps, end) -> times`. solver: the one to use where none is named.
     """
 
     process: Process

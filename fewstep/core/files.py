@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def write(path: str | os.PathLike[str], data: bytes | str) -> Path:
-    """Write bytes, or text as UTF-8 with its line ends as they are, to `path` in one move; give the path.
+    """Write bytes, or text as UTF-8 with its line ends as they are, to `path` in one move; return the path.
 
-    The bytes go to a hidden name in the same folder, to the disk, and then to their name; a failure on the
-    way leaves the old file as it was and nothing else. The folder must exist.
+    The bytes are written under a hidden name in the same folder, flushed to disk and then renamed; a failure on
+    the way leaves the old file as it was and nothing else. The folder must exist.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -49,7 +49,7 @@ def claim_folder(folder: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to fill beside `folder`, which takes its place when all is well; after an error nothing is left.
+    """A folder to fill beside `folder`, which takes its place once filled; after an error nothing is left.
 
     Raises:
         ValueError: as `claim_folder`.

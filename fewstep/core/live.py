@@ -1,8 +1,8 @@
 """The trace's twin on tensors, for samplers whose arithmetic depends on the data as it runs.
 
 A solver written for the trace, `solver(trace, process, times, **options)`, runs on `Live` as well: `start, evaluate,
-keep, noise` give tensors instead of symbols. One that looks at them (adaptive steps, Langevin correctors, skipping)
-can run only so: it is a `Loop`, a sampler without operations or a table.
+keep, noise` give tensors instead of symbols. One that inspects them (adaptive steps, Langevin correctors, skipping)
+can run only this way: it is a `Loop`, a sampler without operations or a table.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fewstep.core.sampler import Callback, Model, Result, Sampler
 class Live:
     """What a sampler sees of its run: the model's answers, counted, and the samples' own noise.
 
-    `nfe` counts the calls, `made` `(B,)` the evaluations of each sample (a call may be for some of them); `report` is
-    the sampler's to fill: it becomes `Result.report`. `counting` says that the run only counts evaluations, on a state
-    of shape `(1, 2)` whatever the samples' shape is.
+    `nfe` counts the calls, `made` `(B,)` the evaluations of each sample (a call may be for some only); `report` is
+    for the sampler to fill: it becomes `Result.report`. `counting` says that the run only counts evaluations, on a
+    state of shape `(1, 2)` whatever the samples' shape is.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Live:
         return self._start
 
     def evaluate(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None, **given: float) -> Prediction:
-        """The model's answer at x and time t, a number or `(B,)`; `given` are numbers that it is told.
+        """The model's answer at x and time t, a number or `(B,)`; `given` are numbers for the network.
 
         With `rows` `(R,)`, indices of samples, x `(R, *shape)` and t are those samples' alone.
         """
@@ -90,7 +90,7 @@ class Live:
         return x
 
     def noise(self, a: float | None = None, b: float | None = None) -> Tensor:
-        """Fresh standard normal noise `(B, *shape)` of the samples' own stream."""
+        """Fresh standard normal noise `(B, *shape)` from the samples' own stream."""
         self._draws += 1
         x = self._start
         return self.source.normal(self._draws, tuple(x.shape), x.device, x.dtype)
@@ -187,10 +187,10 @@ Answer = Callable[[Live, int, Tensor], tuple[Tensor, str]]
 
 
 def around(plan: Sampler, name: str, solver: Callable[[Live, Callable[[Answer], Tensor]], Tensor]) -> Loop:
-    """A loop that runs a plan's arithmetic and answers for the network itself.
+    """A loop that runs a plan's arithmetic and supplies the network's answers itself.
 
-    `solver(live, play)` calls `play(answer)`, which gives the samples; `answer(live, i, x)` gives the value and the
-    kind at evaluation i, most often by `live.evaluate`. `ValueError` unless the plan has a table.
+    `solver(live, play)` calls `play(answer)`, which returns the samples; `answer(live, i, x)` returns the value and
+    the kind at evaluation i, usually from `live.evaluate`. `ValueError` unless the plan has a table.
     """
     table = plan.table
 

@@ -1,11 +1,11 @@
 """A memory for one run: what a denoiser may remember from one evaluation to the next, and what the host knows of them.
 
 Nothing is kept in the model. An executor makes one `Memory` for a run and passes it as the condition `memory` to a
-denoiser that `carries`; it goes with the run. So threads, requests and branches of guidance never see each other's.
+denoiser that `carries` one; it ends with the run. So threads, requests and branches of guidance never see each other's.
 
-A call may be shared: its rows then belong to several memories, `Together`. What depends on a number of the host (the
-time, the number of the evaluation) is decided for groups of rows, `grouped`, and tensors are kept and read for all rows
-at once. Without a memory, a denoiser that carries is exactly the one that does not.
+A call may be shared: its rows then belong to several memories, `Together`. What depends on a number known to the host
+(the time, the number of the evaluation) is decided for groups of rows, `grouped`, and tensors are kept and read for all
+rows at once. Without a memory, a denoiser that carries one computes exactly what one without would.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Run:
 
     times: tuple[float, ...]
     end: float | None
-    told: Mapping[str, float | None]  # what the caller gave: numbers of the host, None for what is a tensor
+    told: Mapping[str, float | None]  # the caller's conditions: numbers on the host, None for tensors
     number: int = -1
     t: float | None = None
     given: Mapping[str, float | None] = field(default_factory=dict)
@@ -43,10 +43,10 @@ class Memory:
     """What one run of `rows` samples remembers.
 
     `number` counts the evaluations from 0; `times` are the plan's, `t` that of this evaluation and `step` `(t, s)` with
-    the next one's (or the run's end), floats of the host, None where the sampler itself does not know them. `given`
-    are the conditions that plan and caller give the network at this evaluation, by name: numbers of the host, and None
-    for what was given as anything else. `kept` holds tensors by name, first axis
-    the run's rows. `report` becomes part of `Result.report`.
+    the next one's (or the run's end), floats on the host, None where the sampler itself does not know them. `given`
+    are the conditions that plan and caller give the network at this evaluation, by name: numbers on the host, and None
+    for anything else. `kept` holds tensors by name, whose first axis is the run's rows. `report` becomes part of
+    `Result.report`.
     """
 
     __slots__ = ("__weakref__", "_branches", "_run", "kept", "rows")
@@ -63,7 +63,7 @@ class Memory:
         self._branches: dict[str, Memory] = {}
 
     def advance(self, t: float | None = None, given: Iterable[tuple[str, float]] = ()) -> None:
-        """Go on to the next evaluation, at the plan's time or at `t`, with numbers of its own; for executors."""
+        """Move on to the next evaluation, at the plan's time or at `t`, with its own numbers; for executors."""
         run = self._run
         run.number += 1
         run.t = t if t is not None else run.times[run.number] if run.number < len(run.times) else None
@@ -100,7 +100,7 @@ class Memory:
         return self._run.seen
 
     def count(self, rows: int) -> None:
-        """Note that an innermost network sees so many rows."""
+        """Record that an innermost network sees this many rows."""
         self._run.seen += rows
 
     def branch(self, name: str) -> Memory:
@@ -129,7 +129,7 @@ class Memory:
 
 
 class Part:
-    """Some rows of a memory: what it keeps there is the memory's."""
+    """Some rows of a memory: what is kept in it is kept in the memory."""
 
     __slots__ = ("chosen", "memory", "rows")
 
@@ -180,7 +180,7 @@ class Together:
         self.rows = sum(part.rows for part in self._parts)
 
     def count(self, rows: int) -> None:
-        """Note that an innermost network sees so many rows for each of ours."""
+        """Record that an innermost network sees this many rows for each of ours."""
         for part in self._parts:
             part.count(part.rows * rows // self.rows)
 
@@ -188,7 +188,7 @@ class Together:
         return Together([part.branch(name) for part in self._parts])
 
     def get(self, name: str) -> Tensor | None:
-        """The kept tensors of all, one after the other; None where one has none, so group by that first."""
+        """The kept tensors of all, concatenated; None where any has none, so group by that first."""
         found = [part.get(name) for part in self._parts]
         present = [value for value in found if value is not None]
         return torch.cat(present) if len(present) == len(found) else None
@@ -201,7 +201,7 @@ class Together:
         return self._parts
 
     def __getitem__(self, rows: Tensor | slice) -> Together:
-        """The memories of some of the rows. An index on a device is read, because the host says whose they are."""
+        """The memories of some of the rows. An index on a device is read back: the host assigns the rows."""
         wanted = range(self.rows)[rows] if isinstance(rows, slice) else rows.tolist()
         ends = list(itertools.accumulate(part.rows for part in self._parts))
         owners = [bisect.bisect_right(ends, row) for row in wanted]
@@ -247,8 +247,8 @@ def routed(
     t: Tensor,
     condition: Mapping[str, Any],
 ) -> Prediction:
-    """The answer to a call whose rows are treated by a key of the host: `answer(key, x, t, memory, condition)` for each
-    group of rows, put together; of the first answer's kind."""
+    """The answer to a call whose rows are grouped by a key known to the host: `answer(key, x, t, memory, condition)`
+    for each group, joined; of the first answer's kind."""
     groups = grouped(memory, key)
     if len(groups) == 1:
         return answer(groups[0][0], x, t, memory, dict(condition))

@@ -2,7 +2,7 @@
 
 A method file ends its imports with a literal `METHODS = (Method("dpmpp-2m", ..., use="dpmpp_2m"),)`. It is read with
 `ast`, so listing every method imports nothing, and adding one touches no shared list. A file is parsed to the end of
-the literal and no further, which keeps the reading of all of them well under a tenth of a second.
+the literal and no further, so reading all of them takes well under a tenth of a second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KINDS = {
     "searching": "search",
     "timesteps": "rule",
 }
-# How messages call a kind whose own name says too little.
+# What messages call a kind whose own name says too little.
 SPOKEN = {
     "backward": "way to go backward",
     "data": "data set",
@@ -138,8 +138,8 @@ def _all() -> tuple[Method, ...]:
 def methods(kind: str | None = None, word: str = "", room: str | None = None) -> list[Method]:
     """The method cards whose name, paper or claim contains `word`: of one kind ("solver"), of one room, or of all.
 
-    A room's name does for `kind` too where no kind has it: `methods("sampling")` are the solvers and whatever else
-    lies there. Raises `ValueError` for a kind or room that has no card.
+    A room's name also serves as `kind` where no kind has it: `methods("sampling")` lists the solvers and whatever else
+    is there. Raises `ValueError` for a kind or room that has no card.
     """
     found = _all()
     kinds = {card.kind for card in found}
@@ -165,10 +165,10 @@ def card(
 ) -> tuple[Method, int | None]:
     """The card of `name`, and the order when the name carries one (`unipc-3` is `unipc` of order 3).
 
-    `what` is the thing's name in the message where that is not the kind.
+    `what` is what the message calls it, where that is not the kind.
 
     Raises:
-        ValueError: none has the name (the close ones are named), or several kinds have one and `kind` is missing.
+        ValueError: no method has the name (the message lists close ones), or several kinds do and `kind` is missing.
     """
     known: dict[str, list[Method]] = {}
     for method in methods(kind, room=room):
@@ -193,10 +193,10 @@ def find(name: str, kind: str | None = None, what: str | None = None, room: str 
 
     Args:
         name: as `methods` lists it; an order may follow it, where the method takes one: `unipc-3`.
-        kind: what it has to be ("solver", "rule", "process", ...), or the room it is in.
+        kind: what it must be ("solver", "rule", "process", ...), or the room it is in.
 
     Raises:
-        ValueError: none has the name; the message has the close ones.
+        ValueError: no method has the name; the message lists close ones.
     """
     method, order = card(name, kind, what, room)
     found = method.load()
@@ -209,7 +209,7 @@ def made(kind: str, name: str, /, skip: int = 0, **options: Any) -> functools.pa
     The first `skip` arguments of the function or class are left to the call; all others are options, by name.
 
     Raises:
-        ValueError: an unknown method or option (the close ones are named), or none for an option without a default.
+        ValueError: an unknown method or option (the message lists close ones), or an option without a default missing.
     """
     method, order = card(name, kind)
     function, said = method.load(), f"{SPOKEN.get(kind, kind)} {name!r}"

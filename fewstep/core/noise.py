@@ -126,7 +126,7 @@ class Seeds:
     def normal(
         self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Standard normals of `shape` `(B, *sample)`, B as many as there are seeds."""
+        """Standard normals of `shape` `(B, *sample)`, B being the number of seeds."""
         if shape[0] != len(self.seeds):
             raise ValueError(f"there are {len(self.seeds)} seeds for a batch of {shape[0]}")
         seeds = [operator.index(seed) & 0xFFFFFFFFFFFFFFFF for seed in self.seeds]

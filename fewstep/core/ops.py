@@ -26,7 +26,7 @@ class Evaluate:
     """Evaluate the denoiser on slot `x` at time `t`; `outputs` are the (kind, slot) pairs wanted.
 
     `scales` are alpha, sigma and their derivatives at t, for the conversion of whatever kind the denoiser predicts.
-    `given` are numbers that the plan tells the network at this evaluation, as conditions: `(("guidance", 2.0),)`.
+    `given` are numbers that the plan passes to the network at this evaluation, as conditions: `(("guidance", 2.0),)`.
     """
 
     x: int
@@ -91,7 +91,7 @@ def in_band(number: Number, band: int) -> float:
 
 
 def one_level(number: Number) -> float:
-    """A number as the float that it must be; `ValueError` for one that differs from band to band."""
+    """The number, which must be a float; `ValueError` for one that differs from band to band."""
     if isinstance(number, tuple):
         raise ValueError("this needs a plan with one noise level for all elements, and this one has bands of them")
     return number
@@ -116,7 +116,7 @@ def nonzero(number: Number) -> bool:
 
 
 def slots_of(op: Op) -> list[int]:
-    """The slots that an operation makes."""
+    """The slots that an operation writes."""
     return [slot for _, slot in op.outputs] if isinstance(op, Evaluate) else [op.slot]
 
 
@@ -142,7 +142,7 @@ def play(
 
     `values` maps slots to values and is filled in; `answer(op, x)` gives the kind and the value of the network's
     answer, which is converted to what the program wants. Yields after each combination, whose value may be replaced in
-    `values`. The program has floats for numbers: that of a plan, or of one band of it (`Plan.band`).
+    `values`. The program's numbers are floats: it is that of a plan, or of one band (`Plan.band`).
     """
     for op in ops:
         if isinstance(op, Evaluate):
@@ -201,7 +201,7 @@ def op_from_json(entry: list[Any]) -> Op:
 def check_program(
     ops: Sequence[Op], result: int, times: Sequence[float], start: Sequence[Number], bands: int | None
 ) -> None:
-    """`ValueError` unless slots are made once and before they are read, states are fed, and numbers are finite."""
+    """`ValueError` unless slots are written once and before they are read, states are fed, and numbers are finite."""
     known, states = {0}, {0}  # the network is fed states (the start and combinations), and the result is one
     numbers: list[Number] = [*times, *start]
     for op in ops:
@@ -230,7 +230,7 @@ def check_program(
         raise ValueError(f"the result, slot {result}, is {what}")
     scales = [scale for op in ops if isinstance(op, Evaluate) for scale in op.scales]
     if any(isinstance(n, tuple) and len(n) != bands for n in (*numbers, *scales)):
-        raise ValueError("a number has another count of bands than the plan")
+        raise ValueError("a number has a different count of bands from the plan")
     if not all(math.isfinite(n) for number in numbers for n in (number if isinstance(number, tuple) else (number,))):
         raise ValueError("a time or a coefficient is not finite")
 
@@ -244,7 +244,7 @@ def _read(ops: Sequence[Op]) -> set[int]:
 
 
 def program_of(ops: Sequence[Op], band: int) -> tuple[Op, ...]:
-    """One band's program, without what the others alone read."""
+    """One band's program, without what only the others read."""
     found: list[Op] = []
     for op in ops:
         if isinstance(op, Evaluate):
@@ -294,9 +294,9 @@ class _Named:
 
 
 def merge(programs: Sequence[tuple[Sequence[Op], int]], name: str) -> tuple[tuple[Op, ...], int]:
-    """The programs of all bands, `(operations, result)`, as one whose numbers are the bands'.
+    """The programs of all bands, `(operations, result)`, as one with numbers per band.
 
-    They must be alike but for their numbers and for which predictions they read. `ValueError` otherwise.
+    They may differ only in their numbers and in which predictions they read. `ValueError` otherwise.
     """
     bands = [_Named(ops, result) for ops, result in programs]
     actions = [[band.result, *(band.does(op) for op in band.ops)] for band in bands]

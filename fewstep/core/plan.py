@@ -41,7 +41,7 @@ from fewstep.core.run import run
 from fewstep.core.sampler import Callback, Model, Result, Sampler
 from fewstep.core.table import Table, lower
 
-# The second holds numbers per band, or numbers given to the network; the third is how plans of bands were written once.
+# The second holds numbers per band, or numbers given to the network; the third was the format of plans with bands.
 FORMAT, FURTHER, BANDED = "fewstep-plan-1", "fewstep-plan-2", "fewstep-banded-plan-1"
 
 
@@ -51,7 +51,7 @@ class Plan(Sampler):
 
     `plan(model, noise, label=3)` runs it; `print(plan)` shows it as a table; `plan.nfe` is the number of network
     evaluations, `plan.times` the grid, decreasing. Slot 0 is the start: `start = (alpha, sigma)` at the first time,
-    by which initial noise (and, for a start in the middle, the clean sample) are scaled. `about` says how the plan
+    by which the initial noise (and, for a start in the middle, the clean sample) is scaled. `about` says how the plan
     was made (solver, options, rule of the times). `spread` says which elements have which of the plan's numbers, for a
     process with bands of noise levels; None where the numbers are floats.
     """
@@ -211,7 +211,7 @@ class Plan(Sampler):
     def as_diffusers_scheduler(self, like: Any = None) -> Any:
         """The plan as the scheduler of a diffusers pipeline (`fewstep.hub.diffusers_scheduler`).
 
-        like: the pipeline's present scheduler, which says what the network predicts and is held against the plan's
+        like: the pipeline's present scheduler, which states what the network predicts and is checked against the plan's
         process: `pipe.scheduler = plan.as_diffusers_scheduler(pipe.scheduler)`.
         """
         return find("diffusers-scheduler", "export")(self, like)
@@ -230,7 +230,7 @@ class Plan(Sampler):
 
 
 def as_plan(sampler: Sampler) -> Plan:
-    """The sampler as what it must be where operations are needed; `ValueError` unless it is a plan."""
+    """The sampler, where its operations are needed; `ValueError` unless it is a plan."""
     if not isinstance(sampler, Plan):
         raise ValueError(f"{sampler.name!r} has no table; only a plan has")
     return sampler

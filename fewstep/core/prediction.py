@@ -79,9 +79,9 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Prediction:
-    """One tensor and what it says: `value` `(B, *shape)` is of `kind`, predicted at state `x` and time `t`.
+    """One tensor and what it stands for: `value` `(B, *shape)` is of `kind`, predicted at state `x` and time `t`.
 
-    `.x0 .eps .v .velocity .score` convert; to its own kind that is free and exact. The formulas are `conversion`'s,
+    `.x0 .eps .v .velocity .score` convert; for its own kind that is free and exact. The formulas are `conversion`'s,
     with coefficients in float64, applied in the value's dtype.
     """
 
@@ -92,11 +92,11 @@ class Prediction:
     process: Process
 
     def replaced(self, value: Tensor, **changes: Any) -> Prediction:
-        """The same answer with another value: its class, and what else it says, stay."""
+        """The same answer with another value: its class and its other fields stay."""
         return replace(self, value=value, **changes)
 
     def part(self, rows: slice | Tensor) -> Self:
-        """The answer for some of its samples, `rows` a slice or indices; what else it says of each goes with them."""
+        """The answer for some of its samples, `rows` a slice or indices; its other fields go with them."""
         return replace(self, **{name: tensor[rows] for name, tensor in self._rows().items()})
 
     def _rows(self) -> dict[str, Any]:
@@ -133,9 +133,9 @@ class Prediction:
 
 
 def joined(parts: Sequence[tuple[Tensor, Prediction]], x: Tensor, t: Tensor) -> Prediction:
-    """One answer for x `(B, *shape)` from answers for some of its samples each: pairs of their indices and the answer.
+    """One answer for x `(B, *shape)` from answers for parts of it: pairs of the samples' indices and the answer.
 
-    It is of the first part's kind, and of its class with what that says beside, where all parts are of one class.
+    It is of the first part's kind and, where all parts are of one class, of that class with its further fields.
     """
     own = {field.name for field in fields(Prediction)}
     order, first = torch.cat([rows for rows, _ in parts]), parts[0][1]

@@ -113,7 +113,7 @@ class Process:
         return normal()
 
     def config(self) -> dict[str, Any]:
-        """JSON from which `process_from_config` makes this process again."""
+        """JSON from which `process_from_config` rebuilds this process."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         values = {field.name: getattr(self, field.name) for field in fields}
         return {"process": self.name} | {  # lists for tuples, as JSON gives them back

@@ -27,8 +27,8 @@ def add_up(weights: Sequence[Sequence[Weight]], rows: Sequence[Tensor], writes: 
                 out.add_(value, alpha=c)
 
 
-# What a program wants evaluated: the state `(B, *shape)`, a view that the next step overwrites, the time, and numbers
-# for the network, `(B,)` by name.
+# What a program asks to have evaluated: the state `(B, *shape)`, a view that the next step overwrites, the time, and
+# numbers for the network, `(B,)` by name.
 Ask = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 # Yields what is to be evaluated, is sent the answer and its kind, and returns the samples.
 Program = Generator[Ask, tuple[Tensor, str], Tensor]
@@ -45,7 +45,7 @@ def drive(steps: Program, answer: Callable[[Ask], tuple[Tensor, str]]) -> Tensor
 
 
 class Rows:
-    """A table's states and memory on their way, combined in place; every view is made once.
+    """A table's states and memory during a run, combined in place; every view is made once.
 
     `fed` is what the network is to see at stage `i`; `advance` takes its answer. Even stages read [A | memory] and
     write B, odd stages read [memory | B] and write A.
@@ -67,11 +67,11 @@ class Rows:
         self.go_to(0)
 
     def go_to(self, i: int) -> None:
-        """Go on at stage i; `fed` is the state that the network is to see there, or the result after the last stage."""
+        """Continue at stage i; `fed` is the state that the network is to see, or the result after the last stage."""
         self.i, self.fed = i, self.state[i & 1][self._fed[i]]
 
     def bind(self, kind: str) -> None:
-        """Say what the network predicts."""
+        """Set the kind of prediction that the network makes."""
         self._bound, self.kind = self.table.bind(kind), kind
         self._outputs, self._weights = self._bound.factors(self.device, self.dtype)
         self._matrices = self._bound.tensors(self.device, self.dtype) if self._products else []
@@ -108,7 +108,7 @@ class Rows:
 
 
 def program(table: Table, start: Tensor, source: Source) -> Program:
-    """The plan's arithmetic without the network: whoever drives it evaluates `(x, t)` and sends `(value, kind)` back.
+    """The plan's arithmetic without the network: its driver evaluates `(x, t)` and sends `(value, kind)` back.
 
     `value` must have x's shape.
     """

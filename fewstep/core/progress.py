@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(name: str | None, total: float) -> Iterator[Callable[[], None] | None]:
-    """A bar on the standard error while the block runs, and what advances it by one; nothing without a name."""
+    """A bar on standard error while the block runs, and the function that advances it by one; None without a name."""
     if name is None:
         yield None
         return

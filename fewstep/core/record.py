@@ -23,7 +23,7 @@ def record(
 
     Under a process with bands the solver is traced on each of them. Times that it places itself, between those of the
     grid, are the clock's for all bands. Single-step solvers of order 3 and above assume where in log-SNR those times
-    lie, so under bands of different schedules they are of order 2; multistep solvers look, and keep their order.
+    lie, so under bands of different schedules they are of order 2; multistep solvers read them, and keep their order.
     """
     first = times[0]
 
@@ -59,9 +59,9 @@ def record(
 
 
 class _Follow(Process):
-    """A band that takes the times which a solver works out from the clock, so that all bands are evaluated together.
+    """A band that takes from the clock the times which a solver works out, so that all bands are evaluated together.
 
-    `process.time(x)` of a number is noted in `log`, or answered from `given`, what the clock said at that point.
+    `process.time(x)` of a number is recorded in `log`, or answered from `given`, the clock's answer at that point.
     """
 
     name = "follow"
@@ -87,9 +87,9 @@ class _Follow(Process):
 
 
 def rewrite(plan: Plan, change: Callable[[Plan], Plan]) -> Plan:
-    """A change of a plan's operations, made in each of its bands; `change` sees a plan of plain floats.
+    """Change a plan's operations in each of its bands; `change` receives a plan of plain floats.
 
-    What `change` says of the plan (`about`, times) must be the same in all bands.
+    The `about` and times of the plans that `change` returns must be the same in all bands.
     """
     if plan.spread is None:
         return change(plan)

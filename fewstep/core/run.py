@@ -1,7 +1,7 @@
 """The executor: one loop for every plan.
 
 Per stage there is the network, one copy of its answer into memory, and one product with a row of weights. Nothing is
-read back from the device, and nothing is allocated but by the network.
+read back from the device, and nothing is allocated except by the network.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def begin_run(
 
 
 def memory_for(model: Model, rows: int, condition: Mapping[str, Any], table: Table | None, end: float) -> Memory | None:
-    """A run's memory, for a model that carries one; the table of a plan says the times of its evaluations."""
+    """A run's memory, for a model that carries one; a plan's table has the times of its evaluations."""
     if not model.carries:
         return None
     told = {name: float(v) if isinstance(v, int | float) else None for name, v in condition.items() if v is not None}
@@ -88,7 +88,7 @@ def memory_for(model: Model, rows: int, condition: Mapping[str, Any], table: Tab
 
 
 class Watch:
-    """What is done with each evaluation besides: the trajectory, a callback, a progress bar."""
+    """What else is done with each evaluation: the trajectory, a callback, a progress bar."""
 
     def __init__(self, callback: Callback | None, trajectory: bool, advance: Callable[[], None] | None):
         self.callback, self.trajectory, self.advance = callback, trajectory, advance
@@ -108,8 +108,8 @@ class Watch:
 
 
 def is_finite(samples: Tensor) -> bool:
-    """Whether all elements are finite. A sum is the cheapest reading that any NaN or infinity reaches; only if it is
-    off are the elements looked at."""
+    """Whether all elements are finite. A sum is the cheapest value that any NaN or infinity reaches; the elements
+    are inspected only if it is not finite."""
     return math.isfinite(float(samples.sum())) or bool(torch.isfinite(samples).all())
 
 
@@ -137,7 +137,7 @@ def run(
         init: a clean batch to start from, for plans that start in the middle (`strength` below 1).
         dtype: of the state; the network sees it and answers in its own dtype.
         callback: `callback(evaluation, t, x, prediction)` after each evaluation; its tensors are views that the next
-            step overwrites, clone what you keep.
+            step overwrites: clone what you keep.
         trajectory: also return the network's inputs and the result, `plan.nfe + 1` tensors.
         source: where the steps' noise comes from, by default `Noise(seed, first)`.
         **condition: what the denoiser is conditioned on.
@@ -175,7 +175,7 @@ def check_given(table: Table, model: Model) -> None:
 
 
 def reported(memory: Memory | None, count: int, rows: int) -> dict[str, Any]:
-    """What a run reports: the rows that the innermost network saw for one sample, and what the model noted."""
+    """What a run reports: the rows that the innermost network saw for one sample, and what the model recorded."""
     if memory is None:
         return {"rows": count}
     seen = memory.seen / rows if rows else 0
@@ -223,7 +223,7 @@ def _loop(
 
 
 def _blame(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
-    """Read an answer, to name the evaluation that was first not finite."""
+    """Read an answer, to name the first evaluation that was not finite."""
     if not bool(torch.isfinite(prediction.value).all()):
         what = "received" if not bool(torch.isfinite(x).all()) else "returned"
         raise ValueError(f"the network {what} values that are not finite at evaluation {number}, t = {t:.6g}")

@@ -42,8 +42,8 @@ class Model(Protocol):
 class Result:
     """Samples `(B, *shape)`, the evaluations planned and made, seconds, and the network's inputs where asked for.
 
-    `report` holds what else the run has to say: `rows`, how many rows the innermost network saw for one sample (two
-    per evaluation under guidance); a `Loop` that skips or rejects gives `nfe_per_sample` `(B,)`, for one.
+    `report` holds what else is known of the run: `rows`, how many rows the innermost network saw for one sample (two
+    per evaluation under guidance), and, for a `Loop` that skips or rejects, `nfe_per_sample` `(B,)`.
     """
 
     samples: Tensor
@@ -99,7 +99,7 @@ class Sampler(ABC):
     def name(self) -> str:
         return str(self.about.get("solver", "plan"))
 
-    # What only a plan has. `fs.plan` gives other samplers as well, for solvers that depend on the data as they run.
+    # What only a plan has. `fs.plan` returns other samplers as well, for solvers that depend on the data as they run.
 
     def _none(self, what: str) -> ValueError:
         return ValueError(f"{self.name!r} has no {what}; only a plan has")

@@ -1,4 +1,4 @@
-"""A sampler that begins from a law of its own: initial noise goes through a function first."""
+"""A sampler with a starting distribution of its own: initial noise goes through a function first."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Started(Sampler):
         source: Source | None = None,
         **condition: Any,
     ) -> Result:
-        """As the base's, which sees `state / sigma` in place of the noise."""
+        """As the base's, which receives `state / sigma` in place of the noise."""
         if init is not None:
             raise ValueError("a plan with a start of its own takes no init")
         named = model.check_condition(condition, noise.shape[0], noise.device)

@@ -33,7 +33,7 @@ Weight = float | Tensor  # of a row: one number, or one for each element, (1, *s
 class Stage:
     """Evaluate state row `x` (None: no evaluation), store the outputs and draws in memory rows, then combine.
 
-    `weights` has one row a new state, and columns `[states | memory]`, as Python floats. `holds` are the memory rows
+    `weights` has one row per new state, and columns `[states | memory]`, as Python floats. `holds` are the memory rows
     that hold predictions when the stage combines: (row, stage of the evaluation, kind). `unread` are the (kind, band)
     that no weight reads, where a conversion need not exist.
     """
@@ -75,7 +75,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Table:
-    """Stages, the number of state rows and memory rows, the row in which the result ends, and the bands' elements."""
+    """Stages, the number of state rows and memory rows, the row of the final result, and the bands' elements."""
 
     stages: tuple[Stage, ...]
     states: int
@@ -100,7 +100,7 @@ class Table:
         return tuple(stage.evaluate for stage in self.stages if stage.evaluate is not None)
 
     def given(self, device: torch.device, dtype: torch.dtype) -> list[dict[str, Tensor]] | None:
-        """What the plan tells the network at each evaluation, as scalar tensors by name; None if it tells nothing."""
+        """The plan's numbers for the network at each evaluation, as scalar tensors by name; None if it has none."""
         key = ("given", device, dtype)
         if key not in self._cached:
             named = [dict(op.given) for op in self.evaluations]
@@ -143,7 +143,7 @@ class Table:
 
     @cached_property
     def widths(self) -> frozenset[int]:
-        """How many new states the stages make."""
+        """How many new states the stages compute."""
         return frozenset(len(stage.weights) for stage in self.stages)
 
     @cached_property
@@ -182,7 +182,7 @@ class Table:
 @dataclass(frozen=True)
 class Structure:
     """A table without its numbers: per stage the state row fed, memory rows stored, draws, and columns read by each
-    new state. Equal for every schedule of a solver with as many steps."""
+    new state. Equal for all schedules of a solver with the same number of steps."""
 
     stages: tuple[tuple[int | None, tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]], ...]
     states: int
@@ -203,7 +203,7 @@ class Bound:
         factors: list[dict[str, Number]] = []
         for stage in table.stages:
             pairs = {wanted: stage.convert(kind, wanted) for wanted, _ in stage.outputs if wanted != kind}
-            # Q = 0 where x alone says it (eps at alpha = 0): a power of two in its place drowns the value, exactly.
+            # Q = 0 where x alone gives it (eps at alpha = 0): a power of two in its place drowns the value, exactly.
             pairs = {wanted: (p, _or(q, 2.0**-60)) for wanted, (p, q) in pairs.items()}
             self.ratios.append(tuple(_over(*pairs[wanted]) if wanted in pairs else None for wanted, _ in stage.outputs))
             factors.append({wanted: pair[1] for wanted, pair in pairs.items()})
@@ -252,7 +252,7 @@ class Bound:
 
 
 def _or(number: Number, other: float) -> Number:
-    """The number, `other` where it is 0."""
+    """The number, or `other` where it is 0."""
     return tuple(n or other for n in number) if isinstance(number, tuple) else number or other
 
 
@@ -310,7 +310,7 @@ def lower(ops: Sequence[Op], result: int, spread: Spread | None = None) -> Table
     for i, segment in enumerate(segments):
         if segment and isinstance(segment[0], Evaluate):
             last[segment[0].x] = max(last.get(segment[0].x, 0), i)
-    # A combination that nobody reads afterwards is not computed, so its sources are not alive for it.
+    # A combination that nothing reads afterwards is not computed, so its sources are not alive for it.
     for i in reversed(range(len(segments))):
         for slot, terms in combined[i].items():
             if last.get(slot, -1) > i:

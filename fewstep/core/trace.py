@@ -54,7 +54,7 @@ class Value:
 
 
 class SymbolicPrediction:
-    """What an evaluation gives: `.x0`, `.eps`, `.v`, `.velocity`, `.score`, each a `Value`.
+    """What an evaluation returns: `.x0`, `.eps`, `.v`, `.velocity`, `.score`, each a `Value`.
 
     Each kind that is asked for becomes a slot of its own, converted when the network answers, so that neither x0 at
     alpha = 0 nor eps at sigma = 0 is computed by a difference.
@@ -110,7 +110,7 @@ class Trace:
         return value
 
     def evaluate(self, x: Value, t: float, **given: float) -> SymbolicPrediction:
-        """One network evaluation at state x and process time t; `given` are numbers that the network is told there."""
+        """One network evaluation at state x and process time t; `given` are numbers for the network there."""
         self.keep(x)
         (slot,) = x.terms
         outputs: dict[str, int] = {}

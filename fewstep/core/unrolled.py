@@ -65,9 +65,9 @@ def unrolled(
 ) -> Tensor:
     """The same program as pure tensor operations: differentiable, and one graph under `torch.compile(fullgraph=True)`.
 
-    `table.structure` holds whole numbers alone (which rows, which columns); times, weights (a matrix per stage) and
+    `table.structure` holds only whole numbers (which rows, which columns); times, weights (a matrix per stage) and
     conversions (P and Q of every output) are tensors, from `table.numbers(kind, ...)`. So another schedule of the same
-    solver neither recompiles nor reads from the device. `noises[k]` is draw k + 1, `given` what the plan tells the
+    solver neither recompiles nor reads from the device. `noises[k]` is draw k + 1, `given` the plan's numbers for the
     network at each evaluation (`table.given(...)`).
     """
     entry: Entry = ([x], {})
@@ -76,7 +76,7 @@ def unrolled(
         current = value = None
         if fed is not None:
             current = entry[0][fed]
-            told = {name: number.expand(len(x)) for name, number in given[count].items()} if given else {}
+            told = {name: number.expand(x.shape[0]) for name, number in given[count].items()} if given else {}
             value = model(current, times[count], **{**condition, **told}).value.to(x.dtype)
             count += 1
         entry = advance(

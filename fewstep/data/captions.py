@@ -25,7 +25,7 @@ METHODS = (
     Method(
         "shapes-captions",
         kind="language",
-        claim="every sentence is read as what it was written from, and no other text is read at all",
+        claim="every sentence is parsed back to the scene it was written from, and no other text is accepted",
         use="parse",
     ),
 )
@@ -67,8 +67,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a picture shows, or is asked to show: one thing and its place (None if any would do), or two things and how
-    the first lies to the second."""
+    """What a picture shows, or is meant to show: one thing and its place (None if any would do), or two things and how
+    the first lies relative to the second."""
 
     things: tuple[Thing, ...]
     place: str | None = None
@@ -89,16 +89,16 @@ class Spec:
 
     @property
     def caption(self) -> str:
-        """The sentence; `parse` gives the Spec back."""
+        """The sentence; `parse` turns it back into the Spec."""
         first, *rest = map(str, self.things)
         return " ".join(filter(None, (first, self.place, self.relation, *rest)))
 
 
 def tokenize(caption: str) -> Tensor:
-    """The ids (10,) int64 of a caption's words in VOCABULARY, zeros behind the last; "" (no prompt) is all zeros.
+    """The ids (10,) int64 of a caption's words in VOCABULARY, zeros after the last; "" (no prompt) is all zeros.
 
-    Capitals count as small letters, commas as spaces. Raises ValueError for a word that is not in the vocabulary and
-    for more than ten.
+    Capitals are read as lower case, commas as spaces. Raises ValueError for a word that is not in the vocabulary and
+    for more than ten words.
     """
     words = _words(caption)
     if len(words) > LENGTH:
@@ -112,7 +112,7 @@ def detokenize(tokens: Tensor) -> list[str]:
 
 
 def parse(caption: str) -> Spec:
-    """What a caption asks for. Raises ValueError for unknown words and for what is no sentence of the language."""
+    """What a caption asks for. Raises ValueError for unknown words and for anything but a sentence of the language."""
     words = _words(caption)
     found = _CAPTION.fullmatch(" ".join(words))
     if not found:
@@ -139,7 +139,7 @@ def _words(caption: str) -> Sequence[str]:
 @dataclass(frozen=True)
 class Wanted:
     """What B captions ask for: indices (B, 2) of COLOURS, SHAPES and SIZES, whether there are two things (B,), and an
-    index (B,) of PLACES or, of two, RELATIONS. -1 is what is left open; a lone thing is its own second."""
+    index (B,) of PLACES or, of two, RELATIONS. -1 where it is left open; a lone thing is its own second."""
 
     colour: Tensor
     shape: Tensor
@@ -163,7 +163,7 @@ def indices(specs: Sequence[Spec]) -> Wanted:
 
 
 def wanted(captions: Sequence[str], n: int) -> Wanted:
-    """What n captions ask for. Raises ValueError for another number, one string, and captions that cannot be read."""
+    """What n captions ask for. Raises ValueError for another count, a bare string, and captions that cannot be read."""
     if isinstance(captions, str) or len(captions) != n:
-        raise ValueError(f"give {n} captions, one an image, not {captions!r}"[:200])
+        raise ValueError(f"give {n} captions, one per image, not {captions!r}"[:200])
     return indices([parse(caption) for caption in captions])

@@ -21,7 +21,7 @@ METHODS = (
     Method(
         "folder",
         kind="format",
-        claim="every picture below a folder; what is held out stays held out when a picture turns out to be broken",
+        claim="every picture below a folder; held-out pictures stay held out even if another turns out broken",
         use="open_folder",
         facts={"suffix": "/"},
     ),
@@ -47,11 +47,11 @@ def open_folder(
     """All images below `root`, in the order of their paths before the split permutes them.
 
     The split is drawn over files, so it does not change when one of them turns out to be broken. Transparent images
-    are laid on white. Of several frames the first counts. A broken image is skipped; one warning at the end names
+    are laid on white. Of several frames the first is read. A broken image is skipped; one warning at the end names
     the first ten and gives their number.
 
     Raises ValueError when there is no image, when none of the split can be read, when sizes differ and `size` is None,
-    and with `labels` when an image lies outside every subfolder.
+    and, with `labels`, when an image lies outside every subfolder.
     """
     root = Path(root)
     if mode not in MODES:
@@ -92,7 +92,7 @@ def open_folder(
 
 
 def pictures_below(root: Path) -> Iterator[Path]:
-    """The files of pictures in a folder and the folders in it, by their names."""
+    """The picture files in a folder and its subfolders, told by their names."""
     for path in root.rglob("*"):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
@@ -129,7 +129,7 @@ def _read(path: Path, mode: str, target: tuple[int, int] | None) -> np.ndarray |
 def convert(image: Image, mode: str) -> Image:
     """The image as 8-bit "RGB" or "L"; transparency is laid on white, 16-bit greys lose their low byte.
 
-    Raises ValueError for images of floating-point numbers, whose range nobody states.
+    Raises ValueError for images of floating-point numbers, whose range is not stated.
     """
     from PIL import Image as pil
 

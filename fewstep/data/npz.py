@@ -16,7 +16,7 @@ METHODS = (
     Method(
         "npz",
         kind="format",
-        claim="arrays of pictures and labels; bytes are kept as they are, and nothing is unpickled",
+        claim="arrays of pictures and labels; bytes stay as they are, and nothing is unpickled",
         use="open_npz",
         facts={"suffix": ".npz"},
     ),
@@ -82,7 +82,7 @@ def _read(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
 def _check_labels(labels: np.ndarray, n: int, path: Path) -> None:
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"labels in {path} must be {n} whole numbers, one an image, got shape {labels.shape} of {labels.dtype}"
+            f"labels in {path} must be {n} whole numbers, one per image, got shape {labels.shape} of {labels.dtype}"
         )
     if labels.min() < 0:
         raise ValueError(f"labels in {path} start at 0, got {labels.min()}")

@@ -1,7 +1,7 @@
 """Opening data by name, from a folder, or from a file: `open_data("digits")`, `open_data("pictures/", size=32)`.
 
-What can be opened are cards: a data set that comes built in is one of kind "data", `open(split, ...) -> Dataset`; what
-a folder or file holds is read by one of kind "format", `open(path, ...)`, found by its fact "suffix" ("/" is a folder).
+What can be opened has a card: a built-in data set one of kind "data", `open(split, ...) -> Dataset`; folders and files
+are read by those of kind "format", `open(path, ...)`, found by their fact "suffix" ("/" is a folder).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def is_built_in(name: object) -> bool:
 
 
 def open_built_in(name: str, split: str = "train", **options: Any) -> Dataset:
-    """The data set of this name that comes with the library, whatever else here has the name.
+    """The data set of this name that comes with the library, even if a folder here has the same name.
 
-    Raises ValueError for another name, split or option.
+    Raises ValueError for an unknown name, split or option.
     """
     return card(name, "data")[0].load()(split, **options)
 
@@ -36,7 +36,7 @@ def reader(source: str | Path) -> Method:
     """The card that opens a source.
 
     A folder with pictures comes before a built-in data set of the same name, since it is the user's own. Raises
-    ValueError when nothing is there, or nothing reads it.
+    ValueError when nothing is there, or nothing can read it.
     """
     path, formats = Path(source), {method.facts["suffix"]: method for method in methods("format")}
     if is_built_in(str(source)) and not (path.is_dir() and any(pictures_below(path))):
@@ -55,7 +55,7 @@ def reader(source: str | Path) -> Method:
 
 
 def described(source: str | Path) -> str:
-    """What a source was taken for: "the folder photographs", "the built-in photographs"."""
+    """What a source was taken to be: "the folder photographs", "the built-in photographs"."""
     found = reader(source)
     if found.kind == "data":
         return f"the built-in {source}"
@@ -74,7 +74,7 @@ def open_source(
     validation: float = 0.1,
     seed: int = 0,
 ) -> Dataset | Stream:
-    """Whatever can be trained on: what `open_data` opens, and tar shards (`train-{0000..0127}.tar`).
+    """Anything that can be trained on: what `open_data` opens, and tar shards (`train-{0000..0127}.tar`).
 
     Arguments and errors are those of `open_data`.
     """

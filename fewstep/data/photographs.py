@@ -1,7 +1,8 @@
 """Patches of the photographs that ship inside scikit-image, which needs the extra `fewstep[photos]`.
 
-Each photograph is brought to 256 pixels on its shorter side by area averaging, so that all count about alike, and cut
-into square patches that overlap by half. The split is by photograph: no patch held out was ever seen in part.
+Each photograph is brought to 256 pixels on its shorter side by area averaging, so that all carry about the same weight,
+and cut into square patches that overlap by half. The split is by photograph: no part of a held-out patch is in the
+training data.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fewstep.data.spec import Dataset, DataSpec
 METHODS = (
     Method(
         "photographs",
-        claim="patches of the photographs in scikit-image, none of which shows a part of one held out",
+        claim="patches of the photographs in scikit-image; no training patch overlaps a held-out one",
         use="open_photographs",
     ),
 )
@@ -34,10 +35,10 @@ GREY = {"train": ("brick", "coins", "grass", "gravel", "moon"), "validation": ("
 
 
 def load(split: str = "train", size: int = 32, colour: bool = True) -> tuple[Tensor, None]:
-    """The patches, (N, 3 or 1, size, size) float32 in [-1, 1], and None for the labels there are not.
+    """The patches, (N, 3 or 1, size, size) float32 in [-1, 1], and None in place of labels.
 
-    `split` is "train", "validation" or "all" (train, then validation). In colour the photographs taken in colour; in
-    grey these (by Rec. 601's luma) and those taken in grey. Patches start at every multiple of `size // 2`.
+    `split` is "train", "validation" or "all" (train, then validation). In colour: the photographs taken in colour; in
+    grey: these (by Rec. 601's luma) and those taken in grey. Patches start at every multiple of `size // 2`.
 
     Raises:
         ValueError: another split; a size outside 2 to 256. ImportError: scikit-image is not installed.
@@ -59,7 +60,7 @@ def load(split: str = "train", size: int = 32, colour: bool = True) -> tuple[Ten
 
 
 def open_photographs(split: str = "train", size: int | tuple[int, int] | None = None, mode: str = "RGB") -> Dataset:
-    """The patches, 32 pixels wide where no size is given; `mode` "RGB" has those in colour, "L" all in grey.
+    """The patches, 32 pixels wide where no size is given; `mode` "RGB" takes those in colour, "L" all in grey.
 
     Raises ValueError as `load` does, and for sizes that are not square and other modes.
     """

@@ -1,4 +1,4 @@
-"""The scales of one picture, each with what the next coarser one is at its size: all that a model of it learns from."""
+"""The scales of one picture, each with the next coarser one at its size: all that a model of it learns from."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Pyramid(nn.Module):
-    """The scales of one picture (C, H, W), coarsest first: sharp ones, and what the next coarser one is at their size.
+    """The scales of one picture (C, H, W), coarsest first: sharp ones, and the next coarser one at their size.
 
     Each scale is `factor` times the one before; the shorter side of the coarsest is at least `coarsest` pixels.
-    `starts` are the times T, 1 for the coarsest, which starts from noise alone. Data source of `fit`: all of a batch
-    are random crops, at most `crop` pixels wide, of one scale; scales are drawn in equal shares.
+    `starts` are the times T, 1 for the coarsest, which starts from noise alone. A data source for `fit`: each batch
+    holds random crops, at most `crop` pixels wide, of one scale; scales are drawn in equal shares.
 
     Raises ValueError for a picture of another shape, one smaller than `coarsest`, or a factor of 1 or less.
     """
@@ -46,7 +46,7 @@ class Pyramid(nn.Module):
             self.register_buffer(f"blurred_{scale}", blurred)
             if scale:
                 detail = float((sharp - blurred).double().square().mean().sqrt())
-                # sigma / alpha = t / (1 - t) = detail; a picture without any still needs some room to run in
+                # sigma / alpha = t / (1 - t) = detail; a picture without any still needs some range of times
                 self.starts.append(min(max(detail / (1 + detail), 0.05), 0.95))
 
     def sharp(self, scale: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captioned shapes: pictures of 32x32 with one or two coloured shapes and a sentence, drawn when they are asked for.
+"""Captioned shapes: pictures of 32x32 with one or two coloured shapes and a sentence, drawn on demand.
 
 Row i of a split is a function of (split, i) alone, by Philox keyed by the split. About one combination in eight is held
 out: of one thing, its (size, colour, shape, place); of two, (colour, shape, relation, colour, shape), read from either
@@ -60,22 +60,22 @@ N_VALIDATION = 4096
 
 GAP = 2.0  # pixels at least between two things
 SHIFT = 3.0  # pixels at most that a pair lies off the middle line
-TILT = 1.5  # pixels at most that each of a pair lies off the pair's line
+TILT = 1.5  # pixels at most that each thing of a pair lies off the pair's line
 JITTER = (1.75, 0.75)  # pixels at most off a place's middle, by size: all of the thing stays in the picture
-PITCH = 8.0  # pixels from place to place; the middle is the picture's
+PITCH = 8.0  # pixels from place to place; the middle place is the picture's centre
 ALONE = 0.4  # the share of rows with one thing
 NAMED = 0.75  # the share of sizes and places that the caption names
 HELD = 1 / 8
 
 _KINDS = len(COLOURS) * len(SHAPES)  # (colour, shape) pairs, numbered colour first
 _KEYS = {"train": (1, 0x5A9E5), "validation": (2, 0x5A9E5)}
-_WORDS = 20  # random words a row
+_WORDS = 20  # random words per row
 
 
 @dataclass(frozen=True)
 class Scenes:
     """B pictures as numbers: indices (B, 2) of colour, shape and size, centres (B, 2, 2) in pixels, whether there is a
-    second thing (B,), and an index (B,) of PLACES or, of two, RELATIONS (how the first lies to the second)."""
+    second thing (B,), and an index (B,) of PLACES or, of two, RELATIONS (how the first lies relative to the second)."""
 
     colour: Tensor
     shape: Tensor
@@ -105,7 +105,7 @@ class Scenes:
 @functools.cache
 def _combinations() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Singles (432, 2): kind, then size * 9 + place. Pairs (1104, 3): kind, relation (0 "left of" or 2 "above", from
-    which the others follow by turning the pair round), kind. And of each, whether it is held out."""
+    which the others follow by swapping the pair), kind. And for each, whether it is held out."""
     kinds = torch.arange(_KINDS)
     singles = torch.cartesian_prod(kinds, torch.arange(len(SIZES) * len(PLACES)))
     pairs = torch.cartesian_prod(kinds, torch.tensor([0, 2]), kinds)
@@ -119,7 +119,7 @@ def _combinations() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def held_out(spec: Spec) -> bool:
-    """Whether no training picture shows this: False for a spec that leaves open what decides it."""
+    """Whether no training picture shows this: False for a spec that leaves open an attribute that decides it."""
     singles, pairs, held_single, held_pair = _combinations()
     kind = [COLOURS.index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape) for thing in spec.things]
     if spec.relation is None:
@@ -153,7 +153,7 @@ def _centres(size: Tensor, two: Tensor, where: Tensor, u: Tensor) -> Tensor:
     swapped = (where % 2 == 1).unsqueeze(1)  # "right of", "below": the first comes second along the axis
     reach = torch.where(swapped, reach.flip(1), reach)
     free = SIDE - 2 * reach.sum(1) - GAP
-    before, after = u[:, :2].sort(dim=1).values.T * free  # what is left goes before, between and behind the two
+    before, after = u[:, :2].sort(dim=1).values.T * free  # the spare length goes before, between and behind the two
     along = torch.stack((before + reach[:, 0], SIDE - (free - after) - reach[:, 1]), dim=1)
     across = middle + SHIFT * (2 * u[:, 2:3] - 1) + TILT * (2 * u[:, 3:5] - 1)
     pair = torch.stack((along, across), dim=2)
@@ -177,7 +177,7 @@ def _draw(rows: Tensor, split: str) -> tuple[Scenes, Tensor]:
     pair = pairs[(u[:, 0] * len(pairs)).long()]
 
     two = u[:, 1] >= ALONE
-    turned = (u[:, 2] < 0.5).long()  # the same pair, told from its other end
+    turned = (u[:, 2] < 0.5).long()  # the same pair, described from its other end
     kind = torch.where(turned.bool().unsqueeze(1), pair[:, [2, 0]], pair[:, [0, 2]])
     kind = torch.where(two.unsqueeze(1), kind, single[:, :1])
     where = torch.where(two, pair[:, 1] + turned, single[:, 1] % len(PLACES))
@@ -195,7 +195,7 @@ def _phrases() -> tuple[Tensor, Tensor]:
 
 
 def _tokens(made: Scenes, sizes: Tensor, places: Tensor) -> Tensor:
-    """Tokens (B, 10) of captions that name the sizes (B, 2) and places (B,) that they are told to."""
+    """Tokens (B, 10) of captions that name the sizes (B, 2) and places (B,) where these are set."""
     place, relation = _phrases()
     a = torch.full_like(made.colour, ID["a"])
     named = (made.size + ID[SIZES[0]]) * sizes
@@ -226,9 +226,9 @@ def scenes(rows: Tensor, split: str = "train") -> list[Spec]:
 
 
 def open_shapes(split: str = "train", size: int | tuple[int, int] | None = None) -> Drawn:
-    """The scenes with their captions, drawn when they are asked for.
+    """The scenes with their captions, drawn on demand.
 
-    Raises ValueError for another size than 32x32 and another split, "all" among them.
+    Raises ValueError for a size other than 32x32 and any other split, including "all".
     """
     check_size("shapes", SHAPE, size)
     rows = {"train": N_TRAIN, "validation": N_VALIDATION}
@@ -241,9 +241,9 @@ def open_shapes(split: str = "train", size: int | tuple[int, int] | None = None)
 
 
 def render_specs(specs: Sequence[Spec], seed: int = 0) -> Tensor:
-    """Pictures (B, 3, 32, 32) float32 in [-1, 1] of what is asked for.
+    """Pictures (B, 3, 32, 32) float32 in [-1, 1] of what the specs ask for.
 
-    The seed and the number of a spec in the list choose where exactly, and sizes and places that are left open. Raises
+    The seed and the spec's place in the list decide the exact position, and sizes and places that are left open. Raises
     ValueError for no specs and a negative seed.
     """
     if not specs or seed < 0:

@@ -62,7 +62,7 @@ def render(colour: Tensor, shape: Tensor, size: Tensor, centre: Tensor, present:
     """Pictures (B, 3, 32, 32) float32 in [-1, 1] of K objects each.
 
     colour, shape and size (B, K) are indices of captions.COLOURS, SHAPES and SIZES, centre (B, K, 2) is (x, y) in
-    pixels (see `coverage`), present (B, K) says which objects there are.
+    pixels (see `coverage`), present (B, K) says which objects exist.
     """
     palette = torch.tensor(PALETTE, dtype=centre.dtype, device=centre.device)
     radii = torch.tensor(RADII, dtype=centre.dtype, device=centre.device)

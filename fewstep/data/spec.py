@@ -1,7 +1,8 @@
 """Data sets with their facts: shape, value range, classes and words travel with the images.
 
-`fewstep.data.open` opens what comes built in, a folder of images, or an `.npz` file. All images are held in memory, one
-byte a value where the source has bytes (50 000 colour images of 32x32: 150 MB), and turned into floats batch by batch.
+`fewstep.data.open` opens a built-in data set, a folder of images, or an `.npz` file. All images are held in memory, one
+byte per value where the source has bytes (50 000 colour images of 32x32: 150 MB), and turned into floats batch by
+batch.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Dataset:
     could not be read. `given` holds what else goes with the images, by the name of the condition, (N, ...) each: the
     degraded pictures `{"y": y}` of which they are the originals, for instance.
 
-    Raises ValueError where something given has not a row for each image.
+    Raises ValueError where anything given does not have one row per image.
     """
 
     spec: DataSpec
@@ -65,7 +66,7 @@ class Dataset:
         return self._float(self.raw[rows]), None if self.labels is None else self.labels[rows]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The images of some rows, and their "label", their "text" or what else is given with them."""
+        """The images of some rows, and their "label", their "text" or whatever else is given with them."""
         images, labels = self[rows]
         named = {name: value[rows] for name, value in self.given.items()}
         return images, named if labels is None else {"label": labels, **named}
@@ -90,12 +91,12 @@ class Dataset:
         return scale * variance**0.5
 
 
-MOST = 10_000  # so many rows stand for a data set that is drawn, where all of them are asked for at once
+MOST = 10_000  # rows that stand for the whole of a drawn data set, where all are needed at once
 
 
 @dataclass(frozen=True)
 class Drawn(Dataset):
-    """Captioned images made when they are asked for. `raw` is empty; `images` are those of the first 10,000 rows."""
+    """Captioned images drawn on demand. `raw` is empty; `images` are those of the first 10,000 rows."""
 
     draw: Callable[[Tensor], tuple[Tensor, Tensor]] = field(kw_only=True)
 
@@ -115,7 +116,7 @@ class Drawn(Dataset):
 
 
 def check_size(name: str, shape: tuple[int, ...], size: int | tuple[int, int] | None) -> None:
-    """`ValueError` for another size than that in which a data set comes."""
+    """`ValueError` for any size but the one in which a data set comes."""
     height, width = shape[1:]
     if size not in (None, (height, width), height if height == width else None):
         raise ValueError(f"{name} comes as {height}x{width}, not as {size!r}: leave size out")

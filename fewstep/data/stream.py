@@ -1,9 +1,9 @@
 """Images from shards: tar files of the webdataset kind, larger than memory, read from disk or over HTTP.
 
-In a shard the files of one name make a sample: `0042.png`, `0042.cls` (its class, a number from 0), `0042.txt` (its
-caption). Opening reads every shard once and keeps which samples it holds; from then on the order of a run follows from
-the seed and the number of samples seen alone, so that a stopped run goes on where it was, reading no more than the
-shards at that place.
+In a shard, files with the same stem make up a sample: `0042.png`, `0042.cls` (its class, a number from 0), `0042.txt`
+(its caption). Opening reads every shard once and records which samples it holds; from then on the order depends only on
+the seed and the number of samples seen, so that a stopped run continues where it was, reading no more than the shards
+at that place.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Stream:
     """Shards as an endless source. `batch(seen, count)` is a function of its arguments and the seed alone.
 
     An epoch takes every sample once: the shards in a random order, `TOGETHER` at a time, their samples permuted. A
-    broken image gives its place to the next whole one of its shards; `skipped` holds the names of those met so far.
+    broken image is replaced by the next intact one in its shards; `skipped` holds the names of those met so far.
     """
 
     spec: DataSpec
@@ -63,10 +63,10 @@ class Stream:
         return self.spec.n
 
     def batch(self, seen: int, count: int) -> tuple[Tensor, Tensor | list[str] | None]:
-        """The next `count` samples when `seen` have gone before: images (count, C, H, W) in -1 to 1, and their classes
+        """The next `count` samples after the first `seen`: images (count, C, H, W) in -1 to 1, and their classes
         (count,) int64, their captions, or None.
 
-        Raises ValueError when shards have changed since they were opened, or hold no whole image any more.
+        Raises ValueError when shards have changed since they were opened, or no longer hold an intact image.
         """
         images, others = [], []
         for place in range(seen, seen + count):
@@ -92,7 +92,7 @@ class Stream:
         raise ValueError(f"none of the {held} images beside {sample['name']} is whole")
 
     def _load(self, place: int) -> None:
-        """Takes the shards of a place into memory, their samples permuted."""
+        """Reads the shards of a place into memory, their samples permuted."""
         epoch, rest = divmod(place, self.spec.n)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
         for block in range(0, len(order), TOGETHER):
@@ -120,10 +120,10 @@ def open_stream(
     """Opens tar shards (needs the package webdataset: `pip install 'fewstep[stream]'`).
 
     shards: a folder of .tar files, a path or URL (http, https), one with braces (`train-{0000..0127}.tar`), or a list.
-    size, mode: as for a folder of images; without a size the first whole image's, to which the others are cropped and
-    resized. labels: classes from .cls; captions: texts from .txt; samples without them are left out.
+    size, mode: as for a folder of images; without a size that of the first intact image, to which the others are
+    cropped and resized. labels: classes from .cls; captions: texts from .txt; samples without them are left out.
 
-    Raises ValueError for a missing package, no shards, a shard that is no tar file, and no usable image.
+    Raises ValueError for a missing package, no shards, a shard that is not a tar file, and no usable image.
     """
     if mode not in MODES:
         raise suggest("mode", mode, MODES)
@@ -179,7 +179,7 @@ def _expand(shards: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _read(shard: str, given: str | None) -> Iterator[Sample]:
-    """A shard's samples that have an image and what was asked for, in order: name, suffix, bytes, text."""
+    """A shard's samples that have an image and the label or caption wanted, in order: name, suffix, bytes, text."""
     from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
 
     wanted = {*IMAGES, *([given] if given else [])}

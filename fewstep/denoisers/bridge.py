@@ -1,4 +1,4 @@
-"""A network under a bridge: it sees the true state, the time and the picture; solvers see plain coordinates."""
+"""A network under a bridge: it receives the true state, the time and the picture; solvers see plain coordinates."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def check_picture(y: Tensor | None, like: Tensor) -> Tensor:
 
 
 class BridgeDenoiser(NetworkDenoiser):
-    """`network(x, noise, y=y, **condition)` under a bridge, x its true state `a x0 + b y + c eps`.
+    """`network(x, noise, y=y, **condition)` under a bridge; x is its true state `a x0 + b y + c eps`.
 
-    What the network gives (`predicts`): "x0", the data; "residual", y - x0; "residual+eps", both, stacked along the
+    What the network outputs (`predicts`): "x0", the data; "residual", y - x0; "residual+eps", both, stacked along the
     channels (RDDM; the network then has twice as many); "resnoise", `eps + sigma/2 (y - x0)` (Resfusion's, in the
-    limit of small steps); or "eps", "v" or "flow" in the coordinates of `fewstep.processes.bridge`. Two answers to one
-    question are brought together as `v = alpha eps - sigma u0`, which leans on the residual in the noise and on the
+    limit of small steps); or "eps", "v" or "flow" in the coordinates of `fewstep.processes.bridge`. Two outputs for one
+    quantity are combined as `v = alpha eps - sigma u0`, which relies on the residual in the noise and on the
     state near the data.
 
     precondition "bridge" (DDBM's; predicts "x0"): with the variances of x0 and y and their covariance,
@@ -65,17 +65,17 @@ class BridgeDenoiser(NetworkDenoiser):
         c_in = var^(-1/2),   c_skip = (a data_std^2 + b cov) / var,
         c_out^2 = (b^2 (data_std^2 picture_std^2 - cov^2) + c^2 data_std^2) / var,
 
-    which is EDM's at b = 0, y without a say. precondition "none": the network sees x and the process time.
+    which is EDM's at b = 0, where y plays no part. precondition "none": the network sees x and the process time.
 
     Prediction and state are in the bridge's coordinates; `encode` and `decode` go from and to the data.
 
     Args:
-        shape: one sample's shape, and that of y. conditions: others than y.
+        shape: one sample's shape, and that of y. conditions: those other than y.
         data_std, picture_std, correlation: standard deviations of data and pictures, and the correlation of the two
             elementwise ("bridge" only).
 
     Raises:
-        ValueError: a process that is no bridge; no shape; an unknown name; deviations that are not positive; a
+        ValueError: a process that is not a bridge; no shape; an unknown name; deviations that are not positive; a
             correlation outside -1 to 1.
     """
 
@@ -138,14 +138,14 @@ class BridgeDenoiser(NetworkDenoiser):
         cov = self.correlation * self.data_std * self.picture_std
         c_in = (a**2 * v0 + b**2 * vy + 2 * a * b * cov + c**2).rsqrt()
         c_out = c_in * (b**2 * (v0 * vy - cov**2) + c**2 * v0).sqrt()
-        # Infinite at an end without data. Training hardly draws levels beyond sigma = e^4 alpha, and all of them look
-        # alike: told apart, the first evaluation of a run would be at a level that the network has never met.
+        # Infinite at an end without data. Training rarely draws levels beyond sigma = e^4 alpha, and all of them look
+        # alike: kept apart, the first evaluation of a run would be at a level that the network has never seen.
         c_noise = (-self.process.log_snr(t) / 4).clamp(-5.0, 1.0)
         own, other = a * v0 + b * cov, b * (b * vy + a * cov) + c**2
         return c_in, own * c_in**2, c_out, c_noise, other, own
 
     def _mix(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`(p, q)` with resnoise, y's known part taken off, `p u0 + q eps`."""
+        """`(p, q)` such that resnoise, less y's known part, is `p u0 + q eps`."""
         sigma = self.process.sigma(t)
         return -0.5 * sigma, torch.ones_like(sigma)
 

@@ -1,4 +1,4 @@
-"""`fs.check_denoiser(model, data)`: does the model predict what it is said to, at the times and scales it is given?"""
+"""`fs.check_denoiser(model, data)`: does the model predict what is claimed, at the times and scales it receives?"""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ METHODS = (
 
 RATIOS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # of sigma / alpha to the data's standard deviation
 NUMBERS, LEAST, MOST = 16_384, 16, 1_024  # values in a batch, and its bounds in samples
-TRIVIAL = 1.1  # the error may be so much above the trivial predictor's: exact models are at most 1 but for sampling
+TRIVIAL = 1.1  # bound of the error over the trivial predictor's: exact models are at most 1 but for sampling
 FLOOR = 0.15  # in standard deviations: an x0 near the data that a network without preconditioning may miss
-FALL = 0.9  # the error at a level, at least so much of that at the level below
+FALL = 0.9  # the error at a level over that at the level below, at least
 SPREAD = 1.2  # standard deviation of x0 in the noise over that of the data: at most 1 for any posterior mean
 ALIKE, APART = 0.02, 3.0  # standard deviations of sound samples, in halves of the value range
-SCREENED, SLACK, KEPT = (1, 3, 5), 1.1, 4  # levels, and how many of the other times and scales come out of them
-OWN = 0.8  # without data: a convention is named if it denoises its own samples with so much of the trivial error
-SHOWN = 4  # conventions in a report, beside the stated one
-REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of a network asked for nonsense
-GAIN, SIGNIFICANCE = 0.1, 4.0  # another convention is better by this sum of logarithms and as many standard errors
+SCREENED, SLACK, KEPT = (1, 3, 5), 1.1, 4  # levels, their tolerance, and how many other times and scales remain
+OWN = 0.8  # without data: a convention is named if its error on its own samples is below this part of the trivial one
+SHOWN = 4  # conventions in a report, besides the stated one
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of a network called with nonsense
+GAIN, SIGNIFICANCE = 0.1, 4.0  # another convention is better by this sum of logarithms, and this many standard errors
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One test: its value, the bound it is held to, and whether it passed."""
+    """One test: its value, its bound, and whether it passed."""
 
     name: str
     value: float
@@ -63,8 +63,8 @@ class Finding:
 class Report:
     """What a check found. `print(report)` shows all of it; `ok` is the verdict.
 
-    `conventions` holds the ways of calling the model that fit best, each with the factor by which its error is that of
-    the trivial predictor (below 1 for a denoiser), the stated one first. `undecided` says what could not be told.
+    `conventions` holds the ways of calling the model that fit best, each with its error as a factor of that of
+    the trivial predictor (below 1 for a denoiser), the stated one first. `undecided` says what could not be decided.
     """
 
     ok: bool
@@ -95,7 +95,7 @@ class Report:
 def _scalar(process: Process) -> None:
     alpha = process.alpha(torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
     if alpha.shape != (2,):
-        raise ValueError(f"the check needs one noise level a time; the process {process.name!r} has one an element")
+        raise ValueError(f"the check needs one noise level per time; the process {process.name!r} has one per element")
 
 
 def _batch(model: Denoiser, data: Tensor | None, seed: int, condition: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -129,7 +129,7 @@ def _batch(model: Denoiser, data: Tensor | None, seed: int, condition: Mapping[s
 
 
 def _findings(levels: Levels, stated: Fit, answers: list[Tensor]) -> list[Finding]:
-    """The identities, on the model's answers as they are said to be meant."""
+    """The identities, on the model's answers as they are stated to be meant."""
     kind, std = stated.convention.predicts, levels.std
     alpha, sigma = levels.alpha, levels.sigma
     x0 = [
@@ -143,7 +143,7 @@ def _findings(levels: Levels, stated: Fit, answers: list[Tensor]) -> list[Findin
     near = deviation(alpha[0] / sigma[0] * (x0[0] - levels.x[0].double() / alpha[0]))
     spread = deviation(x0[-1] - x0[-1].mean(0)) / std
     off = deviation(x0[-1].mean(0) - levels.x0.mean(0)) / std
-    # An x0 that a network answers itself need not be exact to a small sigma.
+    # An x0 that the network itself predicts need not be exact to a small sigma.
     allowed = levels.trivial.clamp_min((FLOOR * std) ** 2) if kind == "x0" else levels.trivial
     ratio = (stated.errors.mean(1) / allowed).nan_to_num(math.inf)
     mean = stated.errors.mean(1)
@@ -162,7 +162,7 @@ def _findings(levels: Levels, stated: Fit, answers: list[Tensor]) -> list[Findin
 
 
 def _gain(stated: Fit, other: Fit) -> tuple[float, float]:
-    """By how much another convention is better, as a sum of logarithms over levels, and in standard errors."""
+    """How much better another convention is, as a sum of logarithms over levels and in standard errors."""
     gain = float((stated.ratio.log() - other.ratio.log()).sum())
     a, b = stated.errors, other.errors
     rows = (a / a.mean(1, keepdim=True) - b / b.mean(1, keepdim=True)).sum(0)
@@ -174,7 +174,7 @@ def _others(probe: Probe, levels: Levels, answers: list[Tensor]) -> list[Fit]:
     """Other conventions' fits on the same noised data, best first.
 
     Every kind at the stated time and scale. Other times and scales are first tried on few samples at three levels: only
-    those that are not clearly worse there than the stated ones, and of them the best, are given all samples.
+    the best of those that are not clearly worse there than the stated ones are tested on all samples.
     """
     found = fits(levels, answers)
     picks = [i for i in SCREENED if i < len(levels.t)]
@@ -198,7 +198,7 @@ def _others(probe: Probe, levels: Levels, answers: list[Tensor]) -> list[Fit]:
 def _on_own_samples(
     probe: Probe, convention: Convention, time: Clock, scale: Clock, noises: list[Tensor]
 ) -> tuple[Fit | None, list[Finding]]:
-    """A convention judged on samples that it draws itself; no fit where they are not finite or all alike."""
+    """A convention judged on samples drawn under it; no fit where they are not finite or all alike."""
     bounds = probe.model.value_range or (-1.0, 1.0)
     half = (bounds[1] - bounds[0]) / 2
     rows = own_samples(probe, convention.predicts, time, scale, noises[0])
@@ -230,26 +230,26 @@ def _better(stated: Fit, best: Fit) -> Finding:
 def check_denoiser(
     model: Denoiser, data: Tensor | None = None, *, seed: int = 0, condition: Mapping[str, Any] | None = None
 ) -> Report:
-    """Whether a model predicts what it is said to, at the times and scales it is given; if not, what would fit.
+    """Whether a model predicts what is stated, at the times and scales it receives; if not, what would fit.
 
     Data are noised to eight levels, from a tenth to thirty times their standard deviation, and the model's answers are
-    held to what is true of every posterior mean: near the data x0 is near `x / alpha`; in the noise it is near the
-    data's mean and spreads no more than they do; its error is everywhere below that of the trivial predictor
+    checked against what holds for every posterior mean: near the data x0 is near `x / alpha`; in the noise it is near
+    the data's mean and spreads no more than they do; its error is everywhere below that of the trivial predictor
     (`x / alpha` or the mean) and rises with the noise. Then the same answers are read as every other kind and sign, and
-    the model is asked at other times (t on other scales and reversed, sigma, log-SNR and so on) and input scales: the
-    exact posterior mean has the least error, so a convention with clearly less is the right one.
+    the model is evaluated at other times (t on other scales and reversed, sigma, log-SNR and so on) and input scales:
+    the exact posterior mean has the least error, so a convention with a clearly smaller error is the right one.
 
-    Without data the model's own samples stand for them, and what that leaves open is in `undecided`.
+    Without data the model's own samples replace them, and what that leaves open is in `undecided`.
 
     Args:
         model: what `fs.wrap` made, or any denoiser. An untrained one fits no convention.
-        data: `(N, *shape)` as the model's samples are (pictures, for latent models), 16 of them or more; at most 1024
+        data: `(N, *shape)`, like the model's samples (pictures, for latent models), 16 of them or more; at most 1024
             are used.
-        condition: for all samples, or one a row of the data: `{"label": labels}`.
+        condition: for all samples, or one per row of the data: `{"label": labels}`.
 
     Raises:
         ValueError: data that do not fit, too few, or none for a model without a shape; a process with several noise
-            levels a time. What is found is in the report, which `raise_if_wrong()` raises.
+            levels per time. The findings are in the report, which `raise_if_wrong()` raises.
     """
     _scalar(model.process)
     rows, noises, named = _batch(model, data, seed, condition or {})

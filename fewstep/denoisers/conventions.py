@@ -1,4 +1,4 @@
-"""What a network may predict, which time it may want and in what coordinates: candidates, and how well each fits."""
+"""What a network may predict, at which time and in which coordinates: candidates, and how well each fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fewstep.denoisers.wrap import SCALES, TIMES, Clock, Wrapped, clock, input_s
 
 SIGNED = (*KINDS, *(f"-{kind}" for kind in KINDS))
 STATED = "as stated"
-WORST = 1e6  # a ratio of errors: what is not finite counts as much
+WORST = 1e6  # a ratio of errors: what is not finite counts as this
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Convention:
 
     @property
     def text(self) -> str:
-        """The arguments of `fs.wrap` that say so, without those that stay as they are."""
+        """The arguments of `fs.wrap` for it, without those that stay as they are."""
         parts = [f"predicts={self.predicts!r}"]
         if self.time != STATED:
             parts.append(f"time={self.time if self.time.startswith('lambda') else repr(self.time)}")
@@ -41,7 +41,7 @@ class Convention:
 
 
 def clocks(process: Process) -> dict[str, Clock]:
-    """The times that networks are commonly given, by what to write for them: those of `wrap`, and t on other scales."""
+    """The times that networks commonly take, by what to write for them: those of `wrap`, and t on other scales."""
     low = 0.0 if process.t_zero == 0 else process.t_min
     span = process.t_max - low
     found = {name: clock(process, name) for name in TIMES}
@@ -62,9 +62,9 @@ def clocks(process: Process) -> dict[str, Clock]:
 
 
 class Probe:
-    """A model as a network that may be asked at any input scale and time.
+    """A model as a network that can be evaluated at any input scale and time.
 
-    For what `fs.wrap` made it is the callable inside; any other model is taken as a network that sees x and t.
+    For a model that `fs.wrap` made it is the callable inside; any other is taken as a network that sees x and t.
     """
 
     def __init__(self, model: Denoiser, condition: Mapping[str, Tensor]):
@@ -74,7 +74,7 @@ class Probe:
         self.scale = model.scale if isinstance(model, Wrapped) else torch.ones_like
 
     def ask(self, x: Tensor, time: Tensor) -> tuple[Tensor, str]:
-        """The answer to exactly this input and time, and what it is said to be."""
+        """The answer to exactly this input and time, and its stated kind."""
         if isinstance(self.model, Wrapped):
             return self.model.answer(x, time, self.condition), self.model.predicts
         made = self.model(x, time.to(x.dtype), **self.condition)
@@ -84,7 +84,7 @@ class Probe:
         return self.clock, self.scale
 
     def others(self, levels: Tensor, std: float) -> Iterator[tuple[str, Clock, str, Clock]]:
-        """Pairs of another time and input scale than the stated ones, none of them twice at these levels."""
+        """Pairs of time and input scale other than the stated pair, none of them twice at these levels."""
         times = _distinct({STATED: self.clock} | clocks(self.process), levels)
         factors = {name: input_scale(self.process, name, 0.5) for name in SCALES}  # 0.5 is what `wrap` takes
         factors[f"edm {std:.3g}"] = input_scale(self.process, "edm", std)
@@ -135,7 +135,7 @@ class Fit:
 class Levels:
     """Data noised to several levels: states `x` `(L, B, *shape)` of x0 `(B, *shape)` at times `t` `(L,)`.
 
-    `trivial` `(L,)` is the error of the trivial predictor, which answers `x / alpha` or the data's mean, whichever is
+    `trivial` `(L,)` is the error of the trivial predictor, which returns `x / alpha` or the data's mean, whichever is
     closer; `std` the standard deviation of the data.
     """
 
@@ -150,7 +150,7 @@ class Levels:
         self.alpha, self.sigma = process.alpha(self.t), process.sigma(self.t)
         pairs = zip(self.alpha, self.sigma, noises, strict=False)
         self.x = torch.stack([a * self.x0 + s * eps.double() for a, s, eps in pairs]).to(data.dtype)
-        # A sample's distance from the mean of the others: its own would make the mean look better than it is.
+        # A sample's distance from the mean of the others: including the sample itself would flatter the mean.
         far = (self.x0 - mean).square().mean() * (n / (n - 1)) ** 2
         near = [(x.double() / a - self.x0).square().mean() for x, a in zip(self.x, self.alpha, strict=True)]
         self.trivial = torch.stack(near).clamp_max(far)
@@ -172,7 +172,7 @@ class Levels:
 
 
 def ask_all(probe: Probe, levels: Levels, time: Clock, scale: Clock) -> tuple[list[Tensor], str]:
-    """The answers at every level, float64, and what they are said to be."""
+    """The answers at every level, float64, and their stated kind."""
     made = [probe.ask(expand(scale(t), x) * x, time(t)) for t, x in zip(levels.t, levels.x, strict=True)]
     return [value.double() for value, _ in made], made[0][1]
 

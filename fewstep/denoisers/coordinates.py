@@ -28,7 +28,7 @@ METHODS = (
         "dct",
         kind="coordinates",
         paper="Discrete Cosine Transform (Ahmed, Natarajan and Rao, 1974)",
-        claim="orthonormal cosine transform: white noise stays white, and the network keeps to pixels",
+        claim="orthonormal cosine transform: white noise stays white, and the network still works on pixels",
         use="DCT",
     ),
 )
@@ -37,7 +37,7 @@ METHODS = (
 class DCT(Coordinates):
     """The orthonormal cosine transform (DCT-II) of every axis but the channels, as products with a matrix each.
 
-    The network works on pixels: it is given the transform's inverse, and its answer is transformed. shape: of a
+    The network works on pixels: it receives the inverse transform, and its answer is transformed. shape: of a
     sample, `(C, *size)`.
     """
 
@@ -120,7 +120,7 @@ def sample_as_data(
 ) -> Tensor:
     """Data `(B, *shape)` from a noisy state at the plan's first time, such as a picture with known noise.
 
-    The run starts at that state, not at noise: `plan.times[0]` is where the process has the state's noise. It computes
+    The run starts at that state, not at noise: at `plan.times[0]` the process has the state's noise level. It computes
     in the state's dtype; seed and first belong to the noise of stochastic steps.
     """
     alpha = one_level(plan.start[0])

@@ -1,4 +1,4 @@
-"""A network that knows the scales of one picture, as the denoiser of one scale's detail beside the coarser pictures."""
+"""A network trained on the scales of one picture, as the denoiser of one scale's detail, given the coarser pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.core.process import Process
 
 
 class Detail(Denoiser):
-    """The detail of one scale beside coarser pictures y (B, C, h, w); under `fewstep.processes.blend.Blend`, or, at the
+    """The detail of one scale, given coarser pictures y (B, C, h, w); under `fewstep.processes.blend.Blend`, or, at the
     coarsest, where y is zero, the rectified flow. The network sees the picture x_t, the time and the scale, never y."""
 
     def __init__(self, network: nn.Module, process: Process, scale: int, y: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Several denoisers as one: each answers for a range of noise levels."""
+"""Several denoisers as one: each serves a range of noise levels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHODS = (
         "experts",
         paper="PanGu-Draw: Advancing Resource-Efficient Text-to-Image Synthesis (Lu et al., 2023)",
         arxiv="2312.16486",
-        claim="denoisers trained apart for ranges of noise levels, sampled as one",
+        claim="denoisers trained separately for ranges of noise levels, sampled as one",
         use="Experts",
         facts={"wraps": True, "changes": ("plan",)},
     ),
@@ -28,16 +28,16 @@ METHODS = (
 
 
 class Experts(Denoiser):
-    """Routes by time: `denoisers[i]` answers for times from `cuts[i - 1]` to `cuts[i]`, the first one nearest the data.
+    """Routes by time: `denoisers[i]` serves times from `cuts[i - 1]` to `cuts[i]`, the first one nearest the data.
 
-    A time at a cut goes to the noisier side. A run asks for one time per call, so it costs what one denoiser costs; its
-    memory says the time, which is read from the tensor outside a run. A batch of several times is split among them.
-    All answers are of the first denoiser's kind. Which modules run depends on the time, so it is no single graph for
-    `torch.compile`; its denoisers are.
+    A time at a cut goes to the noisier side. A run evaluates one time per call, so it costs what one denoiser costs;
+    its memory holds the time, which is read from the tensor outside a run. A batch of several times is split among
+    them. All answers are of the first denoiser's kind. Which modules run depends on the time, so it is no single graph
+    for `torch.compile`; its denoisers are.
 
     Args:
         denoisers: at least one, of one process, shape and set of conditions.
-        cuts: the times between them, rising: one fewer than denoisers.
+        cuts: the times between them, increasing: one fewer than denoisers.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], cuts: Sequence[float]):

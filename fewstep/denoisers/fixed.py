@@ -1,4 +1,4 @@
-"""A model with a condition fixed: what measures and searches take that draw conditions of their own."""
+"""A model with a condition fixed, for metrics and searches that would otherwise draw conditions of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewstep.core.prediction import Prediction
 METHODS = (
     Method(
         "fixed",
-        claim="a model under one condition, as the unconditional denoiser that measures and searches take",
+        claim="a model under one condition, as an unconditional denoiser for metrics and searches",
         use="Fixed",
         facts={"wraps": True, "changes": ("conditions", "encode", "decode")},
     ),
@@ -26,10 +26,10 @@ METHODS = (
 class Fixed(Wrapper):
     """The model under `condition`, the same for every sample: `Fixed(model, text="a red circle")`.
 
-    All of the model's conditions are fixed, those that are not named as empty, so it is an unconditional denoiser.
+    All of the model's conditions are fixed, those not named at their empty values, so it is an unconditional denoiser.
 
     Raises:
-        ValueError: what the model says about the condition.
+        ValueError: a condition that the model refuses.
     """
 
     def __init__(self, model: Denoiser, **condition: Any):

@@ -1,7 +1,7 @@
 """A model as a folder: config.json, model.safetensors, a card, and the plan that samples it best.
 
-config.json holds the tree of the model and what is in it (`fewstep.core.config`), model.safetensors their tensors.
-Nothing is ever unpickled. A folder is written beside its final place and renamed, so it is whole or absent.
+config.json holds the tree of the model and its parts (`fewstep.core.config`), model.safetensors their tensors.
+Nothing is ever unpickled. A folder is written beside its final place and renamed, so it is either whole or absent.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def save_model(
     own dtype, by default also that of the file.
 
     Raises:
-        ValueError: a folder with something in it, one that cannot be written, a model with something in it that is not
-            of fewstep's own making.
+        ValueError: a folder that is not empty or cannot be written; a model with a part that is not one of fewstep's
+            own methods.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     beside: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def save_model(
 
 
 def _apart(state: Mapping[str, Tensor], own: torch.dtype, stored: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors as a file takes them: on the CPU, and none a view of another's memory."""
+    """The tensors as a file needs them: on the CPU, none of them a view of another's memory."""
     made: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -86,7 +86,7 @@ def _apart(state: Mapping[str, Tensor], own: torch.dtype, stored: torch.dtype | 
 
 
 def _fingerprint(config: dict[str, Any]) -> str:
-    """Checksum of a configuration, but for the checksum itself."""
+    """Checksum of a configuration without the checksum itself."""
     rest = {key: value for key, value in config.items() if key != "config_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -114,7 +114,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def load_model(folder: str | os.PathLike[str]) -> Any:
     """Read a model folder, in evaluation mode: the denoiser. `model.plan` is its plan, or None.
 
-    Folders of former formats load as they did.
+    Folders in former formats load as before.
 
     Raises:
         ValueError: a missing, truncated or changed file, a pickle where safetensors belong, weights of another network.
@@ -152,7 +152,7 @@ def _model(about: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Mappi
         model = built(_tree(about))
         load(model.network, {name: tensor.to(dtype) for name, tensor in tensors.items()})
         return model
-    if dtype is not None:  # the file holds them in another
+    if dtype is not None:  # the file holds them in another dtype
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     return built(about["model"], {**tensors, **parts})
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 METHODS = (
     Method(
         "gaussian-bridge",
-        claim="exact x0 given state and picture, exact law of x0 given the picture, exact pairs",
+        claim="exact x0 given state and picture, exact distribution of x0 given the picture, exact pairs",
         use="GaussianBridge",
     ),
 )
 
 
 class GaussianBridge(Denoiser):
-    """Pairs (x0, y) that are normal together, under a bridge.
+    """Pairs (x0, y) that are jointly normal, under a bridge.
 
     Given y, x0 is `N(m, C)` with `m = m0 + K (y - my)`, `K = Cxy Cyy^-1`, `C = Cxx - K Cyx`. So in the coordinates of
     the bridge, with C = U diag(v) U^T,
@@ -39,7 +39,7 @@ class GaussianBridge(Denoiser):
         mean: of data and pictures, `(2, *shape)`; covariance: of both, flattened, `(2 D, 2 D)`, the data first.
 
     Raises:
-        ValueError: a process that is no bridge or scales its noise; a covariance of another shape or not symmetric
+        ValueError: a process that is not a bridge or scales its noise; a covariance of another shape or not symmetric
             positive definite.
     """
 
@@ -91,7 +91,7 @@ class GaussianBridge(Denoiser):
         return x + self.process.centre * check_picture(y, x)
 
     def posterior(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The law of x0 given y `(B, *shape)`: means `(B, *shape)` and the covariance `(D, D)`, float64."""
+        """The distribution of x0 given y `(B, *shape)`: means `(B, *shape)` and the covariance `(D, D)`, float64."""
         mean = self.mean[0] + (y.flatten(1).double() - self.mean[1]) @ self.gain.mT
         return mean.reshape(y.shape), self.basis @ torch.diag(self.variances) @ self.basis.mT
 
@@ -99,7 +99,7 @@ class GaussianBridge(Denoiser):
         y = check_picture(y, x)
         u, mean = x.flatten(1).double(), self.encode(self.posterior(y)[0], y=y).flatten(1)
         alpha, sigma = (expand(value, u) for value in (self.process.alpha(t), self.process.sigma(t)))
-        # One sample's law has no mean to fall back on where alpha = sigma = 0, but no process goes there.
+        # One sample's distribution has no mean to fall back on where alpha = sigma = 0, but no process goes there.
         weight = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
         value = mean + (weight * ((u - alpha * mean) @ self.basis)) @ self.basis.mT
         return Prediction(value.reshape(x.shape).to(x.dtype), "x0", x, t, self.process)

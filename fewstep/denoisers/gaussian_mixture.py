@@ -31,14 +31,15 @@ class GaussianMixture(Denoiser):
         x0 = sum_k r_k (m_k + U_k [alpha c / (alpha^2 c + sigma^2)] y)
         eps = sum_k r_k U_k [sigma / (alpha^2 c + sigma^2)] y
 
-    where `r_k` are the responsibilities. Both are finite at alpha = 0 and at sigma = 0, neither by a difference.
+    where `r_k` are the responsibilities. Both are finite at alpha = 0 and at sigma = 0, and neither is computed by a
+    difference.
 
     Args:
         weights: `(K,)`, positive (normalised here).
         means: `(K, *shape)`.
         covariances: `(K, D, D)`, `(K, D)` (diagonal), `(K,)` (isotropic variances) or one number; D is the product of
             `shape`.
-        predicts: the kind it answers in, "x0" or "eps".
+        predicts: the kind it predicts, "x0" or "eps".
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class GaussianMixture(Denoiser):
 
     @classmethod
     def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> GaussianMixture:
-        # Of the right sizes: what it is in the end comes with its state, which no eigenvectors found anew would give.
+        # Of the right sizes: the values come with its state, which eigenvectors computed anew would not reproduce.
         k = len(state["means"])
         means = torch.zeros(k, *options["shape"])
         return cls(torch.ones(k), means, 1.0, options["process"], options["predicts"])

@@ -41,7 +41,7 @@ PREDICTS = ("velocity", "latent", "both")
 
 @dataclass(slots=True)
 class InterpolantPrediction(Prediction):
-    """A velocity, and the means of what the state is made of: `x = a data + b other + gamma latent`.
+    """A velocity, and the means of the state's parts: `x = a data + b other + gamma latent`.
 
     `.x0` and `.eps` are those of the frame in which the ODE is solved; E[x0 | x] is `data`.
     """
@@ -56,13 +56,13 @@ class InterpolantPrediction(Prediction):
         return self.gradient
 
     def replaced(self, value: Tensor, **changes: Any) -> Prediction:
-        """A velocity alone: what the state is made of under another one is not known."""
+        """A velocity alone: the state's parts under another velocity are not known."""
         own: dict[str, Any] = {"kind": self.kind, "x": self.x, "t": self.t, "process": self.process}
         return Prediction(value, **own | changes)
 
 
 class MixtureInterpolant(Denoiser):
-    """The exact answer where (x0, x1) is a Gaussian mixture: x_t is one as well, of covariances
+    """The exact prediction where (x0, x1) is a Gaussian mixture: x_t is one as well, with covariances
     `S = a^2 C00 + a b (C01 + C10) + b^2 C11 + gamma^2`, and given the component and `y = S^-1 (x - mean)`
 
         E[x0] = m0 + (a C00 + b C01) y,  E[x1] = m1 + (a C10 + b C11) y,  E[z] = gamma y,  score = -y.
@@ -134,7 +134,7 @@ class MixtureInterpolant(Denoiser):
         factor = torch.linalg.cholesky(a**2 * c[:, 0, 0] + a * b * cross + b**2 * c[:, 1, 1] + gamma**2 * eye)
         mean = a[..., 0] * self.means[:, 0] + b[..., 0] * self.means[:, 1]
         away = x.reshape(-1, 1, d).double() - mean  # (B, K, D)
-        # One time: the samples are the columns of one solve. A time a sample: one column each.
+        # One time: the samples are the columns of one solve. One time per sample: one column each.
         columns = away.permute(1, 2, 0).unsqueeze(0) if len(time) == 1 else away.unsqueeze(-1)
         y = torch.cholesky_solve(columns, factor)  # (T, K, D, B / T)
         logs = -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True) - 0.5 * (columns * y).sum(2)
@@ -178,7 +178,7 @@ class InterpolantNetwork(NetworkDenoiser):
     the two stacked along the sample's first axis (a network built with `out=2`), enough for every SDE.
 
     Training sees each sample with z and with -z: gamma' may be infinite at the ends, and only the difference of the
-    two has a gradient of finite variance there. For the same reason the network is never asked within
+    two has a gradient of finite variance there. For the same reason the network is never evaluated within
     `t_min` of either end. z comes from torch's own generator, as dropout's masks do.
     """
 
@@ -206,7 +206,7 @@ class InterpolantNetwork(NetworkDenoiser):
         return {name: getattr(self, name) for name in names} | {"predicts": self.parts}
 
     def _curve(self, t: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The time that is asked for, and a, b, a', b', gamma, gamma' there."""
+        """The time at which the network is evaluated, and a, b, a', b', gamma, gamma' there."""
         low = self.process.t_min
         t = t.double().clamp(low, 1 - low)
         gamma = self.process.gamma(t)
@@ -223,7 +223,7 @@ class InterpolantNetwork(NetworkDenoiser):
             raise ValueError("this network predicts the latent noise alone (see `latent`): samples need the velocity")
         v, latent = output.chunk(2, dim=1)
         rest, speed = x - gamma * latent, v - dgamma * latent  # = a x0 + b x1 and a' x0 + b' x1
-        if self.process.path == "encoding-decoding":  # one of the two is there at a time: least squares
+        if self.process.path == "encoding-decoding":  # only one of the two is present at a time: least squares
             data, other = ((c * rest + dc * speed) / (c**2 + dc**2).clamp_min(1e-12) for c, dc in ((a, da), (b, db)))
         else:
             det = a * db - b * da
@@ -256,7 +256,7 @@ class InterpolantNetwork(NetworkDenoiser):
 
 
 def drawn_from(samples: Tensor) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
-    """A coupling for training between two densities: x1 is drawn from `samples` (N, *shape), whatever x0 is."""
+    """A coupling for training between two densities: x1 is drawn from `samples` (N, *shape), independently of x0."""
 
     def coupling(x0: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(samples), (len(x0),), generator=generator)

@@ -1,4 +1,4 @@
-"""A network that says how far to trust its mean: the variance of the reverse step, between its two bounds."""
+"""A network that also learns the variance of the reverse step, between its two bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = (
         "learned-variance",
         paper="Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021)",
         arxiv="2102.09672",
-        claim="the reverse step's variance as a share of the way between its two bounds, in logarithms",
+        claim="the reverse step's variance, learned as a fraction of the way between its bounds, in logarithms",
         use="LearnedVariance",
     ),
 )
@@ -64,14 +64,14 @@ class SpreadPrediction(Prediction):
 
 
 class LearnedVariance(NetworkDenoiser):
-    """`NetworkDenoiser` for a network that answers twice the numbers along the first axis: `(B, 2 C, ...)`.
+    """`NetworkDenoiser` for a network with twice as many outputs along the first axis: `(B, 2 C, ...)`.
 
     The first half is what it `predicts`. The second, w, is the reverse variance: log-variance
-    `small + (1 + w) / 2 span` of the step at hand (`reverse_step`; the paper's equation 15), whatever the step's
-    length, halfway between the bounds at the start of training. Trained by `fewstep.training.learned_variance`; the
-    solver "ddpm-learned" draws with it, every other one leaves it aside.
+    `small + (1 + w) / 2 span` of the current step (`reverse_step`; the paper's equation 15), whatever the step's
+    length, and halfway between the bounds at the start of training. Trained by `fewstep.training.learned_variance`; the
+    solver "ddpm-learned" draws with it, every other one ignores it.
 
-    Raises ValueError at the first call when the network does not answer twice its input's numbers.
+    Raises ValueError at the first call when the network does not return twice as many numbers as its input has.
     """
 
     def _halves(self, both: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class LearnedVariance(NetworkDenoiser):
         return self.loss_parts(x0, eps, t, **condition)[:2]
 
     def loss_parts(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """As the base class, with the fraction for the term that trains it."""
+        """As in the base class, with the fraction for the term that trains it."""
         seen, noise, target = self._task(x0, eps, t)
         value, fraction = self._halves(self._call(seen, noise, condition), x0)
         return value, target, fraction

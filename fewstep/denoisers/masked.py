@@ -1,4 +1,4 @@
-"""A denoiser whose network leaves out some of its blocks, other ones at each time."""
+"""A denoiser whose network leaves out some of its blocks, different ones at each time."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def skippable(model: nn.Module) -> dict[str, str]:
 class MaskedDenoiser(Wrapper):
     """`model` with `masks[t]`, names of blocks, left out at the times t; at other times, and without masks, `model`.
 
-    A time is met within a relative 1e-6 of the clock, so that float32 times find their mask. The host decides what
-    runs: a run's memory says the time, which is read from the tensor outside a run. Threads may share it, and the model
-    beside it: nothing is changed.
+    A time matches within a relative 1e-6 of the clock, so that float32 times find their mask. The host decides what
+    runs: a run's memory holds the time, which is read from the tensor outside a run. Threads may share it and the
+    model: neither is changed.
 
     Raises:
         ValueError: a model whose blocks have no names, a block that it does not have.
@@ -112,7 +112,7 @@ class MaskedDenoiser(Wrapper):
 
 @torch.no_grad()
 def flops(model: Denoiser, names: Collection[str] = ()) -> int:
-    """Floating-point operations (two a multiply-add) of one evaluation of one sample, blocks left out by name.
+    """Floating-point operations (two per multiply-add) of one evaluation of one sample, blocks left out by name.
 
     Counted by `torch.utils.flop_counter`: products and convolutions, attention included.
 

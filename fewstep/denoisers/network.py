@@ -33,7 +33,7 @@ class NetworkDenoiser(Denoiser):
 
     precondition "none": the network sees x and the process time, and returns `predicts` itself.
 
-    precondition "edm" (Karras et al., Table 1, written for any alpha; `x / alpha` is theirs): with
+    precondition "edm" (Karras et al., Table 1, written for any alpha; their state is `x / alpha`): with
     `norm = sqrt(sigma^2 + alpha^2 data_std^2)` the network sees `x / norm` and `log(sigma / alpha) / 4`, and its
     output F makes `x0 = alpha data_std^2 / norm^2 x + sigma data_std / norm F`: near the data mostly x, in the noise
     mostly F, with unit variance in and out.
@@ -41,7 +41,7 @@ class NetworkDenoiser(Denoiser):
     The state may be of any float dtype; the network works in its own.
 
     Args:
-        predicts: kind of the network's output, one of x0, eps, v, velocity, score ("edm" always gives x0).
+        predicts: kind of the network's output, one of x0, eps, v, velocity, score (x0 with "edm").
         shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
         data: name of the data set it was trained on, where that can be opened again (fewstep.data.open.open_data).
     """
@@ -90,7 +90,7 @@ class NetworkDenoiser(Denoiser):
         return own | super().describe()
 
     def _call(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
-        # The noise level stays in float32: bfloat16 has three digits, too few to tell two steps apart.
+        # The noise level stays in float32: bfloat16 has three digits, too few to distinguish two steps.
         noise = noise.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
         return self.network(x.to(self.dtype), noise.expand(x.shape[0]), **condition).to(x.dtype)
 
@@ -107,7 +107,7 @@ class NetworkDenoiser(Denoiser):
         )
 
     def _seen(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """What the network is given at state x: its input, its noise level, and `(c_skip, c_out)` where it has them."""
+        """What the network receives at state x: its input, its noise level, and `(c_skip, c_out)` where it has them."""
         if self.precondition == "none":
             return x, t, None
         c_in, c_noise, c_skip, c_out = self._edm(x, t)
@@ -137,8 +137,8 @@ class NetworkDenoiser(Denoiser):
     def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The network's output at `alpha x0 + sigma eps` and what it should have been, both `(B, *shape)`.
 
-        Their squared difference is the training loss: in the network's own kind, and for EDM's preconditioning the
-        one in which every noise level has the same weight (their `lambda(sigma) c_out^2 = 1`).
+        Their squared difference is the training loss: in the network's own kind, and for EDM's preconditioning
+        that in which every noise level has the same weight (their `lambda(sigma) c_out^2 = 1`).
         """
         seen, noise, target = self._task(x0, eps, t)
         return self._call(seen, noise, condition), target

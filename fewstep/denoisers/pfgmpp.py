@@ -50,7 +50,7 @@ class PoissonDataset(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         flat = x.flatten(1)
-        # |x - x_i|^2 without the difference of large squares: far out, where heavy tails lead, that would be noise.
+        # |x - x_i|^2 without the difference of large squares: far out in the heavy tails that would be noise.
         square = torch.cdist(flat.double(), self.data.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
         variance = self.process.sigma(t.reshape(-1, 1)).clamp_min(1e-30).square()
         if self.process.degrees is None:

@@ -21,7 +21,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 if TYPE_CHECKING:
     from fewstep.processes.reflected import Reflected
 
-# Noise below this is taken for this: the exact score of a data set grows like 1 / sigma^2.
+# Noise below this counts as this: the exact score of a data set grows like 1 / sigma^2.
 _LEAST = 1e-6
 # A cosine series leaves rounding errors of 1e-16: below this density its score is taken to fall to zero.
 _RARE = 1e-9
@@ -31,7 +31,7 @@ METHODS = (
         "reflected-dataset",
         paper="Statistical guarantees for denoising reflected diffusion models (Holk, Strauch and Trottner, 2024)",
         arxiv="2411.01563",
-        claim="the exact score of a data set in the cube, its walls mirrors",
+        claim="the exact score of a data set in the cube whose walls are mirrors",
         use="ReflectedDataset",
     ),
     Method(
@@ -60,7 +60,7 @@ def _checked(process: Reflected) -> Reflected:
 class ReflectedDataset(Denoiser):
     """The score of `p_t(y) = mean_i prod_d kernel(y_d | x_id)` over the data `(N, *shape)`, all in [0, 1].
 
-    It is what a network that memorises perfectly would predict. Memory: B N D numbers an evaluation, D the product of
+    It is what a network that memorises perfectly would predict. Memory: B N D numbers per evaluation, D the product of
     `shape`. Raises ValueError for data outside the cube.
     """
 
@@ -169,8 +169,8 @@ class ReflectedDensity(Denoiser):
 class ReflectedNetwork(NetworkDenoiser):
     """A network as the denoiser of reflected diffusion; data lie in `value_range`, the walls of their cube.
 
-    The network sees the folded state, scaled to [-1, 1], and the process time; its answer is turned round behind an odd
-    number of mirrors, which gives eps the symmetry that the exact one has. `encode` maps data to the cube: train on
+    The network sees the folded state, scaled to [-1, 1], and the process time; its answer changes sign behind an odd
+    number of mirrors, which gives eps the symmetry of the exact one. `encode` maps data to the cube: train on
     `model.encode(data)`. The target is the score of the exact kernel, `-sigma d/dy log p(y | x0)`, whose mean given y
     is `-sigma` times the score (Lou and Ermon, 2023, section 4); far from the walls it is eps itself.
     """

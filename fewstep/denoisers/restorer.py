@@ -1,7 +1,7 @@
-"""A network that restores degraded data plausibly, not on average: a latent chooses among the restorations (RGM).
+"""A network that restores degraded data plausibly rather than on average: a latent picks the restoration (RGM).
 
-Restoring and degrading in turn, a few times, generates (Choi, Park and Kang, 2023, arXiv:2303.05456). It is trained by
-`fewstep.training.restorer.fit_restorer`.
+Restoring and degrading in turn, a few times, generates samples (Choi, Park and Kang, 2023, arXiv:2303.05456). It is
+trained by `fewstep.training.restorer.fit_restorer`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Restorer(nn.Module):
 
     Args:
         network: called as `network(x, noise, y=z)`: the state with every block filled, its level as a number in (0, 1],
-            and z; answers with data. (`MLP(shape, picture=...)`, `UNet(picture=...)`.)
+            and z; returns data. (`MLP(shape, picture=...)`, `UNet(picture=...)`.)
         shape: one sample's shape. latent: that of z, standard normal.
 
     Raises ValueError where the chain's blocks do not divide the shape.
@@ -65,7 +65,7 @@ class Restorer(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0, first: int = 0, batch_size: int = 256) -> Tensor:
-        """n samples (n, *shape), one call a level: restore, degrade to the level before, restore again.
+        """n samples (n, *shape), one call per level: restore, degrade to the level before, restore again.
 
         Sample i depends on (seed, first + i) alone. Raises ValueError for n or batch_size below 1.
         """

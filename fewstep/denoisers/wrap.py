@@ -19,21 +19,21 @@ from fewstep.core.process import Process
 METHODS = (
     Method(
         "wrap",
-        claim="any f(x, t) under any process and solver, whatever it predicts and whatever time it wants",
+        claim="any f(x, t) under any process and solver, whatever it predicts and whatever time it takes",
         use="wrap",
     ),
 )
 
 Clock = Callable[[Tensor], Tensor]
-LIMIT = 20.0  # of |log-SNR| where a time is made of it: pure noise and clean samples have infinite ones
+LIMIT = 20.0  # of |log-SNR| as a network's time: pure noise and clean samples have infinite ones
 
-# What a callable may want in place of the process's time t, and what its input may be in place of the state x.
+# What a callable may take in place of the process's time t, and in place of the state x.
 TIMES = ("t", "sigma", "log_sigma", "log_snr", "c_noise")
 SCALES = ("state", "alpha", "vp", "edm")
 
 
 def clock(process: Process, time: str | Clock | None) -> Clock:
-    """The function of t by which a callable's time is made; float64 in and out."""
+    """The function of t that gives a callable's time; float64 in and out."""
     if time is None or time == "t":
         return lambda t: t
     if callable(time):
@@ -104,7 +104,7 @@ class Wrapped(Denoiser):
     def answer(self, x: Tensor, time: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """The callable's answer `(B, *shape)` to exactly this input and time `(B,)`, in x's dtype."""
         dtype = self.dtype if self.network is not None else x.dtype
-        # Times stay in float32 at least: bfloat16 has three digits, too few to tell two steps apart.
+        # Times stay in float32 at least: bfloat16 has three digits, too few to distinguish two steps.
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         call: Any = self.function or self.network
         output = self._tensor(call(x.to(dtype), time.to(exact).expand(len(x)), **condition))
@@ -166,29 +166,29 @@ def wrap(
 ) -> Wrapped:
     """`function(x, time, **condition)` as a denoiser, for every solver, search and plan.
 
-    x is `(B, *shape)` and time `(B,)`. The function answers a tensor of x's shape, a tuple that begins with one, or an
-    object that holds one as `.sample`, `.prediction` or `.x0`. `fs.check_denoiser` tells whether what is said here fits
+    x is `(B, *shape)` and time `(B,)`. The function returns a tensor of x's shape, a tuple that begins with one, or an
+    object that holds one as `.sample`, `.prediction` or `.x0`. `fs.check_denoiser` tests whether the arguments here fit
     the function.
 
     Args:
         function: a function or a module. A module is put in evaluation mode, and works in its own dtype.
         process: the process it was trained under, such as `VP()`, `Discrete.linear()`, `Flow()`, `EDM()`.
-        predicts: what it answers: x0, eps, v, velocity, score or flow, with "-" in front for the negative
+        predicts: what it predicts: x0, eps, v, velocity, score or flow, with "-" in front for the negative
             ("-flow" is data minus noise).
         shape: one sample's shape; without it every call of `fs.sample` must name one.
-        conditions: what it may be conditioned on, by the names of its arguments: `{"label": Label(10)}`.
-        time: what it wants in place of the process's t: "t", "sigma" (sigma / alpha), "log_sigma" (its logarithm),
+        conditions: what it may be conditioned on, by argument name: `{"label": Label(10)}`.
+        time: what it takes in place of the process's t: "t", "sigma" (sigma / alpha), "log_sigma" (its logarithm),
             "log_snr" (`log(alpha / sigma)`), "c_noise" (`log(sigma / alpha) / 4`, EDM's), or a function of t, such as
             `lambda t: 999 * t`. Log-SNRs are kept within 20 of 0.
-        scale_input: what it wants in place of the state x: "state", "alpha" (`x / alpha`, the state of a
+        scale_input: what it takes in place of the state x: "state", "alpha" (`x / alpha`, the state of a
             variance-exploding process), "vp" (`x / sqrt(alpha^2 + sigma^2)`), "edm" (EDM's
             `x / sqrt(sigma^2 + alpha^2 data_std^2)`), or a function of t that gives the factor.
         value_range: the range of the data, or None.
-        drop_variance: the function answers twice the channels, of which the second half is a learned variance.
-        network: the module inside a function that is none itself, so that its device and dtype are known.
+        drop_variance: the function returns twice the channels, of which the second half is a learned variance.
+        network: the module inside a function that is not itself one, so that its device and dtype are known.
 
     Raises:
-        ValueError: something that cannot be called or is no process, an unknown name, a data_std that is not positive;
+        ValueError: something that is not callable or not a process, an unknown name, a data_std that is not positive;
             at a call, an answer of another shape.
     """
     if not callable(function):

@@ -1,1 +1,1 @@
-"""Guidance: functions from denoiser to denoiser that steer what is predicted."""
+"""Guidance: functions from denoiser to denoiser that steer the predictions."""

@@ -27,7 +27,7 @@ METHODS = (
 )
 
 SCALE = "guidance"  # the condition by which a caller or a plan sets the scale
-_EACH = "scale of each row"  # under which it goes through the routing of rows
+_EACH = "scale of each row"  # its name while rows are routed
 
 
 class Guided(Wrapper):
@@ -35,16 +35,16 @@ class Guided(Wrapper):
     is `scale - 1`).
 
     The condition `guidance` sets the scale for a run, for each sample (a list), or for each evaluation (the numbers of
-    a plan, `fs.plan(..., guidance=[...])`); `scale` holds where nobody does. A model that has a condition `guidance` of
-    its own, distilled into it, keeps that for itself.
+    a plan, `fs.plan(..., guidance=[...])`); without it `scale` holds. For a model that has a condition `guidance` of
+    its own, distilled into it, the condition sets that one.
 
     Scale 1 is the base, in one call of its own, bit for bit; 0 ignores the condition. "Empty" is no label and no
     caption, or what `negative` says instead (`negative="blurry"` for the caption, or a mapping of conditions); a
-    picture or a number that goes with the sample stays. The rule is linear and says the same in every kind of
+    picture or a number that goes with the sample stays. The rule is linear, so it is the same in every kind of
     prediction.
 
-    What it extrapolates changes fast with the noise level, and solvers of high order overshoot: at scales above 1 the
-    solver is ddim where none is asked for.
+    The extrapolated prediction changes fast with the noise level, and solvers of high order overshoot: at scales above
+    1 the default solver is ddim.
 
     Raises:
         ValueError: a model without a label or caption, a scale that is negative or not finite, a negative caption for
@@ -59,7 +59,7 @@ class Guided(Wrapper):
         own = {} if SCALE in model.conditions else {SCALE: Number(0.0, None, float(scale))}
         super().__init__(
             model,
-            plan=None if scale != 1 else model.plan,  # the model's plan was found for what it predicts itself
+            plan=None if scale != 1 else model.plan,  # the model's plan was found for its own predictions
             solver="ddim" if scale > 1 else model.solver,
             conditions={**model.conditions, **own},
         )
@@ -68,7 +68,7 @@ class Guided(Wrapper):
         for name in self.negative:
             if name not in model.conditions:
                 raise suggest("condition", name, model.conditions)
-        # The empty condition of the last batch: it is the same at every evaluation, and to check it reads tensors.
+        # The empty condition of the last batch: it is the same at every evaluation, and checking it reads tensors.
         self._empty: tuple[tuple[int, torch.device, frozenset[str]], dict[str, Tensor]] | None = None
 
     @property
@@ -82,7 +82,7 @@ class Guided(Wrapper):
         return {"model": self.model, "scale": self.scale, "negative": self.negative}
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """As the model's, and `guidance` where it is given: without it the scale is the guidance's own."""
+        """As the model's, and `guidance` where it is given: without it `scale` holds."""
         rest = dict(condition)
         scale = rest.pop(SCALE, None) if self.takes_scale else None
         named = self.model.check_condition(rest, batch, device)
@@ -92,7 +92,7 @@ class Guided(Wrapper):
         scale = condition.pop(SCALE, None) if self.takes_scale else None
 
         def told(part: Memory | Part) -> float | None:
-            """The scale as a number of the host, or None where it is known by the tensor alone."""
+            """The scale as a number on the host, or None where only the tensor has it."""
             return part.given.get(SCALE, self.scale) if self.takes_scale else self.scale
 
         if memory is None:
@@ -126,11 +126,11 @@ class Guided(Wrapper):
         answer = ask(self.model, torch.cat([x, x]), times, twice, both)
         conditional, nothing = answer.value.chunk(2)
         weight: Any = scale if scale is not None else expand(scales, x).to(nothing.dtype)
-        # What the answer says beside its value is that of the conditional half.
+        # The answer's other fields are those of the conditional half.
         return answer.part(slice(len(x))).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)
 
     def _empty_condition(self, condition: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """What stands for no condition; what goes with the sample, a picture or a number, is not in it."""
+        """The empty conditions; those that go with the sample, a picture or a number, are not among them."""
         kept = {name: value for name, value in condition.items() if not self.model.conditions[name].guides}
         key = batch, device, frozenset(kept)
         known = self._empty

@@ -9,9 +9,9 @@ from fewstep.core.methods import made
 
 
 def guide(model: Denoiser, method: str = "cfg", **options: Any) -> Denoiser:
-    """A denoiser with a method of guidance around it.
+    """A denoiser wrapped in a method of guidance.
 
     Raises:
-        ValueError: an unknown method or option, a missing one, or what the method says about the model.
+        ValueError: an unknown method or option, a missing one, or a model that the method refuses.
     """
     return made("guidance", method, skip=1, **options)(model)

@@ -1,4 +1,4 @@
-"""Inpainting: what is known of a picture stays, whatever the solver, and the rest is drawn to fit."""
+"""Inpainting: the known part of a picture stays, whatever the solver, and the rest is drawn to fit."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Known(Wrapper):
     """The model, with x0 = `mask picture + (1 - mask) x0` in its own coordinates.
 
     In the known region the state is then always the picture with the run's own noise, `alpha picture + sigma eps`,
-    which is what the network reads the rest from (Lugmayr et al., equation 8, without resampling). For latent models
+    from which the network infers the rest (Lugmayr et al., equation 8, without resampling). For latent models
     the picture is encoded, and the mask is brought to the latents' size by area; `decode` pastes the known pixels at
     full resolution. Where the mask is 0 everything is the model's own, bit for bit.
 
     Args:
-        picture: `(*shape)` or `(B, *shape)` as the model's samples are (pixels, for latent models); one stands for any
+        picture: `(*shape)` or `(B, *shape)`, like the model's samples (pixels, for latent models); one serves for any
             batch.
-        mask: 1 where the picture is known, 0 where it is to be drawn, between them blended: of the picture's shape, or
+        mask: 1 where the picture is known, 0 where it is to be drawn, blended in between: of the picture's shape, or
             without its channels, `(H, W)` or `(1, H, W)`.
 
     Raises:

@@ -86,10 +86,10 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents `(B, channels, H / factor, W / factor)` of pictures `(B, C, H, W)` in [-1, 1]: the mode of the
-        posterior, where the autoencoder has one, and no draw from it.
+        posterior, where the autoencoder has one, not a draw from it.
 
         Raises:
-            ValueError: another number of channels, sides that are no multiple of the factor.
+            ValueError: another number of channels, sides that are not multiples of the factor.
         """
         if pictures.ndim != 4 or pictures.shape[1] != self.pixel_channels:
             raise ValueError(f"the autoencoder takes (B, {self.pixel_channels}, H, W), got {tuple(pictures.shape)}")
@@ -115,12 +115,12 @@ class Autoencoder(nn.Module):
         return self._each(lambda part: self.vae.decode(part.to(self.dtype), return_dict=False)[0], z).to(latents.dtype)
 
     def _each(self, function: Any, x: Tensor) -> Tensor:
-        """The function of the batch, or with tiles of one picture after the other."""
+        """The function of the whole batch or, with tiles, of one picture at a time."""
         return function(x) if self.tile is None else torch.cat([function(one) for one in x.split(1)])
 
 
 def _factor(vae: Any) -> int:
-    """Pixels a latent stands for, in each direction: every block but one halves the sides."""
+    """Pixels per latent, in each direction: every block but one halves the sides."""
     config = vae.config
     blocks = next(
         config[name] for name in ("block_out_channels", "encoder_block_out_channels") if config.get(name) is not None

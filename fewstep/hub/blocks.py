@@ -14,7 +14,7 @@ from fewstep.networks.surgery import Block
 def stage_blocks(network: nn.Module) -> dict[str, Block]:
     """Those of UNet2DModel and UNet2DConditionModel: residual blocks, attentions and what changes the resolution.
 
-    What runs beside the main path (the picture that a score-based UNet passes along its stages) is left aside.
+    What runs beside the main path (the picture that a score-based UNet passes along its stages) is left out.
     """
     found: list[Block] = []
     deepest = len(_children(network, "down_blocks")) - 1
@@ -28,7 +28,7 @@ def stage_blocks(network: nn.Module) -> dict[str, Block]:
 
 
 def joint_blocks(network: nn.Module) -> dict[str, Block]:
-    """Those of SD3Transformer2DModel and FluxTransformer2DModel, which return the words beside the pixels."""
+    """Those of SD3Transformer2DModel and FluxTransformer2DModel, which return the words along with the pixels."""
     paths = [
         f"{name}.{index}"
         for name in ("transformer_blocks", "single_transformer_blocks")
@@ -44,7 +44,7 @@ def transformer_blocks(network: nn.Module) -> dict[str, Block]:
 
 
 def _children(module: nn.Module, name: str) -> list[Any]:
-    """A list of submodules, empty where the module has none of this name."""
+    """The submodules in the list of this name, empty where the module has none."""
     return list(getattr(module, name, None) or ())
 
 
@@ -72,7 +72,7 @@ def _stage(stage: nn.Module, path: str, level: int) -> Iterator[Block]:
 
 
 def _residual(module: Any, path: str, level: int) -> Block:
-    """It keeps its input's shape where its shortcut is the input itself."""
+    """A residual block; it keeps its input's shape where its shortcut is the input itself."""
     plain = getattr(module, "conv_shortcut", None) is None
     same = not (getattr(module, "up", False) or getattr(module, "down", False))
     return Block(path, level, skippable=plain and same)

@@ -1,4 +1,4 @@
-"""The model card: README.md of a model's folder, from a template."""
+"""The model card: the README.md of a model's folder, from a template."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_card(
         fetched: the example downloads the repository.
 
     Raises:
-        ValueError: figures of another form.
+        ValueError: figures that `fs.evaluate` did not return.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -70,7 +70,7 @@ def _task(model: Denoiser) -> str:
 
 
 def _asked(model: Denoiser) -> str:
-    """The conditions of the example. A picture must be given, so the reader's name stands for it."""
+    """The conditions of the example. A picture is required, so a variable of the reader's stands for it."""
     parts = []
     for name, kind in model.conditions.items():
         if isinstance(kind, Label):

@@ -1,4 +1,4 @@
-"""Checkpoints of EDM and k-diffusion: a network module, its weights in safetensors, and what was around it."""
+"""Checkpoints of EDM and k-diffusion: a network module, its weights in safetensors, and its preconditioning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ METHODS = (
     ),
 )
 
-# The classes that stand around networks in the two code bases, by the names their configurations give them.
+# The classes that wrap networks in the two code bases, by their names in the configurations.
 PRECONDITIONS = (
     "EDMPrecond",
     "VPPrecond",
@@ -65,7 +65,7 @@ class Preconditioned(nn.Module):
     Args:
         alphas_cumprod: the table of "DiscreteEpsDDPMDenoiser".
         classes: the network's classes, or 0: EDM's take `class_labels` `(B, classes)`, one-hot or zeros, k-diffusion's
-            `class_cond` `(B,)`, with `classes` for none.
+            `class_cond` `(B,)`, with `classes` for no class.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Preconditioned(nn.Module):
         self.sigmas: Tensor | None
 
     def noise(self, sigma: Tensor) -> Tensor:
-        """c_noise, float64, what the network is told of sigma `(B,)`."""
+        """c_noise, float64, the network's input for sigma `(B,)`."""
         kind = self.precondition
         if kind == "EDMPrecond":
             return sigma.log() / 4
@@ -161,7 +161,7 @@ def _iddpm(steps: int = 1000, c1: float = 0.001, c2: float = 0.008) -> Tensor:
 
 
 def read_weights(path: str | os.PathLike[str], prefix: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; with a prefix ("model.", "ema.") those that begin with it, without it.
+    """The tensors of a safetensors file; with a prefix ("model.", "ema."), those that begin with it, stripped of it.
 
     Raises:
         ValueError: no such file, a pickle, a file that is not safetensors, a prefix that no key has.
@@ -225,9 +225,9 @@ def load_checkpoint(
     """A network of EDM or k-diffusion as a denoiser under `EDM(sigma_min, sigma_max)`, through `fs.wrap`.
 
     Args:
-        network: the module that stands inside the preconditioning: `network(x, c_noise, ...)`.
+        network: the module inside the preconditioning: `network(x, c_noise, ...)`.
         weights: a safetensors file with its parameters.
-        config: a mapping, or a JSON file with one; by default the `.json` beside the weights, of their name or
+        config: a mapping, or a JSON file with one; by default the `.json` beside the weights, with their name or
             `config.json`. It has `precondition` (or EDM's `class_name`), one of `PRECONDITIONS`, and may have
             sigma_data, sigma_min, sigma_max, beta_d, beta_min, alphas_cumprod, shape (or EDM's img_channels and
             img_resolution; k-diffusion's input_channels and input_size), and classes (or EDM's label_dim; k-diffusion's
@@ -235,7 +235,7 @@ def load_checkpoint(
         prefix: what the keys of the network begin with in the file, such as "model." or "ema.".
 
     Raises:
-        ValueError: a pickle, weights or a configuration that do not fit or are not there, in one line.
+        ValueError: a pickle; weights or a configuration that do not fit or are missing. One line says what.
     """
     found = _config(config, Path(weights))
     fill(network, read_weights(weights, prefix), str(weights))

@@ -1,4 +1,4 @@
-"""DiT: a transformer on latents that is told a class."""
+"""DiT: a transformer on latents with class labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METHODS = (
         kind="family",
         paper="Scalable Diffusion Models with Transformers (Peebles and Xie, 2023)",
         arxiv="2212.09748",
-        claim="DiT pipelines: a label, its null class for guidance, the learned variance left aside",
+        claim="DiT pipelines: a label, its null class for guidance; the learned variance is ignored",
         use="ClassConditional",
         facts={"pipelines": ("DiTPipeline",)},
     ),

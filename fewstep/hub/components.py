@@ -1,4 +1,4 @@
-"""A diffusers folder opened part by part: JSON, tokenizer files and safetensors, nothing unpickled, no code from it."""
+"""A diffusers folder opened part by part: JSON, tokenizer files, safetensors; nothing is unpickled or executed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ METHODS = (
     Method(
         "diffusers-folder",
         kind="import",
-        claim="a diffusers folder as a pipeline object, whole or refused with one line",
+        claim="a diffusers folder as a pipeline object, or an error of one line that says what is missing",
         use="open_pipeline",
     ),
 )
 
 INDEX = "model_index.json"
-# Parts that no picture depends on: they check or mark finished ones, or feed pictures as prompts.
+# Parts that no picture depends on: they check or watermark finished ones, or take pictures as prompts.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 PLANS = "fewstep.hub.plan_scheduler"  # our scheduler, of a pipeline that was saved with a plan in it
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -39,7 +39,7 @@ def families() -> Mapping[str, Method]:
 
 
 def unsupported(kind: str) -> ValueError:
-    """The error for a pipeline class that no family knows; it lists those that are."""
+    """The error for a pipeline class that no family knows; it lists those that are supported."""
     return ValueError(f"unsupported pipeline class {kind!r}; supported: {', '.join(sorted(families()))}")
 
 
@@ -50,7 +50,7 @@ def is_pipeline(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """diffusers and transformers warn about what is checked here and raised as an error."""
+    """Silences warnings of diffusers and transformers about what is checked here and raised as an error."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -24,7 +24,7 @@ METHODS = (
     ),
 )
 
-# The network sees 1000 sigma in every flow pipeline, unless its scheduler says otherwise.
+# The network receives 1000 sigma in every flow pipeline, unless its scheduler says otherwise.
 FLOW_SCALE = 1000
 
 
@@ -38,7 +38,7 @@ def as_diffusers_scheduler(plan: Plan, like: Any = None) -> PlanScheduler:
 
     Raises:
         ImportError: without diffusers.
-        ValueError: a process that diffusers has no network time for, other noise levels than the pipeline's, a plan
+        ValueError: a process for which diffusers has no network time, noise levels other than the pipeline's, a plan
             with no table (adaptive solvers, bands of noise levels).
     """
     _ = plan.table  # a plan without one says so
@@ -82,7 +82,7 @@ def _read(like: Any, process: Discrete | Flow) -> tuple[str, int]:
     theirs = table.detach().to("cpu", torch.float64)
     if theirs.shape != own.shape:
         raise ValueError(f"the plan's table has {len(own)} steps, that of {name} {len(theirs)}")
-    # Theirs is a product in float32, and a last step of pure noise may stand in it as a tiny number.
+    # Theirs is a product in float32, in which a last step of pure noise may be a tiny number.
     off = (theirs - own).abs() - 1e-4 * own
     if float(off.max()) > 1e-5:
         step = int(off.argmax())

@@ -28,7 +28,7 @@ METHODS = (
 
 
 def pack(x: Tensor) -> Tensor:
-    """Latents `(B, C, 2h, 2w)` as tokens `(B, h w, 4 C)`, two by two in one."""
+    """Latents `(B, C, 2h, 2w)` as tokens `(B, h w, 4 C)`, each of two by two latents."""
     batch, channels, height, width = x.shape
     blocks = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return blocks.reshape(batch, height * width // 4, 4 * channels)
@@ -95,6 +95,6 @@ class Flux:
         shift: dict[str, Any] = {}
         if config.get("use_dynamic_shifting"):
             shift["mu"] = shift_by_size(config, shape[1] * shape[2] // 4, 1.15)
-        if config.get("use_flow_sigmas"):  # such a scheduler places its own noise levels
+        if config.get("use_flow_sigmas"):  # such a scheduler sets its own noise levels
             return lambda steps: shift
         return lambda steps: shift | {"sigmas": [1 - (1 - 1 / steps) * i / max(steps - 1, 1) for i in range(steps)]}

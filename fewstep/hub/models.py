@@ -18,7 +18,7 @@ from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
-# What is fetched of a repository: no pickle, no code.
+# The files fetched from a repository: no pickle, no code.
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 
 
@@ -44,8 +44,8 @@ def load(
             (`"org/name"`). A plain name is an embedded model; an existing folder, or anything that cannot be a
             repository, is a path.
         dtype: of the networks' weights, by default their own (float32 for diffusers folders).
-        size: height and width in pixels of what a diffusers model makes, or one number for both.
-        download: fetch a repository that is not in the local cache; without it nothing reaches out.
+        size: height and width in pixels of a diffusers model's pictures, or one number for both.
+        download: fetch a repository that is not in the local cache; without it there is no network access.
         revision: branch, tag or commit of a repository.
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
@@ -54,8 +54,8 @@ def load(
         the denoiser that was saved, or a `PipelineDenoiser` for diffusers models.
 
     Raises:
-        ValueError: an unknown name (close ones offered), a folder that is no model or is damaged, an unsupported
-            pipeline, a missing component, weights that do not fit, a repository that is not there.
+        ValueError: an unknown name (close ones offered), a folder that is not a model or is damaged, an unsupported
+            pipeline, a missing component, weights that do not fit, a repository that does not exist.
     """
     text = os.fspath(name)
     if text in embedded():
@@ -114,7 +114,7 @@ def _repository(text: str) -> bool:
 
 
 def _cached(name: str, download: bool, revision: str | None) -> Path:
-    """The local folder of a repository: from the cache, or fetched where that is allowed."""
+    """The local folder of a repository: from the cache, or fetched if that is allowed."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -151,17 +151,17 @@ def save(
 ) -> Path:
     """Write a model (and the plan that samples it best) as a folder that `load` takes; absent or empty before.
 
-    Whatever is made of fewstep's own parts is one tree in the folder: networks, closed forms, and models that are
-    guided, masked, routed and so on. Low-rank adapters are merged into the weights. A `PipelineDenoiser` becomes a
+    Anything made of fewstep's own parts is stored as one tree: networks, closed forms, and models that are guided,
+    masked, routed and so on. Low-rank adapters are merged into the weights. A `PipelineDenoiser` becomes a
     diffusers folder, its weights in safetensors, with the plan beside them.
 
     Args:
         plan: by default the model's own.
-        card: README.md; by default made from the model, the plan and the figures (`hub/card.py`), and "" for none.
+        card: README.md; by default made from the model, the plan and the figures (`hub/card.py`); "" for none.
         figures: what `fs.evaluate` returned, once or for several plans.
 
     Raises:
-        ValueError: a folder with something in it, or not writable; a plan for another process; a denoiser with a part
+        ValueError: a folder that is not empty or not writable; a plan for another process; a denoiser with a part
             that cannot be saved, such as a function; adapters that depend on the time.
     """
     from fewstep.hub.card import model_card

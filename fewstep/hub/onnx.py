@@ -1,4 +1,4 @@
-"""A denoiser as one ONNX file that opens alone, and its run by ONNX Runtime under any plan."""
+"""A denoiser as one self-contained ONNX file, run by ONNX Runtime under any plan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS = (
 
 FORMAT = "fewstep-onnx-1"
 KEY = "fewstep"  # of the metadata
-LARGEST = 2**31 - 2**20  # a protocol buffer ends at 2 GB
+LARGEST = 2**31 - 2**20  # a protocol buffer holds at most 2 GB
 _NEEDS = "ONNX needs onnx, onnxruntime and onnxscript: pip install 'fewstep[export]'"
 
 
@@ -57,7 +57,7 @@ def example(model: Denoiser, batch: int) -> dict[str, Tensor]:
 
 
 def as_config(kind: Condition, given: Tensor) -> dict[str, Any]:
-    """A condition in a file. One that needs an encoder outside it, such as a prompt, is there as its tensors."""
+    """A condition in a file. One that needs an encoder outside it, such as a prompt, is stored as its tensors."""
     config = kind.config()
     try:
         condition_from_config(config)
@@ -71,7 +71,7 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
     """Write a denoiser as an ONNX file with a batch of any size; `load_onnx` opens it.
 
     Inputs `x` `(B, *shape)` float32, `t` `(B,)` float32 in the process's time, and the conditions by their names;
-    output `value` `(B, *shape)`. The metadata say what it predicts and under which process. Encoders of prompts and
+    output `value` `(B, *shape)`. The metadata state what it predicts and under which process. Encoders of prompts and
     autoencoders stay outside: their tensors are the conditions, and the samples are latents.
 
     Raises:
@@ -163,7 +163,7 @@ def load_onnx(path: str | os.PathLike[str], providers: Sequence[str] = ("CPUExec
 
     Raises:
         ImportError: without ONNX Runtime.
-        ValueError: no such file, a file that is no ONNX model or none of ours, a provider that is not there.
+        ValueError: no such file, a file that is not an ONNX model or not one of ours, a provider that is not installed.
     """
     try:
         import onnxruntime

@@ -34,10 +34,10 @@ CONSISTENT = {"CMStochasticIterativeScheduler": 1, "LCMScheduler": 4, "FlowMatch
 
 
 class Family(Protocol):
-    """What differs between families of pipelines: how the network is called, and what it is told.
+    """What differs between families of pipelines: how the network is called, and its conditions.
 
-    `component` names the network; `channels`, `size` and `multiple` are the latents': how many there are, their usual
-    height and width, what these must be a multiple of, and the largest there is (None for any).
+    `component` names the network; `channels`, `size`, `multiple` and `largest` are the latents': how many, their usual
+    height and width, what these must be a multiple of, and the largest they may be (None for any).
     """
 
     component: str
@@ -56,22 +56,22 @@ class Family(Protocol):
         ...
 
     def grid(self, shape: tuple[int, ...]) -> Callable[[int], Mapping[str, Any]] | None:
-        """What the pipeline hands to its scheduler's `set_timesteps` beside the steps, by the number of steps."""
+        """What the pipeline passes to its scheduler's `set_timesteps` besides the steps, by the number of steps."""
         ...
 
 
 class PipelineDenoiser(Denoiser):
-    """A diffusers pipeline whose class one of the families here knows.
+    """A diffusers pipeline whose class belongs to one of the families here.
 
     The process runs on the latents `shape` (on pixels where there is no autoencoder); `encode` and `decode` go through
     `autoencoder`, so that samples are pictures in [-1, 1]. `timesteps` is the grid of the pipeline's own scheduler.
     Output channels beyond those of the latents (a learned variance) are dropped. Where the scheduler clips x0 the
-    answers are clipped x0.
+    predictions are the clipped x0.
 
     Args:
         pipeline: a diffusers pipeline object.
         size: height and width in pixels, or one number for both; by default those of the network's configuration.
-        device: where it computes, if the weights are moved there only when they are used.
+        device: where it computes, for weights that are moved there only when they are used.
 
     Raises:
         ValueError: an unsupported pipeline or scheduler class, a size that network or autoencoder cannot take.
@@ -106,7 +106,7 @@ class PipelineDenoiser(Denoiser):
 
     @classmethod
     def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> PipelineDenoiser:
-        """Of the folder that the pipeline was saved in."""
+        """From the folder in which the pipeline was saved."""
         return cls(open_pipeline(options["pipeline"], getattr(torch, options["dtype"])), options["size"])
 
     def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -162,7 +162,7 @@ class PipelineDenoiser(Denoiser):
         return super().describe() | about
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """As every denoiser's; the further tensors of a prompt follow from `text`."""
+        """As for every denoiser; the further tensors of a prompt follow from `text`."""
         return super().check_condition(complete(self.conditions, condition), batch, device)
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
@@ -173,7 +173,7 @@ class PipelineDenoiser(Denoiser):
 
     def _call(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         dtype = self.dtype
-        # The time stays in float32: bfloat16 has three digits, too few to tell two steps apart.
+        # The time stays in float32: bfloat16 has three digits, too few to distinguish two steps.
         time = self.schedule.network_time(t).to(torch.float64 if dtype == torch.float64 else torch.float32)
         answer = self.family(self.network, x.to(dtype), time.expand(x.shape[0]), condition)
         return answer[:, : self.family.channels].to(x.dtype)

@@ -21,7 +21,7 @@ METHODS = (
         paper="PixArt-alpha: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis"
         " (Chen et al., 2024)",
         arxiv="2310.00426",
-        claim="PixArt-alpha and -sigma: prompts by T5 with their mask, the picture's size where it is asked for",
+        claim="PixArt-alpha and -sigma: prompts by T5 with their mask, the picture's size where required",
         use="PixArt",
         facts={"pipelines": ("PixArtAlphaPipeline", "PixArtSigmaPipeline")},
     ),
@@ -54,7 +54,7 @@ class PixArt:
             [prompt or "" for prompt in prompts],
             do_classifier_free_guidance=False,
             device=device,
-            clean_caption=is_bs4_available() and is_ftfy_available(),  # as the pipeline itself
+            clean_caption=is_bs4_available() and is_ftfy_available(),  # as in the pipeline itself
         )
         return {"text": text, "mask": mask}
 

@@ -1,6 +1,6 @@
 """The diffusers scheduler that carries a plan. Import it by `Plan.as_diffusers_scheduler`: diffusers takes seconds.
 
-diffusers takes a component of another library from a module that is imported already, and from no other: say
+diffusers finds a component of another library only in a module that is imported already: write
 `import fewstep.hub.plan_scheduler` before `from_pretrained` of a pipeline that was saved with a plan in it.
 """
 
@@ -34,7 +34,7 @@ KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction
 
 @dataclass
 class PlanSchedulerOutput(BaseOutput):
-    """`prev_sample` `(B, *shape)` is what the network sees next, `pred_original_sample` the clean sample it implies."""
+    """`prev_sample` `(B, *shape)` is the network's next input, `pred_original_sample` the clean sample it implies."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor
@@ -43,11 +43,11 @@ class PlanSchedulerOutput(BaseOutput):
 def later(plan: Plan, begin: int) -> Plan:
     """The plan's solver on its times from evaluation `begin` on, with the same evaluations as the plan has there.
 
-    A solver that opens with evaluations of its own, as some of order 3 and above do, opens at the highest order below
+    A solver that begins with extra evaluations, as some of order 3 and above do, begins at the highest lower order
     that adds none.
 
     Raises:
-        ValueError: nothing left; a learned plan, or another that its solver's name does not give back; an evaluation
+        ValueError: nothing left; a learned plan, or another that its solver's name does not reproduce; an evaluation
             inside a step.
     """
     wanted = [op.t for op in plan.evaluations][begin:]
@@ -88,7 +88,7 @@ def _made(plan: Plan, name: str, times: Sequence[float]) -> Plan | None:
 
 
 def _is_its_solvers(plan: Plan) -> bool:
-    """Whether the solver that the plan names makes this very plan on its times."""
+    """Whether the solver that the plan names produces exactly this plan on its times."""
     made = _made(plan, str(plan.about.get("solver")), plan.times)
     if made is None or made.table.structure != plan.table.structure:
         return False
@@ -123,7 +123,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.plan = Plan.from_json(plan)
         self.process = process_from_config(dict(self.plan.process))
         self.kind = KINDS[prediction_type]
-        # The unit of the network's time, in the process's own.
+        # The unit of the network's time, in that of the process.
         self.scale = 1 if isinstance(self.process, Discrete) else num_train_timesteps
         if isinstance(self.process, Discrete):
             self.alphas_cumprod = torch.tensor(self.process.alphas_cumprod, dtype=torch.float64).float()
@@ -155,12 +155,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             num_inference_steps: the plan's steps or evaluations.
-            sigmas, timesteps: what some pipelines pass along: only the plan's own, or the plain equal steps
-                `1, 1 - 1/n, ...` that flow pipelines always give and leave to the scheduler to replace.
-            mu: a flow pipeline's shift for its picture size; the plan holds its shift already, and it counts once.
+            sigmas, timesteps: what some pipelines pass: only the plan's own, or the plain equal steps
+                `1, 1 - 1/n, ...` that flow pipelines always pass and expect the scheduler to replace.
+            mu: a flow pipeline's shift for its picture size; the plan includes its shift already, so this is ignored.
 
         Raises:
-            ValueError: another number of steps, other times than the plan's.
+            ValueError: a number of steps or times other than the plan's.
         """
         plan = self.plan
         steps, nfe = len(plan.times) - 1, plan.nfe
@@ -187,16 +187,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._rows: _Rows | None = None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at an evaluation: image-to-image leaves out the first ones.
+        """Begin at an evaluation, as image-to-image does, which leaves out the first ones.
 
         Raises:
-            ValueError: a plan that cannot be made anew on its later times (see `later`).
+            ValueError: a plan that cannot be rebuilt on its later times (see `later`).
         """
         self._begin, self._index, self._rows = begin_index, None, None
         self._table = (later(self.plan, begin_index) if begin_index else self.plan).table
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself: the network sees the state."""
+        """The sample itself: the network takes the state."""
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -222,15 +222,17 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
     ) -> PlanSchedulerOutput | tuple[Tensor]:
-        """One evaluation on: the network's answer at `sample` `(B, *shape)` gives its next input, or the result.
+        """Advance by one evaluation: the network's answer at `sample` `(B, *shape)` gives its next input, or the
+        result.
 
-        A `sample` that is not what the last call returned counts: the states that the solver keeps besides are moved
-        along, by the least change of the state before that would have led to it.
+        A `sample` that differs from what the last call returned is used: the other states that the solver keeps are
+        moved along, by the least change of the states before that would have led to it.
 
         Args:
             timestep: ignored; the plan counts its evaluations.
-            generator: of the noise of stochastic plans, one or one a sample.
-            eta, use_clipped_model_output: DDIMPipeline's; the plan has its own noise, and only the defaults will do.
+            generator: of the noise of stochastic plans, one for all or one per sample.
+            eta, use_clipped_model_output: DDIMPipeline's; the plan has its own noise, and only the defaults are
+                accepted.
 
         Raises:
             ValueError: a step after the last, an answer or a sample of another shape, eta.
@@ -263,7 +265,7 @@ def _first(table: Table) -> tuple[tuple[float, ...], float]:
     """What is known when the network is first called: the states as multiples of its input, and the noise in that
     input as a multiple of the run's first.
 
-    Noise added before it is one with the noise that a run starts from, since a pipeline has no place between the two.
+    Noise added before that is merged into the noise that a run starts from: a pipeline has no place between the two.
     """
     stage = table.stages[0]
     if stage.evaluate is not None:
@@ -294,7 +296,7 @@ class _Rows:
         return (p * sample.to(self.rows.dtype) + q * value.to(self.rows.dtype)).to(sample.dtype)
 
     def advance(self, value: Tensor, sample: Tensor, generator: Any) -> Tensor:
-        """Take the network's answer at `sample`, and give its next input or the result."""
+        """Take the network's answer at `sample`, and return its next input or the result."""
 
         def draw(number: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
             return randn_tensor(shape, generator, device, dtype)
@@ -307,7 +309,7 @@ class _Rows:
         return self.given
 
     def _unchanged(self, sample: Tensor) -> bool:
-        """Whether this is the tensor that the last call returned, and nobody has written to it."""
+        """Whether this is the tensor that the last call returned, not written to since."""
         return sample is self.given and not sample.is_inference() and sample._version == self.version
 
     def _move(self, sample: Tensor) -> None:
@@ -332,9 +334,9 @@ class _Rows:
         states[fed].copy_(sample)
 
     def _dependence(self) -> list[list[float]]:
-        """How the present states depend on those one evaluation before, what the network said there being held.
+        """How the present states depend on those one evaluation before, with the network's answer there held fixed.
 
-        That is held in the kind that the solver uses next: it may have written eps and x0 of one evaluation in turn.
+        It is held in the kind that the solver uses next: the solver may use eps and x0 of one evaluation in turn.
         """
         before, outputs = self.table.stages[self.rows.i - 1], self.table.stages[self.rows.i].outputs
         r = self.table.states

@@ -37,13 +37,13 @@ METHODS = (
 FORMAT = "fewstep-program-1"
 ABOUT = "fewstep.json"  # an extra file of torch.export's archive
 
-# All that an archive of `export_program` holds: raw tensors, the graph as JSON, and no example inputs.
+# The files in an archive of `export_program`: raw tensors, the graph as JSON, and no example inputs.
 _FILES = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
     r"|data/sample_inputs/model\.pt|models/model\.json|extra/fewstep\.json|archive_format|archive_version|byteorder"
     r"|\.data/\w+"
 )
-# What a graph may call, and the words of its sizes: torch's reader looks up any name, and evaluates sizes as Python.
+# What a graph may call, and the words in its sizes: torch's reader looks up any name, and evaluates sizes as Python.
 _CALLS = re.compile(
     r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|math\.\w+|torch\.sym_\w+"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|getitem|eq|ne|lt|le|gt|ge|and_|or_)"
@@ -103,7 +103,7 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
     """Write the plan with the network as one program; `load_program` opens it.
 
     The graph takes `noise` `(B, *shape)`, `steps` `(D, B, *shape)`, the standard normals of the plan's D draws (D = 0
-    for deterministic plans), and the conditions as tensors, and gives samples `(B, *shape)`, all float32. Times and
+    for deterministic plans), and the conditions as tensors, and returns samples `(B, *shape)`, all float32. Times and
     coefficients are buffers of it.
 
     Args:
@@ -162,7 +162,7 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
 
 
 class SamplingProgram:
-    """A loaded program. `program(noise, seed=0, label=3)` gives samples; `program.plan` is the plan inside."""
+    """A loaded program. `program(noise, seed=0, label=3)` returns samples; `program.plan` is the plan inside."""
 
     def __init__(self, graph: Any, about: Mapping[str, Any]):
         self.graph = graph
@@ -207,7 +207,7 @@ def load_program(path: str | os.PathLike[str]) -> SamplingProgram:
     """Open the file that `export_program` wrote.
 
     torch.export stores tensors as raw bytes and the graph as JSON, but its reader also takes pickles, compiled
-    libraries, and text that it evaluates. So the archive is looked through first: anything but raw tensors, a graph of
+    libraries, and text that it evaluates. So the archive is inspected first: anything but raw tensors, a graph of
     torch's own tensor operators and plain sizes is refused, and nothing is unpickled. What remains is trusted to
     torch: its reader, and its operators on the numbers of the file.
 
@@ -227,7 +227,7 @@ def load_program(path: str | os.PathLike[str]) -> SamplingProgram:
 
 
 def _look_through(data: bytes) -> dict[str, Any]:
-    """What fewstep wrote about the program; `ValueError` for an archive with anything that could run code."""
+    """fewstep's description of the program; `ValueError` for an archive with anything that could run code."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         found = {name.partition("/")[2]: name for name in archive.namelist()}
         if len(found) != len(archive.namelist()) or len({name.partition("/")[0] for name in found.values()}) != 1:
@@ -258,7 +258,7 @@ def _look_through(data: bytes) -> dict[str, Any]:
 
 
 def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a JSON tree with the key it stands under."""
+    """Every string in a JSON tree with its key."""
     if isinstance(node, str):
         yield key, node
     elif isinstance(node, Mapping):

@@ -26,9 +26,9 @@ def push_to_hub(
     figures: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     message: str = "Upload model with fewstep",
 ) -> str:
-    """Upload a model, or a folder that `fs.save` wrote, to a repository of the hub; give the address of the commit.
+    """Upload a model, or a folder that `fs.save` wrote, to a repository of the hub; return the address of the commit.
 
-    The repository is made where it is not there yet. Files that it has besides are left alone.
+    The repository is created if it does not exist. Other files in it are left alone.
 
     Args:
         repo_id: "owner/name".
@@ -38,7 +38,7 @@ def push_to_hub(
 
     Raises:
         ImportError: without huggingface_hub.
-        ValueError: a name that is no repository's, a folder that is no model's or that holds a pickle, no login or no
+        ValueError: a name that is not a repository's, a folder that is not a model's or holds a pickle, no login or no
             permission, no network.
     """
     try:

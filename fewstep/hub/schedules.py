@@ -58,18 +58,18 @@ PLAN = "PlanScheduler"  # ours, which holds a plan in place of a rule for any nu
 SUPPORTED = tuple(sorted((*TABLE, *FLOWS, *NOISE_LEVELS, PLAN)))
 
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-# At which index of the table a scheduler without noise levels ends; the others say so in set_alpha_to_one.
+# The index of the table at which a scheduler without noise levels ends; the others state it in set_alpha_to_one.
 CLEAN_END = {"DDPMScheduler": True, "DDPMParallelScheduler": True, "LCMScheduler": True, "TCDScheduler": False}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler says about a model.
+    """What a scheduler states about a model.
 
-    `scheduler` is diffusers' own, of which copies place the steps. `kind` says how the network is fed and read: "table"
-    (x, t) and "flow" (x, `train_steps` t) as they stand, "edm" and "consistency" with the preconditioning of EDM and of
-    consistency models, whose standard deviation of the data is `data_std`. `clip`: x0 is held to [-clip, clip] at every
-    step; None for no clipping.
+    `scheduler` is diffusers' own, of which copies place the steps. `kind` says how the network is called and read:
+    "table" (x, t) and "flow" (x, `train_steps` t) directly, "edm" and "consistency" with the preconditioning of EDM and
+    of consistency models, whose standard deviation of the data is `data_std`. `clip`: x0 is clipped to [-clip, clip] at
+    every step; None for no clipping.
     """
 
     process: Process
@@ -83,7 +83,7 @@ class Schedule:
     plan: Plan | None = None
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told at the process time t."""
+        """The network's time at the process time t."""
         if self.kind == "flow":
             return t * self.train_steps
         if self.kind == "edm":
@@ -94,7 +94,7 @@ class Schedule:
         """c_in, c_skip, c_out of a preconditioned network F at noise level t: `x0 = c_skip x + c_out F(c_in x)`.
 
         EDM: Karras et al. (2022), Table 1; with "v" the output has the other sign. Consistency models: Song et al.
-        (2023), appendix C, where t is counted from sigma_min, so that F is not asked at the end.
+        (2023), appendix C, where t is counted from sigma_min, so that F is not evaluated at the end.
         """
         norm, above = (t**2 + self.data_std**2).sqrt(), t
         if self.kind == "consistency":
@@ -104,7 +104,7 @@ class Schedule:
         return 1 / norm, skip, sign * above * self.data_std / norm
 
     def rule(self, further: Callable[[int], Mapping[str, Any]] | None = None) -> Callable[..., list[float]] | None:
-        """The timestep rule of this scheduler; `further(steps)` is what else its pipeline hands to `set_timesteps`.
+        """The timestep rule of this scheduler; `further(steps)` is what else its pipeline passes to `set_timesteps`.
 
         None for a scheduler that holds a plan.
         """
@@ -116,7 +116,7 @@ class Schedule:
             if end == "min":
                 last = max(last, process.t_min)
             if not evaluations[-1] > last:
-                # That evaluation is at the end itself and changes nothing: one step more, without it.
+                # That evaluation is at the end itself and changes nothing: take one step more, and drop it.
                 evaluations = self._places(process, steps + 1, further)[0][:-1]
             return [*evaluations, last]
 
@@ -131,7 +131,7 @@ class Schedule:
             scheduler.set_timesteps(steps, **(further(steps) if further else {}))
         except (ValueError, IndexError) as error:
             raise ValueError(f"{self.name} cannot place {steps} steps: {' '.join(str(error).split())}") from None
-        if not hasattr(scheduler, "sigmas"):  # whole steps; PNDM's list of them names its stages as well
+        if not hasattr(scheduler, "sigmas"):  # whole steps; PNDM's list of them includes its stages as well
             whole = scheduler._timesteps[::-1] if self.name == "PNDMScheduler" else scheduler.timesteps.tolist()
             clean = CLEAN_END.get(
                 self.name, bool(scheduler.config.get("set_alpha_to_one", self.name != "PNDMScheduler"))
@@ -144,7 +144,7 @@ class Schedule:
 
 
 def _edge(process: Process, level: float) -> float:
-    """A noise level in float32 as a time: the process's ends are met exactly."""
+    """A noise level in float32 as a time: the process's ends are hit exactly."""
     return next((t for t in (process.t_min, process.t_max) if abs(level / t - 1) < 1e-6), level)
 
 
@@ -153,7 +153,7 @@ def _distinct(values: list[float]) -> list[float]:
 
 
 def _table_time(process: Process, sigma: float) -> float:
-    """The time at which sigma / alpha has this value: a whole step where it is one but for float32's rounding."""
+    """The time at which sigma / alpha has this value: a whole step where it is one up to float32's rounding."""
     if sigma == 0:
         return process.t_zero
     t = min(process.time(-math.log(sigma)), process.t_max)

@@ -30,7 +30,7 @@ METHODS = (
         kind="family",
         paper="SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis (Podell et al., 2023)",
         arxiv="2307.01952",
-        claim="Stable Diffusion XL: two text encoders, and the picture's size told to the network",
+        claim="Stable Diffusion XL: two text encoders, and the picture's size as an input of the network",
         use="StableDiffusionXL",
         facts={"pipelines": ("StableDiffusionXLPipeline",)},
     ),
@@ -84,8 +84,8 @@ class StableDiffusion:
 
 
 class StableDiffusionXL(StableDiffusion):
-    """The same with `pooled`, the second encoder's summary of the prompt, and six numbers: the size the picture is to
-    look as if it had had, where it was cropped (nowhere), and its size."""
+    """The same with `pooled`, the second encoder's summary of the prompt, and six numbers: the original size that the
+    picture should seem to have had, where it was cropped (nowhere), and its size."""
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fewstep.accelerate import pipeline
+from fewstep.acceleration import pipeline
 
 import fewstep as fs
 from fewstep.acceleration.pipeline import Accelerated
