@@ -1,4 +1,7 @@
-"""Shared problems: a smooth mixture whose probability-flow ODE every solver can be measured on; few candidates."""
+"""Shared problems: a smooth mixture whose probability-flow ODE every solver can be measured on; few candidates.
+
+`--part 2/3` runs the second third of the tests.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import part, within
 
 from fewstep.core.process import Process
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
@@ -15,6 +19,16 @@ from fewstep.processes.vp import VP
 from fewstep.searching import candidates
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", type=part, default=(1, 1), help="K/N: the K-th of N parts of the tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mine = {item for item in items if within(item.nodeid, config.getoption("part"))}
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = [item for item in items if item in mine]
 
 
 def mixture(

@@ -1,7 +1,9 @@
-"""A share of a contract's product for the default suite: every method once, and every value of every axis."""
+"""A share of a contract's product for the default suite, and parts of the whole for runs of an hour."""
 
 from __future__ import annotations
 
+import argparse
+import re
 import zlib
 from collections.abc import Sequence
 from itertools import product
@@ -45,3 +47,16 @@ def sampled(arguments: str, methods: Sequence[Any], *axes: Sequence[Any]) -> pyt
         marks = [] if indices in chosen else [pytest.mark.slow]
         rows.append(pytest.param(*values, id="-".join(map(called, values)), marks=marks))
     return pytest.mark.parametrize(arguments, rows)
+
+
+def part(text: str) -> tuple[int, int]:
+    """`"2/3"`, the second of three parts, as (2, 3)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"a part is K/N with K from 1 to N, such as 2/3, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def within(test: str, part: tuple[int, int]) -> bool:
+    """Whether a test is in a part: it follows from the test's name, and so is the same in every process."""
+    return zlib.crc32(test.encode()) % part[1] == part[0] - 1

@@ -1,9 +1,15 @@
-"""The share of a product that the default suite runs."""
+"""The share of a product that the default suite runs, and the parts of a long one."""
 
 from __future__ import annotations
 
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from sampled import sampled, shares
+from sampled import part, sampled, shares, within
 
 NAMES = [f"method-{i}" for i in range(17)]
 
@@ -38,3 +44,50 @@ def test_what_is_left_out_is_slow_and_nothing_is_lost():
     assert [row.values[0] for row in default] == NAMES
     assert all([mark.name for mark in row.marks] == ["slow"] for row in rows if row not in default)
     assert sampled("name, number", [], [1, 2]).mark.args[1] == []
+
+
+def test_every_test_is_in_one_part_and_parts_are_about_equal():
+    tests = [f"tests/room/test_{i % 7}.py::test_{i // 7}[{i}]" for i in range(700)]
+    for n in (1, 2, 3, 5):
+        parts = [{test for test in tests if within(test, (k, n))} for k in range(1, n + 1)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 700
+        assert min(map(len, parts)) > 0.8 * 700 / n
+    assert part("2/3") == (2, 3)
+    for wrong in ("0/3", "4/3", "2", "2/3/4", "-1/3", "a/b"):
+        with pytest.raises(argparse.ArgumentTypeError, match="a part is K/N"):
+            part(wrong)
+
+
+@pytest.mark.slow
+def test_parts_of_a_run(tmp_path):
+    """The two halves of a file of tests, collected by pytest itself."""
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('i', range(20))\ndef test_it(i): pass\n"
+    )
+    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    found = []
+    for text in ("1/2", "2/2"):
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--collect-only",
+            "--part",
+            text,
+            "-c",
+            os.devnull,
+            f"--rootdir={tmp_path}",
+            tmp_path,
+        ]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append({line for line in done.stdout.splitlines() if "::" in line})
+    assert len(found[0] | found[1]) == 20 and not found[0] & found[1] and min(map(len, found)) > 3
