@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.core.sampler import Model
+from fewstep.core.model import Model
 from fewstep.core.table import Structure, Weight
 
 Entry = tuple[list[Tensor], dict[int, Tensor]]  # states and memory rows before a stage

@@ -6,9 +6,9 @@ import json
 import os
 
 import pytest
-from fewstep.acceleration import pipeline
 
 import fewstep as fs
+from fewstep.acceleration import pipeline
 from fewstep.acceleration.pipeline import Accelerated
 from fewstep.cli import demo
 
