@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,15 @@ def test_no_right_one_is_accused(process, kind):
     assert report.raise_if_wrong() is report and str(report).startswith("fits: Wrapped")
 
 
+def rows(pairs: list[tuple[str, ...]]) -> list[Any]:
+    """The first two of each process by default, the others slow."""
+    found = []
+    for i, pair in enumerate(pairs):
+        before = sum(other[0] == pair[0] for other in pairs[:i])
+        found.append(pytest.param(*pair, marks=[] if before < 2 else [pytest.mark.slow]))
+    return found
+
+
 KIND_PAIRS = [
     ("vp", "v", "eps"), ("vp", "eps", "v"), ("vp", "x0", "eps"), ("discrete", "eps", "x0"),
     ("discrete", "score", "eps"), ("edm", "x0", "eps"), ("edm", "eps", "v"), ("flow", "-velocity", "velocity"),
@@ -107,7 +117,7 @@ KIND_PAIRS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, truth, said", KIND_PAIRS)
+@pytest.mark.parametrize("name, truth, said", rows(KIND_PAIRS))
 def test_a_wrong_kind_is_named(name, truth, said):
     report, _ = verdict(PROCESSES[name], (truth,), (said,))
     assert not report.ok and report.advice.startswith("looks like predicts="), str(report)
@@ -126,7 +136,7 @@ TIME_PAIRS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, truth, said, text", TIME_PAIRS)
+@pytest.mark.parametrize("name, truth, said, text", rows(TIME_PAIRS))
 def test_a_wrong_time_is_named(name, truth, said, text):
     report, _ = verdict(PROCESSES[name], ("eps", truth), ("eps", said))
     assert not report.ok and text in report.advice and "predicts='eps'" in report.advice, str(report)
