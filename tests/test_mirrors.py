@@ -42,6 +42,7 @@ ELSEWHERE = {
     "core/coordinates.py": ("denoisers/test_coordinates.py", "fewstep.core.coordinates"),
     "core/errors.py": ("core/test_methods.py", "suggest"),
     "core/facts.py": ("contracts/test_wrappers.py", "fewstep.core.facts"),
+    "core/model.py": ("core/test_denoiser.py", "check_condition"),
     "core/ops.py": ("core/test_plan.py", "fewstep.core.ops"),
     "core/process.py": ("contracts/test_processes.py", "fewstep.core.process"),
     "core/program.py": ("contracts/test_sampling.py", "fewstep.core.program"),
