@@ -10,13 +10,16 @@ PEERS_PIP := .venv-peers/bin/python -m pip install --disable-pip-version-check -
 demo: .venv/.package
 	$(BIN)/fewstep demo
 
-# One thread a process: the two test processes share the cores.
-test: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+# One thread a process: the two test processes share the cores, and the tests of a file what they prepare.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=20
 
-# Those that take over ten seconds.
+test: .venv/.test
+	$(PYTEST) --dist loadfile -m "not slow and not gpu"
+
+# What six minutes have no room for. In parts: `make test-slow PART=2/4` runs the second quarter.
+PART ?= 1/1
 test-slow: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" --part $(PART)
 
 lint: .venv/.test
 	$(BIN)/python -m ruff check .

@@ -44,6 +44,7 @@ def test_the_noises_of_the_verdict_are_new(result):
     assert result.figures["reference_error"] < 1e-3
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_plan(result, make_mixture):
     again = accelerate(make_mixture(EDM()), nfe=3, noises=200, iterations=2, seed=1)
     assert again.plan == result.plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ from fewstep.sampling.build import plan  # noqa: E402
 torch.set_num_threads(1)
 CLAIMS = collect()
 QUICK = [claim for claim in CLAIMS if claim.quick]
+# By default each method shows one of its claims, by turns of the methods' names: one beside its order, which the
+# contract of solvers measures too.
+BY_METHOD: dict[str, list[Claim]] = {}
+for quick in sorted(QUICK, key=lambda claim: "order" in claim.sentence):
+    if "order" not in quick.sentence or quick.method not in BY_METHOD:
+        BY_METHOD.setdefault(quick.method, []).append(quick)
+SHOWN = {id(mine[zlib.crc32(method.encode()) % len(mine)]) for method, mine in BY_METHOD.items()}
 HELD = {(entry["method"], entry["claim"]): entry["holds"] for entry in read()["claims"]}
 
 
@@ -44,7 +52,10 @@ def test_claims_are_of_the_methods_of_their_file():
     assert len(names) == len(set(names)) > len(methods())
 
 
-@pytest.mark.parametrize("claim", QUICK, ids=lambda claim: claim.name)
+@pytest.mark.parametrize(
+    "claim",
+    [pytest.param(claim, id=claim.name, marks=[] if id(claim) in SHOWN else [pytest.mark.slow]) for claim in QUICK],
+)
 def test_a_quick_claim_comes_out_as_it_is_written(claim):
     outcome = claim.run(claim.seed)
     assert math.isfinite(outcome.ours) and math.isfinite(outcome.theirs)

@@ -165,6 +165,7 @@ def test_dtype_and_one_switch_to_compile(fewstep, folder, monkeypatch):
     assert 0 < float(difference) < 0.2
 
 
+@pytest.mark.slow
 def test_compare_takes_a_prompt(fewstep, fails, captioned):
     assert "reads no captions: leave --prompt out" in fails("compare", "digits", "--prompt", "seven", "-n", 16)
     words = ("--solvers", "ddim", "--timesteps", "karras", "--prompt", "a red square", "--json")

@@ -46,9 +46,23 @@ def test_errors_are_one_line(fewstep, tmp_path, arguments, said):
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_compare_writes_a_report(fewstep, tmp_path):
+@pytest.mark.parametrize("model", ["a folder", pytest.param("digits", marks=pytest.mark.slow)])
+def test_compare_writes_a_report(fewstep, folder, tmp_path, model):
     out = tmp_path / "compared"
-    arguments = ("compare", "digits", "--nfe", 3, 5, "--solvers", "ddim", "dpmpp-2m", "-n", 70, "--out", out)
+    arguments = (
+        "compare",
+        folder if model == "a folder" else model,
+        "--nfe",
+        3,
+        5,
+        "--solvers",
+        "ddim",
+        "dpmpp-2m",
+        "-n",
+        70,
+        "--out",
+        out,
+    )
     code, printed, err = fewstep(*arguments, "--timesteps", "log-snr", "--json")
     assert code == 0, err
     rows = json.loads(printed)["rows"]

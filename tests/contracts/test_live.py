@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampled import sampled
 
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise
@@ -36,9 +37,7 @@ def counts(name: str) -> tuple[int, ...]:
     return (1,) if facts(name).get("adaptive") else (1, 2, 3, 4, 7, 30)
 
 
-@pytest.mark.parametrize("end", ["zero", "min"])
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
-@pytest.mark.parametrize("name", SOLVERS)
+@sampled("name, process, end", SOLVERS, PROCESSES, ["zero", "min"])
 def test_finite_with_the_stated_evaluations_at_1_to_30_steps(name, process, end, make_mixture):
     model = make_mixture(process, (3,))
     noise = Noise(5).normal(0, (2, 3), "cpu", F64)
@@ -53,8 +52,7 @@ def test_finite_with_the_stated_evaluations_at_1_to_30_steps(name, process, end,
             assert int(made_each.min()) >= 1
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
-@pytest.mark.parametrize("name", SOLVERS)
+@sampled("name, process", SOLVERS, [VP(), EDM(), Flow()])
 def test_a_batch_equals_its_single_runs(name, process, make_mixture):
     """In evaluations as in samples; and the first samples of a larger batch are the same."""
     model = make_mixture(process, (2, 3))
@@ -79,8 +77,7 @@ def test_the_noise_is_the_seeds(name, make_mixture):
     assert torch.equal(first, made(model, noise, seed=8)) != stochastic
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("name", SOLVERS)
+@sampled("name, dtype", SOLVERS, [torch.float32, F64])
 def test_dtype_and_shape_are_kept_and_the_noise_is_not_written_to(name, dtype, make_mixture):
     process = EDM()
     model = make_mixture(process, (2, 3))

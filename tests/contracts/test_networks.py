@@ -11,6 +11,7 @@ import json
 
 import pytest
 import torch
+from sampled import sampled
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,8 +46,7 @@ def labels(card, batch: int = 3) -> dict[str, torch.Tensor]:
     return {"label": (torch.arange(batch) - batch + 1) % (classes + 1)} if classes else {}
 
 
-@each
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@sampled("card, dtype", CARDS, [torch.float32, torch.float64, torch.bfloat16])
 def test_shape_and_dtype_are_kept(card, dtype):
     network, (x, noise) = built(card), inputs(card)
     exact = network(x, noise, **labels(card))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from sampled import sampled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.core.methods import card, methods, order
@@ -57,18 +59,15 @@ def error(name: str, model, problem, n: int, uneven: bool) -> float:
     return float((x - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_error_falls_at_the_stated_order(name, uneven, smooth, problem):
-    coarse, fine = (error(name, smooth, problem, n, uneven) for n in (96, 192))
+@sampled("name, grid", DETERMINISTIC, ["even", "uneven"])
+def test_error_falls_at_the_stated_order(name, grid, smooth, problem):
+    coarse, fine = (error(name, smooth, problem, n, grid == "uneven") for n in (96, 192))
     assert math.log2(coarse / fine) == pytest.approx(stated(name), abs=0.2)
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_without_noise_the_drift_is_followed_at_its_order(name, smooth, monkeypatch):
-    """d(x/alpha)/d(log_snr) = 2 (x0 - x/alpha) is the drift of the reverse SDE (eta = 1)."""
-    order = card(name, "solver")[0].facts.get("drift_order", 1)
-    monkeypatch.setattr(Noise, "normal", lambda self, draw, shape, device, dtype: torch.zeros(shape, dtype=dtype))
+@pytest.fixture(scope="module")
+def drifted(smooth):
+    """Noise, and where the drift of the reverse SDE (eta = 1) takes it: d(x/alpha)/d(log_snr) = 2 (x0 - x/alpha)."""
     process = smooth.process
     noise = torch.randn(16, 2, generator=torch.Generator().manual_seed(2), dtype=F64)
 
@@ -86,7 +85,14 @@ def test_without_noise_the_drift_is_followed_at_its_order(name, smooth, monkeypa
         k3 = drift(v + h / 2, y + h / 2 * k2)
         k4 = drift(v + h, y + h * k3)
         y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    errors = []
+    return noise, y
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_without_noise_the_drift_is_followed_at_its_order(name, smooth, drifted, monkeypatch):
+    order = card(name, "solver")[0].facts.get("drift_order", 1)
+    monkeypatch.setattr(Noise, "normal", lambda self, draw, shape, device, dtype: torch.zeros(shape, dtype=dtype))
+    process, (noise, y), errors = smooth.process, drifted, []
     for steps in (64, 128):
         grid = log_snr_grid(process, steps, uneven=True)
         x = plan(process, name, timesteps=grid)(smooth, noise, dtype=F64) / process.alpha(grid[-1])
@@ -94,20 +100,21 @@ def test_without_noise_the_drift_is_followed_at_its_order(name, smooth, monkeypa
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
 
 
-@pytest.mark.parametrize("end", ["zero", "min"])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_finite_with_the_stated_evaluations_at_1_to_30_steps_of_every_rule(name, end, make_mixture):
+@sampled(
+    "name, process, end, share", SOLVERS, [Flow(), Discrete.linear()], ["zero", "min"], ["even rules", "odd rules"]
+)
+def test_finite_with_the_stated_evaluations_at_1_to_30_steps_of_every_rule(name, process, end, share, make_mixture):
     """Flow starts at alpha = 0, "zero" ends at sigma = 0: both together with every rule and step count."""
     steps = (2, 3, 4, 5, 7, 30)
-    for k, process in enumerate((Flow(), Discrete.linear())):
-        model = make_mixture(process, (3,))
-        noise = Noise(5).normal(0, (2, 3), "cpu", F64)
-        for i, rule in enumerate(RULES):
-            for n in (1, steps[(i + 3 * k) % len(steps)]):  # one of the counts with each rule, one step with all
-                made = plan(process, name, n, rule, end=end)
-                result = made.run(model, noise, dtype=F64)
-                assert result.nfe == made.nfe == len(made.evaluations)
-                assert bool(torch.isfinite(result.samples).all()), (process.name, rule, n)
+    model = make_mixture(process, (3,))
+    noise = Noise(5).normal(0, (2, 3), "cpu", F64)
+    for i in range(share == "odd rules", len(RULES), 2):
+        shift = i if process.name == "flow" else i + 3
+        for n in (1, steps[shift % len(steps)]):  # one of the counts with each rule, one step with all
+            made = plan(process, name, n, RULES[i], end=end)
+            result = made.run(model, noise, dtype=F64)
+            assert result.nfe == made.nfe == len(made.evaluations)
+            assert bool(torch.isfinite(result.samples).all()), (RULES[i], n)
 
 
 @pytest.mark.slow
@@ -126,12 +133,21 @@ def test_every_count_rule_and_end(name, make_mixture):
                     assert bool(torch.isfinite(result.samples).all())
 
 
-@pytest.mark.parametrize("process", [VP(), Cosine(t_max=1.0), VE(), EDM(), Flow()], ids=lambda p: p.name)
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_fifty_steps_land_near_the_exact_end_on_every_process(name, process, make_mixture):
-    model = make_mixture(process)
-    noise = Noise(5).normal(0, (16, 2), "cpu", F64)
-    exact = plan(process, "vab-4", 300, "karras")(model, noise, dtype=F64)
+@pytest.fixture(scope="module")
+def ended(make_mixture):
+    """The mixture on a process, noise, and its exact end."""
+
+    @cache
+    def solved(process):
+        model, noise = make_mixture(process), Noise(5).normal(0, (16, 2), "cpu", F64)
+        return model, noise, plan(process, "vab-4", 300, "karras")(model, noise, dtype=F64)
+
+    return solved
+
+
+@sampled("name, process", DETERMINISTIC, [VP(), Cosine(t_max=1.0), VE(), EDM(), Flow()])
+def test_fifty_steps_land_near_the_exact_end_on_every_process(name, process, ended):
+    model, noise, exact = ended(process)
     x = plan(process, name, 50, "karras")(model, noise, dtype=F64)
     limit = {1: 0.3, 2: 0.03}.get(stated(name), 0.02)
     assert float((x - exact).norm() / exact.norm()) < limit
@@ -210,8 +226,8 @@ class Cheap(torch.nn.Module):
         return Prediction(torch.tanh(x) * torch.cos(t), "x0", x, t, self.process)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_one_graph_for_all_schedules_of_a_solver(name):
+@sampled("name, steps", SOLVERS, [2, 4])
+def test_one_graph_for_all_schedules_of_a_solver(name, steps):
     import torch._dynamo
     from torch._dynamo.testing import CompileCounter
 
@@ -222,7 +238,7 @@ def test_one_graph_for_all_schedules_of_a_solver(name):
     model = Cheap(process)
     noise = Noise(7).normal(0, (2, 3))
     for rule in ("karras", "log-snr"):
-        made: Plan = plan(process, name, 4, rule)
+        made: Plan = plan(process, name, steps, rule)
         table = made.table
         times, weights, conversions = table.numbers("x0", noise.device, torch.float32)
         noises = [Noise(7).normal(k + 1, (2, 3)) for k in range(sum(len(stage.draws) for stage in table.stages))]
@@ -233,17 +249,27 @@ def test_one_graph_for_all_schedules_of_a_solver(name):
     assert counter.frame_count == 1
 
 
+@pytest.fixture(scope="module")
+def carried(smooth):
+    """From noise, or from the clean samples noised: the exact flow along the times of a plan."""
+    noise, clean = Noise(3).normal(0, (32, 2), "cpu", F64), smooth.sample(32, seed=4)
+
+    @cache
+    def exact(times: tuple[float, ...], middle: bool):
+        fine = plan(smooth.process, "ab-4", timesteps=_refined(times, smooth.process))
+        return fine(smooth, noise, init=clean if middle else None, dtype=F64)
+
+    return noise, clean, exact
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_a_start_in_the_middle_is_as_accurate_as_a_full_run(name, smooth):
+def test_a_start_in_the_middle_is_as_accurate_as_a_full_run(name, smooth, carried):
     """Both are measured against the exact flow from their own start, with steps of the same length."""
-    process = smooth.process
-    noise = Noise(3).normal(0, (32, 2), "cpu", F64)
-    clean = smooth.sample(32, seed=4)
+    process, (noise, clean, carry) = smooth.process, carried
 
     def relative(strength: float, init) -> float:
         made = plan(process, name, 40, strength=strength, end="min")
-        fine = plan(process, "ab-4", timesteps=_refined(made.times, process))
-        x, exact = (p(smooth, noise, init=init, dtype=F64) for p in (made, fine))
+        x, exact = made(smooth, noise, init=init, dtype=F64), carry(tuple(made.times), init is not None)
         return float((x - exact).norm() / exact.norm())
 
     assert plan(process, name, 40, strength=0.5, end="min").times == plan(process, name, 40, end="min").times[20:]

@@ -41,8 +41,8 @@ class TwoClasses(Denoiser):
 
 
 @pytest.fixture(autouse=True)
-def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole list of hand-made candidates takes its time, and nothing here depends on its length."""
+def few(few_candidates: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer still."""
     monkeypatch.setattr(candidates, "_tried", lambda: FEW)
 
 

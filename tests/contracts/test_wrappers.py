@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import sampled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -111,12 +112,10 @@ def test_there_are_wrappers_and_every_one_has_an_example():
     assert set(EXAMPLES) == set(WRAPPERS)
 
 
-@pytest.mark.parametrize("each", [False, True], ids=["one time", "a time each"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_shape_dtype_class_and_what_is_said_beside_are_kept(name, dtype, each, model, x):
+@sampled("name, dtype, times", list(WRAPPERS), [torch.float32, torch.float64], ["one for all", "one each"])
+def test_shape_dtype_class_and_what_is_said_beside_are_kept(name, dtype, times, model, x):
     wrapped, x = made(name, model), x.to(dtype)
-    t = torch.tensor([0.2, 0.4, 0.8], dtype=dtype) if each else torch.tensor(0.4, dtype=dtype)
+    t = torch.tensor([0.2, 0.4, 0.8], dtype=dtype) if times == "one each" else torch.tensor(0.4, dtype=dtype)
     with torch.no_grad():
         answer, base = wrapped(x, t, **asked(wrapped, x)), model(x, t, **asked(model, x))
     assert answer.value.shape == x.shape and answer.value.dtype == dtype and answer.kind == base.kind

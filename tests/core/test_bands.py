@@ -131,7 +131,14 @@ def test_each_band_of_independent_elements_ends_where_its_scalar_run_does(name, 
 
 
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("dpmpp-2m", 2), ("ab-3", 3), ("dpm-solver-2", 2), ("dpm-solver-3", 2)]
+    ("name", "order"),
+    [
+        ("ddim", 1),
+        ("dpmpp-2m", 2),
+        ("ab-3", 3),
+        ("dpm-solver-2", 2),
+        pytest.param("dpm-solver-3", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_orders_under_bands_that_couple(name, order, noise):
     """A single-step solver of order 3 takes the clock's times for its own, which costs an order."""

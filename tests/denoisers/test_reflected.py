@@ -127,6 +127,7 @@ def test_a_data_set_is_found_again():
     assert bool((torch.bincount(away.argmin(1), minlength=3) > 70).all())
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_exact_score():
     """On data in [-1, 3]: the trained answer beside the exact one, and samples within the walls."""
     model = density()

@@ -16,7 +16,15 @@ from fewstep.core.methods import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SLOW = {"digits.md", "folder.md", "diffusers.md"}  # the tutorials, a minute each
+# A minute each, and the longest of the other pages.
+SLOW = {
+    "tutorials/digits.md",
+    "tutorials/folder.md",
+    "tutorials/diffusers.md",
+    "choose.md",
+    "accelerate.md",
+    "chapters/tasks.md",
+}
 NEEDS = {"bring.md": "diffusers", "diffusers.md": "diffusers", "tasks.md": "peft"}
 
 
@@ -48,8 +56,7 @@ def with_blocks(language: str) -> list[Path]:
 
 
 def marked(page: Path):
-    slow = page.parent.name == "tutorials" and page.name in SLOW
-    return pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if slow else [])
+    return pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if name_of(page) in SLOW else [])
 
 
 @pytest.mark.parametrize("page", [marked(page) for page in with_blocks("python")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampled import sampled
 
 import fewstep as fs
 from fewstep.hub.flux import pack, unpack
@@ -12,8 +13,7 @@ pytest.importorskip("diffusers")
 from claims.pipelines import both, matching  # noqa: E402
 
 
-@pytest.mark.parametrize("distilled", [False, True])
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
+@sampled("solver, distilled", ["ddim", "dpmpp-2m"], [False, True])
 def test_the_pictures_of_diffusers(solver, distilled, tiny):
     own = matching(solver, "FluxPipeline", use_dynamic_shifting=True)
     pipeline, folder = tiny("FluxPipeline", own, guidance_embeds=distilled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampled import sampled
 
 import fewstep as fs
 
@@ -13,17 +14,16 @@ from claims.pipelines import both, matching  # noqa: E402
 TOLD = {"sample_size": 128, "attention_head_dim": 12, "cross_attention_dim": 24}
 
 
-@pytest.mark.parametrize(
-    "kind,options,size",
-    [
-        ("PixArtAlphaPipeline", {}, (16, 24)),
-        ("PixArtAlphaPipeline", TOLD, (16, 24)),  # this configuration is told the picture's size
-        ("PixArtSigmaPipeline", {}, None),
-    ],
-    ids=["alpha", "alpha-told-its-size", "sigma"],
-)
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
-def test_the_pictures_of_diffusers(solver, kind, options, size, tiny):
+CASES = {
+    "alpha": ("PixArtAlphaPipeline", {}, (16, 24)),
+    "alpha-told-its-size": ("PixArtAlphaPipeline", TOLD, (16, 24)),  # this configuration is told the picture's size
+    "sigma": ("PixArtSigmaPipeline", {}, None),
+}
+
+
+@sampled("case, solver", list(CASES), ["ddim", "dpmpp-2m"])
+def test_the_pictures_of_diffusers(case, solver, tiny):
+    kind, options, size = CASES[case]
     pipeline, folder = tiny(kind, matching(solver, kind), **options)
     ours, theirs = both(pipeline, folder, solver, 5, 5.0, size=size)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampled import sampled
 
 import fewstep as fs
 
@@ -13,8 +14,7 @@ from claims.pipelines import PROMPTS, both, matching  # noqa: E402
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
+@sampled("kind, solver", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"], ["ddim", "dpmpp-2m"])
 def test_the_pictures_of_diffusers(solver, kind, tiny):
     pipeline, folder = tiny(kind, matching(solver, kind))
     ours, theirs = both(pipeline, folder, solver, 5, size=(16, 24))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampled import sampled
 
 import fewstep as fs
 
@@ -23,8 +24,7 @@ def loop(pipeline, noise, steps, **options):
     return x
 
 
-@pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
+@sampled("predicts, solver", ["epsilon", "sample", "v_prediction"], ["ddim", "dpmpp-2m"])
 def test_the_pictures_of_diffusers(solver, predicts, tiny):
     pipeline, folder = tiny("DDPMPipeline", matching(solver, "DDPMPipeline", prediction_type=predicts))
     model = fs.load(folder)

@@ -15,7 +15,7 @@ def test_registered():
     assert find("shapes-reward") is soft_scores
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "validation"])
 def test_right_pictures_have_the_highest_score(split):
     rows = torch.arange(400)
     images = draw(rows, split)[0]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sampled import sampled
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
@@ -40,9 +41,9 @@ def test_the_error_is_proportional_to_the_tolerance(name, options, smooth):
     )
 
 
-@pytest.mark.parametrize("name,options", CASES)
-@pytest.mark.parametrize("process", [VP(), Flow()], ids=lambda p: p.name)
-def test_a_sample_equals_its_single_run(name, options, process, make_mixture):
+@sampled("number, process", range(len(CASES)), [VP(), Flow()])
+def test_a_sample_equals_its_single_run(number, process, make_mixture):
+    name, options = CASES[number]
     model = make_mixture(process, (2, 3))
     noise = Noise(7).normal(0, (4, 2, 3), "cpu", F64)
     made = plan(process, name, rtol=3e-4, atol=3e-4, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from sampled import sampled
 
 from fewstep.core.plan import Plan
 from fewstep.processes.cosine import Cosine
@@ -28,8 +29,7 @@ def test_defaults():
     assert made.times[-1] == VP().t_zero and plan(VP(), steps=6, end="min").times[-1] == VP().t_min
 
 
-@pytest.mark.parametrize("name", solver_names())
-@pytest.mark.parametrize("process", [VP(), Flow()], ids=lambda p: p.name)
+@sampled("name, process", solver_names(), [VP(), Flow()])
 def test_nfe_finds_the_largest_plan(name, process):
     counts = {steps: plan(process, name, steps).nfe for steps in range(1, 14)}
     assert list(counts.values()) == sorted(counts.values())

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sampled import sampled
 
 from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
@@ -42,8 +43,7 @@ def terminal(model):
 TABLE = Discrete.from_betas([1e-4 + 2e-5 * i for i in range(999)], zero_terminal=True)
 
 
-@pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow(), Cosine(), TABLE], ids=lambda p: p.name)
-@pytest.mark.parametrize("predicts", ["x0", "eps"])
+@sampled("process, predicts", [VP(), VE(), EDM(), Flow(), Cosine(), TABLE], ["x0", "eps"])
 def test_the_exact_trace_agrees_with_the_mixture(process, predicts, make_mixture):
     model = make_mixture(process, (3,), predicts=predicts)
     x = model.sample(7, seed=1)

@@ -22,7 +22,11 @@ def two_modes(process, weight: float = 0.3, d: int = 2):
     return GaussianMixture(torch.tensor([weight, 1 - weight]), means, 0.15**2, process)
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "process",
+    [*(pytest.param(process, marks=pytest.mark.slow) for process in (VP(), EDM())), Flow()],
+    ids=lambda p: p.name,
+)
 def test_the_chain_has_the_mixtures_law(process):
     model = two_modes(process)
     times = noise_times(process, 16, 0.05, 2.0)

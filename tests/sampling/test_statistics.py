@@ -24,7 +24,11 @@ def gaussian(process) -> GaussianMixture:
     return GaussianMixture(torch.ones(1), MEAN[None], VARIANCES[None], process)
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "process",
+    [*(pytest.param(process, marks=pytest.mark.slow) for process in (VP(), EDM())), Flow()],
+    ids=lambda p: p.name,
+)
 def test_a_gaussians_linear_part_is_its_closed_form(process):
     """And with the estimate the solver all but solves it: f does not vary, and what is left of it is drift."""
     model = gaussian(process)

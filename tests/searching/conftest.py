@@ -11,18 +11,12 @@ import torch
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import find
-from fewstep.searching import candidates
 from fewstep.searching.job import Job, OutOfBudget
-
-FEW = ["ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2", "vab-3", "plms"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_candidates():
-    """The whole list of hand-made candidates takes its time, and nothing here depends on its length."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "_tried", lambda: FEW)
-        yield
+def _few(few_candidates):
+    """Nothing in this room's tests depends on how many candidates there are."""
 
 
 def run_search(

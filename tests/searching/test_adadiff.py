@@ -146,6 +146,7 @@ def test_unknown_conditions_are_refused(classes):
         )
 
 
+@pytest.mark.slow
 def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, classes, tmp_path):
     # The references take 2560 evaluations, the plans 64 for each of theirs: 512, 384, 256, 128.
     whole = resumed("adadiff", classes, 8, tmp_path, (3100, 2700))

@@ -125,6 +125,7 @@ def test_gits_beats_the_same_solver_on_hand_made_grids(searched, make_mixture):
     assert job.score < min(score(made, model, job.held_out) for made in rules)
 
 
+@pytest.mark.slow
 def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
     model = make_mixture(VP())
     # The training reference and the path take about 3200 evaluations, the held-out one 1280, every offer 128.

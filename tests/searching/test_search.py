@@ -106,6 +106,7 @@ def test_the_teachers_states_are_on_the_exact_path(model):
     assert issubclass(OutOfBudget, Exception) and all(s.shape == (16, 2) for s in states)
 
 
+@pytest.mark.slow
 def test_learned_plan_beats_its_start_and_can_be_taken_up_again(model, tmp_path):
     found = search(model, 4, "learned-plan", noises=24, reference_nfe=60, iterations=4)
     assert found.plan.name == "learned" and found.history[-1][1] < found.history[0][1]

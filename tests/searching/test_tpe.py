@@ -89,6 +89,7 @@ def test_the_search_starts_beside_common_plans_and_improves_on_them(searched, ma
     assert all(value <= FAILED for _, value in trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path, sampler):
     # Each reference takes 1280 evaluations, each rating 128; the held-out one is made at an offer.

@@ -99,6 +99,7 @@ def test_the_search_beats_every_schedule_it_starts_beside(searched, make_mixture
     assert job.best.nfe == 5 and job.best.about["solver"] == "unified"
 
 
+@pytest.mark.slow
 def test_a_search_taken_up_again_ends_as_if_it_had_not_been_stopped(resumed, make_mixture, tmp_path):
     # Each reference takes 1280 evaluations, each rating 160, and offers as many.
     resumed("usf", make_mixture(VP()), 5, tmp_path, (3000, 3200, 3200), **SMALL)

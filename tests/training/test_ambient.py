@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampled import sampled
 
 from fewstep.core.methods import find
 from fewstep.core.prediction import expand
@@ -30,8 +31,7 @@ def pairs(model, n, t, level, seed=0):
     return y, z, time, *ambient_pair(model.process, y, z, time, levels)
 
 
-@pytest.mark.parametrize("process", [Flow(), VP(), VE()], ids=lambda p: p.name)
-@pytest.mark.parametrize("share", [0.3, 0.8])
+@sampled("process, share", [Flow(), VP(), VE()], [0.3, 0.8])
 def test_the_pair_makes_the_state_and_is_unbiased_at_every_state(make_mixture, process, share):
     """Any function of x_t is uncorrelated with the pair's deviation from E[x0 | x_t] and E[eps | x_t]: that is what
     makes those the minimisers, whatever the weight and the kind of prediction."""

@@ -54,6 +54,7 @@ def test_each_copy_is_trained_on_its_range_and_the_base_is_kept():
     assert all(torch.equal(before[name], value) for name, value in base.state_dict().items())
 
 
+@pytest.mark.slow
 def test_each_expert_is_best_where_it_was_trained():
     experts = train_experts(made(), data(), (0.5,), steps=150, batch=128, lr=5e-3)
     low, high = torch.linspace(0.05, 0.45, 5), torch.linspace(0.55, 0.95, 5)

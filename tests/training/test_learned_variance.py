@@ -101,6 +101,7 @@ def test_no_gradient_reaches_the_mean():
     assert float(gradient[:3].abs().max()) == 0 and float(gradient[3:].abs().min()) > 0
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_spread_of_a_mixture(make_mixture):
     """From samples alone, nearer to the exact optimal log-variance than either bound."""
     process, steps = VP(), 20

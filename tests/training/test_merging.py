@@ -108,6 +108,7 @@ def test_consistency_is_the_distance_from_the_base():
     assert float(term(Step(base, x0, eps, t, {}, *base.loss_pair(x0, eps, t))).detach().abs().max()) == 0
 
 
+@pytest.mark.slow
 def test_decoupled_copies_fit_their_range_and_stay_near_the_base():
     base = fit(made(), data(), steps=80, batch=64, lr=3e-3)
     options = {"steps": 40, "batch": 64, "lr": 2e-3, "levels": None}

@@ -135,6 +135,7 @@ def test_uncertainty_settles_at_the_mean_losses():
     assert (weighting.log_variance != before).tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [PCGrad, NashMTL, UncertaintyWeighting])
 def test_each_trains(rule):
     """Two heaps on a line: the loss falls well below that of the untrained network, and the run repeats itself."""

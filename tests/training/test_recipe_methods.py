@@ -91,6 +91,7 @@ def test_a_learned_variance_is_saved_with_the_model(make_recipe, tmp_path):
     assert fs.sample(model, 2, steps=3, solver="ddpm-learned", label=1).shape == (2, 1, 4, 4)
 
 
+@pytest.mark.slow
 def test_captions_train_and_sample(tmp_path):
     values = {
         "data": {"source": "shapes", "captions": True},

@@ -46,7 +46,10 @@ def measured(model: NetworkDenoiser, reward, count: int = 30) -> float:
     return float(reward(chain(model)(model, noise, text=text)).mean())
 
 
-@pytest.mark.parametrize("method", ["renoised", "truncated", "full"])
+@pytest.mark.parametrize(
+    "method",
+    ["renoised", *(pytest.param(name, marks=pytest.mark.slow) for name in ("truncated", "full"))],
+)
 def test_the_reward_rises_and_only_the_encoder_moves(method):
     model = denoiser()
     before = copy.deepcopy(model.state_dict())
