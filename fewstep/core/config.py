@@ -130,7 +130,7 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, tol
         return made("network", name, **rest)()
     found = find(name, kind)
     if not (isinstance(found, type) and issubclass(found, Denoiser)):
-        raise ValueError(f"the {kind} {name!r} is no denoiser")
+        raise ValueError(f"the {kind} {name!r} is not a denoiser")
     options = {option: _value(value, tensors, f"{path}{option}", told) for option, value in rest.items()}
     own = {key.removeprefix(path): tensor for key, tensor in tensors.items() if key.startswith(path)}
     denoiser = found.from_config(options, own)

@@ -97,7 +97,7 @@ def zeroed(layer: _Layer) -> _Layer:
 class Embedding(nn.Module):
     """Noise level and class as one vector: MLP(Fourier features of `noise`) + a row of a table, (B, width).
 
-    The table has one row more than there are classes; the last one stands for "no label", as classifier-free
+    The table has one row more than there are classes; the last one means "no label", as classifier-free
     guidance needs (Ho and Salimans, 2022, arXiv:2207.12598).
     """
 
@@ -124,7 +124,7 @@ class Embedding(nn.Module):
         out = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
         if self.classes is None:
             if label is not None:
-                raise ValueError("this network was built without classes (classes=None), yet a label was given")
+                raise ValueError("this network was built without classes (classes=None), but a label was given")
             return out
         if label is None:
             label = torch.full((batch,), self.classes, device=noise.device)

@@ -100,7 +100,7 @@ class MLP(nn.Module):
                 raise ValueError(f"y must hold {self.picture} numbers per sample, got {given}")
             flat = torch.cat([flat, y.to(x.dtype).flatten(1)], dim=1)
         elif y is not None:
-            raise ValueError("this network was built without a picture (picture=0), yet y was given")
+            raise ValueError("this network was built without a picture (picture=0), but y was given")
         embedding = F.silu(self.embedding(noise, label, x.shape[0]))
         hidden = self.first(flat)
         for block in self.block:

@@ -279,7 +279,7 @@ class UNet(nn.Module):
                 raise ValueError(f"y must have shape {(x.shape[0], self.picture, *x.shape[2:])}, got {given}")
             x = torch.cat([x, y.to(x.dtype)], dim=1)
         elif y is not None:
-            raise ValueError("this network was built without a picture (picture=0), yet y was given")
+            raise ValueError("this network was built without a picture (picture=0), but y was given")
         folded = F.pixel_unshuffle(x, self.patch)
         hidden, skips = self.first(torch.cat([folded, grid(folded)], dim=1) if self.places else folded), []
         for modules in _levels(self.down):
@@ -306,7 +306,7 @@ class UNet(nn.Module):
         embedding = self.embedding(noise, label, batch)
         if self.text is None:
             if text is not None:
-                raise ValueError("this network was built without captions (vocabulary=None), yet a text was given")
+                raise ValueError("this network was built without captions (vocabulary=None), but a text was given")
             return F.silu(embedding)
         words = self.text(text if text is not None else noise.new_zeros(batch, self.captions, dtype=torch.long))
         return torch.cat([F.silu(embedding + words.mean(1))[:, None], words], dim=1)

@@ -93,7 +93,7 @@ class Mixed:
 
         Raises:
             ValueError: as `plan.run`: a plan for another process, a wrong shape, unknown conditions; more samples
-                than a call may hold. The other requests go on.
+                than a call may hold. The other requests continue.
         """
         if self.max_batch is not None and len(request.noise) > self.max_batch:
             raise ValueError(

@@ -35,7 +35,7 @@ FORMAT = "fewstep-one-more-step-1"
 
 
 class OneMoreStep(nn.Module):
-    """From pure noise to the distribution of `x_T = alpha_T x0 + sigma_T eps`, where training with alpha_T > 0 ended.
+    """From pure noise to the distribution of `x_T = alpha_T x0 + sigma_T eps`, where a schedule with alpha_T > 0 ends.
 
     At zero signal-to-noise ratio the noise says nothing about x0, so all a network can predict from it is the mean of
     the data given the conditions: `v = -x0`, here an embedding of each label and two layers. With it alone,

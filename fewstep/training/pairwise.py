@@ -58,7 +58,7 @@ class Transition:
 def transitions(process: Process, times: Sequence[float], noise: str = "fresh") -> list[Transition]:
     """The steps of a student over decreasing times, the last of which may be the clean sample's.
 
-    noise "fresh": x0 is predicted and all noise is drawn anew (consistency models); "posterior": the noise of
+    noise "fresh": x0 is predicted and all noise is redrawn (consistency models); "posterior": the noise of
     DDPM's posterior (DDIM's eta = 1). `x_b = alpha_b x0 + sqrt(sigma_b^2 - std^2) eps + std z` holds for both.
 
     Raises:

@@ -100,7 +100,7 @@ class Recipe:
         if (self.coordinates is None) != (self.denoiser.name != "coordinates"):
             raise ValueError('section [coordinates] goes with [denoiser] name = "coordinates", and that with it')
         if self.clusters is not None and self.backward is None:
-            raise ValueError("section [clusters] is for a section [backward], which there is not")
+            raise ValueError("section [clusters] is for a section [backward], which is missing")
         self.make_weighting()
         self.make_coupling()
         self.make_backward()
@@ -227,7 +227,7 @@ class Recipe:
                 raise ValueError(f"a network {self.network['name']!r} takes no {what}")
         for key, value in needed.items():
             if arguments.setdefault(key, value) != value:
-                raise ValueError(f"network.{key} = {arguments[key]}, yet the data {spec.name!r} has {value}")
+                raise ValueError(f"network.{key} = {arguments[key]}, but the data {spec.name!r} has {value}")
         return made(**arguments)
 
     def make_denoiser(

@@ -94,7 +94,7 @@ class TrainingState:
         self.coupling, self.backward = recipe.make_coupling(), recipe.make_backward()
         if accelerator.num_processes > 1 and (self.backward is not None or isinstance(self.levels, ImportanceLevels)):
             what = "[backward]" if self.backward is not None else "noise_levels.importance"
-            raise ValueError(f"{what} learns from every loss: it trains in one process only")
+            raise ValueError(f"{what} depends on every loss: it trains in one process only")
         self.step = 0
         # Sums since the last record, on the device, so that no step waits for it: steps, loss, gradient norm; then
         # loss and count of each decile of the noise levels.

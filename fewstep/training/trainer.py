@@ -97,7 +97,7 @@ def train(
             bar = stack.enter_context(Bar(progress and main, state.step, last))
             finished, loss = _loop(state, folder, last, spent, interrupted, log, bar)
             if not finished:
-                bar.say(f"interrupted: step {state.step} is saved in {folder}; the same with resume goes on from there")
+                bar.say(f"interrupted: step {state.step} is saved in {folder}; run again with resume to continue")
                 return Result(folder, state.step, loss, None)
             if main:
                 _export(state.averaged(), folder)
