@@ -20,10 +20,11 @@ from fewstep.core.process import Process, process_from_config
 
 # Options stored beside the tree, under their paths in it: among the tensors, or in a folder of their own.
 TENSOR, FOLDER = {"kind": "tensor"}, {"kind": "folder"}
+RESTORER = "restorer"  # the kind of modules that sample by themselves: they have `config` and `from_config`
 
 
 def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str = "") -> dict[str, Any]:
-    """The configuration of a denoiser, network, process, condition or coordinates, as JSON.
+    """The configuration of a denoiser, restorer, network, process, condition or coordinates, as JSON.
 
     Args:
         beside: receives the options that are not JSON, by their paths ("model.picture"): tensors, and what diffusers
@@ -34,8 +35,12 @@ def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str
         ValueError: a thing, or a part of one, that is not one of fewstep's own methods.
     """
     thing = getattr(thing, "_orig_mod", thing)  # what torch.compile has wrapped
+    card = _card(type(thing))
+    if card is not None and card.kind == RESTORER:
+        values = {option: _plain(value, beside, f"{path}{option}") for option, value in thing.config().items()}
+        return {"kind": card.kind, "name": card.name} | values
     if isinstance(thing, Denoiser):
-        options, card = thing.config(), _card(type(thing))
+        options = thing.config()
         if card is None:
             raise thing.unsaved()
         parameters = inspect.signature(type(thing)).parameters
@@ -129,10 +134,12 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, tol
     if kind == "network":
         return made("network", name, **rest)()
     found = find(name, kind)
-    if not (isinstance(found, type) and issubclass(found, Denoiser)):
-        raise ValueError(f"the {kind} {name!r} is not a denoiser")
     options = {option: _value(value, tensors, f"{path}{option}", told) for option, value in rest.items()}
     own = {key.removeprefix(path): tensor for key, tensor in tensors.items() if key.startswith(path)}
+    if kind == RESTORER:
+        return found.from_config(options, own)  # type: ignore[attr-defined]  # every restorer has it
+    if not (isinstance(found, type) and issubclass(found, Denoiser)):
+        raise ValueError(f"the {kind} {name!r} is not a denoiser")
     denoiser = found.from_config(options, own)
     if not isinstance(denoiser.process, Process):
         raise TypeError(f"the process of {name!r} is {denoiser.process!r}")

@@ -7,7 +7,6 @@ can run only this way: it is a `Loop`, a sampler without operations or a table.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor
 
 from fewstep.core.memory import Memory, ask
+from fewstep.core.model import Callback, Model
 from fewstep.core.noise import Noise, Source
 from fewstep.core.ops import Number, in_band
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process, process_from_config
 from fewstep.core.program import Ask, drive, program
-from fewstep.core.progress import bar
-from fewstep.core.run import Watch, begin_run, is_finite, memory_for, reported
-from fewstep.core.sampler import Callback, Model, Result, Sampler
+from fewstep.core.sampler import Run, Sampler
 
 
 class Live:
@@ -150,37 +148,22 @@ class Loop(Sampler):
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if not isinstance(value, dict))
         return f"Loop: at most {self.nfe} evaluations, {self.process.get('process')} process, {about}"
 
-    @torch.no_grad()
-    def run(
-        self,
-        model: Model,
-        noise: Tensor,
-        *,
-        seed: int = 0,
-        first: int = 0,
-        init: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        callback: Callback | None = None,
-        progress: bool = False,
-        trajectory: bool = False,
-        source: Source | None = None,
-        **condition: Any,
-    ) -> Result:
-        """As `fewstep.core.run.run`; `Result.nfe` counts the calls, `Result.report` holds `nfe_per_sample` `(B,)`."""
-        begin = time.perf_counter()
-        x, named = begin_run(self, model, noise, init, dtype, condition)
-        memory = memory_for(model, len(x), condition, None, self.times[-1])
-        process = getattr(model, "process", None) or process_from_config(dict(self.process))
-        with bar(self.name if progress else None, self.nfe if progress else 0) as advance:
-            watch = Watch(callback, trajectory, advance)
-            drawn = source or Noise(seed, first)
-            live = Live(model, process, x, drawn, named, watch if watch.wanted else None, memory=memory)
-            samples = self.solver(live, process, list(self.times), **self.options)
-        if not is_finite(samples):
-            raise ValueError(f"the samples of {self.name!r} are not finite")
-        rows = {"rows": live.made.double().mean().item()} if memory is None else reported(memory, live.nfe, len(x))
-        report = rows | {"nfe_per_sample": live.made} | live.report
-        return Result(samples, self.nfe, live.nfe, time.perf_counter() - begin, watch.end(samples), report)
+    @property
+    def moments(self) -> tuple[float, ...]:
+        return ()
+
+    def execute(self, run: Run) -> tuple[Tensor, int]:
+        """As every sampler; `Result.nfe` counts the calls, `Result.report` holds `nfe_per_sample` `(B,)`."""
+        process = getattr(run.model, "process", None) or process_from_config(dict(self.process))
+        live = Live(run.model, process, run.begin(), run.source, run.condition, run.watch, memory=run.memory)
+        samples = self.solver(live, process, list(self.times), **self.options)
+        if run.memory is None:
+            run.report["rows"] = live.made.double().mean().item()
+        run.report |= {"nfe_per_sample": live.made} | live.report
+        return samples, live.nfe
+
+    def blame(self, again: Callable[[Callback], Run]) -> ValueError:
+        return ValueError(f"the samples of {self.name!r} are not finite")
 
 
 Answer = Callable[[Live, int, Tensor], tuple[Tensor, str]]

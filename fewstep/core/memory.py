@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fewstep.core.model import Model
 from fewstep.core.prediction import Prediction, joined
-from fewstep.core.sampler import Model
 
 Key = TypeVar("Key", bound=Hashable)
 

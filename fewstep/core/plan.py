@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewstep.core.bands import Bands
 from fewstep.core.check import Check, check
 from fewstep.core.files import write
 from fewstep.core.methods import find
-from fewstep.core.noise import Source
+from fewstep.core.model import Callback
 from fewstep.core.ops import (
     Combine,
     Draw,
@@ -37,8 +36,8 @@ from fewstep.core.ops import (
     program_of,
 )
 from fewstep.core.process import process_from_config
-from fewstep.core.run import run
-from fewstep.core.sampler import Callback, Model, Result, Sampler
+from fewstep.core.run import blame, execute
+from fewstep.core.sampler import Run, Sampler
 from fewstep.core.table import Table, lower
 
 # The second holds numbers per band, or numbers given to the network; the third was the format of plans with bands.
@@ -99,36 +98,15 @@ class Plan(Sampler):
         """
         return check(self.band(0))
 
-    def run(
-        self,
-        model: Model,
-        noise: Tensor,
-        *,
-        seed: int = 0,
-        first: int = 0,
-        init: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        callback: Callback | None = None,
-        progress: bool = False,
-        trajectory: bool = False,
-        source: Source | None = None,
-        **condition: Any,
-    ) -> Result:
-        """Run and return a `Result`: samples, planned and actual NFE, seconds, the trajectory where asked for."""
-        return run(
-            self,
-            model,
-            noise,
-            seed=seed,
-            first=first,
-            init=init,
-            dtype=dtype,
-            callback=callback,
-            progress=progress,
-            trajectory=trajectory,
-            source=source,
-            **condition,
-        )
+    @property
+    def moments(self) -> tuple[float, ...]:
+        return tuple(op.t for op in self.evaluations)
+
+    def execute(self, run: Run) -> tuple[Tensor, int]:
+        return execute(self.table, run)
+
+    def blame(self, again: Callable[[Callback], Run]) -> ValueError:
+        return blame(self.table, again)
 
     def __str__(self) -> str:
         """The plan as a table: one row per evaluation, with the state it feeds next as a combination."""

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fewstep.core.noise import Source
-from fewstep.core.ops import Number
-from fewstep.core.sampler import Callback, Model, Result, Sampler
+from fewstep.core.model import Callback
+from fewstep.core.ops import Number, one_level
+from fewstep.core.sampler import Run, Sampler
 
 # starter(noise (B, *shape), seed, first, condition) -> the state at the sampler's first time
 Starter = Callable[[Tensor, int, int, dict[str, Tensor]], Tensor]
@@ -43,40 +42,22 @@ class Started(Sampler):
         own = ", ".join(f"{key} {value}" for key, value in self.about.items() if key not in self.base.about)
         return f"Started: {own}\n{self.base}"
 
-    def run(
-        self,
-        model: Model,
-        noise: Tensor,
-        *,
-        seed: int = 0,
-        first: int = 0,
-        init: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        callback: Callback | None = None,
-        progress: bool = False,
-        trajectory: bool = False,
-        source: Source | None = None,
-        **condition: Any,
-    ) -> Result:
-        """As the base's, which receives `state / sigma` in place of the noise."""
-        if init is not None:
-            raise ValueError("a plan with a start of its own takes no init")
-        named = model.check_condition(condition, noise.shape[0], noise.device)
-        state = self.starter(noise, seed, first, named)
-        sigma = self.start[1]
-        assert not isinstance(sigma, tuple)
-        return self.base.run(
-            model,
-            state / sigma,
-            seed=seed,
-            first=first,
-            dtype=dtype,
-            callback=callback,
-            progress=progress,
-            trajectory=trajectory,
-            source=source,
-            **condition,
-        )
+    @property
+    def moments(self) -> tuple[float, ...]:
+        return self.base.moments
+
+    def execute(self, run: Run) -> tuple[Tensor, int]:
+        """The base's samples from the starter's states."""
+        if run.init:
+            raise ValueError("a sampler with a start of its own takes no init")
+        sigma = one_level(self.start[1])
+        state = self.starter(run.noise, run.seed, run.first, run.condition)
+        # As where the base scaled noise: the same bits.
+        run.state = (state / sigma).to(run.begin().dtype) * sigma
+        return self.base.execute(run)
+
+    def blame(self, again: Callable[[Callback], Run]) -> ValueError:
+        return ValueError(f"the samples of {self.name!r}, from a start of its own, are not finite")
 
 
 def started(base: Sampler, starter: Starter, **about: Any) -> Started:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.core.sampler import Model
+from fewstep.core.model import Model
 from fewstep.core.table import Structure, Weight
 
 Entry = tuple[list[Tensor], dict[int, Tensor]]  # states and memory rows before a stage
@@ -76,7 +76,7 @@ def unrolled(
         current = value = None
         if fed is not None:
             current = entry[0][fed]
-            told = {name: number.expand(len(x)) for name, number in given[count].items()} if given else {}
+            told = {name: number.expand(x.shape[0]) for name, number in given[count].items()} if given else {}
             value = model(current, times[count], **{**condition, **told}).value.to(x.dtype)
             count += 1
         entry = advance(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
+from fewstep.core.model import Callback
 from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.core.sampler import Callback
 from fewstep.denoisers.network import NetworkDenoiser
 
 METHODS = (

@@ -24,6 +24,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import new_folder, write
 from fewstep.core.plan import Plan
 from fewstep.denoisers.experts import Experts
+from fewstep.denoisers.restorer import Restorer
 
 FORMAT, FORMERLY = "fewstep-model-2", "fewstep-model-1"
 CONFIG, WEIGHTS, CARD, PLAN = "config.json", "model.safetensors", "README.md", "plan.json"
@@ -32,7 +33,7 @@ EXPERTS, EXPERTS_FORMAT = "experts.json", "fewstep-experts-1"  # a folder with a
 
 
 def save_model(
-    model: Denoiser,
+    model: Denoiser | Restorer,
     folder: str | os.PathLike[str],
     card: str = "",
     plan: Plan | None = None,
@@ -54,9 +55,10 @@ def save_model(
     own = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
     state = {name: tensor for name, tensor in own.items() if not name.startswith(owners(folders))}
     state |= {name: part for name, part in beside.items() if name not in folders}
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     if stored is not None:
-        about["dtype"] = str(model.dtype).removeprefix("torch.")
-    weights = dump_tensors(_apart(state, model.dtype, stored))
+        about["dtype"] = str(dtype).removeprefix("torch.")
+    weights = dump_tensors(_apart(state, dtype, stored))
     about["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     about["config_sha256"] = _fingerprint(about)
     with new_folder(folder) as fresh:

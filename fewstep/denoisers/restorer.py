@@ -6,16 +6,26 @@ trained by `fewstep.training.restorer.fit_restorer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
+from fewstep.processes.restoration_chain import RestorationChain
 
-if TYPE_CHECKING:
-    from fewstep.processes.restoration_chain import RestorationChain
+METHODS = (
+    Method(
+        "restoring-generator",
+        kind="restorer",
+        paper="Restoration based Generative Models (Choi et al., 2023)",
+        arxiv="2303.05456",
+        claim="restores and degrades in turn, one call of the network per level: samples in a few calls",
+        use="Restorer",
+    ),
+)
 
 
 class Restorer(nn.Module):
@@ -35,6 +45,17 @@ class Restorer(nn.Module):
         super().__init__()
         chain.shape(chain.levels, shape)
         self.network, self.chain, self.shape, self.latent = network, chain, tuple(shape), tuple(latent)
+
+    def config(self) -> dict[str, Any]:
+        """What it is made of, for `fewstep.core.config`."""
+        chain = self.chain
+        levels = {"fades": list(chain.fades), "stds": list(chain.stds), "factors": list(chain.factors)}
+        return {"network": self.network, "chain": levels, "shape": list(self.shape), "latent": list(self.latent)}
+
+    @classmethod
+    def from_config(cls, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> Restorer:
+        """The restorer of `config`."""
+        return cls(**{**options, "chain": RestorationChain(**options["chain"])})
 
     def forward(self, y: Tensor, k: int | Tensor, z: Tensor) -> Tensor:
         """The restored data (B, *shape), from a state of level k, or, with k (B,), from states already filled."""

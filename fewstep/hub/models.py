@@ -15,6 +15,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.files import new_folder, write
 from fewstep.core.plan import Plan
 from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
+from fewstep.denoisers.restorer import Restorer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 # The files fetched from a repository: no pickle, no code.
@@ -142,7 +143,7 @@ def _cached(name: str, download: bool, revision: str | None) -> Path:
 
 
 def save(
-    model: Denoiser,
+    model: Denoiser | Restorer,
     folder: str | os.PathLike[str],
     plan: Plan | None = None,
     card: str | None = None,
@@ -167,6 +168,10 @@ def save(
     from fewstep.training.lora import without_adapters
 
     model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    if isinstance(model, Restorer):
+        if plan is not None or figures:
+            raise ValueError("a restorer samples without a plan: leave plan and figures out")
+        return save_model(model, folder, card=card or "")
     plan = plan if plan is not None else model.plan
     if plan is not None and not plan.fits(model.process):
         raise ValueError(

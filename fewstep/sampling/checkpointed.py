@@ -16,8 +16,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.ops import nonzero
-from fewstep.core.run import begin_run, check_given
-from fewstep.core.sampler import Sampler
+from fewstep.core.run import check_given
+from fewstep.core.sampler import Sampler, begin_run
 from fewstep.core.table import Stage, Table
 from fewstep.core.unrolled import Entry, advance
 

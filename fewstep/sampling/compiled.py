@@ -11,8 +11,8 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
-from fewstep.core.run import begin_run, check_given
-from fewstep.core.sampler import Sampler
+from fewstep.core.run import check_given
+from fewstep.core.sampler import Sampler, begin_run
 from fewstep.core.table import Table
 
 METHODS = (
@@ -83,7 +83,7 @@ class Compiled:
         dtype: torch.dtype = torch.float32,
         **condition: Any,
     ) -> Tensor:
-        """Samples `(B, *shape)`; arguments and errors are those of `fewstep.core.run.run`."""
+        """Samples `(B, *shape)`; arguments and errors are those of `fewstep.core.sampler.Sampler.run`."""
         table = self.plan.table
         x, named = begin_run(self.plan, self.model, noise, init, dtype, condition)
         states = x.new_zeros((table.states, *x.shape))

@@ -166,7 +166,7 @@ class _Coefficients:
 
     def __init__(self, process: Process, statistics: Statistics | None, x: Tensor):
         self.process, self.statistics, self.like = process, statistics, x
-        self.kept: dict[Any, Any] = {} if statistics is None else statistics.cache
+        self.kept: dict[Any, Any] = {} if statistics is None else statistics.coefficients
 
     def _made(self, key: tuple[Any, ...], make: Callable[[], list[Tensor]]) -> list[Tensor]:
         key = (*key, self.like.dtype, str(self.like.device))

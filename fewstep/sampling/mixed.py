@@ -14,8 +14,8 @@ from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.program import Program, program
-from fewstep.core.run import begin_run, check_answer, check_given, is_finite, memory_for
-from fewstep.core.sampler import Sampler
+from fewstep.core.run import check_answer, check_given
+from fewstep.core.sampler import Sampler, begin_run, is_finite, memory_for
 
 METHODS = (
     Method(
@@ -29,7 +29,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A plan with its noise `(B, *shape)` and the other arguments of `fewstep.core.run.run`."""
+    """A plan with its noise `(B, *shape)` and the other arguments of `fewstep.core.sampler.Sampler.run`."""
 
     plan: Sampler
     noise: Tensor
@@ -47,7 +47,7 @@ class _Run:
         table, self.rows, self.count = request.plan.table, len(x), 0
         check_given(table, model)
         self.evaluations = table.evaluations
-        self.memory: Memory | None = memory_for(model, len(x), request.condition, table, request.plan.times[-1])
+        self.memory: Memory | None = memory_for(model, len(x), request.condition, request.plan)
         self.program: Program = program(table, x, Noise(request.seed, request.first))
         self.samples: Tensor | None = None
         self._advance(None)

@@ -13,8 +13,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.ops import in_band
-from fewstep.core.run import begin_run, check_given
-from fewstep.core.sampler import Sampler
+from fewstep.core.run import check_given
+from fewstep.core.sampler import Sampler, begin_run
 from fewstep.core.table import Stage
 from fewstep.core.unrolled import Entry, advance
 
@@ -69,7 +69,7 @@ def run_parallel(
     Args:
         window: evaluations per call; the network sees batches of up to `window * B`.
         tolerance: 0 for the sequential result up to rounding.
-        seed, first, init, dtype, **condition: as `fewstep.core.run.run`.
+        seed, first, init, dtype, **condition: as `fewstep.core.sampler.Sampler.run`.
 
     Raises:
         ValueError: a window below 1, a negative tolerance, a plan with no table, and what `run` raises.

@@ -93,7 +93,7 @@ def sample(
         shape: one sample's shape, for denoisers that take any.
         init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
             begin.
-        callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.run.run`.
+        callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.sampler.Sampler.run`.
         brownian: take the steps' noise from one Brownian path per sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
         **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one per sample.

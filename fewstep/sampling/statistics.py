@@ -20,7 +20,8 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,6 @@ class Statistics:
     l: Tensor  # noqa: E741  the paper's name
     s: Tensor
     b: Tensor
-    cache: dict[Any, Any] = field(default_factory=dict, repr=False, kw_only=True)  # the solver's coefficients, by plan
 
     def __post_init__(self) -> None:
         grid = self.log_snr
@@ -83,6 +83,11 @@ class Statistics:
             value = getattr(self, name)
             if value.dtype != torch.float64 or not bool(torch.isfinite(value).all()):
                 raise ValueError(f"the statistic {name!r} must be finite float64 numbers, got {value.dtype}")
+
+    @cached_property
+    def coefficients(self) -> dict[Any, Any]:
+        """The solver's coefficients by plan, worked out once."""
+        return {}
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from fewstep.accelerate import pipeline
 
 import fewstep as fs
+from fewstep.acceleration import pipeline
 from fewstep.acceleration.pipeline import Accelerated
 from fewstep.cli.accelerate import verdict
 

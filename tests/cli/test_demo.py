@@ -6,9 +6,9 @@ import json
 import os
 
 import pytest
-from fewstep.accelerate import pipeline
 
 import fewstep as fs
+from fewstep.acceleration import pipeline
 from fewstep.acceleration.pipeline import Accelerated
 from fewstep.cli import demo
 
@@ -101,7 +101,7 @@ def test_a_solver_that_diverges_has_no_figures(fewstep, small, monkeypatch, tmp_
             raise ValueError("the samples are not finite")
         return real(plan, *rest, **named)
 
-    from fewstep.accelerate import evaluate
+    from fewstep.searching import evaluate
 
     real = evaluate.solve
     monkeypatch.setattr(evaluate, "solve", solve)

@@ -20,12 +20,14 @@ from fewstep.data.pyramid import Pyramid
 from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser
 from fewstep.denoisers.folder import CONFIG, FORMERLY, _fingerprint, load_model
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.denoisers.restorer import Restorer
 from fewstep.networks.mlp import MLP
 from fewstep.networks.unet import UNet
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.interpolants import Interpolant
 from fewstep.processes.pfgmpp import PFGMpp
 from fewstep.processes.reflected import Reflected
+from fewstep.processes.restoration_chain import RestorationChain
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.training.lora import add_lora, add_timed_lora, lora_parameters
@@ -237,3 +239,17 @@ def test_a_model_of_one_picture_keeps_its_pyramid(tmp_path):
     assert torch.equal(again.sample(2, (16, 20), steps=2), model.sample(2, (16, 20), steps=2))
     drawn, expected = (m.pyramid(2, torch.Generator().manual_seed(4)) for m in (again, model))
     assert torch.equal(drawn[0], expected[0]) and torch.equal(drawn[1]["y"], expected[1]["y"])
+
+
+def test_a_restorer_comes_back_with_the_same_samples(tmp_path):
+    chain = RestorationChain((0.6, 0.3, 0.1), (0.1, 0.3, 0.6))
+    torch.manual_seed(0)
+    restorer = Restorer(MLP((2,), width=8, depth=1, picture=2), chain, (2,), (2,)).eval()
+    with torch.no_grad():
+        for parameter in restorer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    again = load_model(fs.save(restorer, tmp_path / "restorer"))
+    assert isinstance(again, Restorer) and again.chain == chain
+    assert torch.equal(again.sample(5, seed=3), restorer.sample(5, seed=3))
+    with pytest.raises(ValueError, match="samples without a plan"):
+        fs.save(restorer, tmp_path / "other", plan=fs.plan(VP(), "ddim", 2))

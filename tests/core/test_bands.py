@@ -18,7 +18,7 @@ from fewstep.core.ops import play
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import process_from_config
-from fewstep.core.run import begin_run
+from fewstep.core.sampler import begin_run
 from fewstep.core.unrolled import unrolled
 from fewstep.processes.cosine import Cosine
 from fewstep.processes.flow import Flow

@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.number import Number
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.program import export_program, load_program
 from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
+from fewstep.processes.per_element import PerElement
 from fewstep.processes.ve import EDM
+from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
+from fewstep.sampling.tell import tell
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -135,3 +139,26 @@ def test_nothing_that_could_run_code_is_opened(written, tmp_path):
     with pytest.raises(ValueError, match="is not a program"):
         load_program(tmp_path / "cut.pt2")
     load_program(changed(written, tmp_path / "same.pt2", lambda files: None))  # the changes alone are to blame
+
+
+def test_bands_of_noise_levels_and_told_numbers(tmp_path):
+    class Told(NetworkDenoiser):
+        """Answers under guidance-like numbers: they scale the network's answer."""
+
+        def forward(self, x, t, *, strength=None, **condition):
+            answer = super().forward(x, t, **condition)
+            return answer.replaced(answer.value * strength[:, None])
+
+    torch.manual_seed(2)
+    process = PerElement((VP(), VP(beta_max=12.0)), (0, 1, 0, 1, 1), (5,))
+    model = Told(MLP((5,), width=8, depth=1), process, "v", (5,)).eval()
+    model.conditions = {"strength": Number(0.0, None, 1.0)}
+    with torch.no_grad():  # the last layer begins at zero
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    made = tell(plan(process, "dpmpp-2m", 3), strength=[0.5, 2.0, 1.0])
+    program = load_program(export_program(made, model, tmp_path / "bands.pt2"))
+    noise = torch.randn(4, 5)
+    torch.testing.assert_close(program(noise), made(model, noise), **CLOSE)
+    assert (made(model, noise) - plan(process, "dpmpp-2m", 3)(model, noise)).abs().max() > 1e-3
+    assert program.plan == made

@@ -12,7 +12,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.record import record
-from fewstep.core.run import begin_run
+from fewstep.core.sampler import begin_run
 from fewstep.core.unrolled import unrolled
 from fewstep.guidance.cfg import Guided
 from fewstep.processes.vp import VP
