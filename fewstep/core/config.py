@@ -139,7 +139,7 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, tol
     if kind == RESTORER:
         return found.from_config(options, own)  # type: ignore[attr-defined]  # every restorer has it
     if not (isinstance(found, type) and issubclass(found, Denoiser)):
-        raise ValueError(f"the {kind} {name!r} is not a denoiser")
+        raise ValueError(f"the {kind} {name!r} is no denoiser")
     denoiser = found.from_config(options, own)
     if not isinstance(denoiser.process, Process):
         raise TypeError(f"the process of {name!r} is {denoiser.process!r}")

@@ -214,7 +214,7 @@ def check_program(
             raise ValueError(f"slot {unknown[0]} is used before it is made")
         if isinstance(op, Evaluate):
             if op.x not in states:
-                raise ValueError(f"slot {op.x} is evaluated, but it is not a state")
+                raise ValueError(f"slot {op.x} is evaluated, but it is no state")
             if other := [kind for kind, _ in op.outputs if kind not in KINDS]:
                 raise suggest("prediction kind", other[0], KINDS)
             numbers += [op.t, *(value for _, value in op.given)]

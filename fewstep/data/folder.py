@@ -105,7 +105,7 @@ def _class(root: Path, path: Path) -> str:
 def _classes(root: Path, files: list[Path]) -> tuple[str, ...]:
     if loose := [path.name for path in files if path.parent == root]:
         raise ValueError(
-            f"labels=True takes the subfolders of {root} as classes, but {len(loose)} images lie outside them, "
+            f"labels=True takes the subfolders of {root} as classes, but {len(loose)} images lie outside of them, "
             f"{loose[0]!r} first: move them, or leave labels out"
         )
     return tuple(sorted({_class(root, path) for path in files}))

@@ -185,7 +185,7 @@ def load_onnx(path: str | os.PathLike[str], providers: Sequence[str] = ("CPUExec
     try:
         about = json.loads(text or "{}")
         if about.get("format") != FORMAT:
-            raise ValueError(f"its format is {about.get('format')!r}, expected {FORMAT!r}")
+            raise ValueError(f"it says format {about.get('format')!r}, expected {FORMAT!r}")
         return OnnxDenoiser(session, about)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a model that export_onnx wrote: {error}") from None

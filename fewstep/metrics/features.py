@@ -38,7 +38,7 @@ class Features:
             got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}")
         if self.dim not in (None, y.shape[1]):
-            raise ValueError(f"features {self.name!r} should have {self.dim} numbers per sample but gave {y.shape[1]}")
+            raise ValueError(f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}")
         y = y.cpu().double()  # the CPU first: not every device has float64, and both sets must be on one device
         if not torch.isfinite(y).all():
             raise ValueError(f"features {self.name!r} of {what} are not finite")

@@ -97,7 +97,7 @@ class MLP(nn.Module):
         if self.picture:
             if y is None or y.flatten(1).shape != (x.shape[0], self.picture):
                 given = "nothing" if y is None else tuple(y.shape)
-                raise ValueError(f"y must hold {self.picture} numbers per sample, got {given}")
+                raise ValueError(f"y must hold {self.picture} numbers a sample, got {given}")
             flat = torch.cat([flat, y.to(x.dtype).flatten(1)], dim=1)
         elif y is not None:
             raise ValueError("this network was built without a picture (picture=0), but y was given")

@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load_tensors((path / TENSORS).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"the checkpoint {path} is damaged ({error}): remove its folder to continue from the one before"
+            f"the checkpoint {path} is damaged ({error}): remove its folder to go on from the one before"
         ) from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ValueError(f"{path} is no training checkpoint of this version (its format is not {FORMAT!r})")

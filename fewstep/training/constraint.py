@@ -62,9 +62,7 @@ class Constraint:
         if not floor > 0:
             raise ValueError(f"floor must be positive, got {floor}")
         if not callable(residual):
-            raise ValueError(
-                f"the residual must be a function, which a recipe can hold only in Python, got {residual!r}"
-            )
+            raise ValueError(f"the residual is a function, which a recipe has from Python alone, got {residual!r}")
         self.residual, self.floor = residual, floor
 
     def __call__(self, step: Step) -> Tensor:

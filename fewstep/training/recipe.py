@@ -227,7 +227,7 @@ class Recipe:
                 raise ValueError(f"a network {self.network['name']!r} takes no {what}")
         for key, value in needed.items():
             if arguments.setdefault(key, value) != value:
-                raise ValueError(f"network.{key} = {arguments[key]}, but the data {spec.name!r} has {value}")
+                raise ValueError(f"network.{key} = {arguments[key]}, yet the data {spec.name!r} has {value}")
         return made(**arguments)
 
     def make_denoiser(
