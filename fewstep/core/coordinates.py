@@ -1,4 +1,4 @@
-"""Coordinates in which a process has ordinary noise, even where it has not in those of the data."""
+"""Coordinates in which the noise of a process is ordinary, even where it is not in those of the data."""
 
 from __future__ import annotations
 

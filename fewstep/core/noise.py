@@ -31,7 +31,7 @@ def philox(
     k1: int | Tensor
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap, yet their 64 bits are right; the shift is arithmetic, so the high word is masked.
+        # int64 products wrap, but their 64 bits are right; the shift is arithmetic, so the high word is masked.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             (p1 >> 32).bitwise_and_(_MASK).bitwise_xor(c1).bitwise_xor_(k0),

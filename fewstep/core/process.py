@@ -61,7 +61,7 @@ class Process:
     def _apply(self, name: str, t: Time) -> Time:
         if isinstance(t, Tensor):
             return getattr(self, name)(t.double())
-        # Solvers ask for the same few times over and over, so a float's answer is remembered.
+        # Solvers evaluate the same few times over and over, so the values for floats are remembered.
         value = self._known.get((name, t))
         if value is None:
             if len(self._known) > 10_000:

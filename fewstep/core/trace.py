@@ -73,7 +73,7 @@ class SymbolicPrediction:
 
 @dataclass(frozen=True)
 class _Asked:
-    """An evaluation while the solver may still ask for further kinds of its prediction."""
+    """An evaluation while the solver may still request further kinds of its prediction."""
 
     x: int
     t: float

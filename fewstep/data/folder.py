@@ -92,7 +92,7 @@ def open_folder(
 
 
 def pictures_below(root: Path) -> Iterator[Path]:
-    """The picture files in a folder and its subfolders, told by their names."""
+    """The picture files in a folder and its subfolders, recognised by their names."""
     for path in root.rglob("*"):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
@@ -105,7 +105,7 @@ def _class(root: Path, path: Path) -> str:
 def _classes(root: Path, files: list[Path]) -> tuple[str, ...]:
     if loose := [path.name for path in files if path.parent == root]:
         raise ValueError(
-            f"labels=True takes the subfolders of {root} as classes, yet {len(loose)} images lie outside of them, "
+            f"labels=True takes the subfolders of {root} as classes, but {len(loose)} images lie outside of them, "
             f"{loose[0]!r} first: move them, or leave labels out"
         )
     return tuple(sorted({_class(root, path) for path in files}))

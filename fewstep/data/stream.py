@@ -45,7 +45,7 @@ class Stream:
     """Shards as an endless source. `batch(seen, count)` is a function of its arguments and the seed alone.
 
     An epoch takes every sample once: the shards in a random order, `TOGETHER` at a time, their samples permuted. A
-    broken image is replaced by the next intact one in its shards; `skipped` holds the names of those met so far.
+    broken image is replaced by the next intact one in its shards; `skipped` holds the names of those found so far.
     """
 
     spec: DataSpec
@@ -89,7 +89,7 @@ class Stream:
             if image is not None:
                 return image, sample["other"]
             self.skipped.add(sample["name"])
-        raise ValueError(f"none of the {held} images beside {sample['name']} is whole")
+        raise ValueError(f"none of the {held} images beside {sample['name']} is intact")
 
     def _load(self, place: int) -> None:
         """Reads the shards of a place into memory, their samples permuted."""

@@ -37,7 +37,7 @@ METHODS = (
 
 RATIOS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # of sigma / alpha to the data's standard deviation
 NUMBERS, LEAST, MOST = 16_384, 16, 1_024  # values in a batch, and its bounds in samples
-TRIVIAL = 1.1  # bound of the error over the trivial predictor's: exact models are at most 1 but for sampling
+TRIVIAL = 1.1  # bound of the error over the trivial predictor's: exact models are at most 1 except for sampling error
 FLOOR = 0.15  # in standard deviations: an x0 near the data that a network without preconditioning may miss
 FALL = 0.9  # the error at a level over that at the level below, at least
 SPREAD = 1.2  # standard deviation of x0 in the noise over that of the data: at most 1 for any posterior mean

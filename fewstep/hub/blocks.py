@@ -49,7 +49,7 @@ def _children(module: nn.Module, name: str) -> list[Any]:
 
 
 def _stage(stage: nn.Module, path: str, level: int) -> Iterator[Block]:
-    """The blocks of one stage: residual blocks and attentions by turns, then the change of resolution."""
+    """The blocks of one stage: residual blocks and attentions in turn, then the change of resolution."""
     residuals, attentions = (
         [(f"{path}.{name}.{index}", module) for index, module in enumerate(_children(stage, name))]
         for name in ("resnets", "attentions")
@@ -64,7 +64,7 @@ def _stage(stage: nn.Module, path: str, level: int) -> Iterator[Block]:
         else:
             yield _residual(module, name, level)
     beside = [name for name in ("resnet_down", "resnet_up") if hasattr(stage, name)]
-    if beside:  # its samplers act on the picture alone
+    if beside:  # its samplers act only on the picture
         yield from (Block(f"{path}.{name}", level) for name in beside if getattr(stage, name) is not None)
         return
     for name in ("downsamplers", "upsamplers"):

@@ -222,8 +222,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
     ) -> PlanSchedulerOutput | tuple[Tensor]:
-        """Advance by one evaluation: the network's answer at `sample` `(B, *shape)` gives its next input, or the
-        result.
+        """One evaluation further: the network's answer at `sample` `(B, *shape)` gives its next input or the result.
 
         A `sample` that differs from what the last call returned is used: the other states that the solver keeps are
         moved along, by the least change of the states before that would have led to it.

@@ -29,8 +29,7 @@ METHODS = (
 
 def shift_by_size(config: Mapping[str, Any], tokens: int, largest: float) -> float:
     """mu of a dynamic shift `e^mu` (Esser et al., section 5.3.2): a line in the number of tokens through the
-    scheduler's `base_shift` and `max_shift`; `largest` is the pipeline's own `max_shift`, where the scheduler has
-    none."""
+    scheduler's `base_shift` and `max_shift`; `largest` is the pipeline's `max_shift`, where the scheduler has none."""
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", largest)
     return low + (high - low) / (many - few) * (tokens - few)

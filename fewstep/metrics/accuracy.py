@@ -1,4 +1,4 @@
-"""How many conditional samples are of the class they were asked to be."""
+"""How many conditional samples belong to the class they were drawn for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewstep.metrics.common import Result, check_samples
 METHODS = (
     Method(
         "accuracy",
-        claim="near 1 on real digits, 1/10 on labels dealt at random",
+        claim="near 1 on real digits, 1/10 on random labels",
         use="class_accuracy",
         facts={"needs": ("label",), "of": "digits", "better": "high"},
     ),
@@ -23,7 +23,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Accuracy(Result):
-    """`value`: share of samples, in [0, 1], that the classifier gives the label they were drawn for.
+    """`value`: share of samples, in [0, 1], to which the classifier assigns the label they were drawn for.
 
     `error` is its standard error, sqrt(p (1 - p) / n).
     """
@@ -39,7 +39,7 @@ def correct(
     """Whether each of `samples` (N, *shape) is of its class by a classifier (B, *shape) -> logits (B, classes): (N,).
 
     `labels` is (N,) integers in [0, classes) or one for all. The classifier is that of the 8x8 digits if none
-    is given; whether its dropout and the like are off is the caller's affair. Raises ValueError for samples
+    is given; switching off its dropout and the like is up to the caller. Raises ValueError for samples
     that are not finite, fewer than two, labels that do not fit, and logits of another shape.
     """
     samples = check_samples(samples, "samples")
@@ -67,7 +67,7 @@ def class_accuracy(
     labels: Tensor | int,
     classifier: Callable[[Tensor], Tensor] | None = None,
 ) -> Accuracy:
-    """The share of samples that are `correct`, which has the arguments and the errors."""
+    """The share of samples that are `correct`; arguments and errors are those of `correct`."""
     right = correct(samples, labels, classifier)
     share = right.double().mean().item()
     return Accuracy(share, len(right), (share * (1 - share) / len(right)) ** 0.5)

@@ -14,7 +14,7 @@ from fewstep.metrics.common import Result, check_samples
 METHODS = (
     Method(
         "captions",
-        claim="1 on pictures of what was asked for, and near 0 on those of other captions",
+        claim="1 on pictures of what their captions ask for, near 0 on pictures of other captions",
         use="caption_accuracy",
         facts={"needs": ("text",), "of": "shapes", "better": "high"},
     ),
@@ -23,7 +23,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class CaptionAccuracy(Result):
-    """`value`: share of pictures, in [0, 1], that show all that was asked; then the shares by attribute.
+    """`value`: share of pictures, in [0, 1], that show everything asked for; then the shares by attribute.
 
     What a caption leaves open counts as right. `error` is the standard error of `value`, sqrt(p (1 - p) / n).
     """

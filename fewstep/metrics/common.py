@@ -1,4 +1,4 @@
-"""What the metrics share: the checks on what comes in, and the form of what goes out."""
+"""What the metrics share: the checks of their inputs and the form of their results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_samples(x: Tensor, what: str, at_least: int = 2) -> Tensor:
         raise ValueError(f"{what} must be a tensor (N, *shape), not {type(x).__name__}")
     if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
         raise ValueError(
-            f"{what} must have a sample axis and at least one value a sample, not the shape {tuple(x.shape)}"
+            f"{what} must have a sample axis and at least one value per sample, not the shape {tuple(x.shape)}"
         )
     if len(x) < at_least:
         raise ValueError(f"{what} has {len(x)} samples: at least {at_least} are needed")

@@ -16,7 +16,7 @@ METHODS = (
         "curvature",
         paper="Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow (Liu et al., 2023)",
         arxiv="2209.03003",
-        claim="zero on straight paths and on them alone; one step is exact there",
+        claim="zero on straight paths and only there; one step is exact on them",
         use="curvature",
         facts={"needs": ("path",), "better": "low"},
     ),
@@ -25,7 +25,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Curvature(Result):
-    """`value`: squared distance of a path from its chord, mean over the path and over the samples.
+    """`value`: squared distance of a path from its chord, averaged over the path and over the samples.
 
     `relative` is that over the mean squared length of the chords.
     """
@@ -36,9 +36,9 @@ class Curvature(Result):
 def curvature(path: Sequence[Tensor], times: Sequence[float] | None = None) -> Curvature:
     """The deviation of paths from their chords: `path` are K + 1 tensors (N, *shape), such as a run's trajectory.
 
-    times: at which the points stand, K + 1 of them, rising or falling. Then the chord is walked at constant speed and
+    times: those of the points, K + 1 of them, rising or falling. Then the chord is traversed at constant speed and
     the mean is over time (trapezoid rule): for the rectified flow it is zero if and only if one Euler step is exact.
-    Without times the distance is the one to the line through the ends, whatever the speed, and every stretch counts
+    Without times the distance is that to the line through the ends, whatever the speed, and every segment counts
     alike.
 
     Raises ValueError for fewer than two points, different shapes, values that are not finite, and times that neither
@@ -51,7 +51,7 @@ def curvature(path: Sequence[Tensor], times: Sequence[float] | None = None) -> C
     from_start, chord = x - x[0], x[-1] - x[0]
     length2 = chord.square().sum(-1)
     if times is None:
-        # Where a path closes on itself the chord is a point, and the distance that to the point.
+        # Where a path closes on itself the chord is a point, and the distance is that to the point.
         share = (from_start * chord).sum(-1) / torch.where(length2 > 0, length2, torch.ones_like(length2))
         clock = torch.linspace(0, 1, len(x), dtype=torch.float64)
     else:

@@ -1,6 +1,6 @@
 """A small classifier of the 8x8 digits, with its weights.
 
-They are made again by `python -m fewstep.training.digits_classifier`, in about a minute.
+`python -m fewstep.training.digits_classifier` trains them again in about a minute.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DigitsClassifier(nn.Module):
 
 @functools.lru_cache(maxsize=4)
 def digits_classifier(device: torch.device | str = "cpu") -> DigitsClassifier:
-    """The classifier with the weights of the package, in evaluation mode and frozen (one copy a device)."""
+    """The classifier with the weights of the package, in evaluation mode and frozen (one copy per device)."""
     from safetensors.torch import load
 
     model = DigitsClassifier()

@@ -24,7 +24,7 @@ METHODS = (
 class EndpointError(Result):
     """`value`: mean distance to the reference over the mean norm of the reference.
 
-    `median` is that of the samples' own relative errors: a few that went to another mode do not move it.
+    `median` is that of the samples' own relative errors: a few that ended in another mode do not move it.
     """
 
     median: float
@@ -34,7 +34,7 @@ def endpoint_error(x: Tensor, reference: Tensor) -> EndpointError:
     """Relative L2 error of samples `x` (N, *shape) against `reference`, row by row from the same noise.
 
     In float64. Raises ValueError for values that are not finite, fewer than two samples, different shapes,
-    and a reference with a sample that is zero throughout, to which nothing is relative.
+    and a reference with a sample that is zero throughout, for which no relative error exists.
     """
     x, reference = check_samples(x, "x"), check_samples(reference, "reference")
     check_same_shape(x, reference, "samples of x", "those of the reference")
@@ -44,5 +44,5 @@ def endpoint_error(x: Tensor, reference: Tensor) -> EndpointError:
     errors, norms = (a - b).norm(dim=1), b.norm(dim=1)
     if not norms.all():
         raise ValueError("the reference has a sample that is zero throughout, to which no error is relative")
-    # quantile, not median: of an even count, median() is the lower of the middle two
+    # quantile, not median: for an even count, median() is the lower of the middle two
     return EndpointError((errors.mean() / norms.mean()).item(), len(x), (errors / norms).quantile(0.5).item())

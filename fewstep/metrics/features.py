@@ -25,7 +25,7 @@ class Features:
         """Vectors (N, F), float64 on the CPU, of samples (N, *shape); the function sees `batch` at a time.
 
         Raises ValueError for samples or vectors that are not finite, fewer than two samples, and a function
-        that does not give one vector a sample.
+        that does not return one vector per sample.
         """
         x = check_samples(x, what)
         with torch.no_grad():
@@ -39,7 +39,7 @@ class Features:
             raise ValueError(f"features {self.name!r} must give ({len(x)}, F) for {len(x)} samples, not {got}")
         if self.dim not in (None, y.shape[1]):
             raise ValueError(f"features {self.name!r} should have {self.dim} numbers a sample but gave {y.shape[1]}")
-        y = y.cpu().double()  # the CPU first: not every device has float64, and both sets must meet on one
+        y = y.cpu().double()  # the CPU first: not every device has float64, and both sets must be on one device
         if not torch.isfinite(y).all():
             raise ValueError(f"features {self.name!r} of {what} are not finite")
         return y
@@ -70,7 +70,7 @@ def find_features(features: str | Features | Callable[[Tensor], Tensor]) -> Feat
     """The features of that name, or a callable (B, *shape) -> (B, F) under its own name.
 
     The names: "pixels"; "blocks", pictures averaged down to 8x8; "digits", a layer of the digits classifier.
-    Raises ValueError for an unknown name (with the close ones) and for what is no function.
+    Raises ValueError for an unknown name (with the close ones) and for anything that is not a function.
     """
     if isinstance(features, Features):
         return features

@@ -1,4 +1,4 @@
-"""Frechet distance between samples and real data, beside the distance that real data keep from themselves."""
+"""Frechet distance between samples and real data, and between two parts of the real data as its floor."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ METHODS = (
 class Frechet(Result):
     """A Frechet distance: of `n` samples to `n_real` real rows, in the space of `features`.
 
-    `floor` is the distance of `floor_n` of the real rows to the other `n_real - floor_n`: what samples that
-    are real data would score. It is None with fewer than four real rows. The distance of finite sets is
-    biased upwards, more so for small ones: a value is read against its floor, and where `floor_n < n` (fewer
+    `floor` is the distance of `floor_n` of the real rows to the other `n_real - floor_n`: the score of samples that
+    are themselves real data. It is None with fewer than four real rows. The distance of finite sets is
+    biased upwards, more so for small ones: read a value against its floor, and where `floor_n < n` (fewer
     than 2n real rows) the floor is on the high side.
     """
 
@@ -94,7 +94,7 @@ def _covariance(rows: Tensor) -> Tensor:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root. Eigenvalues of the size of rounding count as zero: their roots do not."""
+    """The symmetric square root. Eigenvalues of rounding size count as zero: their roots would not be small."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     rounding = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     values = torch.where(values > rounding, values, torch.zeros_like(values))

@@ -1,4 +1,4 @@
-"""Precision and recall of samples from nearest neighbours, and their kin, density and coverage."""
+"""Precision and recall of samples from nearest neighbours, and the related density and coverage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METHODS = (
         "precision-recall",
         paper="Improved Precision and Recall Metric (Kynkaanniemi et al., 2019)",
         arxiv="1904.06991",
-        claim="fidelity and variety apart: a lost mode costs recall, a stray sample precision",
+        claim="fidelity and variety separately: a lost mode costs recall, a stray sample precision",
         use="precision_recall",
         facts={"needs": ("data",), "better": "high"},
     ),
@@ -52,7 +52,7 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Precision, recall, density and coverage of `samples` (N, *shape) against `real` (M, *shape).
 
-    The ball of a row reaches to its k-th nearest neighbour in its own set, itself not counted, and is closed.
+    The ball of a row reaches to its k-th nearest neighbour in its own set, not counting itself, and is closed.
     Raises ValueError as `frechet` does, and unless 1 <= k < min(N, M).
     """
     found = find_features(features)

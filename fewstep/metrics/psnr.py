@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio: how near restored pictures are to their originals, in decibels."""
+"""Peak signal-to-noise ratio: how close restored pictures are to their originals, in decibels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PSNR(Result):
 def psnr(samples: Tensor, originals: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> PSNR:
     """10 log10((high - low)^2 / MSE) of `samples` (N, *shape) against their `originals`, row by row, in float64.
 
-    Raises ValueError for values that are not finite, no samples, different shapes or numbers, and a range that is none.
+    Raises ValueError for values that are not finite, no samples, different shapes or counts, and an empty range.
     """
     samples, originals = check_samples(samples, "samples", 1), check_samples(originals, "originals", 1)
     check_same_shape(samples, originals, "samples", "originals")

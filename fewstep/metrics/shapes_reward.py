@@ -1,9 +1,9 @@
-"""A differentiable reward for captioned shapes: how near a picture is to the nearest one that the caption allows.
+"""A differentiable reward for captioned shapes: how close a picture is to the nearest one that the caption allows.
 
-Of all centres, and sizes where the caption leaves them open, those are found whose rendering y* is nearest to the
-picture x, and the score is 1 - |x - y*|^2 / E, with E the least energy of the things asked for. It is 1 on a right
-picture and nowhere above, 0 on an empty one, and its gradient, 2 (y* - x) / E (the search has none, being at an
-optimum), points at the nearest right picture.
+A search over all centres, and over sizes where the caption leaves them open, gives the rendering y* nearest to the
+picture x; the score is 1 - |x - y*|^2 / E, with E the least energy of the things asked for. It is 1 on a correct
+picture and nowhere more, 0 on an empty one, and its gradient, 2 (y* - x) / E (the search, being at an optimum, adds
+none), points to the nearest correct picture.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ METHODS = (
     Method(
         "shapes-reward",
         kind="reward",
-        claim="highest on right pictures, and its gradient leads wrong ones to what the caption asks",
+        claim="highest on correct pictures; its gradient leads wrong ones to what the caption asks for",
         use="soft_scores",
     ),
 )
 
-FIRST, LAST = 4, 28  # pixels: the centres of the first search lie between, one apart
+FIRST, LAST = 4, 28  # pixels: the centres of the first search lie between these, one apart
 CELLS = LAST - FIRST + 1
 STEPS = (0.5, 0.25, 0.125, 0.0625, 0.03125)  # pixels, of the second
 
@@ -52,7 +52,7 @@ def _grid(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gains(r: Tensor, colours: Tensor, asked: Wanted) -> Tensor:
-    """By how much each thing asked for takes the squared distance down, (B, 2, sizes, CELLS, CELLS), at every centre;
+    """By how much each thing asked for reduces the squared distance, (B, 2, sizes, CELLS, CELLS), at every centre;
     -inf where it cannot be. r (B, 3, 32, 32) is the picture above the ground, as are the colours (B, 2, 3)."""
     masks, energies, whole = _grid(r.device)
     along = torch.einsum("bcp,bkc->bkp", r.flatten(2), colours)
@@ -118,7 +118,7 @@ def _pair(gains: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _settle(r: Tensor, colours: Tensor, shape: Tensor, radius: Tensor, centre: Tensor) -> Tensor:
-    """Centres (B, 2, 2) moved to where the things fit best, to a thirtieth of a pixel, each axis for itself."""
+    """Centres (B, 2, 2) moved to where the things fit best, to a thirtieth of a pixel, each axis on its own."""
     from fewstep.data.shapes_render import coverage
 
     moves = torch.tensor([(0.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)], device=r.device)
@@ -136,7 +136,7 @@ def _settle(r: Tensor, colours: Tensor, shape: Tensor, radius: Tensor, centre: T
 
 @torch.no_grad()
 def _nearest(images: Tensor, asked: Wanted) -> tuple[Tensor, Tensor]:
-    """The nearest right pictures (B, 3, 32, 32), and the energies (B,) of what is asked for."""
+    """The nearest correct pictures (B, 3, 32, 32), and the energies (B,) of the things asked for."""
     from fewstep.data.shapes_render import BACKGROUND, PALETTE, RADII, render
 
     r = images - BACKGROUND
@@ -158,7 +158,7 @@ def _nearest(images: Tensor, asked: Wanted) -> tuple[Tensor, Tensor]:
 def soft_scores(images: Tensor, captions: Sequence[str]) -> Tensor:
     """Scores (B,) of pictures (B, 3, 32, 32) in [-1, 1] under B captions, differentiable in the pictures.
 
-    At most 1, reached by right pictures (to 0.0005); 0 (to a twentieth) for an empty one. Raises ValueError for
+    At most 1, reached by correct pictures (to 0.0005); 0 (to a twentieth) for an empty one. Raises ValueError for
     another shape, values that are not finite, and captions that cannot be read.
     """
     from fewstep.data.captions import wanted

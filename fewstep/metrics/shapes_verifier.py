@@ -1,10 +1,10 @@
-"""Reads the captioned shapes back from pixels: analysis by synthesis, nothing learned.
+"""Reads captioned shapes back from the pixels: analysis by synthesis, nothing learned.
 
 A thing is a mask times a colour above the ground. Against white noise the best test for one is its matched filter: of
 mask m and picture r (ground taken off), the least-squares colour is c = <m, r> / <m, m>, and it explains |c|^2 <m, m>
 of the picture's energy. Masks of every shape, size, place and a few blurs compete, and smudges without an edge beside
-them; the best is taken out, a second and a third are looked for in what is left, and the first two are fitted again,
-each with the other taken out. What stays must look like noise.
+them; the best is removed, a second and a third are searched for in the rest, and the first two are fitted again,
+each with the other removed. What remains must look like noise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = (
     ),
 )
 
-MOST = 3  # things looked for: one more than a caption can name
+MOST = 3  # things searched for: one more than a caption can name
 BLURS = (0.0, 0.7, 1.2)  # pixels
 GRADES = 4  # radii tried from the small one's to the large one's: the lower half count as small
 SMUDGES = (1.5, 2.25, 3.25, 4.5)  # pixels
@@ -40,14 +40,14 @@ REFINE = 5  # quarters of a pixel, each way, in the second
 HALF = 11  # half a patch's side: reach, refinement and blur
 NOTICED = 8.0  # energy from which something is a thing, and not noise or a ragged edge; the faintest real one has 39
 COLOUR = 0.5  # how far a colour may lie from the palette's, whose closest two are 1.1 apart
-FIT = 0.9  # the share of a thing's energy that its mask must explain
-LEFT = 0.3  # what may stay anywhere, averaged over a few pixels
+FIT = 0.9  # share of a thing's energy that its mask must explain
+LEFT = 0.3  # what may remain anywhere, averaged over a few pixels
 CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Found:
-    """One object of a picture. colour and shape are None where they are none of the known ones; centre is (x, y)."""
+    """One object of a picture. colour and shape are None where they are not among the known ones; centre is (x, y)."""
 
     colour: str | None
     shape: str | None
@@ -57,7 +57,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `clean` is False if it also shows what is no shape (or more than three)."""
+    """What a picture shows. `clean` is False if it also shows something that is not a shape (or more than three)."""
 
     things: tuple[Found, ...]
     clean: bool
@@ -65,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether pictures show what was asked, (B,) bools each; `full` is all of them. What was not asked is True."""
+    """Whether pictures show what was asked, (B,) bools each; `full` is all of them. What was not asked for is True."""
 
     count: Tensor
     colour: Tensor
@@ -80,7 +80,7 @@ class Verdict:
 
 @dataclass
 class _Fit:
-    """One thing a picture: kind (B,) is shape * GRADES + radius or -1, centre (B, 2), colour (B, 3) above the ground,
+    """One thing per picture: kind (B,) is shape * GRADES + radius or -1, centre (B, 2), colour (B, 3) above the ground,
     the energy (B,) it explains, and its mask (B, 1, 32, 32)."""
 
     kind: Tensor
@@ -207,7 +207,7 @@ def _analyse(images: Tensor) -> _Things:
     for number in range(MOST):
         fits.append(_refine(r, _search(r)))
         r = r - fits[-1].picture()
-        if number == 1:  # each of the two was found, or fitted, with the other in the way
+        if number == 1:  # each of the two was found, or fitted, in the presence of the other
             for k in range(2):
                 r = r + fits[k].picture()
                 fits[k] = _refine(r, fits[k].centre)
@@ -280,8 +280,8 @@ def verify(images: Tensor) -> list[Scene]:
 def check(images: Tensor, captions: Sequence[str]) -> Verdict:
     """Whether pictures (B, 3, 32, 32) in [-1, 1] show what their B captions ask for.
 
-    Things are matched with those asked for so that most attributes agree; where two ways do equally well, the colours
-    count first, then shapes, sizes, and the position. A picture with anything besides fails by its count.
+    Things are matched with those asked for so that most attributes agree; of two equally good matches, the colours
+    count first, then shapes, sizes, and the position. A picture with anything else fails by its count.
     Raises ValueError for another shape, values that are not finite, and captions that cannot be read.
     """
     from fewstep.data.captions import wanted

@@ -6,10 +6,10 @@ number for the batch (a function of the noise level, of order one: EDM's log(sig
 
 `network.blocks` is a dictionary from names to modules, in the order in which they run, each called exactly once per
 forward pass as `block(x, embedding)` and returning the new `x`; `embedding` is (B, W), or (B, 1 + L, W) with the L
-words of a caption behind it. A name is also the path of the module inside the
-network (`network.get_submodule(name)`), so features are read, cached or replaced by name (`fewstep.networks.surgery`).
-`network.skippable` are those among them that can be left out: their input stands for their output. An attention among
-them has its softmax at `core`, an `Attend`.
+words of a caption after it. A name is also the path of the module inside the network
+(`network.get_submodule(name)`), so features are read, cached or replaced by name (`fewstep.networks.surgery`).
+`network.skippable` are the blocks that can be left out: their input then stands for their output. Attention blocks
+have their softmax at `core`, an `Attend`.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def plain(size: tuple[int, int]) -> int | list[int]:
 
 
 def head_count(width: int) -> int:
-    """The most heads that divide `width` evenly into at least 32 channels each (1 when width < 64).
+    """The largest number of heads that divide `width` evenly into at least 32 channels each (1 when width < 64).
 
-    Narrower heads cost more time than they bring: attention with 8 channels a head is several times slower.
+    Narrower heads are not worth their time: attention with 8 channels per head is several times slower.
     """
     return max(heads for heads in range(1, max(width // 32, 1) + 1) if width % heads == 0)
 
 
 def vector(embedding: Tensor) -> Tensor:
-    """The vector (B, W) of an embedding, which may have words behind it, (B, 1 + L, W)."""
+    """The vector (B, W) of an embedding, which may have words after it, (B, 1 + L, W)."""
     return embedding if embedding.ndim == 2 else embedding[:, 0]
 
 
 class Attend(nn.Module):
-    """The seam inside attention: queries, keys and values to what is read; here softmax attention.
+    """The replaceable part of attention: queries, keys and values to the attended values; here softmax attention.
 
     The attention blocks hold it at their path `core` (`mid.attn.core`), so that `fewstep.networks.surgery.replaced` can
-    put something else there: a module that looks at the maps, merges tokens or changes what is read.
+    put something else there: a module that records the maps, merges tokens or changes the attended values.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, words: int) -> Tensor:
@@ -74,7 +74,7 @@ class Attend(nn.Module):
 
 def attend(qkv: Tensor, heads: int, words: Tensor | None = None, core: nn.Module | None = None) -> Tensor:
     """Attention from stacked queries, keys and values: (B, N, 3 W) to (B, N, W); with `words` (B, L, 2 W), stacked
-    keys and values, also to those. `core` is called as `Attend`, and stands for softmax attention where it is given."""
+    keys and values, also to those. `core` is called like `Attend`, and replaces softmax attention where it is given."""
     batch, tokens, triple = qkv.shape
     query, key, value = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
     if words is not None:
@@ -88,7 +88,7 @@ def attend(qkv: Tensor, heads: int, words: Tensor | None = None, core: nn.Module
 
 
 def zeroed(layer: _Layer) -> _Layer:
-    """The layer with all its parameters set to zero, so that its branch starts as nothing."""
+    """The layer with all its parameters set to zero, so that its branch starts at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -97,7 +97,7 @@ def zeroed(layer: _Layer) -> _Layer:
 class Embedding(nn.Module):
     """Noise level and class as one vector: MLP(Fourier features of `noise`) + a row of a table, (B, width).
 
-    The table has one row more than there are classes; the last one stands for "no label", as classifier-free
+    The table has one row more than there are classes; the last one means "no label", as classifier-free
     guidance needs (Ho and Salimans, 2022, arXiv:2207.12598).
     """
 
@@ -124,7 +124,7 @@ class Embedding(nn.Module):
         out = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
         if self.classes is None:
             if label is not None:
-                raise ValueError("this network was built without classes (classes=None), yet a label was given")
+                raise ValueError("this network was built without classes (classes=None), but a label was given")
             return out
         if label is None:
             label = torch.full((batch,), self.classes, device=noise.device)

@@ -1,4 +1,4 @@
-"""A fully convolutional network that sees only so far: any size of picture, and nothing beyond a few pixels."""
+"""A fully convolutional network with a small receptive field: any size of picture, nothing beyond a few pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS = (
         "convolution",
         paper="SinDDM: A Single Image Denoising Diffusion Model (Kulikov et al., 2023)",
         arxiv="2211.16582",
-        claim="an answer depends on no pixel beyond the receptive field; any size goes in",
+        claim="the output depends on no pixel beyond the receptive field; pictures may have any size",
         use="Convolution",
         facts={"shape": (2, 7, 5), "small": {"channels": 2, "width": 8, "depth": 3, "classes": 5}},
     ),
@@ -24,7 +24,7 @@ METHODS = (
 
 
 class Near(nn.Module):
-    """x + 1x1(silu(3x3(norm(x)) (1 + scale) + shift)), each pixel normalised over its own channels alone.
+    """x + 1x1(silu(3x3(norm(x)) (1 + scale) + shift)), each pixel normalised over its own channels only.
 
     A group norm would let every pixel see all others.
     """
@@ -45,7 +45,7 @@ class Convolution(nn.Module):
     """`network(x, noise, label=None)`: (B, C, H, W) to (B, C, H, W), H and W at least 2. See `fewstep.networks.common`.
 
     channels: C. width: of the hidden layers. depth: blocks; the receptive field is 3 + 2 depth pixels wide. classes:
-    number of classes, or None (a pyramid's scales, for one).
+    number of classes (a pyramid's scales, for example), or None.
     """
 
     def __init__(self, channels: int = 3, width: int = 32, depth: int = 4, classes: int | None = None) -> None:
@@ -60,7 +60,7 @@ class Convolution(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Width, in pixels, of the square that one answer depends on."""
+        """Width, in pixels, of the square that one output pixel depends on."""
         return 3 + 2 * self.depth
 
     @property

@@ -17,7 +17,7 @@ METHODS = (
         "dit",
         paper="Scalable Diffusion Models with Transformers (Peebles and Xie, 2023)",
         arxiv="2212.09748",
-        claim="a transformer over patches serves as backbone",
+        claim="a transformer over patches as the backbone",
         use="DiT",
         facts={
             "shape": (3, 8, 12),
@@ -88,7 +88,7 @@ class DiT(nn.Module):
 
     Positions are fixed sines in two dimensions. Blocks, in order: `block.0.attn`, `block.0.mlp`, `block.1.attn`, ...
 
-    Raises ValueError for sizes that do not divide by the patch, and for images of another size.
+    Raises ValueError for sizes that are not multiples of the patch, and for images of another size.
     """
 
     place: Tensor

@@ -18,7 +18,7 @@ METHODS = (
         "mlp",
         paper="Scalable Diffusion Models with Transformers (Peebles and Xie, 2023)",
         arxiv="2212.09748",
-        claim="learns a plane's density in seconds",
+        claim="learns a density in the plane in seconds",
         use="MLP",
         facts={"shape": (3, 2, 4), "small": {"shape": (3, 2, 4), "width": 16, "depth": 2, "classes": 5}},
     ),
@@ -43,7 +43,7 @@ class MLP(nn.Module):
     """`network(x, noise, label=None, y=None)`: (B, *shape) to (B, *shape). See `fewstep.networks.common`.
 
     shape: one sample's shape. width: of the hidden layers. depth: blocks. classes: number of classes, or None.
-    picture: how many numbers a condition `y` that goes with x has, 0 for none. out: numbers of the answer as a
+    picture: how many numbers the condition `y` that goes with x has, 0 for none. out: numbers of the output as a
     multiple of those of x, stacked along its first axis (2 for a mean and a variance).
     """
 
@@ -100,7 +100,7 @@ class MLP(nn.Module):
                 raise ValueError(f"y must hold {self.picture} numbers a sample, got {given}")
             flat = torch.cat([flat, y.to(x.dtype).flatten(1)], dim=1)
         elif y is not None:
-            raise ValueError("this network was built without a picture (picture=0), yet y was given")
+            raise ValueError("this network was built without a picture (picture=0), but y was given")
         embedding = F.silu(self.embedding(noise, label, x.shape[0]))
         hidden = self.first(flat)
         for block in self.block:

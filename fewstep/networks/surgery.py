@@ -2,7 +2,7 @@
 
 Nothing is hooked and nothing is written into the original. `replaced(network, {path: module})` is a second network
 that shares every tensor with the first, so threads may run several of them at once over one set of weights. Leaving
-blocks out, caching them, reading features and changing attention are all this.
+blocks out, caching them, reading features and changing attention are all done this way.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Block:
         level: of its resolution, 0 the finest; each further level halves height and width.
         input: the argument that holds its input, by position or by name.
         output: its place in the tuple that the block returns; None where the block returns the tensor alone.
-        skippable: whether the input may stand for the output: the block adds to it and keeps its shape.
-        beside: the argument that holds what the tuple returns in its other place (the words that a joint block of
+        skippable: whether the block may be left out: it adds to its input and keeps its shape.
+        beside: the argument for what the tuple returns in its other place (the words that a joint block of
             words and pixels passes on); None where the tuple has one place.
     """
 
@@ -44,11 +44,11 @@ class Block:
         return _argument(self.input, args, named)
 
     def value(self, answer: Any) -> Tensor:
-        """The block's tensor in what a call has returned."""
+        """The block's tensor in the return value of a call."""
         return answer if self.output is None else answer[self.output]
 
     def answer(self, x: Tensor, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-        """What the block would have returned with `x` as its tensor, all else passed on as it came in."""
+        """The block's return value with `x` as its tensor, everything else passed on unchanged."""
         if self.output is None:
             return x
         places = [] if self.beside is None else [_argument(self.beside, args, named)]
@@ -61,15 +61,15 @@ def _argument(key: int | str, args: tuple[Any, ...], named: Mapping[str, Any]) -
 
 
 class InPlaceOf(nn.Module):
-    """Base of what takes the place of the module `of`, which it knows without holding its weights.
+    """Base of the modules that replace the module `of`, which they know without holding its weights.
 
-    Attributes that it lacks are those of `of`: some networks reach into their blocks (the transformer of diffusers' DiT
-    reads the class through its first one).
+    Attributes that they lack are those of `of`: some networks reach into their blocks (the transformer of diffusers'
+    DiT reads the class through its first one).
     """
 
     def __init__(self, of: nn.Module | None) -> None:
         super().__init__()
-        self.__dict__["of"] = of  # beside the table of submodules
+        self.__dict__["of"] = of  # not in the table of submodules
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -81,9 +81,9 @@ class InPlaceOf(nn.Module):
 
 
 class Skip(InPlaceOf):
-    """Stands for a block that is left out: it returns the first tensor it is given, unchanged.
+    """Replaces a block that is left out: it returns its first tensor unchanged.
 
-    With `block` the input is the argument that this one names, and comes back in the block's own form.
+    With `block`, the input is the argument that it names, and is returned in the block's own form.
     """
 
     def __init__(self, block: Block | None = None, of: nn.Module | None = None) -> None:
@@ -97,7 +97,7 @@ class Skip(InPlaceOf):
 
 
 class Keep(InPlaceOf):
-    """Runs `block`, and puts what it returns into the caller's `store` under `name`, with its gradient.
+    """Runs `block`, and puts its return value into the caller's `store` under `name`, with its gradient.
 
     The block's weights are those of its submodule `block`.
     """
@@ -112,7 +112,7 @@ class Keep(InPlaceOf):
 
 
 class Stored(InPlaceOf):
-    """Stands for a block that is not run: it returns what `store` has under `name` when it is called.
+    """Replaces a block that is not run: it returns what `store` has under `name` when it is called.
 
     Raises ValueError when there is nothing yet.
     """
@@ -128,17 +128,17 @@ class Stored(InPlaceOf):
 
 
 def replaced(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """`module` with other submodules at these dotted paths, sharing all else with it; without paths, `module` itself.
+    """`module` with other submodules at these dotted paths, sharing all the rest; without paths, `module` itself.
 
     Only the modules on the way to the paths are copied, shallowly: parameters, buffers and hooks, present and future
-    ones, are those of the original, which is untouched. The copy is made to be run, not changed: `to`, `train` and the
-    like reach through it into what is shared. Its state dict has the names of its own modules, so a left-out block has
-    none. A submodule that lies at several paths is replaced at the given ones alone.
+    ones, are those of the original, which is untouched. The copy is for running, not for changing: `to`, `train` and
+    the like reach through it into what is shared. Its state dict has the names of its own modules, so a left-out block
+    has none. A submodule that lies at several paths is replaced only at the given ones.
 
     Raises:
-        ValueError: a path that the module does not have, one inside another of the paths, something that is no module
-            in its place, or a module on the way whose `forward` was exchanged on the object (as a compiled one's: a
-            copy of it would run the original).
+        ValueError: a path that the module does not have, one inside another of the paths, something that is not a
+            module in its place, or a module on the way whose `forward` was exchanged on the object (as a compiled
+            one's: a copy of it would run the original).
     """
     if not parts:
         return module
@@ -168,7 +168,7 @@ def without(model: nn.Module, blocks: Iterable[Block]) -> nn.Module:
 
 
 def _paths(module: nn.Module, path: str) -> Iterator[str]:
-    """As much of a dotted path as leads to submodules, from the shortest on."""
+    """The parts of a dotted path that lead to submodules, from the shortest on."""
     at, here = "", module
     for name in path.split("."):
         child = here._modules.get(name)
@@ -208,9 +208,9 @@ def _rebind(module: nn.Module, made: nn.Module) -> None:
 def blocks_of(model: nn.Module) -> dict[str, Block]:
     """The blocks of a model by name, in the order in which they run, their paths leading from the model.
 
-    They are those of the first submodule with a dictionary `blocks`, or `skippable`, from names to blocks. A network
-    names modules, called with their input first and returning the tensor alone, each by its path in the network; what
-    holds a network of another library names `Block`s.
+    They are those of the first submodule with a dictionary `blocks`, or `skippable`, from names to blocks. Our networks
+    name modules, called with their input first and returning the tensor alone, each by its path in the network;
+    wrappers of other libraries' networks name `Block`s.
 
     Raises:
         ValueError: no submodule names its blocks.

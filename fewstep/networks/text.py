@@ -1,4 +1,4 @@
-"""A small text encoder: words of a fixed vocabulary to vectors that know their neighbours."""
+"""A small text encoder: words of a fixed vocabulary to vectors that depend on their context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LAYERS = 2
 
 
 class _Layer(nn.Module):
-    """Self-attention and a perceptron, each on the normed input and added to it."""
+    """Self-attention and a perceptron, each applied to the normalised input and added to it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

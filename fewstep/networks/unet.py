@@ -1,4 +1,4 @@
-"""A compact UNet: residual blocks with adaptive group norm, attention at the resolutions asked for."""
+"""A compact UNet: residual blocks with adaptive group norm, attention at chosen resolutions."""
 
 from __future__ import annotations
 
@@ -117,23 +117,23 @@ class UNet(nn.Module):
     Args:
         channels: C. size: the height and width it is meant for (a number when square); other sizes that divide evenly
             work too.
-        width: channels at each level, the resolution halves from one to the next. blocks: residual blocks a level,
+        width: channels at each level, the resolution halves from one to the next. blocks: residual blocks per level,
             down and up alike. attention: the heights, in pixels, of the levels that attend.
         classes: number of classes, or None. patch: folds patch x patch pixels into channels first, so that large
             images cost less. embedding: width of the embedding of noise and class, 4 width[0] when None. dropout:
             within residual blocks.
         vocabulary: how many words captions have, or None; then `text` is (B, L) indices, `captions` the longest L, and
             the levels that attend also attend to the words.
-        picture: channels of a picture `y` that goes with x, 0 for none. out: channels of the answer, `channels` when
+        picture: channels of a picture `y` that goes with x, 0 for none. out: channels of the output, `channels` when
             None.
-        places: every pixel is told where it lies, its row and column from -1 to 1, as two channels more; convolutions
-            learn that from the borders alone, and slowly.
+        places: two more channels hold the row and column of every pixel, from -1 to 1; without them, convolutions
+            learn the position only from the borders, and slowly.
 
     The last layer starts at zero, and so does every residual branch. Blocks, in order: `down.0.res0`,
     `down.0.attn0`, `down.0.down`, `down.1.res0`, ..., `mid.res0`, `mid.attn`, `mid.res1`, `up.1.res0`, ..., `up.1.up`,
     `up.0.res0`. The number after `down` and `up` is the level, 0 the finest.
 
-    Raises ValueError for sizes that do not divide and for resolutions in `attention` that no level has.
+    Raises ValueError for sizes that do not divide evenly and for resolutions in `attention` that no level has.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class UNet(nn.Module):
                 raise ValueError(f"y must have shape {(x.shape[0], self.picture, *x.shape[2:])}, got {given}")
             x = torch.cat([x, y.to(x.dtype)], dim=1)
         elif y is not None:
-            raise ValueError("this network was built without a picture (picture=0), yet y was given")
+            raise ValueError("this network was built without a picture (picture=0), but y was given")
         folded = F.pixel_unshuffle(x, self.patch)
         hidden, skips = self.first(torch.cat([folded, grid(folded)], dim=1) if self.places else folded), []
         for modules in _levels(self.down):
@@ -302,11 +302,11 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(hidden))), self.patch)
 
     def _embed(self, noise: Tensor, label: Tensor | None, text: Tensor | None, batch: int) -> Tensor:
-        """(B, W); with captions (B, 1 + L, W), the words behind the vector."""
+        """(B, W); with captions (B, 1 + L, W), the words after the vector."""
         embedding = self.embedding(noise, label, batch)
         if self.text is None:
             if text is not None:
-                raise ValueError("this network was built without captions (vocabulary=None), yet a text was given")
+                raise ValueError("this network was built without captions (vocabulary=None), but a text was given")
             return F.silu(embedding)
         words = self.text(text if text is not None else noise.new_zeros(batch, self.captions, dtype=torch.long))
         return torch.cat([F.silu(embedding + words.mean(1))[:, None], words], dim=1)

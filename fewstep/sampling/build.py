@@ -25,8 +25,8 @@ ADAPTIVE_STEPS = 1000
 
 
 class _Clock(Shifted):
-    """The shifted clock, cut where it would leave the process: from its first noise level to its last, or to `t_min`
-    where a clock cannot go on to that level (a table ends there)."""
+    """The shifted clock, cut where it would leave the process: from the process's first noise level to its last, or to
+    `t_min` where a clock cannot reach that level (a table ends there)."""
 
     @property
     def t_max(self) -> float:  # type: ignore[override]
@@ -61,12 +61,12 @@ def plan(
         end: "zero" ends at the clean sample, "min" at the process's smallest noise.
         strength: start in the middle: the last `round(strength * steps)` steps of the grid (image-to-image).
         shift: resolution shift of the grid (`Shifted`), not of the process the network was trained on.
-        guidance: a guidance scale that the plan tells the model (`fs.guide`) at its evaluations, one for all or one for
-            each; None where the model's own holds. 1 is no guidance, in a call of half the rows.
+        guidance: a guidance scale that the plan passes to the model (`fs.guide`) at its evaluations, one for all or one
+            for each; None leaves the model's own. 1 is no guidance, in a call of half the rows.
         **options: the solver's own (order, eta, variant, ...).
 
     Raises:
-        ValueError: unknown names (close ones offered), times that do not fall, fewer steps than the solver needs.
+        ValueError: unknown names (close ones offered), times that do not decrease, fewer steps than the solver needs.
     """
     if guidance is not None:
         rest: dict[str, Any] = {"nfe": nfe, "end": end, "strength": strength, "shift": shift, **options}
@@ -83,7 +83,7 @@ def plan(
     elif isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive"):
         if steps is not None or nfe is not None:
             raise ValueError(f"{solver!r} chooses its own steps: give it a tolerance instead of steps or nfe")
-        steps = ADAPTIVE_STEPS  # of the grid from which it takes its two ends alone
+        steps = ADAPTIVE_STEPS  # of the grid, of which it uses only the two ends
     elif (steps is None) == (nfe is None):
         raise ValueError("give either steps or nfe")
     elif steps is None:
@@ -125,7 +125,7 @@ def plan(
 
 
 def fixed_plan(process: Process, *arguments: Any, **options: Any) -> Plan:
-    """`plan`, where only a plan will do: `ValueError` for a solver that depends on the data as it runs."""
+    """`plan`, where only a plan is accepted: `ValueError` for a solver that depends on the data as it runs."""
     return as_plan(plan(process, *arguments, **options))
 
 
@@ -142,7 +142,7 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
             raise ValueError(f"{name!r} needs at least {candidate.nfe} evaluations, got nfe={nfe}")
         steps = max(1, min(steps - 1, steps * nfe // candidate.nfe))
         candidate = make(steps=steps)
-    # Evaluations never fall as steps grow; the bound is for a solver that needs fewer than one a step.
+    # Evaluations never fall as steps grow; the bound is for a solver that needs fewer than one per step.
     while steps * rest.get("strength", 1.0) < nfe + 1:
         try:
             larger = make(steps=steps + 1)

@@ -1,4 +1,4 @@
-"""A plan's exact gradients from a fraction of the memory: its stages in segments that run again for the way back."""
+"""A plan's exact gradients from a fraction of the memory: its stages in segments that rerun on the backward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = (
         kind="gradient",
         paper="Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016)",
         arxiv="1604.06174",
-        claim="exact gradients through any plan, memory of the square root of its stages",
+        claim="exact gradients through any plan, with memory for the square root of its stages",
         use="checkpointed",
     ),
 )
@@ -47,12 +47,12 @@ def checkpointed(
 ) -> Tensor:
     """The samples `(B, *shape)` of a plan, in the noise's dtype, through which gradients flow.
 
-    The gradients are those of the plan as it stands, for the noise, the initial batch, float conditions and weights.
+    The gradients are those of the plan itself, for the noise, the initial batch, float conditions and weights.
     Kept until the backward pass are the states between segments of `segment` stages (by default the square root of
-    their number), and then, one segment at a time, what its evaluations save; each is made twice. The steps' noise is
+    their number), and then, one segment at a time, what its evaluations save; each runs twice. The steps' noise is
     drawn again, not kept.
 
-    With `last`, gradients are those through the last so many evaluations alone; what comes before them is a constant.
+    With `last`, gradients pass only through that many evaluations at the end; what comes before them is a constant.
 
     Raises:
         ValueError: as `Plan.run`; a segment or a `last` below 1; a `Loop`, which has no fixed stages.
@@ -80,7 +80,7 @@ def checkpointed(
         if begin < cut:
             with torch.no_grad():
                 out = run(*tensors)
-        elif stop - begin == len(stages) - cut and last is not None:  # one segment: to run it again would save nothing
+        elif stop - begin == len(stages) - cut and last is not None:  # one segment: rerunning it would save nothing
             out = run(*tensors)
         else:
             out = checkpoint(run, *tensors, use_reentrant=False)

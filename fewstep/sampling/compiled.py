@@ -38,9 +38,9 @@ def step(
     weights: Tensor,
     condition: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """One stage on tensors alone, so that no number of it is part of the graph.
+    """One stage on tensors alone, so that none of its numbers is part of the graph.
 
-    `states` `(R, B, *shape)`, `memory` `(M, B, *shape)`; `feed` `(1,)` is the state evaluated; each output k of the
+    `states` `(R, B, *shape)`, `memory` `(M, B, *shape)`; `feed` `(1,)` is the evaluated state; each output k of the
     stage is `pairs[k, 0] x + pairs[k, 1] value` and goes to row `slots[k]`; `pairs` `(outputs, 2, 1, *shape)` and
     `weights` `(R, R + M, 1, *shape)`, with ones for the shape where the numbers do not differ between elements.
     """
@@ -57,8 +57,8 @@ class Compiled:
     """`compiled(noise, ...)` runs the plan; `compiled.use(plan)` gives the same graph with another plan.
 
     The graph is compiled at the first call and holds no number of the plan: schedules, step counts and warm-up are
-    tensors fed to it. It is made anew only for another batch size, or a solver with other numbers of states, memory
-    rows, outputs or draws a stage.
+    tensors fed to it. It is recompiled only for another batch size, or a solver with other numbers of states, memory
+    rows, outputs or draws per stage.
     """
 
     def __init__(self, plan: Sampler, model: Denoiser, graph: Callable[..., tuple[Tensor, Tensor]]):
@@ -88,13 +88,13 @@ class Compiled:
         x, named = begin_run(self.plan, self.model, noise, init, dtype, condition)
         states = x.new_zeros((table.states, *x.shape))
         states[0] = x
-        memory = x.new_zeros((table.memory + 1, *x.shape))  # the last row takes the outputs that a stage lacks
+        memory = x.new_zeros((table.memory + 1, *x.shape))  # the last row is for the outputs that a stage lacks
         times, given = table.times(x.device, dtype), table.given(x.device, dtype)
         check_given(table, self.model)
         source, count = Noise(seed, first), 0
         fed: list[tuple[Any, ...]] | None = None
         for i, stage in enumerate(table.stages):
-            if stage.evaluate is None:  # what comes before the first evaluation: the start's scaling alone
+            if stage.evaluate is None:  # before the first evaluation: only the start's scaling
                 weights = _wide(table.array(stage.weights), x).to(x)
                 for draw, row in stage.draws:
                     memory[row] = source.normal(draw, tuple(x.shape), x.device, dtype)
@@ -121,14 +121,14 @@ class Compiled:
         return samples
 
     def _kind(self, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> str:
-        """What the model predicts, asked once with one sample."""
+        """What the model predicts, found by one call with one sample."""
         if self.kind is None:
             first = {name: value[:1] for name, value in condition.items()}
             self.kind = self.model(x[:1], t, **first).kind
         return self.kind
 
     def _numbers(self, table: Table, kind: str, like: Tensor) -> list[tuple[Any, ...]]:
-        """The tensors of every stage, of equal shapes; made once."""
+        """The tensors of every stage, of equal shapes; built once."""
         device, dtype = like.device, like.dtype
         if (kind, device, dtype) in self._fed:
             return self._fed[kind, device, dtype]
@@ -160,7 +160,7 @@ class Compiled:
 
 
 def _wide(numbers: Tensor, like: Tensor) -> Tensor:
-    """Numbers `(R, C)` or `(R, C, 1, *shape)` as what multiplies rows `(B, *shape)`."""
+    """Numbers `(R, C)` or `(R, C, 1, *shape)` as factors of rows `(B, *shape)`."""
     return numbers.view(*numbers.shape, *[1] * like.ndim) if numbers.ndim == 2 else numbers
 
 

@@ -1,4 +1,4 @@
-"""Requests with plans of their own in shared network calls: the heart of a server."""
+"""Requests with different plans in shared network calls: the heart of a server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = (
     Method(
         "run-mixed",
         kind="executor",
-        claim="different plans, step counts and conditions share network calls, each as if alone",
+        claim="different plans, step counts and conditions share network calls, each as if it ran alone",
         use="run_mixed",
     ),
 )
@@ -29,7 +29,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A plan with its noise `(B, *shape)` and what `fewstep.core.sampler.Sampler.run` takes besides."""
+    """A plan with its noise `(B, *shape)` and the other arguments of `fewstep.core.sampler.Sampler.run`."""
 
     plan: Sampler
     noise: Tensor
@@ -40,7 +40,7 @@ class Request:
 
 
 class _Run:
-    """A request on its way: its program, and what it wants evaluated next."""
+    """A request in progress: its program, and the evaluation it asks for next."""
 
     def __init__(self, request: Request, model: Denoiser, dtype: torch.dtype):
         x, self.condition = begin_run(request.plan, model, request.noise, request.init, dtype, dict(request.condition))
@@ -66,8 +66,8 @@ class _Run:
 class Mixed:
     """A denoiser shared by requests that join and leave between its calls.
 
-    `add` a request at any time, `step` for one network call, `pop` its samples when `step` has named it. Each call
-    takes the requests in turn, as many as fit into `max_batch` samples.
+    `add` a request at any time, `step` for one network call, `pop` its samples when `step` has returned its ticket.
+    Each call takes the requests in turn, as many as fit into `max_batch` samples.
 
     A request's own arithmetic is that of `plan.run`, on its own rows: what it shares is the network's batch. So its
     samples differ from those of a run alone only where the network's rounding depends on the batch's size, and are
@@ -89,11 +89,11 @@ class Mixed:
         return len(self._runs)
 
     def add(self, request: Request) -> int:
-        """Let a request join at the next call; its ticket.
+        """Let a request join at the next call; returns its ticket.
 
         Raises:
             ValueError: as `plan.run`: a plan for another process, a wrong shape, unknown conditions; more samples
-                than a call may hold. The other requests go on.
+                than a call may hold. The other requests continue.
         """
         if self.max_batch is not None and len(request.noise) > self.max_batch:
             raise ValueError(
@@ -122,12 +122,12 @@ class Mixed:
 
     @torch.no_grad()
     def step(self) -> list[int]:
-        """One network call; the tickets that are finished by it. None are, and nothing is called, when nobody waits."""
+        """One network call; returns the tickets that it finishes: none, without a call, when no request waits."""
         tickets = self._chosen()
         if not tickets:
             return []
         runs = [self._runs[ticket] for ticket in tickets]
-        if self._group[0] != tickets:  # the conditions of a group are put together once
+        if self._group[0] != tickets:  # the conditions of a group are concatenated once
             names = dict.fromkeys(name for run in runs for name in run.condition)
             self._group = (tickets, {name: torch.cat([self._condition(run, name) for run in runs]) for name in names})
         x = torch.cat([run.x for run in runs])
@@ -153,17 +153,17 @@ class Mixed:
         return finished
 
     def _condition(self, run: _Run, name: str) -> Tensor:
-        """A request's condition, or its default where the request says nothing of it."""
+        """A request's condition, or its default where the request leaves it out."""
         if name not in run.condition:
             run.condition[name] = self.model.conditions[name].check(name, None, run.rows, run.x.device)
         return run.condition[name]
 
     def pop(self, ticket: int) -> Tensor:
-        """The samples `(B, *shape)` of a finished request, handed over once.
+        """The samples `(B, *shape)` of a finished request, returned once.
 
         Raises:
-            ValueError: samples that are not finite (the others are not touched by it).
-            KeyError: a ticket that is not finished, or was handed over.
+            ValueError: samples that are not finite (other requests are unaffected).
+            KeyError: a ticket that is not finished, or whose samples were returned already.
         """
         samples = self._done.pop(ticket)
         if not is_finite(samples):
@@ -184,7 +184,7 @@ def run_mixed(
 ) -> list[Tensor]:
     """Run requests, each `(plan, noise, condition)` or a `Request`, in shared network calls; their samples, in order.
 
-    All are checked before the first call: plans of any solver, step count and start, with conditions of their own, for
+    All are checked before the first call: plans of any solver, step count and start, each with its own conditions, for
     the model's process. The number of calls is the longest plan's, where all fit into `max_batch`.
 
     Raises:

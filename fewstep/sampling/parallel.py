@@ -24,7 +24,7 @@ METHODS = (
         kind="executor",
         paper="Parallel Sampling of Diffusion Models (Shih et al., 2023)",
         arxiv="2305.16317",
-        claim="a window of evaluations in one call: fewer calls one after the other, the same samples",
+        claim="a window of evaluations in one call: fewer sequential calls, the same samples",
         use="run_parallel",
     ),
 )
@@ -32,8 +32,8 @@ METHODS = (
 
 @dataclass(frozen=True)
 class ParallelResult:
-    """Samples `(B, *shape)`; `depth` calls of the network one after the other, `nfe` evaluations of each sample in all,
-    `planned_nfe` those of the sequential run, and seconds."""
+    """Samples `(B, *shape)`; `depth`, the number of sequential network calls; `nfe`, evaluations of each sample in all;
+    `planned_nfe`, those of the sequential run; and seconds."""
 
     samples: Tensor
     depth: int
@@ -58,17 +58,17 @@ def run_parallel(
 ) -> ParallelResult:
     """Run a plan with up to `window` of its evaluations in one network call.
 
-    Guess the states that the next `window` evaluations are fed, evaluate all of them at once, and replay the plan's
+    Guess the input states of the next `window` evaluations, evaluate all of them at once, and replay the plan's
     cheap combinations with the answers: new guesses (Picard iteration, Algorithm 1 of the paper). The window moves past
-    every state that stands: its change has a root mean square of at most `tolerance * sigma` in every sample, sigma
-    being the noise level there (at least the plan's smallest). A window's first state is exact, given those that stood,
-    so there are never more calls than evaluations in the sequential run. States that enter the window are guessed with
-    the last answer. Noise is the sequential run's (it depends on seed, sample and draw alone), so stochastic plans come
-    out the same, too.
+    every state that has converged: its change has a root mean square of at most `tolerance * sigma` in every sample,
+    sigma being the noise level there (at least the plan's smallest). A window's first state is exact, given the
+    converged ones, so there are never more calls than evaluations in the sequential run. States that enter the window
+    are guessed with the last answer. Noise is the sequential run's (it depends on seed, sample and draw alone), so
+    stochastic plans give the same samples, too.
 
     Args:
-        window: evaluations a call; the network sees batches of up to `window * B`.
-        tolerance: 0 for the sequential result to rounding.
+        window: evaluations per call; the network sees batches of up to `window * B`.
+        tolerance: 0 for the sequential result up to rounding.
         seed, first, init, dtype, **condition: as `fewstep.core.sampler.Sampler.run`.
 
     Raises:
@@ -103,7 +103,7 @@ def run_parallel(
     limits = _limits(stages, tolerance)
 
     done = depth = evaluations = 0  # `entry` is before stage `done`
-    fed = [entry[0][stages[0].x]] if stages else []  # guesses of the states that stages done, done + 1, ... are fed
+    fed = [entry[0][stages[0].x]] if stages else []  # guesses of the input states of stages done, done + 1, ...
     while done < len(stages):
         m = len(fed)
         repeated = {name: value.repeat(m, *[1] * (value.ndim - 1)) for name, value in named.items()}
@@ -123,7 +123,7 @@ def run_parallel(
             entries.append(go_on(done + k, entries[-1], fed[k], values[k], kind))
         new = [entries[k][0][stages[done + k].x] for k in range(m)]
         stands = 1
-        if m > 1:  # the one read from the device in a call
+        if m > 1:  # the only read from the device in a call
             changes = (torch.stack(new[1:]) - torch.stack(fed[1:])).flatten(2).square().mean(2).amax(1).sqrt().tolist()
             while stands < m and changes[stands - 1] <= limits[done + stands]:
                 stands += 1
@@ -140,7 +140,7 @@ def run_parallel(
 
 
 def _limits(stages: list[Stage], tolerance: float) -> list[float]:
-    """The change allowed in the state that each stage is fed."""
+    """The change allowed in the input state of each stage."""
     sigmas = [in_band(stage.evaluate.scales[1], 0) for stage in stages if stage.evaluate is not None]
     least = min((sigma for sigma in sigmas if sigma > 0), default=1.0)
     return [tolerance * max(sigma, least) for sigma in sigmas]

@@ -31,7 +31,7 @@ def choose_plan(
 ) -> Sampler:
     """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
-    The solver is by default the one that suits the model (`model.solver`, as under guidance), and the times are those
+    The solver is by default the model's (`model.solver`, as under guidance), and the times are those
     of its own scheduler (`model.timesteps`, by name "own"), where it has them.
     """
     own = model.plan
@@ -80,7 +80,7 @@ def sample(
     brownian: bool = False,
     **condition: Any,
 ) -> Tensor:
-    """n samples `(n, *shape)`, as data (`model.decode`), on the model's device.
+    """Draw n samples `(n, *shape)`, as data (`model.decode`), on the model's device.
 
     Sample i depends on (seed, first + i) and on nothing else: not on n, the batch size or the device.
 
@@ -132,7 +132,7 @@ def sample(
     parts: list[Tensor] = []
     for begin in range(0, n, batch_size):
         end = min(begin + batch_size, n)
-        # A number for all samples stays one of the host, which a run's memory hands on.
+        # A number for all samples stays on the host, so that a run's memory can pass it on.
         own: dict[str, Any] = {
             name: condition[name] if isinstance(condition.get(name), float) else value[begin:end]
             for name, value in named.items()

@@ -1,4 +1,4 @@
-"""Empirical model statistics: what a solver may know of a model before it runs (DPM-Solver-v3, section 3.2).
+"""Empirical model statistics: what a solver can know of a model before it runs (DPM-Solver-v3, section 3.2).
 
 With `y = x / alpha` the ODE in log-SNR is `dy = -(sigma/alpha) eps dlambda`. For any l the rest of it is
 
@@ -51,7 +51,7 @@ METHODS = (
 
 FORMAT = "fewstep-statistics-1"
 _SHORT = 0.01  # length in log-SNR of the step that gives the derivative along the trajectory
-_PER_KNOT = 6  # grid points to a spline interval: fresh noise at each averages out
+_PER_KNOT = 6  # grid points per spline interval: fresh noise at each averages out
 _STEEPEST = 5.0  # of |s|: a few steps cannot follow drifts that change within a fifth of a log-SNR
 _NAMES = ("l", "s", "b")
 
@@ -60,7 +60,7 @@ _NAMES = ("l", "s", "b")
 class Statistics:
     """l, s, b `(points, *shape)`, float64, at increasing log-SNRs `log_snr` `(points,)`; `process` is a configuration.
 
-    Between the points they are local cubics, beyond them constant. Raises `ValueError` for parts that do not fit.
+    Between the points they are local cubics, beyond them constants. Raises `ValueError` for parts that do not fit.
     """
 
     process: Mapping[str, Any]
@@ -193,7 +193,7 @@ def estimate_statistics(
 
     Args:
         data_or_samples: clean samples `(m, *shape)` in the model's range, taken in turn; None draws n from the model.
-        n: noisy samples at each point; the points have noise of their own and are smoothed together.
+        n: noisy samples at each point; every point has noise of its own, and all are smoothed together.
         points: log-SNRs, even over the process's clock; at least 24.
         **condition: as for `fs.sample`, one value or n of them; statistics are those of the mixture of conditions.
 
@@ -226,7 +226,7 @@ def estimate_statistics(
         moments.append(total)
     if not np.isfinite(linear).all():
         raise ValueError("the model's answers are not finite: no statistics can be estimated")
-    # In the noise 1 - l falls like alpha^2 / sigma^2: it is smoothed in units of a Gaussian's, which are bounded.
+    # At high noise 1 - l falls like alpha^2 / sigma^2: it is smoothed in units of a Gaussian's, which are bounded.
     unit = (1 / (1 + np.exp(-2 * grid))).reshape(-1, *[1] * (linear.ndim - 1))
     even, slope = _smooth(grid, (1 - linear) / unit)
     line, change = 1 - even * unit, -unit * (slope + 2 * (1 - unit) * even)
@@ -280,7 +280,7 @@ class Moments:
     def linear(self) -> tuple[np.ndarray, np.ndarray]:
         """l, and its variance over draws: `1 - l` is `alpha/sigma` times the slope of x0 in z, the clean sample held.
 
-        As z does not depend on the clean sample the second regressor changes no expectation, and leaves no error where
+        As z does not depend on the clean sample, the second regressor changes no expectation, and leaves no error where
         the model is linear.
         """
         _, c = self._covariance()
@@ -302,8 +302,8 @@ class Moments:
         df = np.stack((-change - rest, rest, zero - 1))
         shared = np.einsum("i...,ij...,j...->...", f, c[1:, 1:], df)
         spread = np.einsum("i...,ij...,j...->...", f, c[1:, 1:], f)
-        # What l's error makes of y is no variation of f, and one below a thousandth of the data's makes no difference
-        # at the end. Where there is no other, s is 0, and b the whole drift.
+        # The effect of l's error on y is not a variation of f, and a variation below a thousandth of the data's is lost
+        # in the end. Where no other is left, s is 0, and b the whole drift.
         floor = variance * c[1, 1] + 1e-6 * np.mean(self._clean(c))
         rate = np.clip(shared / (spread + floor), -_STEEPEST, _STEEPEST)
         return rate, (f * means[1:]).sum(0), (df * means[1:]).sum(0)

@@ -1,4 +1,4 @@
-"""Plans that tell the network numbers at their evaluations: a guidance scale for each, an interval of guidance."""
+"""Plans that pass numbers to the network at their evaluations: a guidance scale for each, an interval of guidance."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ METHODS = (
 
 
 def tell(plan: Sampler, **numbers: float | Sequence[float | None]) -> Plan:
-    """The plan with numbers that it gives the network as conditions: `tell(plan, guidance=[1, 3, 3, 1])`.
+    """The plan with numbers that it passes to the network as conditions: `tell(plan, guidance=[1, 3, 3, 1])`.
 
     Args:
         numbers: for each condition one number for all evaluations, or one for each, in order; None where an evaluation
             leaves the condition to the run.
 
     Raises:
-        ValueError: another count of numbers than evaluations, one that is not finite, a sampler that is no plan.
+        ValueError: a count of numbers other than that of evaluations, one that is not finite, a sampler that is not a
+            plan.
     """
     made = as_plan(plan)
     columns: dict[str, list[float | None]] = {}

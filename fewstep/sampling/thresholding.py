@@ -25,11 +25,11 @@ METHODS = (
 
 
 class Thresholded(Wrapper):
-    """A denoiser whose x0 is clipped to its own quantile, and divided by it (Saharia et al., section 2.3).
+    """A denoiser whose x0 is clipped to its own quantile and divided by it (Saharia et al., section 2.3).
 
     With y in [-1, 1] for the data's range, s is the `percentile` quantile of |y| over one sample's elements; where
     s > 1, `y <- clip(y, -s, s) / s`. Samples with s <= 1 have their values clipped to [-1, 1] (static thresholding);
-    nothing else is touched, and the answer keeps the base's kind.
+    nothing else is changed, and the prediction keeps the base's kind.
 
     Args:
         model: it must have a `value_range`, unless one is given. Where it predicts eps there is no x0 at alpha = 0.

@@ -1,4 +1,4 @@
-"""Representation alignment: an early layer of the network learns to see in noise what a teacher sees in the picture."""
+"""Representation alignment: an early layer learns to see in the noisy picture what a teacher sees in the clean one."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def _tokens(features: Tensor, what: str) -> Tensor:
 class Alignment(nn.Module):
     """A `Term`: `-mean over tokens of cos(projector(hidden), teacher(x0))`, from -1 to 1 (Yu et al., eq. 8).
 
-    The hidden state is the output of `network.blocks[block]` on the noisy samples, read by a hook; of the forward pass
-    that made the loss, so none is repeated. The projector, three layers, trains with the network (it is in the
+    The hidden state is the output of `network.blocks[block]` on the noisy samples, read by a hook from the forward
+    pass of the loss itself, so none is repeated. The projector, three layers, trains with the network (it is in the
     objective's parameters) and is not part of the model. A factor of 0 leaves the term out.
 
     teacher: (B, *shape) clean samples to features (B, F), (B, N, F) or (B, F, H, W), taken without gradient: a frozen
-    encoder, or the name of one of `fewstep.metrics.features`. Where it has as many tokens as the block, token meets
-    token; where it has one, it meets the block's mean.
+    encoder, or the name of one of `fewstep.metrics.features`. If it has as many tokens as the block, they are
+    compared one to one; if it has one, with the block's mean.
 
     Args:
         network: with `blocks` (`fewstep.networks.common`), that of the denoiser to train.
-        example: clean samples (n, *shape), from which the widths are read; **condition: what the network needs with it.
+        example: clean samples (n, *shape), from which the widths are read; **condition: what else the network needs.
         width: of the projector's hidden layers; seed: of its first weights (torch's own generator is left as it was).
 
     Raises:
-        ValueError: a name that is no block, features of other shapes, token counts that do not meet.
+        ValueError: a name that is not a block's, features of other shapes, token counts that do not match.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Alignment(nn.Module):
         if block not in blocks:
             raise suggest("block", block, blocks)
         self.name = block
-        # In tuples: neither the network nor the teacher is a part of this module.
+        # In tuples, so that neither the network nor the teacher is a part of this module.
         self._tapped = (blocks[block],)
         self._teacher = (find_features(teacher).function if isinstance(teacher, str) else teacher,)
         self._seen: list[Tensor] = []
@@ -92,7 +92,7 @@ class Alignment(nn.Module):
         seen, (tapped,) = self._seen, self._tapped
 
         def listen(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if module is tapped:  # a copy of the network has this hook as well, and is not listened to
+            if module is tapped:  # a copy of the network has this hook as well, and is ignored
                 seen[:] = [output]
 
         return listen
@@ -118,6 +118,6 @@ class Alignment(nn.Module):
         return -F.cosine_similarity(projected, wanted.to(projected), dim=2).mean(1)
 
     def close(self) -> None:
-        """Takes the hook off the network."""
+        """Removes the hook from the network."""
         self._hook.remove()
         self._seen.clear()

@@ -1,8 +1,9 @@
-"""Ambient training: samples that are noisy themselves supervise the noise levels above their own.
+"""Ambient training: samples that are themselves noisy supervise the noise levels above their own.
 
 A sample `y = x0 + s_n n` of noise level s_n is, at any time with `sigma / alpha = s_t > s_n`, as good as a clean one:
-`x_t = alpha y + sigma sqrt(rho) z` with `rho = 1 - s_n^2 / s_t^2` has the law of `alpha x0 + sigma eps`. What it cannot
-give is x0. But of the noise in x_t, a share `1 - rho` of the variance is in y, so (Tweedie's formula, applied twice)
+`x_t = alpha y + sigma sqrt(rho) z` with `rho = 1 - s_n^2 / s_t^2` is distributed as `alpha x0 + sigma eps`. What it
+cannot give is x0. But of the noise in x_t, a share `1 - rho` of the variance is in y, so (Tweedie's formula, applied
+twice)
 
     E[y | x_t] = rho E[x0 | x_t] + (1 - rho) x_t / alpha,
 
@@ -10,7 +11,7 @@ and a network is right when this rescaled estimate predicts y. The error of the 
 
     rho x0hat + (1 - rho) x_t / alpha - y = rho (x0hat - x0*),    x0* = y - s_n^2 / (s_t sqrt(rho)) z,
 
-that of an ordinary pair `(x0*, eps* = z / sqrt(rho))`, which makes the same x_t and has the same conditional means as
+that of an ordinary pair `(x0*, eps* = z / sqrt(rho))`, which gives the same x_t and has the same conditional means as
 the clean pair: every objective, in every kind of prediction, is unbiased on it. The ambient loss is rho^2 times that.
 """
 
@@ -35,12 +36,12 @@ METHODS = (
         kind="objective",
         paper="How Much Is a Noisy Image Worth? Data Scaling Laws for Ambient Diffusion (Daras et al., 2025)",
         arxiv="2411.02780",
-        claim="a few clean samples and many noisy ones do nearly as well as all of them clean",
+        claim="a few clean samples and many noisy ones do nearly as well as if all were clean",
         use="Ambient",
     ),
 )
 
-# Below this rho a pair says next to nothing (its weight is rho^2) and is left out.
+# Below this rho a pair carries almost no information (its weight is rho^2) and is left out.
 LEAST = 1e-4
 CONDITION = "noise_level"
 
@@ -64,8 +65,8 @@ def ambient_pair(process: Process, y: Tensor, z: Tensor, t: Tensor, level: Tenso
 class Ambient(nn.Module):
     """An objective for samples of mixed quality: their noise levels come as the condition "noise_level", (B,).
 
-    Noisy samples get times above their own level, from the same distribution cut off there, and the loss is rho^2
-    times the objective's on `ambient_pair`. Where nothing is left above a sample's level its loss is 0.
+    Noisy samples get times above their own level, from the same distribution truncated there, and the loss is rho^2
+    times the objective's on `ambient_pair`. Where no time is left above a sample's level, its loss is 0.
     """
 
     def __init__(self, objective: Objective, levels: NoiseLevels | None = None) -> None:
@@ -95,8 +96,8 @@ class Ambient(nn.Module):
 def degrade(x: Tensor, rows: Tensor, clean: float, std: float) -> tuple[Tensor, Tensor]:
     """Samples x (B, *shape), rows (B,) of a data set, with noise of their own, and its standard deviations (B,).
 
-    A share `clean` of the rows, spread evenly, have none. A row always has the same noise: it is a noisy data set, of
-    which no clean version is seen.
+    A share `clean` of the rows, spread evenly, has none. A row always has the same noise: this is a noisy data set
+    whose clean version is never seen.
     """
     before, after = rows.double() * clean, (rows.double() + 1) * clean
     level = torch.where(after.floor() > before.floor(), 0.0, std).to(x.dtype)
@@ -106,7 +107,7 @@ def degrade(x: Tensor, rows: Tensor, clean: float, std: float) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class MixedQuality:
-    """Samples (N, *shape), each with the standard deviation (N,) of the noise that is in it already, 0 for clean ones.
+    """Samples (N, *shape), each with the standard deviation (N,) of the noise it already holds, 0 for clean ones.
 
     It is a source of data for `fit`: `(count, generator) -> (samples, {"noise_level": ..., **condition})`.
     """

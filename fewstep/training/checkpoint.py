@@ -1,7 +1,7 @@
 """Checkpoints of a training run: whole or absent, tensors as safetensors, the rest as JSON.
 
 A run's folder holds `checkpoints/step-00001000/` with `state.safetensors` and `state.json`. A checkpoint is written
-beside its place, flushed to the disk, and renamed; then all but the newest two are removed. Whenever a run dies, the
+under another name, flushed to disk, and renamed; then all but the newest two are removed. Whenever a run dies, the
 newest folder of that name is complete.
 """
 
@@ -34,12 +34,12 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def save_checkpoint(out: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-    """Writes the checkpoint of a step and removes the third newest. An interrupted writing leaves no trace of the step.
+    """Writes the checkpoint of a step and removes the third newest. An interrupted write leaves no trace of the step.
 
-    `facts` is JSON. Raises OSError when the disk does not take it; the older checkpoints are then untouched.
+    `facts` is JSON. Raises OSError when writing fails; the older checkpoints are then untouched.
     """
     path = out / FOLDER / f"step-{step:08}"
-    if path.exists():  # a resumed run that has nothing left to do
+    if path.exists():  # a resumed run with nothing left to do
         return path
     temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +87,7 @@ def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Ten
 
 
 def restore_optimizer(network: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Gives the optimiser the state that `optimizer_tensors` took."""
+    """Loads a state from `optimizer_tensors` into the optimiser."""
     parameters = dict(network.named_parameters())
     for full, value in tensors.items():
         name, _, key = full.rpartition("/")

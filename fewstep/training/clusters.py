@@ -26,11 +26,11 @@ METHODS = (
 )
 
 COSTS = ("time", "log-snr")
-GRID = 128  # levels that stand for all, where a cluster may end between any two
+GRID = 128  # levels that represent all; a cluster may end between any two
 
 
 def interval_clusters(gram: Tensor, k: int) -> list[int]:
-    """Splits points in a row into k contiguous clusters of least scatter: the starts of clusters 1 to k - 1, rising.
+    """Splits points in sequence into k contiguous clusters of least scatter: the starts of clusters 1 to k - 1, rising.
 
     gram: (n, n) inner products of the points. A cluster of m points costs the sum of their squared distances from
     their mean, `trace - sum / m` of its block, so for unit vectors it is `m (1 - mean cosine)`. The optimum is found
@@ -69,9 +69,9 @@ def clusters(
     """The k - 1 times, rising, at which the noise levels are cut into k clusters.
 
     Args:
-        cost: "time" or "log-snr": squared distance of that number from the cluster's mean; or an affinity (n, n) of the
-            levels, as `affinity` gives.
-        levels: the n levels that are clustered, rising; by default 128 evenly from t_min to t_max.
+        cost: "time" or "log-snr": squared distance of this number from the cluster's mean; or an affinity (n, n) of the
+            levels, as `affinity` returns it.
+        levels: the n levels that are clustered, rising; by default 128, evenly from t_min to t_max.
 
     Raises:
         ValueError: an unknown cost, an affinity without its levels or of another size.
@@ -89,7 +89,7 @@ def clusters(
         gram = cost
     elif cost in COSTS:
         values = levels if cost == "time" else process.log_snr(levels).clamp(-FURTHEST, FURTHEST)
-        values = values - values.mean()  # squares of small numbers: nothing cancels
+        values = values - values.mean()  # squares of small numbers: no cancellation
         gram = values[:, None] * values
     else:
         raise suggest("cost of clusters", cost, COSTS)
@@ -98,7 +98,7 @@ def clusters(
 
 
 def cluster_of(t: Tensor, cuts: Sequence[float]) -> Tensor:
-    """The number of the cluster of each time, 0 the least noise: int64, of t's shape. A cut belongs to its right."""
+    """The number of the cluster of each time, 0 the least noise: int64, of t's shape. A cut: the noisier one's."""
     return torch.bucketize(t, torch.tensor(cuts, dtype=t.dtype, device=t.device), right=True)
 
 
@@ -120,7 +120,7 @@ def level_losses(
     seed: int = 0,
     **condition: Tensor,
 ) -> Tensor:
-    """Mean loss over data (N, *shape) at each time of levels (L,): (L,) float64. Every level sees the same noise."""
+    """Mean loss over data (N, *shape) at each time of levels (L,): (L,) float64. All levels share the same noise."""
     eps, named = _level_rows(denoiser, data, seed, **condition)
     training = denoiser.training
     denoiser.eval()
@@ -140,7 +140,7 @@ def affinity(
 ) -> Tensor:
     """Cosines between the gradients of the mean loss over data (N, *shape) at the times of levels (L,): (L, L).
 
-    The gradients are those of all parameters that are trained. A level without gradient has affinity 0 to the others.
+    The gradients are those of all trained parameters. A level without gradient has affinity 0 to the others.
     """
     eps, named = _level_rows(denoiser, data, seed, **condition)
     measured = objective or Objective(denoiser)

@@ -1,4 +1,4 @@
-"""Equations that the data obey, as a term of the loss: residuals of the clean estimate, weighed by its uncertainty."""
+"""Equations that the data obey, as a term of the loss: residuals of the clean estimate, weighted by its uncertainty."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Residual = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 def x0_error(step: Step) -> Tensor:
     """The estimate of x0 less x0, (B, *shape), from the error of the network's own output.
 
-    At a known state `alpha dx0 + sigma deps = 0`, so an output `a x0 + b eps` errs by `(a - b alpha / sigma) dx0`;
-    EDM's F by `dx0 / c_out`. Infinite for eps, velocity and score where alpha = 0: they say nothing of x0 there.
+    At a known state `alpha dx0 + sigma deps = 0`, so an output `a x0 + b eps` is off by `(a - b alpha / sigma) dx0`,
+    EDM's F by `dx0 / c_out`. Infinite for eps, velocity and score where alpha = 0: they do not determine x0 there.
     """
     denoiser = step.denoiser
     alpha, sigma, dalpha, dsigma = scales(denoiser.process, step.t)
@@ -45,16 +45,16 @@ def x0_error(step: Step) -> Tensor:
 class Constraint:
     """A `Term`: `1/2 mean(R(x0_hat)^2) / (r^2 + floor^2)`, r the spread of x0 given x.
 
-    The residual is taken for a normal of the estimate's own uncertainty (the paper's virtual likelihood):
-    where much noise is left it counts little, near the data it binds. `r^2 = sigma^2 / (alpha^2 + sigma^2)` is the
-    posterior variance of data of variance one, the paper's for any process; `floor` keeps the weight finite near the
-    data.
+    The residual is treated as normal with the estimate's own uncertainty (the paper's virtual likelihood):
+    where much noise is left it counts little, near the data it counts fully. `r^2 = sigma^2 / (alpha^2 + sigma^2)` is
+    the posterior variance of data of variance one, the paper's for any process; `floor` keeps the weight finite near
+    the data.
 
     A linear equation holds for the exact `E[x0 | x]` at every noise level, so there the term is zero at the optimum. A
     curved one holds for the data alone, and for the exact mean up to about its curvature times r^2: a bias which the
     factor of the term and this weight keep small.
 
-    Raises ValueError for a floor that is not positive, a residual that is no function, and for residuals without a row
+    Raises ValueError for a floor that is not positive, a residual that is not a function, and residuals without a row
     for each sample.
     """
 

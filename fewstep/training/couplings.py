@@ -1,7 +1,7 @@
-"""Couplings: which noise of a batch goes with which sample.
+"""Couplings: which noise in a batch goes with which sample.
 
 A coupling is `name(x0, eps, generator, **options) -> eps`, all `(B, *shape)`, called before the noise levels are drawn.
-Paths that cross at random make the network average over them, so the sampler's path bends. Assigned noise crosses less.
+Where paths cross at random, the network averages over them, and the sampler's path bends. Assigned noise crosses less.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ METHODS = (
         paper="Improved Immiscible Diffusion: Accelerate Diffusion Training by Reducing Its Miscibility"
         " (Li et al., 2025)",
         arxiv="2505.18521",
-        claim="each sample takes the nearest of a few noises: no assignment, memory grows with the batch alone",
+        claim="each sample takes the nearest of a few noises: no assignment, memory linear in the batch",
         use="immiscible_knn",
     ),
 )
@@ -61,7 +61,7 @@ def coupling(name: str, **options: Any) -> Coupling:
     Raises ValueError for an unknown name, option or value, with the close ones.
     """
     found = made("coupling", name, 3, **options)
-    found(torch.zeros(2, 1), torch.ones(2, 1), torch.Generator())  # a wrong value shows at once, not in the first step
+    found(torch.zeros(2, 1), torch.ones(2, 1), torch.Generator())  # a wrong value fails at once, not in the first step
     return found
 
 
@@ -83,7 +83,7 @@ def optimal_transport(x0: Tensor, eps: Tensor, generator: torch.Generator) -> Te
 def immiscible(x0: Tensor, eps: Tensor, generator: torch.Generator, bits: int = 16) -> Tensor:
     """The permutation of the batch's noise with the least mean distance `|x0 - eps|`, from rounded numbers.
 
-    bits: 32 takes samples and noise as they are, 16 rounds both to half precision (the paper's), 2 to 8 to so many
+    bits: 32 takes samples and noise as they are, 16 rounds both to half precision (the paper's), 2 to 8 to that many
     bits: whole steps between the smallest and the largest value of each. The noise itself is never rounded.
 
     Raises ValueError for other bits and for batches of more than 4096.
@@ -95,11 +95,11 @@ def immiscible(x0: Tensor, eps: Tensor, generator: torch.Generator, bits: int = 
 def immiscible_knn(x0: Tensor, eps: Tensor, generator: torch.Generator, k: int = 4) -> Tensor:
     """For every sample the nearest of k noises: its own and k - 1 fresh ones.
 
-    No permutation, so the pooled noise is no longer exactly Gaussian: it leans towards the data, the less the more
+    No permutation, so the pooled noise is no longer exactly Gaussian: it is biased towards the data, the less the more
     dimensions there are and the smaller k. Takes k times the batch in memory. ValueError for k below 1.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1 noise a sample, got {k}")
+        raise ValueError(f"k must be at least 1 noise per sample, got {k}")
     flat = x0.flatten(1).float()
     best, nearest = eps, (flat - eps.flatten(1).float()).square().sum(1)
     for _ in range(k - 1):
@@ -129,7 +129,7 @@ def assignment(cost: Tensor) -> Tensor:
 def _flat(x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     if x0.shape != eps.shape:
         raise ValueError(f"samples and noise must have one shape, got {tuple(x0.shape)} and {tuple(eps.shape)}")
-    if len(x0) > LARGEST:  # before the matrix is made
+    if len(x0) > LARGEST:  # before the matrix is allocated
         assignment(torch.empty(len(x0), 0))
     return x0.detach().flatten(1), eps.detach().flatten(1)
 

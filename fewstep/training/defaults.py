@@ -1,4 +1,4 @@
-"""A recipe for data that come without one: sized so that a CPU gets to first samples within the hour."""
+"""A recipe for data that come without one: sized so that a CPU reaches first samples within the hour."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def recipe_for(source: str, spec: DataSpec, size: int | tuple[int, int] | None =
     """A recipe for pictures of `spec`: a UNet of about two million weights with EDM's preconditioning and noise levels.
 
     source, size, mode: how the data are opened (`fewstep.data.open.open_data`). Classes and captions are used where
-    there are some. The last tenth of a quarter of a thousand pictures or more is held out and measured.
+    they exist. Of 250 pictures or more the last tenth is held out and measured.
 
     Raises:
-        ValueError: pictures whose sides no power of two folds into levels.
+        ValueError: pictures whose sides cannot be folded into levels by a power of two.
     """
     height, width = spec.shape[1:]
     patch = 1

@@ -23,16 +23,16 @@ RISING = 0.3  # share of the steps
 
 
 def train_digits_classifier(seed: int = 0, epochs: int = 150) -> Trained:
-    """Train on the digits' train split; give the model and its accuracy on both splits.
+    """Train on the digits' train split; return the model and its accuracy on both splits.
 
-    Images are shifted by up to one pixel and given a little noise, so that the features forgive what a
-    generated digit may do without being another digit. The validation split chooses nothing: it is read
+    Images are shifted by up to one pixel and given a little noise, so that the features tolerate what a
+    generated digit may do without being another digit. The validation split decides nothing: it is read
     once, at the end.
     """
     from fewstep.data import digits
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, so that the weights repeat; batches are too small to share out
+    torch.set_num_threads(1)  # sums in one order, so that the weights are reproducible; batches are too small to split
     try:
         return _train(digits.load, seed, epochs)
     finally:
@@ -78,7 +78,7 @@ def _train(load: Callable[..., tuple[Tensor, Tensor]], seed: int, epochs: int) -
 
 
 def _epochs(count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows of whole batches, epoch after epoch, each in an order of its own."""
+    """Rows of whole batches, epoch after epoch, each epoch in its own order."""
     while True:
         order = torch.randperm(count, generator=generator)
         yield from order[: count // BATCH * BATCH].split(BATCH)
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by -1, 0 or 1 pixel each way (background comes in), plus noise of deviation 0.1."""
+    """Each image shifted by -1, 0 or 1 pixel each way (background fills in), plus noise of deviation 0.1."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (1, 1, 1, 1), value=-1.0)
     down, right = torch.randint(0, 3, (2, count, 1, 1), generator=generator)

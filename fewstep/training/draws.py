@@ -1,4 +1,4 @@
-"""Everything random in training, from generators of its own whose states can be saved."""
+"""Everything random in training, from separate generators whose states can be saved."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NAMES = ("noise", "level", "label")
 
 
 class Draws:
-    """Order of the data, noise, noise levels and hidden labels of a run with a seed.
+    """The order of the data, noise, noise levels and hidden labels of a run with a seed.
 
     All are drawn on the CPU for the whole batch, however many devices share it: a run draws the same on one device or
-    on eight, and torch's global generator is neither used nor moved.
+    eight, and torch's global generator is neither used nor advanced.
 
-    share: of the data that one round takes (RS2, repeated random sampling); the next round takes others. With
+    share: of the data that one round uses (RS2, repeated random sampling); the next round uses others. With
     `replacement` every round draws from all of the data; without it rounds go through the data in pieces that do not
-    overlap, and what is left at the end of a pass for no whole round is left out of that pass. At 1 a round is an
+    overlap, and a remainder too small for a whole round is left out of that pass. At 1 a round is an
     epoch. ValueError for a share that is not above 0 and at most 1.
     """
 
@@ -49,7 +49,7 @@ class Draws:
         return (self.seed * 0x9E3779B97F4A7C15 + stream * 0xD1342543DE82EF95) % 2**63
 
     def rows(self, seen: int, count: int) -> Tensor:
-        """The next `count` rows when `seen` samples have gone before: one permutation an epoch, end to end.
+        """The next `count` rows after the first `seen` samples: one permutation per epoch, end to end.
 
         A round of RS2 is the start of a permutation of its own (with replacement), or the next piece of one.
         A function of its arguments and the seed alone, so the position in the data is the number `seen`.
@@ -86,6 +86,6 @@ class Draws:
         return {name: generator.get_state() for name, generator in self.generators.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from saved states."""
+        """Continues from saved states."""
         for name, generator in self.generators.items():
             generator.set_state(state[name])

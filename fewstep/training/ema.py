@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what one samples from."""
+"""The moving average of the weights, from which samples are drawn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module | None = None) -> None:
-        """Takes in the network's present weights; those of another one, if it is given."""
+        """Adds the network's present weights to the average, or those of another network if given."""
         self.updates += 1
         factor = min(self.decay, (1 + self.updates) / (10 + self.updates))
         source = self.network if network is None else network
@@ -53,7 +53,7 @@ class EMA:
             parameter.copy_(self.average[name])
 
     def load(self, average: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from a saved average."""
+        """Continues from a saved average."""
         for name, kept in self.average.items():
             kept.copy_(average[name])
         self.updates = updates

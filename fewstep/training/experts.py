@@ -22,7 +22,7 @@ METHODS = (
         kind="trainer",
         paper="PanGu-Draw: Advancing Resource-Efficient Text-to-Image Synthesis (Lu et al., 2023)",
         arxiv="2312.16486",
-        claim="a structure expert for much noise and a texture expert for little, each at its share of the steps",
+        claim="a structure expert for high noise and a texture expert for low noise, each with part of the steps",
         use="train_experts",
     ),
 )
@@ -42,9 +42,9 @@ class RangeLevels(NoiseLevels):
         self.levels, self.low, self.high, self.outside = levels, low, high, outside
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Times for uniform numbers u; rising in u below and above the share `outside` of them."""
+        """Times for uniform numbers u; rising in u, separately below and above the share `outside`."""
         u = u.double()
-        # the first share of u is stretched over everything, the rest over the range: u stays uniform in each
+        # the first share of u is stretched over all levels, the rest over the range: u stays uniform in each
         everywhere = u / self.outside if self.outside > 0 else u
         within = (u - self.outside) / (1 - self.outside) if self.outside < 1 else u
         return self.levels.quantile(
@@ -74,7 +74,7 @@ def fit_ranges(
 
     Args:
         shares: where the ranges meet, as rising shares of the training's noise levels in (0, 1): (0.5,) makes two.
-        steps: of each range, or of every one.
+        steps: one number for all ranges, or one per range.
         levels: the training's noise levels, by default uniform in t. outside: probability of a level from all of them.
         prepare: called with each copy before its training; returns further options of `fit`. finish: called after it.
         **options: of `fit`.
@@ -110,9 +110,9 @@ def train_experts(
     seed: int = 0,
     **options: Any,
 ) -> Experts:
-    """Experts by time: `fit_ranges` from `base`, fresh or trained, and a denoiser that routes between them.
+    """Experts by time: `fit_ranges` from `base`, fresh or trained, and a denoiser that routes between the copies.
 
-    The arguments are `fit_ranges`'s. With `shares=(0.5,)` and half of a run's steps each, both together see as many
+    The arguments are `fit_ranges`'s. With `shares=(0.5,)` and half of a run's steps each, the two together see as many
     samples as one network would.
     """
     levels = levels or NoiseLevels(base.process)

@@ -1,4 +1,4 @@
-"""A training run in memory: no folder, no checkpoints, any data. What small experiments and fine-tuning need."""
+"""A training run in memory: no folder, no checkpoints, any data; for small experiments and fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewstep.training.players import Moment, Player, cosine, optimise
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]
 # (x0, eps, generator) to the noise that each sample gets.
 Coupling = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-# (losses (B,), t (B,), parameters) leaves gradients in the parameters; plain training takes those of the mean.
+# (losses (B,), t (B,), parameters) leaves gradients in the parameters; plain training uses those of the mean.
 Backward = Callable[[Tensor, Tensor, Sequence[nn.Parameter]], None]
 
 
@@ -57,7 +57,7 @@ def fit(
 
     Args:
         data: samples (N, *shape), drawn with replacement, or a function `(count, generator) -> (x0, conditions)`.
-        objective: by default `Objective(denoiser)`, or what wraps one; levels: by default uniform in t.
+        objective: by default `Objective(denoiser)`, or a wrapper of one; levels: by default uniform in t.
         coupling: which noise goes with which sample. backward: how losses become gradients.
         parameters: those to train, by default all of the objective's.
         watch: called with the step and its losses (B,).

@@ -1,10 +1,10 @@
-"""The Fokker-Planck equation of the score: its residual as a term of the loss, and the gap that it closes.
+"""The Fokker-Planck equation of the score: its residual as a term of the loss, and the gap between ODE and SDE.
 
 The densities of a process `dx = f x dt + g dw` obey `d_t log p = 1/2 g^2 (div s + |s|^2) - f x.s - f D`, so the score
 
     d_t s = grad [1/2 g^2 (div s + |s|^2) - f x.s].
 
-A network's score in general does not; then the ODE and the SDE made of it end in different laws. In the clock
+A network's score in general does not; then its ODE and its SDE end in different distributions. In the clock
 `tau = log(sigma / alpha)` and in units of eps (`s = -eps / sigma`) the residual is finite at both ends of a process:
 
     r = (1 + k) eps - d_tau eps - grad [sigma |eps|^2 - sigma^2 div eps + k x.eps],    k = alpha' / alpha dt/dtau.
@@ -33,7 +33,7 @@ METHODS = (
         paper="FP-Diffusion: Improving Score-based Diffusion Models by Enforcing the Underlying Score Fokker-Planck"
         " Equation (Lai et al., 2023)",
         arxiv="2210.04296",
-        claim="penalises scores that no diffusion has; zero for the exact score",
+        claim="penalises scores that no diffusion can have; zero for the exact score",
         use="FokkerPlanck",
     ),
     Method(
@@ -42,7 +42,7 @@ METHODS = (
         paper="Closing the ODE-SDE gap in score-based diffusion models through the Fokker-Planck equation"
         " (Deveney et al., 2023)",
         arxiv="2311.15996",
-        claim="how far apart the ODE's and the SDE's samples of one model are, and each from the truth",
+        claim="how far apart a model's ODE and SDE samples are, and how far each is from the ground truth",
         use="ode_sde_gap",
     ),
 )
@@ -53,7 +53,7 @@ def residual(
 ) -> Tensor:
     """The residual r `(B, *shape)` at states x `(B, *shape)` and times t `(B,)`; differentiable in the weights.
 
-    probes: the divergence exactly, by one derivative for each value (None), or as the mean of `e^T J e` over so many
+    probes: the divergence exactly, by one derivative for each value (None), or as the mean of `e^T J e` over this many
     vectors e of random signs, from torch's own generator (Hutchinson).
     """
     if probes is not None and probes < 1:
@@ -72,7 +72,7 @@ def residual(
     def eps(state: Tensor, time: Tensor) -> Tensor:
         return denoiser(state, time, **named).eps
 
-    # The fused kernels of attention know no second derivatives.
+    # The fused attention kernels have no second derivatives.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x.detach().requires_grad_(True)
         at = torch.cat([x] * copies), torch.cat([t] * copies)
@@ -126,11 +126,11 @@ class Gap:
 def ode_sde_gap(
     model: Denoiser, truth: Tensor | None = None, n: int = 2000, steps: int = 100, seed: int = 0, **condition: Any
 ) -> Gap:
-    """How far apart the two laws of one model are: `n` samples of the ODE and of the SDE, from independent noise.
+    """How far apart a model's two distributions are: `n` samples of the ODE and of the SDE, from independent noise.
 
-    truth: true samples (N, *shape), in the coordinates of the process. steps: of either; the ODE's solver is dpmpp-3m,
-    the SDE's dpmpp-2m-sde, on log-snr times, so with many steps what is left is the model's. Two sets of n samples of
-    one law are a little apart as well; that floor falls like `1 / sqrt(n)`.
+    truth: ground-truth samples (N, *shape), in the coordinates of the process. steps: of either; the ODE's solver is
+    dpmpp-3m, the SDE's dpmpp-2m-sde, on log-snr times, so with many steps only the model's own gap is left. Two sets of
+    n samples of one distribution are a little apart as well; that floor falls like `1 / sqrt(n)`.
 
     Raises ValueError for a model without a shape, and as `fewstep.sampling.build.plan` does.
     """

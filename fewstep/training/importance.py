@@ -1,4 +1,4 @@
-"""Noise levels drawn by importance: where the loss is large it is looked at more often, and counts less each time."""
+"""Noise levels drawn by importance: levels of large loss are drawn more often, and each draw counts less."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS = (
         kind="levels",
         paper="Improved Denoising Diffusion Probabilistic Models (Nichol and Dhariwal, 2021)",
         arxiv="2102.09672",
-        claim="draws noise levels by their loss: the same loss on average, a gradient of less variance",
+        claim="draws noise levels by their loss: the same mean loss, a gradient of lower variance",
         use="ImportanceLevels",
     ),
 )
@@ -27,17 +27,18 @@ class ImportanceLevels(NoiseLevels):
 
     `weight(t)` is `1 / (bins p_k)`, so the mean of `weight * loss` is that of the base draw, whatever p is; this p
     gives it the least variance (Nichol and Dhariwal, section 3.3). `E[L_k^2]` is the mean over the last `history`
-    losses of the bin; until every bin has seen so many, p is uniform, and later a share `floor` of the draws stays so.
+    losses of the bin; until every bin has that many, p is uniform, and later a share `floor` of the draws stays
+    uniform.
 
     After each step: `weight(t)`, then `update(t, losses)`. `backward` does both for `fewstep.training.fit`. The answers
     of `quantile` change with `update`; `state` and `load` keep them across checkpoints.
 
     Args:
-        base: the draw to imitate. bins: of equal probability under it.
+        base: the distribution to imitate. bins: their number; all have equal probability under it.
         history: losses remembered for each bin. floor: 0 to 1.
 
     Raises:
-        ValueError: bins or history below 1, a floor outside 0 to 1, a base that has a whole bin at one time.
+        ValueError: bins or history below 1, a floor outside 0 to 1, a base with a whole bin at a single time.
     """
 
     def __init__(self, base: NoiseLevels, bins: int = 64, history: int = 10, floor: float = 0.001) -> None:
@@ -75,24 +76,24 @@ class ImportanceLevels(NoiseLevels):
         return (torch.searchsorted(self.edges, t.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
 
     def weight(self, t: Tensor) -> Tensor:
-        """What a loss at t counts, float64 (B,), on the device of t."""
+        """The weight of a loss at t, float64 (B,), on the device of t."""
         return (1 / (self.bins * self.probabilities[self.bin(t)])).to(t.device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Takes the losses (B,) at the times t (B,), unweighted, into the history."""
+        """Adds the unweighted losses (B,) at the times t (B,) to the history."""
         where, losses = self.bin(t), losses.detach().double().cpu()
         order = where.argsort(stable=True)
         where, losses = where[order], losses[order]
         counts = where.bincount(minlength=self.bins)
         rank = torch.arange(len(where)) - (counts.cumsum(0) - counts)[where]
-        kept = rank >= counts[where] - self.history  # of more in one bin than the history holds, the last ones
+        kept = rank >= counts[where] - self.history  # the last ones, where a bin gets more than the history holds
         slot = (self.seen[where] + rank) % self.history
         self.losses[where[kept], slot[kept]] = losses[kept]
         self.seen += counts
         self._refresh()
 
     def backward(self, losses: Tensor, t: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Leaves the gradient of the weighted mean in the parameters, and learns from the losses."""
+        """Leaves the gradient of the weighted mean in the parameters, and adds the losses to the history."""
         (losses * self.weight(t).to(losses)).mean().backward()
         self.update(t, losses)
 
@@ -101,7 +102,7 @@ class ImportanceLevels(NoiseLevels):
         return {"losses": self.losses.clone(), "seen": self.seen.clone()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a saved history; `ValueError` for one of other bins or length."""
+        """Continues from a saved history; `ValueError` for one with other bins or another length."""
         if state["losses"].shape != self.losses.shape:
             raise ValueError(
                 f"the saved history has shape {tuple(state['losses'].shape)}, these levels {tuple(self.losses.shape)}"

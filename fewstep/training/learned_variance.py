@@ -1,4 +1,4 @@
-"""What trains a learned variance: the variational bound of one step, with its mean held still (iDDPM's hybrid loss)."""
+"""The loss of a learned variance: the variational bound of one step, with its mean held fixed (iDDPM's hybrid loss)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = (
 
 
 def divergence(fraction: Tensor, span: Tensor, gap: Tensor, error2: Tensor) -> Tensor:
-    """KL, in nats, from the true step `N(m, small)` to one that misses x0 by `error2` (squared) and says `fraction`.
+    """KL, in nats, from the true step `N(m, small)` to one with `fraction` whose x0 is off by `error2` (squared).
 
     `1/2 (log(p / q) + (q + d^2) / p - 1)` with `log(p / q) = fraction span` and `d^2 / q = gap error2`.
     """
@@ -39,7 +39,7 @@ def earlier(process: Process, t: Tensor, steps: int) -> Tensor:
     """The time one step before t in a chain of `steps`, even in the angle `atan(sigma / alpha)`, float64.
 
     That is the paper's cosine schedule with any process. Near the data a step at most halves the angle, so it never
-    reaches sigma = 0; a table has no time below its first, where t itself is the answer: a step of no length.
+    reaches sigma = 0; a table has no time below its first, where t itself is returned: a step of zero length.
     """
     low, high = (math.atan(math.exp(-process.log_snr(end))) for end in (process.t_min, process.t_max))
     angle = torch.atan((-process.log_snr(t)).exp())
@@ -49,13 +49,13 @@ def earlier(process: Process, t: Tensor, steps: int) -> Tensor:
 
 
 class VariationalBound:
-    """A `Term` for `LearnedVariance`: `steps` times the bound's divergence of the step before t, in nats a value.
+    """A `Term` for `LearnedVariance`: `steps` times the bound's divergence of the step before t, in nats per value.
 
     No gradient reaches the mean. The paper's hybrid loss is `Objective(denoiser, terms=[(0.001, VariationalBound())])`
     (section 3.1, equation 16).
 
-    steps: of the chain whose reverse steps are learned. What is learned at one length serves the others nearly, not
-    quite: the best fraction is `log(1 + gap Var[x0 | x]) / log(1 + gap Var_1)`, which tends to the ratio of the
+    steps: of the chain whose reverse steps are learned. What is learned at one length nearly fits others, not
+    exactly: the best fraction is `log(1 + gap Var[x0 | x]) / log(1 + gap Var_1)`, which tends to the ratio of the
     variances as steps shorten, and to 1 as they lengthen.
     """
 

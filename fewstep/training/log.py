@@ -1,4 +1,4 @@
-"""What a training run says: one JSON line every so many steps, a progress bar, TensorBoard when asked."""
+"""What a training run reports: a JSON line every few steps, a progress bar, and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FILE = "log.jsonl"
 
 
 class Log:
-    """Appends records to `out/log.jsonl`, each with its "step"; goes on after `step` when a run resumes.
+    """Appends records to `out/log.jsonl`, each with its "step"; continues after `step` when a run resumes.
 
-    Lines of later steps, and one that was cut off, are dropped first: the steps after a checkpoint run again.
+    Lines of later steps, and a truncated line, are dropped first: the steps after a checkpoint run again.
     With `tensorboard` the numbers also go to `out/tensorboard`; ValueError when that package is missing.
     """
 
@@ -37,7 +37,7 @@ class Log:
         self._board = _board(out / "tensorboard", step) if tensorboard else None
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line, on the disk's way at once."""
+        """Writes one line, flushed at once."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -73,7 +73,7 @@ def _board(folder: Path, step: int) -> Any:
 
 
 class Bar:
-    """A progress bar with the loss and the time left, and plain lines beside it. Silent when `shown` is False."""
+    """A progress bar with the loss and the time left, and plain lines above it. Silent when `shown` is False."""
 
     def __init__(self, shown: bool, step: int, steps: int) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a network stays as it is, and each of its layers gets a trained product of two thin matrices."""
+"""Low-rank adapters: a network stays as it is, and each of its layers gains a trained product of two thin matrices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = (
         kind="adapter",
         paper="LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021)",
         arxiv="2106.09685",
-        claim="trains two thin matrices a layer through PEFT; merges into a plain network",
+        claim="trains two thin matrices per layer through PEFT; merges into a plain network",
         use="add_lora",
     ),
 )
@@ -47,12 +47,12 @@ def _peft() -> Any:
 
 
 def layers(model: NetworkDenoiser, targets: Sequence[str] | None = None) -> list[str]:
-    """The paths in `model.network` of its linear and convolution layers: all, or those that a target names.
+    """The paths in `model.network` of its linear and convolution layers: all, or those that match a target.
 
-    A target is a layer's path or the end of it ("qkv", "res0.conv1"), or a module that holds it ("mid", "up.0").
+    A target is a layer's path or its end ("qkv", "res0.conv1"), or a module that contains it ("mid", "up.0").
 
     Raises:
-        ValueError: a target that names no such layer.
+        ValueError: a target that matches no such layer.
     """
     found = [name for name, module in model.network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if targets is None:
@@ -75,17 +75,17 @@ def add_lora(
     seed: int = 0,
     names: Sequence[str] = (ADAPTER,),
 ) -> NetworkDenoiser:
-    """A copy of the model with adapters, which alone ask for gradients.
+    """A copy of the model with adapters; only these require gradients.
 
-    A weight W acts as `W + (alpha / rank) B A`, A `(rank, in)` random and B `(out, rank)` zero: the answers are still
-    the model's.
+    A weight W acts as `W + (alpha / rank) B A`, A `(rank, in)` random and B `(out, rank)` zero: the predictions are
+    still the model's.
 
     The adapted layers are PEFT's, which change the names of the weights inside the network: save the adapter
     (`save_lora`), or merge it first (`merge_lora`) and save the model.
 
     Args:
         targets: which layers, as `layers`; by default all. alpha: by default the rank. seed: of A.
-        names: of the adapters; all of them act, added up, until their scales say otherwise (`set_scale`).
+        names: of the adapters; all of them act, added up, until their scales are changed (`set_scale`).
 
     Raises:
         ValueError: rank below 1; a model that has adapters already; an unknown target. ImportError: without peft.
@@ -101,7 +101,7 @@ def add_lora(
     config = peft.LoraConfig(r=rank, lora_alpha=alpha if alpha is not None else rank, target_modules=pattern)
     made = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
         torch.manual_seed(seed)
         for name in names:
             peft.inject_adapter_in_model(config, made.network, adapter_name=name)
@@ -137,16 +137,16 @@ def lora_parameters(model: NetworkDenoiser, name: str | None = None) -> list[nn.
 
 
 def set_scale(model: NetworkDenoiser, scale: float, name: str = ADAPTER) -> None:
-    """Makes an adapter act with `scale` times its trained strength; 0 gives the base's answers bit for bit.
+    """Makes an adapter act with `scale` times its trained strength; 0 gives the base's predictions bit for bit.
 
-    Adapters that depend on the time (`add_timed_lora`) set their own scales, whatever is said here.
+    Adapters that depend on the time (`add_timed_lora`) set their own scales, regardless of this one.
     """
     for layer in _adapted_or_error(model).values():
         layer.set_scale(name, scale)
 
 
 class _Share:
-    """What PEFT multiplies an adapter's answer by, here one number a sample."""
+    """The factor by which PEFT multiplies an adapter's output, here one number per sample."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -156,10 +156,10 @@ class _Share:
 
 
 class _Timed:
-    """Before every pass of a network: each adapter's share by the noise level (B,) that the network is told.
+    """Before every pass of a network: each adapter's share, by the noise level (B,) that the network receives.
 
     Adapter k has share 1 at node k, and the neighbours' fall and rise linearly in between; before the first node and
-    behind the last one there is one adapter alone. The shares always add up to 1.
+    after the last one only one adapter acts. The shares always add up to 1.
     """
 
     def __init__(self, nodes: Sequence[float], scale: float) -> None:
@@ -187,11 +187,11 @@ def add_timed_lora(
     alpha: float | None = None,
     seed: int = 0,
 ) -> NetworkDenoiser:
-    """A copy of the model with an adapter for each of the times: each is alone at its own, and in between two of them
-    they blend, linearly in the noise level that the network is told. The rest is as `add_lora`.
+    """A copy of the model with an adapter for each of the times: each acts alone at its own time, and between two times
+    they blend, linearly in the noise level that the network receives. The rest is as in `add_lora`.
 
     Raises:
-        ValueError: as `add_lora`; no times, or two between which the network cannot tell.
+        ValueError: as `add_lora`; no times, or two that the network cannot distinguish.
     """
     told: list[float] = []
     probe = model.network.register_forward_pre_hook(lambda _, arguments: told.append(float(arguments[1][0])))
@@ -216,7 +216,7 @@ def _timed(
     seed: int = 0,
 ) -> NetworkDenoiser:
     if not nodes or len(set(nodes)) < len(nodes):
-        raise ValueError(f"times of adapters must be one or more, and differ in noise; the network is told {nodes}")
+        raise ValueError(f"times of adapters must be one or more, and differ in noise; the network receives {nodes}")
     made = add_lora(model, rank, targets, alpha, seed, [str(k) for k in range(len(nodes))])
     made.network.register_forward_pre_hook(_Timed(nodes, (alpha if alpha is not None else rank) / rank))
     return made
@@ -228,13 +228,13 @@ def _nodes(model: NetworkDenoiser) -> list[float] | None:
 
 
 def merge_lora(model: NetworkDenoiser) -> NetworkDenoiser:
-    """A plain copy with the adapters, at their present scales, added to the weights. It saves like any model."""
+    """A plain copy with the adapters, at their present scales, added to the weights. It can be saved like any model."""
     _adapted_or_error(model)
     return without_adapters(model).requires_grad_(True)
 
 
 def without_adapters(model: Denoiser) -> Any:
-    """The model, or where networks in it have adapters a copy with those added to the weights, at their scales.
+    """The model or, where networks in it have adapters, a copy with those added to the weights, at their scales.
 
     Raises:
         ValueError: adapters that depend on the time.
@@ -260,7 +260,7 @@ def _merge(model: NetworkDenoiser) -> None:
 
 
 def save_lora(model: NetworkDenoiser, path: str | os.PathLike[str]) -> Path:
-    """Writes the adapters alone: one safetensors file, with their description as JSON in the header.
+    """Writes only the adapters: one safetensors file, with their description as JSON in the header.
 
     Raises:
         ValueError: a model with no adapter, or with several of which none depends on the time.
@@ -302,7 +302,7 @@ def load_lora(model: NetworkDenoiser, path: str | os.PathLike[str], scale: float
     """A copy of the model with the adapter of a file, at `scale` times its trained strength.
 
     Raises:
-        ValueError: a file that is none, or one for another network (it says in what they differ).
+        ValueError: a file that is not an adapter, or one for another network (the message says how they differ).
     """
     data = Path(path).read_bytes()
     try:

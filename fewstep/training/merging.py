@@ -58,7 +58,7 @@ class _Projection(nn.Module):
 
 
 def add_projections(model: NetworkDenoiser) -> NetworkDenoiser:
-    """Gives every linear and plain convolution layer a channel projection that starts as nothing, in place."""
+    """Gives every linear and plain convolution layer a channel projection that starts at zero, in place."""
     for module in list(model.network.modules()):
         plain = isinstance(module, nn.Conv2d) and module.groups == 1
         if isinstance(module, nn.Linear) or plain:
@@ -114,7 +114,7 @@ def merge(base: NetworkDenoiser, tuned: Sequence[NetworkDenoiser], weights: Sequ
 
     A weight of 0 leaves its model out: with zeros alone the parameters are the base's, bit for bit.
 
-    Raises ValueError for another number of weights than models, and for models with other parameters.
+    Raises ValueError for a number of weights other than that of models, and for models with other parameters.
     """
     if len(weights) != len(tuned):
         raise ValueError(f"{len(tuned)} models need as many weights, got {len(weights)}")
@@ -137,9 +137,9 @@ def search_weights(
     grid: Sequence[float] = GRID,
     rounds: int = 2,
 ) -> tuple[list[float], float]:
-    """Weights for `merge` by coordinate search on a held-out loss: each in turn takes its best value of the grid.
+    """Weights for `merge` by coordinate search on a held-out loss: each in turn takes its best value in the grid.
 
-    It begins at the base, all weights 0, and moves only to lower losses, so the result is never worse than the base on
+    It starts at the base, all weights 0, and moves only to lower losses, so the result is never worse than the base on
     that loss. `loss(model)` is called `1 + rounds * len(tuned) * len(grid)` times at most. Returns weights and loss.
     """
     weights = [0.0] * len(tuned)

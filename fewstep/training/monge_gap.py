@@ -1,4 +1,4 @@
-"""The Monge gap: how much more a map moves than it needs to, as a measure and as a regulariser."""
+"""The Monge gap: how much further than necessary a map moves points, as a metric and as a regulariser."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def squared_cost(x: Tensor, y: Tensor) -> Tensor:
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"points must have one shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
     a, b = x.flatten(1).double(), y.flatten(1).double()
-    a, b = a - a.detach().mean(0), b - a.detach().mean(0)  # fewer digits cancel
+    a, b = a - a.detach().mean(0), b - a.detach().mean(0)  # less cancellation
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
 
 
 def sinkhorn(cost: Tensor, epsilon: float, iterations: int = 2000, tolerance: float = 1e-4) -> Tensor:
     """The plan `P` (N, M) with uniform marginals that minimises `<P, cost> + epsilon KL(P | uniform)` (Cuturi, 2013).
 
-    Sinkhorn's iteration on the potentials, in logarithms and float64, until the first marginal is within the relative
+    Sinkhorn's iteration on the potentials, in logarithms and float64, until the first marginal is within a relative
     `tolerance`; the second is exact. Raises ValueError for an epsilon that is not positive.
     """
     if not epsilon > 0:
@@ -52,7 +52,7 @@ def sinkhorn(cost: Tensor, epsilon: float, iterations: int = 2000, tolerance: fl
 
 
 def transport_cost(x: Tensor, y: Tensor, epsilon: float = 0.0) -> Tensor:
-    """The least mean squared distance at which the points x (N, *shape) go to y (M, *shape); a differentiable scalar.
+    """The least mean squared distance that takes the points x (N, *shape) to y (M, *shape); a differentiable scalar.
 
     epsilon: entropic regularisation as a share of the mean cost: `<P, C> + e KL(P | uniform)` with `e = epsilon mean C`
     held fixed. 0 is exact: an assignment, of up to 4096 points and equal numbers. The gradient is that of `<P, C>` at
@@ -88,7 +88,7 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, epsilon: float = 0.1) -> Tensor:
 
 
 def monge_gap(x: Tensor, y: Tensor, epsilon: float = 0.0) -> Tensor:
-    """`mean |x_i - y_i|^2 - W(x, y)` of a map's inputs x and outputs y, both (N, *shape): a differentiable scalar.
+    """`mean |x_i - y_i|^2 - W(x, y)` for a map's inputs x and outputs y, both (N, *shape): a differentiable scalar.
 
     At epsilon 0 it is at least 0, and 0 if and only if no exchange of outputs would be cheaper, which every optimal map
     fulfils (cyclical monotonicity; Uscidda and Cuturi, definition 1 and proposition 2). With `epsilon`, a share of the

@@ -25,9 +25,9 @@ def multiscale(error: Tensor, smallest: int = 32) -> Tensor:
 
     `D_s` averages blocks of pixels down to a shorter side s, for s = min(H, W), half of it, ... as long as s is at
     least `smallest` and the sides stay whole; `w_s` is proportional to 1 / s (Hoogeboom et al., section 3.3), here with
-    sum one, so that an error that is the same in all pixels counts as it does in `squared_error`.
+    sum one, so that an error that is equal in all pixels counts as in `squared_error`.
 
-    Raises ValueError for errors that are no pictures and for a `smallest` below 1 or above the shorter side.
+    Raises ValueError for errors that are not pictures and for a `smallest` below 1 or above the shorter side.
     """
     if error.ndim != 4:
         raise ValueError(f"the multiscale loss is for pictures (B, C, H, W), got shape {tuple(error.shape)}")

@@ -1,4 +1,4 @@
-"""Noise levels as tasks: how the gradients of several clusters of levels become one.
+"""Noise levels as tasks: how the gradients of several clusters of levels are combined into one.
 
 Each is used as `fit(..., backward=PCGrad(cuts))`, with the cuts of `fewstep.training.clusters.clusters`: called with
 the losses of a batch, their times and the parameters, it leaves gradients in the parameters.
@@ -21,7 +21,7 @@ METHODS = (
         kind="backward",
         paper=ANT,
         arxiv="2306.00354",
-        claim="a cluster's gradient loses what points against another cluster's",
+        claim="removes from a cluster's gradient what conflicts with another cluster's",
         use="PCGrad",
     ),
     Method(
@@ -29,7 +29,7 @@ METHODS = (
         kind="backward",
         paper=ANT,
         arxiv="2306.00354",
-        claim="the bargaining solution: every cluster gains in proportion, whatever its loss's scale",
+        claim="the bargaining solution: every cluster gains in proportion, whatever the scale of its loss",
         use="NashMTL",
     ),
     Method(
@@ -48,8 +48,8 @@ def cluster_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of each cluster's share of the mean loss, as rows (C, P), and the shares of samples (C,) there.
 
-    `sum of the cluster's losses / B`: the rows sum to the gradient of the mean. Clusters that the batch does not hold
-    are left out, so C is the number of those that it does.
+    `sum of the cluster's losses / B`: the rows sum to the gradient of the mean. Clusters that are not in the batch
+    are left out, so C is the number of those that are.
     """
     cluster = cluster_of(t.to(losses.device), cuts)
     rows, shares = [], []
@@ -69,7 +69,7 @@ def cluster_gradients(
 
 
 def set_gradient(flat: Tensor, parameters: Sequence[nn.Parameter]) -> None:
-    """Adds a gradient (P,) to the parameters' own."""
+    """Adds a gradient (P,) to the gradients of the parameters."""
     for part, parameter in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True):
         part = part.view_as(parameter).to(parameter.dtype)
         parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
@@ -96,8 +96,8 @@ def bargain(gram: Tensor, steps: int = 100) -> Tensor:
     """The Nash bargaining weights (Navon et al., 2022, arXiv:2202.01017, claim 3.1): a > 0 with `G a = 1 / a`.
 
     gram: (C, C) inner products of the gradients. a is the minimum of the convex function `a G a / 2 - sum log a`, found
-    by damped Newton steps in float64. Gradients that cancel exactly would make it infinite, so G's diagonal is raised
-    by a part in 1e6 of its mean.
+    by damped Newton steps in float64. Gradients that cancel exactly would make it infinite, so the diagonal of G is
+    raised by a part in 1e6 of its mean.
     """
     gram = gram.detach().double()
     scale = gram.diagonal().clamp_min(1e-300).rsqrt()  # of unit gradients: the solution scales with 1 / norm
@@ -115,7 +115,7 @@ def bargain(gram: Tensor, steps: int = 100) -> Tensor:
 
 
 class PCGrad:
-    """Gradient surgery over clusters of noise levels; `backward(losses, t, parameters)`. A backward pass a cluster.
+    """Gradient surgery over clusters of noise levels; `backward(losses, t, parameters)`. One backward pass per cluster.
 
     cuts: the times between the clusters, rising. seed: of the order in which conflicts are projected.
     """
@@ -140,8 +140,8 @@ class PCGrad:
 class NashMTL:
     """The bargaining solution over clusters of noise levels; `backward(losses, t, parameters)`.
 
-    The weights, `bargain`'s, make an update of norm sqrt(C) whatever the losses are; it is scaled here to the norm of
-    the plain gradient, so that learning rates and clipping keep their meaning. Costs a backward pass a cluster.
+    The weights of `bargain` give an update of norm sqrt(C) whatever the losses are; here it is scaled to the norm of
+    the plain gradient, so that learning rates and clipping keep their meaning. Costs one backward pass per cluster.
     """
 
     def __init__(self, cuts: Sequence[float]) -> None:
@@ -158,14 +158,14 @@ class NashMTL:
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing goes on from one step to the next."""
+        """Nothing is carried from one step to the next."""
 
 
 class UncertaintyWeighting(nn.Module):
     """Learned variances (Kendall et al., 2018, arXiv:1705.07115) over clusters; `backward(losses, t, parameters)`.
 
     `sum_c share_c (L_c exp(-s_c) + s_c) / 2` over the clusters' mean losses L_c; its minimum in s_c is `log L_c`, where
-    the weight is `1 / L_c`. s (C,) is a parameter, moved by its own gradient steps, so that no optimiser need know it.
+    the weight is `1 / L_c`. s (C,) is a parameter, moved by its own gradient steps, so that no optimiser needs it.
     One backward pass. The state dict holds s: save it with the run.
 
     lr: of s. start: the loss at which s begins; 1 makes the first weights 1/2.
@@ -180,7 +180,7 @@ class UncertaintyWeighting(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """What each cluster's losses are multiplied by, (C,)."""
+        """The factor of each cluster's losses, (C,)."""
         return 0.5 * (-self.log_variance).exp()
 
     def __call__(self, losses: Tensor, t: Tensor, parameters: Sequence[nn.Parameter]) -> None:
@@ -190,9 +190,9 @@ class UncertaintyWeighting(nn.Module):
         values, count = losses.detach().to(self.log_variance), len(self.cuts) + 1
         seen = torch.bincount(cluster, minlength=count).to(values)
         mean = torch.zeros_like(self.log_variance).index_add_(0, cluster, values) / seen.clamp_min(1)
-        # Bounded on both sides, so that a variance which begins far too small is not thrown beyond its mean loss.
+        # Bounded on both sides, so that a variance that begins far too small is not thrown past its mean loss.
         slope = 0.5 * (1 - mean * (-self.log_variance).exp()).clamp_min(-1)
-        # Every cluster that the batch holds moves alike, however few of its samples there are.
+        # Every cluster in the batch moves alike, however few samples it has there.
         self.log_variance.data = self.log_variance.data - self.lr * slope * (seen > 0)
 
     def state(self) -> dict[str, Tensor]:

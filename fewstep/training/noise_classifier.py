@@ -165,7 +165,7 @@ def train_noise_classifier(
 
 
 def exact_levels(model: GaussianMixture, times: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """The same logits from a mixture's exact densities: `log p(y | level)`, y = x / alpha."""
+    """The same logits from the exact densities of a mixture: `log p(y | level)`, y = x / alpha."""
 
     def logits(y: Tensor) -> Tensor:
         columns = []

@@ -1,4 +1,4 @@
-"""Which noise levels training draws: four distributions, each given by its quantiles."""
+"""The noise levels that training draws: four distributions, each given by its quantiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step minimises: the denoiser's own error, weighted by noise level, and whatever is added to it."""
+"""What a training step minimises: the denoiser's own error, weighted by noise level, and any terms added to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Weighting = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step saw: the samples, and the network's answer beside what it should have been.
+    """What one training step saw: the samples, the network's output and its target.
 
     x0, eps: (B, *shape). t: (B,) float64. output, target: of one shape, in the denoiser's own kind (`loss_pair`).
     fraction: of a denoiser that learns its variance, (B, *shape).
@@ -40,7 +40,7 @@ class Step:
 
 
 class Term(Protocol):
-    """Something added to the loss: of a step, (B,) numbers. One with parameters of its own is an `nn.Module`."""
+    """Something added to the loss: (B,) numbers for a step. One with parameters of its own is an `nn.Module`."""
 
     def __call__(self, step: Step) -> Tensor: ...
 
@@ -53,9 +53,9 @@ def squared_error(error: Tensor) -> Tensor:
 class Objective(nn.Module):
     """(x0, eps, t, condition) to the loss of each sample, (B,).
 
-    weighting: `weighting(process, t)`, the weight of the squared error of eps; None weighs the error of the network's
-    own output by 1. distance: what an error counts, `squared_error` or another (B, *shape) to (B,). terms: pairs of a
-    factor and a `Term`.
+    weighting: `weighting(process, t)`, the weight of the squared error of eps; None weights the error of the network's
+    own output by 1. distance: how an error is measured, `squared_error` or another (B, *shape) to (B,). terms: pairs of
+    a factor and a `Term`.
 
     It is a module, so that data-parallel and autocast wrappers see one forward pass.
     """
@@ -69,7 +69,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser, self.weighting, self.distance = denoiser, weighting, distance
-        self.terms = tuple((factor, term) for factor, term in terms if factor)  # a factor of 0 changes not one bit
+        self.terms = tuple((factor, term) for factor, term in terms if factor)  # a factor of 0 changes no bit
         self.modules_of_terms = nn.ModuleList(term for _, term in self.terms if isinstance(term, nn.Module))
 
     def forward(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:

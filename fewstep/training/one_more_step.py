@@ -1,4 +1,4 @@
-"""One step more, at zero signal-to-noise ratio, for schedules that end before it."""
+"""One more step, at zero signal-to-noise ratio, for schedules that end before it."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ FORMAT = "fewstep-one-more-step-1"
 
 
 class OneMoreStep(nn.Module):
-    """From pure noise to the law of `x_T = alpha_T x0 + sigma_T eps`, which a schedule with alpha_T > 0 was trained on.
+    """From pure noise to the distribution of `x_T = alpha_T x0 + sigma_T eps`, where a schedule with alpha_T > 0 ends.
 
-    At zero signal-to-noise ratio the noise says nothing about x0, so what a network can predict from it is the mean of
+    At zero signal-to-noise ratio the noise says nothing about x0, so all a network can predict from it is the mean of
     the data given the conditions: `v = -x0`, here an embedding of each label and two layers. With it alone,
     `x_T = alpha_T x0 + sigma_T z` has the right mean and too little variance, sigma_T^2. So the
-    covariance of what the mean leaves, C, is kept beside the network, its `rank` largest directions one by one and one
-    variance for all others, once with the labels given and once without, and the step is
+    covariance C of the residuals is kept beside the network: its `rank` largest directions one by one and a single
+    variance for all others, once with the labels given and once without; and the step is
 
         x_T = alpha_T m + (alpha_T^2 C + sigma_T^2)^(1/2) z,
 
     which is what the probability-flow ODE makes of z for Gaussian data N(m, C), from infinite noise to T. For such data
-    the law of x_T is exact if `rank` is the dimension; for other data mean and covariance are. `rank` 0 and `rest` 0
-    are the paper's step.
+    the distribution of x_T is exact if `rank` is the dimension; for other data, mean and covariance are. `rank` 0 and
+    `rest` 0 are the paper's step.
 
     Args:
         shape: one sample's; conditions: those of the model; width: of the network; rank: directions kept.
@@ -72,7 +72,7 @@ class OneMoreStep(nn.Module):
         self.inner, self.out = nn.Linear(width, width), nn.Linear(width, size)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        # The covariance left by the mean, [0] with every label given, [1] with one missing.
+        # The covariance of the residuals, [0] with every label given, [1] with one missing.
         self.register_buffer("basis", torch.zeros(2, size, rank))
         self.register_buffer("spread", torch.zeros(2, rank))
         self.register_buffer("rest", torch.zeros(2))
@@ -119,7 +119,7 @@ class OneMoreStep(nn.Module):
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> OneMoreStep:
-        """The step in closed form: of data with a known mean `(*shape)` and covariance `(D, D)`, in its dtype."""
+        """The step in closed form, for data with a known mean `(*shape)` and covariance `(D, D)`, in its dtype."""
         made = cls(tuple(mean.shape), width=1, rank=mean.numel()).to(mean)
         with torch.no_grad():
             made.out.bias.copy_(-mean.flatten())
@@ -128,7 +128,7 @@ class OneMoreStep(nn.Module):
         return made.eval().requires_grad_(False)
 
     def plan(self, base: Plan, process: Process) -> Started:
-        """The base plan, untouched, from this start; `ValueError` where it does not begin at the process's `t_max`."""
+        """The base plan, unchanged, from this start; `ValueError` where it does not begin at the process's `t_max`."""
         if not base.fits(process):
             raise ValueError("the plan was made for another process")
         if base.times[0] != process.t_max:

@@ -26,14 +26,14 @@ METHODS = (
         kind="start",
         paper="DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport (Li et al., 2023)",
         arxiv="2307.11308",
-        claim="noise transported to diffused training samples: few steps are left, and modes do not mix",
+        claim="noise transported to diffused training samples: few steps remain, and modes do not mix",
         use="OTStart",
     ),
 )
 
 FORMAT = "fewstep-ot-start-1"
 ROWS = 16_384  # points whose products with all atoms are held in memory at once
-FAR = 1e9  # where the centre of a cell that no draw met is put
+FAR = 1e9  # the centre of a cell that no draw fell into
 
 
 class OTStart:
@@ -63,7 +63,7 @@ class OTStart:
         self.fitted = False
 
     def fit(self, steps: int = 500, draws: int = 4096, rate: float | None = None, seed: int = 0) -> OTStart:
-        """Find the heights with Adam on estimates of the cells' masses; give the start itself.
+        """Find the heights with Adam on estimates of the cells' masses; return the start itself.
 
         In the last half of the steps the rate falls to zero, and four times as many points are drawn, so that the
         estimates' noise averages out. `rate` is by default a twentieth of the spread of `|y|^2 / 2`, the scale of the
@@ -75,7 +75,7 @@ class OTStart:
         if steps < 1 or draws < 1:
             raise ValueError(f"steps and draws must be at least 1, got {steps} and {draws}")
         atoms, n = self.atoms.double(), len(self.atoms)
-        # For atoms close together the heights are those of equal potentials: -|y|^2 / 2, the place to begin.
+        # For atoms close together the heights are those of equal potentials, -|y|^2 / 2: begin there.
         start = -0.5 * atoms.square().sum(1)
         h = (start - start.mean()).clone()
         top = float(0.05 * h.std().clamp_min(1e-3 * float(atoms.std()))) if rate is None else rate
@@ -90,7 +90,7 @@ class OTStart:
 
         def loss(points: Tensor) -> Tensor:
             gradient = self._masses(points, heights[0].detach()) - 1 / n
-            # Scaled so that AdamW's 1e-8, below which gradients count as noise, is a thousandth of an atom's mass.
+            # Scaled so that AdamW's epsilon, 1e-8, is a thousandth of an atom's mass.
             return 1e-5 * n * (gradient * heights[0]).sum()
 
         def pace(step: int) -> float:
@@ -125,19 +125,19 @@ class OTStart:
         cells = self._cells(points, self.heights)
         count = torch.bincount(cells, minlength=len(self.atoms))
         total = torch.zeros(self.atoms.shape, device=points.device).index_add_(0, cells, points)
-        # A cell that no point met is given a centre that nothing is near to.
+        # A cell into which no point fell gets a centre that nothing is near.
         mean = total / count.clamp_min(1).unsqueeze(1)
         self.centres = torch.where(count.unsqueeze(1) > 0, mean, torch.inf).to(self.atoms.dtype)
 
     def draw(self, noise: Tensor, neighbours: int = 1, angle: float = 0.5) -> Tensor:
         """States `(B, *shape)` at time t from noise `(B, *shape)`, a function of each noise alone.
 
-        With `neighbours` above 1 the map is extrapolated between atoms, so that not only training samples come out:
+        With `neighbours` above 1 the map is interpolated between atoms, so that it gives more than training samples:
         of the cells with the nearest centres of mass, those whose atoms x_j lie within `angle` (radians, between the
         clean samples, about the data's mean) of the point's own atom are mixed, in proportion to one over the distance
         to their centres. Cells that fail the test lie across a singularity of the map, where modes part, and are left
-        out. Clean samples and noises are mixed apart, the noises with weights of unit norm, so that the state keeps
-        the noise level of its time.
+        out. Clean samples and noises are mixed separately, the noises with weights of unit norm, so that the state
+        keeps the noise level of its time.
         """
         if not self.fitted:
             raise ValueError("the heights are not known yet: call fit() first")
@@ -153,7 +153,7 @@ class OTStart:
             return self.atoms[own].reshape(noise.shape).to(noise.dtype)
         distance = torch.cdist(points, self.centres.nan_to_num(posinf=FAR))
         mine = distance.gather(1, own.unsqueeze(1))
-        # The point's own atom stands first, alone where its cell's centre is not known.
+        # The point's own atom comes first, alone where its cell's centre is not known.
         near = torch.cat((own.unsqueeze(1), distance.topk(neighbours, largest=False).indices), 1)
         apart = torch.cat((torch.where(mine > FAR / 2, 0.0, mine), distance.gather(1, near[:, 1:])), 1)
         clean = self.data.flatten(1)
@@ -170,10 +170,10 @@ class OTStart:
         return state.reshape(noise.shape).to(noise.dtype)
 
     def plan(self, base: Plan, neighbours: int = 1, angle: float = 0.5) -> Started:
-        """A plan that begins at time t, made to begin from the drawn states; its noise chooses among them.
+        """A plan that begins at time t, started from the drawn states; its noise chooses among them.
 
         Raises:
-            ValueError: a plan for another process or that begins at another time.
+            ValueError: a plan for another process, or one that begins at another time.
         """
         if not base.fits(self.process):
             raise ValueError("the plan was made for another process")

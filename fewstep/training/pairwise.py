@@ -1,4 +1,4 @@
-"""Pairwise sample optimisation: a few-step student learns from pairs of samples, of which one is preferred."""
+"""Pairwise sample optimisation: a few-step student learns from pairs of samples, one of which is preferred."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOISES = ("fresh", "posterior")
 
 # (count, generator) to preferred samples, others, both data (B, ...), and the conditions of both.
 Pairs = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Mapping[str, Any]]]
-# The states of the preferred samples and of the others, what each pair counts (B,), and its conditions.
+# The states of the preferred samples and of the others, the weight of each pair (B,), and its conditions.
 Sides = tuple[list[list[Tensor]], Tensor, dict[str, Tensor]]
 
 
@@ -58,11 +58,11 @@ class Transition:
 def transitions(process: Process, times: Sequence[float], noise: str = "fresh") -> list[Transition]:
     """The steps of a student over decreasing times, the last of which may be the clean sample's.
 
-    noise "fresh": x0 is predicted and all of its noise drawn anew (consistency models); "posterior": the noise of
+    noise "fresh": x0 is predicted and all noise is redrawn (consistency models); "posterior": the noise of
     DDPM's posterior (DDIM's eta = 1). `x_b = alpha_b x0 + sqrt(sigma_b^2 - std^2) eps + std z` holds for both.
 
     Raises:
-        ValueError: another noise, fewer than two times, times that do not fall.
+        ValueError: another noise, fewer than two times, times that do not decrease.
     """
     from fewstep.sampling.ddim import ancestral
 
@@ -88,9 +88,9 @@ def rollout(
     data: Tensor | None = None,
     **condition: Any,
 ) -> list[Tensor]:
-    """The states `(count, *shape)` of a student at all its times, sample i being that of `(seed, first + i)`.
+    """The states `(count, *shape)` of a student at all its times; sample i is that of `(seed, first + i)`.
 
-    With `data` `(count, ...)` they are states from which the student would have come to these samples: the same chain
+    With `data` `(count, ...)` they are states from which the student would have reached these samples: the same chain
     with the data (in the process's coordinates) in place of the predicted x0. Its last state is then the data.
 
     Raises:
@@ -151,7 +151,7 @@ def log_ratio(
 
 @dataclass(frozen=True)
 class Preferred:
-    """The model; of each step the loss, and the share of pairs whose preferred sample has the higher log-ratio."""
+    """The model; for each step the loss, and the share of pairs whose preferred sample has the higher log-ratio."""
 
     model: Denoiser
     losses: list[float]
@@ -176,20 +176,20 @@ def pairwise(
     seed: int = 0,
     watch: Callable[[int, Tensor], Any] | None = None,
 ) -> Preferred:
-    """Makes a student prefer the one sample of each pair to the other, in place.
+    """Makes a student prefer one sample of each pair to the other, in place.
 
-    Minimises `-log sigmoid(beta (r(preferred) - r(other)))`, r the `log_ratio` of a sample's states to the student as
-    it came. Only the margin counts: neither sample is a target to be averaged with others, which is what blurs a
+    Minimises `-log sigmoid(beta (r(preferred) - r(other)))`, r the `log_ratio` of a sample's states to the original
+    student. Only the margin counts: neither sample is a target to be averaged with others, which is what blurs a
     distilled student that is trained to denoise.
 
     Args:
         times: of the student, decreasing; noise: how it goes from one to the next, as `transitions`.
         pairs: offline, stored pairs; their states are drawn by the forward process.
-        score: online instead, `score(x, **condition) -> (B,)`: the present student makes both samples of a pair, and
-            the higher score is preferred; equal ones teach nothing. conditions: of those, as `tune`.
-        beta: nats to logits; the larger, the closer the student stays to where it came from.
-        last_std: noise as which a last step without noise counts, in units of the samples; 0 leaves it out.
-        parameters: those to train, by default all that ask for gradients.
+        score: online instead, `score(x, **condition) -> (B,)`: the current student draws both samples of a pair, and
+            the higher score is preferred; equal ones have no effect. conditions: of those samples, as in `tune`.
+        beta: nats to logits; the larger, the closer the student stays to the original.
+        last_std: the noise ascribed to a last step without noise, in units of the samples; 0 leaves the step out.
+        parameters: those to train, by default all that require gradients.
 
     Raises:
         ValueError: neither or both of pairs and score, counts or beta out of range; as `transitions`, `log_ratio`.

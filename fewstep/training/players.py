@@ -1,6 +1,6 @@
 """One loop for every training: players, each with its own weights, loss, learning rate and turns.
 
-Plain training has one player; a student and the critic that judges it are two. Whatever trains in this package, with
+Plain training has one player; a student and the critic that judges it are two. All training in this package, with
 files around it or without, is a call of `optimise`.
 """
 
@@ -19,25 +19,25 @@ from fewstep.training.checkpoint import optimizer_tensors, part, restore_optimiz
 from fewstep.training.ema import EMA
 
 T = TypeVar("T")
-# (number of samples, generator) to what one iteration is about: any object, which every player's loss is given.
+# (number of samples, generator) to the batch of one iteration: any object, which every player's loss receives.
 Draws = Callable[[int, torch.Generator], Any]
 # (losses, what was drawn, parameters) leaves gradients in the parameters.
 Gradients = Callable[[Tensor, Any, Sequence[nn.Parameter]], None]
 
 
 class Player:
-    """One side of a training: the weights that it moves by AdamW, down the gradient of its own loss.
+    """One side of a training: weights that AdamW moves down the gradient of the player's own loss.
 
-    Its gradients reach its own parameters alone, so a loss may run through other players' networks; what it should
-    not move of the drawn batch, it detaches. `module` is saved and restored whole, with its buffers.
+    Its gradients reach only its own parameters, so a loss may run through other players' networks; parts of the drawn
+    batch that it should not move, it detaches. `module` is saved and restored whole, with its buffers.
 
     Args:
         module: holds the parameters. loss: of what was drawn, to losses (B,) or one number.
         parameters: those to train, in the order in which their norms are added up; by default all of the module's.
-            Those that ask for no gradient are left out.
+            Those that require no gradient are left out.
         lr, betas: numbers, or functions of the iteration (from 0). weight_decay: a number, or a function of the
             parameter.
-        clip: largest norm of the gradient. every: it plays in the last of so many iterations.
+        clip: largest norm of the gradient. every: it plays once in this many iterations, in the last of them.
         average: of the weights, updated after every turn.
         backward: how losses become gradients; by default those of their mean.
 
@@ -78,10 +78,10 @@ class Player:
         )
 
     def turn(self, step: int, drawn: Any) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; its losses, and the norm that the gradient had."""
+        """One step of the optimiser; returns its losses, and the norm of the gradient."""
         for group in self.optimizer.param_groups:
             group["lr"], group["betas"] = _at(self.lr, step), _at(self.betas, step)
-        self.optimizer.zero_grad()  # what another's own way of taking gradients left here
+        self.optimizer.zero_grad()  # what another player's `backward` left here
         losses = self.loss(drawn)
         if self.backward is None:
             losses.mean().backward(inputs=self.parameters)
@@ -89,7 +89,7 @@ class Player:
             self.backward(losses, drawn, self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
-        self.optimizer.zero_grad()  # their memory is free for the next forward pass
+        self.optimizer.zero_grad()  # frees their memory for the next forward pass
         if self.average is not None:
             self.average.update()
         return losses.detach(), norm
@@ -97,7 +97,7 @@ class Player:
     def state(self) -> dict[str, Tensor]:
         """Copies of the module's tensors, of AdamW's moments and of the average.
 
-        What a loss or a `backward` remembers elsewhere (`PCGrad`'s generator, for one) is kept by whoever made it.
+        State that a loss or a `backward` holds elsewhere (such as `PCGrad`'s generator) is up to its owner to save.
         """
         found = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         moments = optimizer_tensors(self.module, self.optimizer)
@@ -108,7 +108,7 @@ class Player:
         return {name: value.detach().clone() for name, value in found.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what `state` gave."""
+        """Continues from what `state` returned."""
         self.module.load_state_dict(part(tensors, "module"))
         restore_optimizer(self.module, self.optimizer, part(tensors, "optimizer"))
         if self.average is not None:
@@ -117,7 +117,7 @@ class Player:
 
 @dataclass(frozen=True)
 class Moment:
-    """What one iteration was: its number (from 0), what was drawn, and the losses and gradient norm of who played."""
+    """One iteration: its number (from 0), what was drawn, and the losses and gradient norms of its players."""
 
     step: int
     drawn: Any
@@ -135,15 +135,15 @@ def optimise(
     first: int = 0,
     watch: Callable[[Moment], Any] | None = None,
 ) -> None:
-    """Trains the players together: an iteration draws once, then each whose turn it is plays, in the mapping's order.
+    """Trains the players together: an iteration draws once, then each player whose turn it is plays, in order.
 
     Args:
-        draw: `draw(batch, generator)`, what all losses of an iteration are given. steps: iterations in all.
+        draw: `draw(batch, generator)`, what all losses of an iteration receive. steps: iterations in all.
         seed: a number: iteration k draws from (seed, k) alone, in `draw` as in dropout, and torch's own generators are
-            as before in the end. So a run that goes on from `state` has the bits of one that never stopped. A
-            generator is handed to `draw` as it is, from iteration to iteration, and torch's own are the caller's.
-        first: iterations that are done already, where `restore` has put the players.
-        watch: called after every iteration; answering True ends the run.
+            restored at the end. So a run that continues from `state` has the bits of one that never stopped. A
+            generator is passed to `draw` unchanged, from iteration to iteration, and torch's own are up to the caller.
+        first: iterations already done, to which `restore` has brought the players.
+        watch: called after every iteration; returning True ends the run.
 
     Raises:
         ValueError: no player, steps or batch below 1, first outside 0 to steps.
@@ -161,7 +161,7 @@ def optimise(
             else:
                 own = _mixed(seed, step)
                 generator = torch.Generator().manual_seed(own)
-                torch.manual_seed(own + 1)  # for dropout layers, which know no other generator
+                torch.manual_seed(own + 1)  # for dropout layers, which use no other generator
             with torch.enable_grad():
                 drawn = draw(batch, generator)
                 due = [name for name, player in players.items() if (step + 1) % player.every == 0]
@@ -178,7 +178,7 @@ def optimise(
 
 
 def state(players: Mapping[str, Player]) -> dict[str, Tensor]:
-    """All that a run of these players has to keep, beside its seed and the number of iterations done, as tensors.
+    """All that a run of these players must save, besides its seed and the number of iterations done, as tensors.
 
     It may be written by `fewstep.training.checkpoint.save_checkpoint`, or as safetensors.
     """
@@ -186,7 +186,7 @@ def state(players: Mapping[str, Player]) -> dict[str, Tensor]:
 
 
 def restore(players: Mapping[str, Player], tensors: Mapping[str, Tensor]) -> None:
-    """Puts players, made as they were, where `state` found them. Raises ValueError for a state of other players."""
+    """Brings players, built as before, to a state of `state`. Raises ValueError for a state of other players."""
     for name, player in players.items():
         if not (mine := part(tensors, name)):
             known = sorted({key.split(".")[0] for key in tensors})
@@ -215,6 +215,6 @@ def _mixed(seed: int, step: int) -> int:
 
 
 def _kept(players: Mapping[str, Player]) -> contextlib.AbstractContextManager[None]:
-    """torch's own generators, left as they were found."""
+    """Restores torch's own generators at the end of the block."""
     used = {parameter.device for player in players.values() for parameter in player.parameters}
     return torch.random.fork_rng(devices=[device.index for device in used if device.type == "cuda"])

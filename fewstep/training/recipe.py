@@ -41,8 +41,8 @@ from fewstep.training.sections import (
 )  # fmt: skip
 from fewstep.training.weightings import weighting
 
-HYBRID = 0.001  # of the bound beside the simple loss (iDDPM, section 3.1)
-# Two ways to say the same: the section that names the method, and the older key.
+HYBRID = 0.001  # factor of the bound beside the simple loss (iDDPM, section 3.1)
+# Two ways to state the same: the section that names the method, and the older key.
 TWICE = (
     ("levels", "noise_levels", "importance", False),
     ("distance", "train", "multiscale", 0),
@@ -53,19 +53,19 @@ Section = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `network`, `process` and everything after `noise_levels` are the registered name under "name" and
-    the arguments of what it names; these last may be left out.
+    """A whole run. `network`, `process` and everything after `noise_levels` hold a registered name under "name" and
+    the arguments of what it names; the sections after `noise_levels` may be left out.
 
         weighting, coupling     of the noise levels, of noise with samples
-        levels                  noise levels drawn otherwise, from those of `noise_levels`
+        levels                  noise levels drawn in another way, from those of `noise_levels`
         term                    what is added to the loss, times "factor" (1); or a list of such sections
         objective               what wraps the loss
-        distance                what an error counts
-        backward, clusters      how gradients are taken, and the clusters of noise levels that it goes by
+        distance                how an error is measured
+        backward, clusters      how gradients are taken, and the clusters of noise levels that it uses
         rows, average           the order of the data, and the average of the weights (for `train.ema`)
         coordinates             of the denoiser "coordinates"
 
-    In Python an option may be a function (a term's residual). Checkpoints keep its name alone.
+    In Python an option may be a function (a term's residual). Checkpoints keep only its name.
     """
 
     data: DataPart
@@ -100,7 +100,7 @@ class Recipe:
         if (self.coordinates is None) != (self.denoiser.name != "coordinates"):
             raise ValueError('section [coordinates] goes with [denoiser] name = "coordinates", and that with it')
         if self.clusters is not None and self.backward is None:
-            raise ValueError("section [clusters] is for a section [backward], which there is not")
+            raise ValueError("section [clusters] is for a section [backward], which is missing")
         self.make_weighting()
         self.make_coupling()
         self.make_backward()
@@ -110,7 +110,7 @@ class Recipe:
     def read(cls, path: str | Path) -> Recipe:
         """The recipe in a TOML file.
 
-        Raises ValueError for a file that is missing or no TOML, for an unknown or missing key, a wrong type or value.
+        Raises ValueError for a file that is missing or not TOML, for an unknown or missing key, a wrong type or value.
         """
         try:
             with open(path, "rb") as file:
@@ -126,7 +126,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe of nested dictionaries, one a section, with the same checks as a file."""
+        """The recipe of nested dictionaries, one per section, with the same checks as a file."""
         return _build(cls, values, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Recipe:
         return build("backward", self.backward, run)
 
     def make_draws(self, samples: int) -> Draws:
-        """The order of so many samples, and everything else that is random."""
+        """The order of the samples, and everything else that is random."""
         if self.rows is None:
             return Draws(self.train.seed, samples, self.data.share)
         return build("rows", self.rows, {"seed": self.train.seed, "samples": samples})
@@ -188,7 +188,7 @@ class Recipe:
         example: Callable[[], tuple[Tensor, Mapping[str, Tensor]]] | None = None,
         levels: NoiseLevels | None = None,
     ) -> nn.Module:
-        """What a step minimises. example: a few samples and their conditions, for terms that ask how wide they are."""
+        """What a step minimises. example: a few samples and their conditions, for terms that need their widths."""
         terms: list[tuple[float, Term]] = []
         run: dict[str, Any] = {"network": denoiser.network}
         rest: Mapping[str, Tensor] = {}
@@ -211,7 +211,7 @@ class Recipe:
     def make_network(self, spec: DataSpec) -> nn.Module:
         """The network for the data: channels, size and classes follow from it where the recipe does not state them.
 
-        Raises ValueError when the recipe states something else than the data has.
+        Raises ValueError when the recipe contradicts the data.
         """
         made = _network_class(self.network)
         arguments, taken = options_of(self.network), inspect.signature(made).parameters
@@ -275,7 +275,7 @@ def _network_class(network: dict[str, Any]) -> Any:
 
 def _build(cls: Any, values: dict[str, Any], section: str) -> Any:
     hints, fields = typing.get_type_hints(cls), {entry.name: entry for entry in dataclasses.fields(cls)}
-    if cls is DenoiserPart:  # it checks the keys of what it names itself
+    if cls is DenoiserPart:  # it checks the keys of the named denoiser itself
         further = {key: value for key, value in values.items() if key not in fields}
         values = {key: value for key, value in values.items() if key in fields}
         values["options"] = values.get("options", {}) | further

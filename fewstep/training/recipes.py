@@ -1,4 +1,4 @@
-"""The recipes that ship: `fewstep train digits` trains what `fs.load("digits")` opens."""
+"""The recipes in the package: `fewstep train digits` trains what `fs.load("digits")` opens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_path(recipe: str | Path) -> Path:
-    """The file of a recipe: the one given or, where there is none, the one of that name in the package.
+    """The file of a recipe: the one given or, if it does not exist, the one of that name in the package.
 
-    A name may be written as `digits` and as `recipes/digits.toml`. Raises ValueError for another name; a path that is
-    neither is left to whoever reads it.
+    A name may be written as `digits` or as `recipes/digits.toml`. Raises ValueError for an unknown name; a path that is
+    neither is left to the reader of the file.
     """
     path = Path(recipe)
     if path.is_file() or str(path.parent) not in (".", FOLDER.name):

@@ -1,4 +1,4 @@
-"""Reflow: train again on the pairs of noise and sample that a model itself connects."""
+"""Reflow: train again on the pairs of noise and sample that the model itself connects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Pairs:
 def pairs(model: Denoiser, n: int, plan: Plan, seed: int = 0, batch_size: int = 256, **condition: Any) -> Pairs:
     """n pairs of a model under a deterministic plan; the noise is that of samples 0 to n - 1 under the seed.
 
-    condition: one value, or one a pair. Raises ValueError for a stochastic plan, which connects nothing, and n below 1.
+    condition: one value, or one per pair. Raises ValueError for a stochastic plan, which connects nothing, and for n
+    below 1.
     """
     if plan.stochastic:
         raise ValueError(
@@ -63,7 +64,7 @@ def pairs(model: Denoiser, n: int, plan: Plan, seed: int = 0, batch_size: int = 
 
 
 class Paired(nn.Module):
-    """An objective whose samples bring their own noise: the condition "noise" replaces the one that was drawn."""
+    """An objective whose samples bring their own noise: the condition "noise" replaces the noise that was drawn."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -84,10 +85,10 @@ def reflow(
 ) -> NetworkDenoiser:
     """A copy of the teacher, trained on n of its own pairs (Liu et al., algorithm 1: one more rectification).
 
-    The coupling of noise and end is deterministic, so the new flow has nothing to average where the teacher's had, and
-    its transport cost is no larger (theorem 3.5); with the `Flow` process its paths tend to straight lines. `training`
-    are options of `fewstep.training.fit.fit`, `steps` among them. The teacher is left as it is; another objective goes
-    around the pairs by hand: `fit(student, rows_of(x0, noise=noise), objective=Paired(objective), ...)`.
+    The coupling of noise and end is deterministic, so the new flow need not average where the teacher had to, and its
+    transport cost is no larger (theorem 3.5); with the `Flow` process its paths tend to straight lines. `training`
+    are options of `fewstep.training.fit.fit`, `steps` among them. The teacher stays as it is; another objective is
+    combined with the pairs by hand: `fit(student, rows_of(x0, noise=noise), objective=Paired(objective), ...)`.
     """
     made = pairs(teacher, n, plan, seed, **(condition or {}))
     student = copy.deepcopy(teacher)

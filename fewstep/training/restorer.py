@@ -1,7 +1,7 @@
-"""Restoration as generation: how a network learns to restore plausibly, not on average (RGM).
+"""Restoration as generation: how a network learns to restore plausibly rather than on average (RGM).
 
-Trained by a maximum a posteriori loss, the fidelity to what was degraded and the divergence of the restored data from
-real ones; a latent z chooses among the restorations. Restoring and degrading in turn, a few times, generates.
+The loss is that of maximum a posteriori: the fidelity to the degraded data, and the divergence of the restored data
+from real ones; a latent z picks the restoration. Restoring and degrading in turn, a few times, generates samples.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ METHODS = (
         kind="trainer",
         paper="Restoration based Generative Models (Choi, Park and Kang, 2023)",
         arxiv="2303.05456",
-        claim="restores by fidelity and an adversarial prior, so a few restorations generate every mode",
+        claim="restores by fidelity and an adversarial prior; a few restorations generate every mode",
         use="fit_restorer",
     ),
 )
 
 
-BETAS = (0.5, 0.99)  # an adversary's gradients turn: they are remembered for less long
+BETAS = (0.5, 0.99)  # an adversary's gradients change direction, so they are averaged over a shorter time
 
 
 class Drawn(NamedTuple):
-    """A batch: data (B, *shape), others as real, what was made of the states, the states, and their levels (B,)."""
+    """A batch: data (B, *shape), others as real ones, the restorations, the states, and their levels (B,)."""
 
     x0: Tensor
     real: Tensor
@@ -49,7 +49,7 @@ class Drawn(NamedTuple):
 def degraded(
     chain: RestorationChain, x0: Tensor, generator: torch.Generator | None = None
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """A batch (B, *shape) dealt out to the levels in turn, B at least their number.
+    """A batch (B, *shape) assigned to the levels in turn, B at least their number.
 
     Returns the states of each level, all states with their blocks filled (B, *shape), and the levels (B,).
     """
@@ -63,13 +63,13 @@ def degraded(
 
 
 def fidelity(chain: RestorationChain, x0: Tensor, states: Sequence[Tensor]) -> Tensor:
-    """`chain.fidelity` of restored data against the states that `degraded` dealt out: (B,)."""
+    """`chain.fidelity` of restored data against the states of `degraded`: (B,)."""
     parts = x0.split([len(y) for y in states])
     return torch.cat([chain.fidelity(x, y, k) for k, (x, y) in enumerate(zip(parts, states, strict=True), 1)])
 
 
 def realism(critic: nn.Module, x: Tensor, level: Tensor) -> Tensor:
-    """The critic's logit that x (B, *shape) is real, (B,): the mean of what it answers."""
+    """The critic's logit that x (B, *shape) is real, (B,): the mean of its outputs."""
     return critic(x, level).flatten(1).mean(1)
 
 
@@ -99,11 +99,11 @@ def fit_restorer(
     """Trains a restorer (in place) and returns a copy with the averaged weights, in evaluation mode.
 
     The loss is `weight |A G - y|^2 / (2 sigma^2) + softplus(-D(G))`: the fidelity, and the prior by a critic D that is
-    trained beside it to tell restored data of each level from real ones. Adam with betas (0.5, 0.99), a constant rate.
+    trained alongside to tell restored data of each level from real ones. Adam with betas (0.5, 0.99), a constant rate.
 
     Args:
         data: samples (N, *shape), drawn with replacement, or a function `(count, generator) -> (x0, conditions)`.
-        critic: `critic(x, level)`, an answer of any shape a sample. None trains by mean squared error instead, whose
+        critic: `critic(x, level)`, an output of any shape per sample. None trains by mean squared error instead, whose
             minimum is the mean of all plausible data: the restorer of denoising diffusion.
         weight: of the fidelity. penalty: of the critic's squared gradient at real data.
         watch: called with the step and the losses by name.
@@ -124,7 +124,8 @@ def fit_restorer(
         states, filled, levels = degraded(chain, x0, generator)
         level = levels.float() / chain.levels
         z = torch.randn(count, *restorer.latent, generator=generator).to(x0)
-        # Restored once, for both. Real data are shuffled: each level's are not those its restorations came from.
+        # Restored once, for both players. Real data are shuffled, so that a level's are not the sources of its
+        # restorations.
         made = restorer(filled, levels, z)
         real = x0 if critic is None else x0[torch.randperm(count, generator=generator).to(device)]
         return Drawn(x0, real, made, states, level)

@@ -26,14 +26,14 @@ METHODS = (
         kind="tuner",
         paper="Directly Fine-Tuning Diffusion Models on Differentiable Rewards (Clark et al., 2023)",
         arxiv="2309.17400",
-        claim="a reward's gradient through all or the last steps of a plan; stops when a verifier says so",
+        claim="a reward's gradient through all or the last steps of a plan; a verifier decides when to stop",
         use="tune",
     ),
 )
 
 WAYS = ("full", "truncated", "renoised", "adjoint")
 
-# (samples as data (B, ...), **condition) to (B,), the higher the better.
+# (samples as data (B, ...), **condition) to (B,); higher is better.
 Reward = Callable[..., Tensor]
 # (count, generator) to the conditions of that many samples.
 Conditions = Callable[[int, torch.Generator], Mapping[str, Any]]
@@ -50,7 +50,7 @@ def symmetry(x: Tensor) -> Tensor:
 
 
 def likeness(template: Tensor) -> Reward:
-    """The reward of being like a picture: minus the mean squared difference from `template`, without a batch."""
+    """The reward for being like a picture: minus the mean squared difference from `template`, without a batch axis."""
 
     def reward(x: Tensor, **condition: Any) -> Tensor:
         return -(x - template.to(x)).square().flatten(1).mean(1)
@@ -59,7 +59,7 @@ def likeness(template: Tensor) -> Reward:
 
 
 def fixed_or_drawn(conditions: Conditions | Mapping[str, Any] | None) -> Conditions:
-    """Conditions as they are given to `tune`, as a function that draws them."""
+    """The conditions given to `tune` as a function that draws them."""
     if callable(conditions):
         return conditions
     fixed = dict(conditions or {})
@@ -82,13 +82,13 @@ def reward_samples(
 
         method      gradient                                                    activations kept
         full        exact, through every evaluation                             the square root of the plan's
-        truncated   through the last `last` evaluations alone (DRaFT-K)         the square root of `last`
+        truncated   through only the last `last` evaluations (DRaFT-K)          the square root of `last`
         renoised    of x0 predicted at samples noised again, to the time of     one evaluation's
                     one of the last `last` evaluations (DRaFT-LV; ReFL)
         adjoint     of the ODE on the plan's grid, by the adjoint equation      one evaluation's
 
-    "renoised" draws a time for each sample, and gives the predictions instead of the samples. "adjoint" samples by the
-    midpoint rule, whatever the plan's solver is. segment: evaluations that are kept at once ("full", "truncated").
+    "renoised" draws a time for each sample, and returns the predictions instead of the samples. "adjoint" samples by
+    the midpoint rule, whatever the plan's solver is. segment: evaluations that are kept at once ("full", "truncated").
 
     Raises:
         ValueError: another method, `last` below 1 or above the plan's evaluations; as `checkpointed`.
@@ -149,8 +149,8 @@ def path_divergence(
 
 @dataclass(frozen=True)
 class Check:
-    """What fresh noises said after so many steps: the mean reward and the verifier's mean score (the reward's own where
-    there is no other)."""
+    """The result on fresh noises after some number of steps: the mean reward and the verifier's mean score (the
+    reward's own where there is no other)."""
 
     step: int
     reward: float
@@ -159,7 +159,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The model, the mean reward and the divergence (0 where it is not asked for) at each step, and the checks.
+    """The model, the mean reward and the divergence (0 where it is not used) at each step, and the checks.
 
     `best` is the check whose weights the model has; `stopped` whether the verifier ended the run.
     """
@@ -201,20 +201,20 @@ def tune(
     Minimises `-reward + keep * KL(paths | the base's paths) + penalty` by AdamW (no weight decay). The samples of every
     step are new: noise and conditions follow from `seed`, and are never those of the checks.
 
-    A reward that is learned from can be cheated. So every `every` steps `verify` scores samples of noises that are
+    A reward that is optimised can be exploited. So every `every` steps `verify` scores samples of noises that are
     never tuned on; after `patience` checks without a better score the run ends, and the best checked weights come back.
 
     Args:
         reward: `reward(x, **condition) -> (B,)` of samples as data (`model.decode`), differentiable in x.
-        plan: the plan that is sampled; of several each has its share of the steps, in turn.
-        method, last, segment: how gradients reach the weights, as `reward_samples`.
-        parameters: those to train; by default all that ask for gradients.
+        plan: the plan that is sampled; several share the steps equally, one after another.
+        method, last, segment: how gradients reach the weights, as in `reward_samples`.
+        parameters: those to train; by default all that require gradients.
         conditions: the same for all, or `(count, generator) -> conditions`.
-        keep: weight of the divergence from the model as it came, in rewards a nat (`path_divergence`). A truncated
-            gradient understates the reward's part, not the divergence's: it takes a smaller weight.
+        keep: weight of the divergence from the original model, in rewards per nat (`path_divergence`). A truncated
+            gradient understates the reward's part, not the divergence's, and needs a smaller weight.
         penalty: of the step's conditions, a number to add.
         verify: `verify(x, **condition) -> (B,)`; by default the reward itself, which never ends the run. checked: the
-            plan that checks sample, by default the last. fresh: samples a check.
+            plan that checks sample, by default the last. fresh: samples per check.
         watch: called with the step and its rewards (B,).
 
     Raises:
@@ -237,11 +237,11 @@ def tune(
     draw = fixed_or_drawn(conditions)
     device, process = trained[0].device, model.process
     source, numbers = Noise(seed), itertools.count()
-    # The checks' samples lie behind all those tuned on.
+    # The checks' samples come after all those tuned on.
     held, held_named = steps * batch, dict(draw(fresh, torch.Generator().manual_seed(seed + 1)))
     rewards, divergences, checks = torch.zeros(steps), torch.zeros(steps), list[Check]()
     best: list[tuple[Check, list[Tensor]]] = []  # one, once there is a check
-    scores: list[Tensor] = []  # of the present step
+    scores: list[Tensor] = []  # of the current step
 
     def start(first: int, count: int) -> Tensor:
         own = Noise(seed, first)
@@ -253,7 +253,7 @@ def tune(
 
     @torch.no_grad()
     def check(step: int) -> None:
-        """Scores fresh samples, and keeps the weights if none were better."""
+        """Scores fresh samples, and keeps the weights if they are the best so far."""
         named = model.check_condition(held_named, fresh, device)
         x = model.decode((checked or plans[-1])(model, start(held, fresh), seed=seed, first=held, **named), **named)
         score = float(reward(x, **named).mean())

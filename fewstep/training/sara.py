@@ -1,4 +1,4 @@
-"""Sparse low-rank adaptation: the weights that are nearly zero, and do next to nothing, learn a new task."""
+"""Sparse low-rank adaptation: the weights that are nearly zero, and have little effect, learn a new task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = (
         paper="SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation"
         " (Hu et al., 2024)",
         arxiv="2409.06633",
-        claim="trains the smallest weights alone, their change kept of low rank, chosen again midway",
+        claim="trains only the smallest weights, chosen again midway; their change is kept low-rank",
         use="sara",
     ),
 )
@@ -33,10 +33,10 @@ METHODS = (
 def smallest(
     model: NetworkDenoiser, share: float, targets: Sequence[str] | None = None
 ) -> tuple[float, dict[str, Tensor]]:
-    """The threshold below which lies a `share` in (0, 1] of all weights of the layers, and which those are.
+    """The threshold below which a `share` in (0, 1] of all weights of the layers lies, and the indices of those.
 
     Weights of linear layers and convolutions count, not biases and norms; `targets` as in `lora.layers`. The second
-    result has the flat indices (n,) of the chosen entries of each layer by its path, layers without any left out.
+    result has the flat indices (n,) of the chosen entries of each layer by path; layers without any are left out.
     Of equal weights at the threshold, all are chosen.
     """
     if not 0 < share <= 1:
@@ -83,9 +83,9 @@ class Sparse(nn.Module):
 
 
 def add_sparse(model: NetworkDenoiser, rows: Mapping[str, Tensor]) -> dict[str, Sparse]:
-    """Makes the weights at `rows` (of `smallest`) trainable, in place, and nothing else; gives their values by path.
+    """Makes the weights at `rows` (of `smallest`) trainable, in place, and nothing else; returns their values by path.
 
-    A gradient and an optimiser's state are kept for the chosen entries alone.
+    A gradient and an optimiser's state are kept only for the chosen entries.
     """
     model.requires_grad_(False)
     made = {}
@@ -128,7 +128,7 @@ class NuclearNorm:
 @dataclass(frozen=True)
 class Sara:
     """The tuned model, plain again. `chosen` entries in each phase, of `entries`; `optimiser_bytes` of AdamW's two
-    averages in the first phase, beside those that training every weight would need."""
+    averages in the first phase, and those that training every weight would need."""
 
     model: NetworkDenoiser
     threshold: float
@@ -151,14 +151,14 @@ def sara(
     **options: Any,
 ) -> Sara:
     """Adapts a model to data by its smallest weights: `W + M * dP`, M where |W| is below a threshold, loss + penalty
-    times the nuclear norms of M * dP. The model that is given stays as it is.
+    times the nuclear norms of M * dP. The given model stays as it is.
 
-    The steps are split into `phases`. After each the trained values are folded into the weights, and the next trains
-    those of the chosen entries that are still below the threshold: the ones that found no use yet.
+    The steps are split into `phases`. After each, the trained values are folded into the weights, and the next trains
+    those of the chosen entries that are still below the threshold: those not yet in use.
 
     Args:
-        data: as `fit`, which gets the `options` too (batch, lr, levels, coupling, ema, clip, watch).
-        share: of all weights, in (0, 1], whose largest size is the threshold. targets: layers, as `lora.layers`.
+        data: as in `fit`, which also gets the `options` (batch, lr, levels, coupling, ema, clip, watch).
+        share: of all weights, in (0, 1], whose largest size is the threshold. targets: layers, as in `lora.layers`.
 
     Raises:
         ValueError: share out of range, a negative penalty, fewer steps than phases, an unknown target.

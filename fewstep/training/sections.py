@@ -23,10 +23,10 @@ BY_THE_RUN = ("network", "process", "shape", "conditions", "value_range", "data"
 class DataPart:
     """What `fewstep.data.open.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
 
-    labels: condition on the classes; captions: on the captions. share: of the data that one round takes; the next
-    takes others (RS2, see `fewstep.training.draws.Draws`). coarse: each picture goes with a picture `y` of its own, the
-    same averaged over squares of so many pixels; 0 for none. noise: the standard deviation of the noise in all
-    training samples but a share `clean` of them; the objective `ambient` knows how noisy each is.
+    labels: condition on the classes; captions: on the captions. share: of the data that one round uses; the next
+    uses others (RS2, see `fewstep.training.draws.Draws`). coarse: each picture goes with a picture `y`, the same one
+    averaged over squares with sides of this many pixels; 0 for none. noise: the standard deviation of the noise in all
+    training samples but a share `clean` of them; the objective `ambient` receives the noise level of each.
     """
 
     source: str
@@ -58,8 +58,8 @@ class DataPart:
 class DenoiserPart:
     """Which denoiser the network makes, and what it predicts; further keys are `options` of the named one.
 
-    `data_std` is measured on the training split when it is needed and not given. predicts: by default "x0", or what
-    the named denoiser is for. learned_variance: another way to say name = "learned-variance" (`hybrid-vlb`).
+    `data_std` is measured on the training split when it is needed and not given. predicts: by default "x0", or the
+    named denoiser's own kind. learned_variance: another way to write name = "learned-variance" (`hybrid-vlb`).
     """
 
     name: str = "network"
@@ -72,7 +72,7 @@ class DenoiserPart:
     def __post_init__(self) -> None:
         name = "learned-variance" if self.learned_variance and self.name == "network" else self.name
         own = inspect.signature(find(name, "denoiser")).parameters
-        # One that passes further arguments on takes those of a plain network.
+        # A denoiser that passes further arguments on takes those of a plain network.
         known = dict(inspect.signature(NetworkDenoiser).parameters) | dict(own) if "options" in own else dict(own)
         if "network" not in known:
             raise ValueError(f"the denoiser {name!r} is made of no network, so there is nothing to train")
@@ -109,11 +109,11 @@ class NoiseLevelsPart:
 class TrainPart:
     """The optimisation.
 
-    batch: samples a step, over all devices. warmup: steps in which the rate rises linearly to `lr`; after them it is
+    batch: samples per step, over all devices. warmup: steps in which the rate rises linearly to `lr`; after them it is
     "constant" or falls to zero at the last step as half a "cosine". clip: largest norm of the gradient, inf for none.
     ema: decay of the average. condition_dropout: the share of samples whose label or caption is hidden
     (classifier-free guidance).
-    multiscale: also count the errors of the pictures averaged down, until so many pixels are left; 0 does not.
+    multiscale: also count the errors of pictures averaged down, to no fewer than this many pixels; 0 does not.
     log_every, save_every, validate_every: in steps; validate_every = 0 never measures the held-out loss.
     """
 
@@ -169,9 +169,9 @@ class TrainPart:
 
 @dataclass(frozen=True)
 class Named:
-    """How a section `{name, options}` becomes the thing: how many arguments come at its calls, and which the run gives.
+    """How a section `{name, options}` becomes the method: how many arguments a call has, and which the run supplies.
 
-    What the run gives may be an option too, and then that counts (`cuts` of gradients by clusters).
+    What the run supplies may also be an option, which then takes precedence (`cuts` of gradients by clusters).
     """
 
     at_calls: int = 0
@@ -194,7 +194,7 @@ NAMED = {
 
 
 def name_of(kind: str, section: Mapping[str, Any], example: str = "") -> str:
-    """What a section names; ValueError without a name."""
+    """The name in a section; ValueError without one."""
     if "name" not in section:
         raise ValueError(f"section [{kind}] needs a name" + (f', for example name = "{example}"' if example else ""))
     return str(section["name"])
@@ -206,11 +206,11 @@ def options_of(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(kind: str, section: Mapping[str, Any], run: Mapping[str, Any], **rest: Any) -> Any:
-    """What a section names, with its options: a function of what comes at its calls, or the thing itself.
+    """What a section names, with its options: a function of its calls' arguments, or the object itself.
 
     Args:
-        run: what the run gives, by the names of `NAMED`; what the method does not take is left out. rest: for one that
-            takes any further arguments.
+        run: what the run supplies, by the names of `NAMED`; what the method does not take is left out. rest: for a
+            method that takes any further arguments.
 
     Raises:
         ValueError: no name, an unknown method, an unknown or missing option.
@@ -221,11 +221,11 @@ def build(kind: str, section: Mapping[str, Any], run: Mapping[str, Any], **rest:
 
 
 def bound(kind: str, section: Mapping[str, Any], run: Mapping[str, Any], **rest: Any) -> Any:
-    """As `build`, not called yet: for checks before there is a run."""
+    """As `build`, but not called yet: for checks before there is a run."""
     name, options = name_of(kind, section), options_of(section)
     parameters = inspect.signature(find(name, kind)).parameters
     fixed = [key for key, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    if len(fixed) < len(parameters):  # it takes any further arguments, but not a misspelt option
+    if len(fixed) < len(parameters):  # it takes any further arguments, but no misspelt option
         known = [key for key in fixed if key not in NAMED[kind].by_the_run]
         for key in options:
             if key not in known:
@@ -235,5 +235,5 @@ def bound(kind: str, section: Mapping[str, Any], run: Mapping[str, Any], **rest:
 
 
 def check(kind: str, section: Mapping[str, Any], without: tuple[str, ...] = ()) -> None:
-    """Raises ValueError for a section that could not be built; the run will give all but `without`."""
+    """Raises ValueError for a section that could not be built; the run will supply all but `without`."""
     bound(kind, section, {name: None for name in NAMED[kind].by_the_run if name not in without})

@@ -39,16 +39,16 @@ def short_chain(
 ) -> Tuned:
     """Tunes adapters of a model by the gradient of a reward through all of a short chain; the model stays as it is.
 
-    A short plan that ends near where the long one does asks the early evaluations for what the reward wants as well
-    as the last ones, which truncation does not, with a gradient of few factors. The chains follow one another, each
-    for its share of the steps. Every time of the last one has an adapter of its own (`add_timed_lora`); between them
+    With a short plan that ends near the long one's result, the reward trains the early evaluations as well as the
+    last ones, which truncation does not, and the gradient has few factors. The chains follow one another, each for
+    its share of the steps. Every time of the last one has an adapter of its own (`add_timed_lora`); between them
     the adapters blend, so the tuned model samples by any plan, the long one included.
 
     Args:
-        reward, options: as `tune` (batch, lr, conditions, keep, verify, checked, ...). `checked=` the long plan
+        reward, options: as in `tune` (batch, lr, conditions, keep, verify, checked, ...). `checked=` the long plan
             verifies what will be sampled.
         chains: few-step plans, shortest first; by default dpmpp-2m with 2 and then 4 evaluations on karras times.
-        rank, targets: of the adapters. segment: evaluations that are kept at once, as `reward_samples`.
+        rank, targets: of the adapters. segment: evaluations that are kept at once, as in `reward_samples`.
 
     Raises:
         ValueError: no chain; as `tune` and `add_timed_lora`. ImportError: without peft.

@@ -1,7 +1,7 @@
 """Learning from one picture: one small network for all scales of a pyramid, and sampling from coarse to fine (SinDDM).
 
-The coarsest scale is made from noise; each finer one is its detail beside the last, under a process of its own
-(`fewstep.processes.blend`), begun where the noise is as strong as the detail.
+The coarsest scale starts from noise; each finer one adds its detail to the one before, under a process of its own
+(`fewstep.processes.blend`), starting where the noise is as strong as the detail.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ METHODS = (
 
 
 class SingleImage(NetworkDenoiser):
-    """What `fit` trains on a `Pyramid` (which is also its data) and `sample` draws from.
+    """The denoiser that `fit` trains on a `Pyramid` (which is also its data), with a `sample` of its own.
 
     model = SingleImage(pyramid); model = fit(model, pyramid, steps=2000, batch=8); model.sample(4, (48, 96))
     """
@@ -58,11 +58,11 @@ class SingleImage(NetworkDenoiser):
         return cls(pyramid, options["width"], options["depth"])
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        """Of the coarsest scale, where all begins; `detail` is the denoiser of any."""
+        """The prediction for the coarsest scale, where sampling begins; `detail` is the denoiser of any scale."""
         return super().forward(x, t, label=torch.zeros(len(x), dtype=torch.long, device=x.device))
 
     def detail(self, scale: int, y: Tensor) -> Detail:
-        """The denoiser of a scale's detail beside coarser pictures y (B, C, h, w), zeros at the coarsest."""
+        """The denoiser of a scale's detail, given coarser pictures y (B, C, h, w), zeros at the coarsest."""
         return Detail(self.network, Blend(self.pyramid.starts[scale]) if scale else Flow(), scale, y)
 
     def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class SingleImage(NetworkDenoiser):
     ) -> Tensor:
         """n pictures (n, C, *canvas), by default of the picture's own size, within -1 and 1.
 
-        steps: at every scale; the solver must not draw noise of its own. Raises ValueError for n below 1, a canvas
+        steps: at every scale; the solver must not draw noise. Raises ValueError for n below 1, a canvas
         with a side below 2 and stochastic solvers.
         """
         from fewstep.sampling.build import plan

@@ -28,11 +28,11 @@ from fewstep.training.objective import Objective
 from fewstep.training.players import Moment, Player, optimise
 from fewstep.training.recipe import DataPart, Recipe, differences
 
-# A resumed run may change these: they say how long and how often, not what a step does.
+# A resumed run may change these: they set how long and how often, not what a step does.
 FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_every")
 DECILES = 10
 MEASURED = 2048  # samples of a stream that its standard deviation is measured on
-VALIDATION_DRAWS = 2048  # at least so many (image, noise) pairs make the held-out loss
+VALIDATION_DRAWS = 2048  # (image, noise) pairs in the held-out loss, at least
 
 
 class Drawn(NamedTuple):
@@ -48,7 +48,7 @@ class Drawn(NamedTuple):
 class TrainingState:
     """The state of a run and its single step. `train` surrounds it with folders, logs and signals.
 
-    Seeds torch's global generator (for the weights, and in every step for dropout layers); `train` puts it back.
+    Seeds torch's global generator (for the weights, and in every step for dropout layers); `train` restores it.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Any) -> None:
@@ -94,7 +94,7 @@ class TrainingState:
         self.coupling, self.backward = recipe.make_coupling(), recipe.make_backward()
         if accelerator.num_processes > 1 and (self.backward is not None or isinstance(self.levels, ImportanceLevels)):
             what = "[backward]" if self.backward is not None else "noise_levels.importance"
-            raise ValueError(f"{what} learns from every loss: it trains in one process only")
+            raise ValueError(f"{what} depends on every loss: it trains in one process only")
         self.step = 0
         # Sums since the last record, on the device, so that no step waits for it: steps, loss, gradient norm; then
         # loss and count of each decile of the noise levels.
@@ -102,7 +102,7 @@ class TrainingState:
         self.first_bad = torch.full((), torch.iinfo(torch.int64).max, device=accelerator.device)
 
     def run(self, last: int, watch: Callable[[], bool | None] | None = None) -> None:
-        """Steps up to `last`; `watch` is called after each, and ends the run by answering True."""
+        """Steps up to `last`; `watch` is called after each, and ends the run by returning True."""
 
         def watched(moment: Moment) -> bool | None:
             self.step = moment.step + 1
@@ -125,18 +125,18 @@ class TrainingState:
         self.run(self.step + 1)
 
     def _draw(self, batch: int, generator: torch.Generator) -> Drawn:
-        """This process's part of the next batch. Everything is drawn for the whole batch, however many share it."""
+        """This process's part of the next batch. The whole batch is drawn, however many processes share it."""
         settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
         share = batch // self.accelerator.num_processes
         mine = slice(rank * share, (rank + 1) * share)
         x0, given = self._take(self.step * batch, mine)
         eps = self.denoiser.process.eps(lambda: self.draws.normal(batch, *x0.shape[1:]))[mine]
-        if self.coupling is not None:  # within what this process trains on
+        if self.coupling is not None:  # within this process's part of the batch
             eps = self.coupling(x0, eps, generator)
         quantile = self.draws.shares(batch)[mine]
         hidden = self.draws.hidden(batch, settings.condition_dropout)[mine]
         condition = self._condition(given, hidden)
-        if self.recipe.objective is not None:  # what it knows of the samples beside the denoiser
+        if self.recipe.objective is not None:  # conditions for the objective, besides the denoiser's
             condition = {key: value.to(device) for key, value in given.items()} | condition
         torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
         return Drawn(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), condition, quantile)
@@ -153,8 +153,8 @@ class TrainingState:
             self.accelerator.backward(losses.mean())
 
     def _take(self, seen: int, mine: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        """This process's part of the batch that follows `seen` samples: images, and what goes with them."""
-        if isinstance(self.data, Stream):  # in an order of its own, by the same number
+        """This process's part of the batch after the first `seen` samples: images, and what goes with them."""
+        if isinstance(self.data, Stream):  # in its own order, by the same number
             images, label = self.data.batch(seen + mine.start, mine.stop - mine.start)
             return self._states(images, {"label": label} if isinstance(label, Tensor) else {})
         rows = self.draws.rows(seen, self.recipe.train.batch)[mine]
@@ -165,10 +165,10 @@ class TrainingState:
         return self._states(images, given)
 
     def _states(self, images: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures as the denoiser trains on them, with the coarse ones beside them where the recipe asks for those."""
+        """Pictures as the denoiser trains on them, with the coarse ones where the recipe asks for those."""
         if size := self.recipe.data.coarse:
             given = given | {"y": coarse(images, size)}
-        if isinstance(self.denoiser, BridgeDenoiser):  # it takes data, and comes to its coordinates in the loss
+        if isinstance(self.denoiser, BridgeDenoiser):  # it takes data, and converts to its coordinates in the loss
             return images, given
         return self.denoiser.encode(images, **given), given
 
@@ -179,7 +179,7 @@ class TrainingState:
         return x0.to(device), {name: given[name].to(device) for name in self.denoiser.conditions}
 
     def _condition(self, given: dict[str, Tensor], hidden: Tensor | None = None) -> dict[str, Tensor]:
-        """What the denoiser is conditioned on, on the device, the hidden ones as empty."""
+        """The denoiser's conditions, on the device, hidden ones at their empty values."""
         condition = {}
         for name, kind in self.denoiser.conditions.items():
             value = given[name]
@@ -215,12 +215,12 @@ class TrainingState:
         return {"loss": sums[1] / steps, "grad_norm": sums[2] / steps, "loss_by_noise_decile": deciles}
 
     def forget(self) -> None:
-        """Starts the sums anew."""
+        """Resets the sums."""
         self.sums.zero_()
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """The loss of the averaged model on the held-out split: fixed noise, noise levels evenly over the quantiles."""
+        """The loss of the averaged model on the held-out split: fixed noise, noise levels even over the quantiles."""
         assert self.held is not None
         objective, device = Objective(self.averaged()), self.accelerator.device
         repeats = math.ceil(VALIDATION_DRAWS / len(self.held))
@@ -244,7 +244,7 @@ class TrainingState:
         return model.eval()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on, beside the recipe and the number of steps done."""
+        """All that the next step depends on, besides the recipe and the number of steps done."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         moments = optimizer_tensors(self.network, self.player.optimizer)
@@ -260,7 +260,7 @@ class TrainingState:
         return tensors
 
     def save(self, out: Path, elapsed: float) -> None:
-        """Writes a checkpoint (the main process does). Raises FloatingPointError before it would hold bad weights."""
+        """Writes a checkpoint (the main process does). Raises FloatingPointError rather than save bad weights."""
         self.check_finite()
         sums = self.accelerator.reduce(self.sums, "sum")
         tensors = self.tensors()
@@ -281,7 +281,7 @@ class TrainingState:
         Raises ValueError for a damaged one, or one of another recipe or data set.
         """
         tensors, facts = load_checkpoint(path)
-        # Read again, so that a recipe saved before there was a key has it at its default.
+        # Parsed again, so that a recipe saved before a key existed has it at its default.
         found = differences(Recipe.from_dict(facts["recipe"]).to_dict(), self.recipe.to_dict())
         if changed := [entry for entry in found if entry.split(" ")[0] not in FREE]:
             raise ValueError(f"the checkpoint {path} is of another recipe: {'; '.join(changed)}")
@@ -301,7 +301,7 @@ class TrainingState:
         if self.backward is not None:
             self.backward.load(part(tensors, "backward"))
         self.step = facts["step"]
-        if self.accelerator.is_main_process:  # the others' shares are in it already
+        if self.accelerator.is_main_process:  # the sum already includes the other processes
             self.sums.copy_(tensors["sums"])
         return facts["elapsed"]
 
@@ -325,7 +325,7 @@ def _open(data: DataPart, split: str) -> Dataset | Stream:
 
 
 def _some(data: Dataset | Stream) -> Tensor:
-    """The first pictures, enough to measure what there is to measure."""
+    """The first pictures, enough to measure their statistics."""
     count = min(len(data), MEASURED)
     return data.batch(0, count)[0] if isinstance(data, Stream) else data.batch(torch.arange(count))[0]
 

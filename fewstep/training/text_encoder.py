@@ -1,4 +1,4 @@
-"""Reward tuning of the text encoder alone: what the words mean to a network that stays as it is."""
+"""Reward tuning of only the text encoder: what the words mean to a network that stays as it is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS = (
         kind="tuner",
         paper="TextCraftor: Your Text Encoder Can be Image Quality Controller (Li et al., 2024)",
         arxiv="2403.18978",
-        claim="rewards raise what captions give by tuning the text encoder alone; tuned encoders blend",
+        claim="raises rewards by tuning only the text encoder; tuned encoders can be blended",
         use="tune_text_encoder",
     ),
 )
@@ -50,12 +50,12 @@ def tune_text_encoder(
     """Tunes the text encoder of a copy of the model by rewards of its samples; all other weights stay bit for bit.
 
     Args:
-        rewards: one, or pairs of a weight and a reward `reward(x, text=tokens, ...) -> (B,)`, which are added.
-        captions: drawn from evenly, or a function `(count, generator) -> conditions`.
-        anchor: weight of the words' mean distance, 1 - cosine, from where the encoder had them.
-        method, last: as `tune`. By default the gradient is that of x0 predicted at a sample noised again to any time
+        rewards: one, or pairs of a weight and a reward `reward(x, text=tokens, ...) -> (B,)`, which are added up.
+        captions: drawn uniformly, or a function `(count, generator) -> conditions`.
+        anchor: weight of the mean distance, 1 - cosine, of the words' vectors from those of the original encoder.
+        method, last: as in `tune`. By default the gradient is that of x0 predicted at a sample noised again to any time
             of the plan: one evaluation, at every noise level in turn.
-        options: the others of `tune`.
+        options: the other options of `tune`.
 
     Raises:
         ValueError: a network without captions, no rewards or captions, a negative anchor; as `tune`.
@@ -102,7 +102,7 @@ def interpolate_encoders(one: NetworkDenoiser, other: NetworkDenoiser, share: fl
     """A copy of `one` whose text encoder's weights are `(1 - share)` of its own and `share`, in [0, 1], of the other's.
 
     Raises:
-        ValueError: share out of range, networks without captions or of different encoders.
+        ValueError: share out of range, networks without captions or with different encoders.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")

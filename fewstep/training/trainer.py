@@ -1,4 +1,4 @@
-"""The training loop: one process or several (through Accelerate), interrupted and resumed without a trace."""
+"""The training loop: one process or several (through Accelerate), interrupted and resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def train(
 ) -> Result:
     """Trains the recipe into the folder `out`: `log.jsonl`, `checkpoints/` and, at the end, the averaged `model/`.
 
-    recipe: a `Recipe` or the path of a TOML file. resume: goes on from the newest checkpoint in `out`; the result
-    has the same bits as if it had never stopped (on CUDA only as far as its kernels repeat). device: "cpu", "cuda",
-    "cuda:1"; None takes the best there is. steps: stop here, with a checkpoint, although the recipe goes further (its
-    schedule stays). progress: a bar, or lines where there is no terminal. tensorboard: also log to `out/tensorboard`.
+    recipe: a `Recipe` or the path of a TOML file. resume: continues from the newest checkpoint in `out`; the result
+    has the same bits as if it had never stopped (on CUDA as far as its kernels are deterministic). device: "cpu",
+    "cuda", "cuda:1"; None takes the best available. steps: stop after this many, with a checkpoint; the schedule stays
+    the recipe's. progress: a bar, or lines where there is no terminal. tensorboard: also log to `out/tensorboard`.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns; a second one stops at once.
 
-    Raises ValueError for a faulty recipe, a folder in use or that cannot be written, nothing to resume or another
+    Raises ValueError for a faulty recipe, a folder that is in use or not writable, nothing to resume or another
     recipe's checkpoint; FloatingPointError when a loss or gradient is not finite, naming the step.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(os.fspath(recipe))
@@ -97,7 +97,7 @@ def train(
             bar = stack.enter_context(Bar(progress and main, state.step, last))
             finished, loss = _loop(state, folder, last, spent, interrupted, log, bar)
             if not finished:
-                bar.say(f"interrupted: step {state.step} is saved in {folder}; the same with resume goes on from there")
+                bar.say(f"interrupted: step {state.step} is saved in {folder}; run again with resume to continue")
                 return Result(folder, state.step, loss, None)
             if main:
                 _export(state.averaged(), folder)
@@ -122,7 +122,7 @@ def _loop(
     log: Log | None,
     bar: Bar,
 ) -> tuple[bool, float]:
-    """Steps up to `last`; whether it got there, and the loss."""
+    """Steps up to `last`; returns whether it got there, and the loss."""
     settings, accelerator = state.recipe.train, state.accelerator
     first, began = state.step, time.monotonic() - spent
     marked_step, marked = first, time.monotonic()
@@ -133,7 +133,7 @@ def _loop(
         bar.advance()
         step, stop = state.step, False
         if step - first in (WARM, TIMED):
-            state.check_finite()  # waits for the device, so that the clock tells the truth
+            state.check_finite()  # waits for the device, so that the clock is right
             if step - first == WARM:
                 warm = time.monotonic()
             else:
@@ -169,13 +169,13 @@ def _loop(
 def _forecast(state: TrainingState, seconds: float, last: int) -> str:
     epoch = len(state.data) / state.recipe.train.batch
     return (
-        f"{len(state.data)} images, {seconds * 1000:.3g} ms a step: an epoch takes {spoken_time(epoch * seconds)}, "
+        f"{len(state.data)} images, {seconds * 1000:.3g} ms per step: an epoch takes {spoken_time(epoch * seconds)}, "
         f"the {last - state.step} steps to go about {spoken_time((last - state.step) * seconds)}"
     )
 
 
 def _newest(out: Path, resume: bool) -> Path | None:
-    """The checkpoint to resume from, or None for a new run into a folder that is free."""
+    """The checkpoint to resume from, or None for a new run into a free folder."""
     saved = checkpoints(out)
     if resume:
         if not saved:
@@ -193,7 +193,7 @@ def _newest(out: Path, resume: bool) -> Path | None:
 
 
 def _export(model: NetworkDenoiser, out: Path) -> None:
-    """Writes `out/model`, in place of an older one only when the new one is whole."""
+    """Writes `out/model`; an older one is replaced only once the new one is complete."""
     place, fresh, old = out / "model", out / ".model-new", out / ".model-old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -206,7 +206,7 @@ def _export(model: NetworkDenoiser, out: Path) -> None:
 
 @contextlib.contextmanager
 def _accelerator(precision: str, device: str | None) -> Iterator[Any]:
-    """An Accelerator on the device; its process-wide state is left as it was found."""
+    """An Accelerator on the device; its process-wide state is restored afterwards."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
@@ -237,7 +237,7 @@ def _global_generators_kept(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag; a second one acts as ever. Only the main thread receives signals."""
+    """Turns the first Ctrl-C into a flag; a second one acts as usual. Only the main thread receives signals."""
     caught = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield caught.is_set

@@ -1,7 +1,7 @@
-"""Weights of the noise levels in the loss, each as its paper means it, said of one thing: the squared error of eps.
+"""Weights of the noise levels in the loss, each as in its paper, all stated for one thing: the squared error of eps.
 
-At a state that is known the errors of x0, eps and every other kind are multiples of each other, so a weight of one is a
-weight of all: `|x0 error|^2 = |eps error|^2 / SNR` with `SNR = alpha^2 / sigma^2`. `Objective` converts it to what the
+At a known state the errors of x0, eps and every other kind are multiples of each other, so a weight of one is a weight
+of all: `|x0 error|^2 = |eps error|^2 / SNR` with `SNR = alpha^2 / sigma^2`. `Objective` converts it to what the
 network predicts; two networks of different kinds then minimise the same loss.
 
 Towards pure noise SNR tends to 0, and weights in the sense of x0 grow like 1 / SNR. SNR is held within `e^-40` and
@@ -45,7 +45,7 @@ METHODS = (
         kind="weighting",
         paper="Variational Diffusion Models (Kingma et al., 2021)",
         arxiv="2107.00630",
-        claim="the likelihood's own weight: the loss is the variational bound",
+        claim="the likelihood's weight: the loss is the variational bound",
         use="elbo",
     ),
     Method(
@@ -77,7 +77,7 @@ METHODS = (
         kind="weighting",
         paper="Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)",
         arxiv="2206.00364",
-        claim="the weight under which EDM's network has the same share of the loss at every level",
+        claim="the weight with which EDM's network has the same share of the loss at every level",
         use="edm",
     ),
     Method(
@@ -106,7 +106,7 @@ def weighting(name: str, **options: Any) -> Weighting:
     Raises ValueError for an unknown name or option, with the close ones.
     """
     found = made("weighting", name, 2, **options)
-    found(VP(), torch.tensor([0.5], dtype=torch.float64))  # a wrong value shows at once, not in the first step
+    found(VP(), torch.tensor([0.5], dtype=torch.float64))  # a wrong value fails at once, not in the first step
     return found
 
 
@@ -130,9 +130,9 @@ def snr(process: Process, t: Tensor, variant: str = "truncated") -> Tensor:
 def elbo(process: Process, t: Tensor, over: str = "t") -> Tensor:
     """`-1/2 d(log SNR)/dt` on the squared error of eps: with t drawn uniformly, the variational bound (Kingma et al.).
 
-    In nats for each value, up to what the ends of the process add and divided by the length of its clock.
+    In nats per value, up to the terms of the process's ends, and divided by the length of its clock.
 
-    over: "t", or "log-snr" where noise levels are drawn uniformly in log-SNR, which has the slope in it already.
+    over: "t", or "log-snr" where noise levels are drawn uniformly in log-SNR, which includes the slope already.
     """
     return 0.5 * _slope(process, t, over)
 
