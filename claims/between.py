@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from claims.common import F64, Flow, GaussianMixture, plan, sliced_wasserstein
+from claims.common import F64, Flow, GaussianMixture, plan, sliced
 from claims.trained import MLP, fit
 from fewstep.denoisers.interpolant import InterpolantNetwork, MixtureInterpolant, drawn_from
 from fewstep.processes.interpolants import Interpolant
@@ -34,7 +34,7 @@ def ends(seed: int, n: int = 256) -> tuple[Tensor, Tensor]:
 
 def distance(samples: Tensor, seed: int) -> float:
     """Sliced Wasserstein distance from as many exact samples of the data."""
-    return sliced_wasserstein(samples, DATA.sample(len(samples), seed + 1000), projections=64).value
+    return sliced(samples, DATA.sample(len(samples), seed + 1000))
 
 
 @functools.cache

@@ -52,6 +52,9 @@ class Outcome:
         return self.ours < self.theirs if self.better == "low" else self.ours > self.theirs
 
 
+Run = Callable[[int], Outcome]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence about a registered method and the experiment `run(seed)` that decides it.
@@ -63,7 +66,7 @@ class Claim:
 
     method: str
     sentence: str
-    run: Callable[[int], Outcome]
+    run: Run
     quick: bool = True
     seed: int = 0
 
@@ -74,6 +77,9 @@ class Claim:
     @property
     def name(self) -> str:
         return f"{self.method}: {self.sentence}"
+
+
+slow = functools.partial(Claim, quick=False)
 
 
 def files() -> list[Path]:
@@ -92,11 +98,11 @@ def collect(words: list[str] | None = None) -> list[Claim]:
     return sorted(kept, key=lambda claim: (claim.card.file, claim.method, claim.sentence))
 
 
-def experiment(measure: Callable[Concatenate[int, P], Outcome]) -> Callable[P, Callable[[int], Outcome]]:
+def experiment(measure: Callable[Concatenate[int, P], Outcome]) -> Callable[P, Run]:
     """`measure(seed, *row)` as `measure(*row)`, the `run` of a claim: a row of a table says everything but the seed."""
 
     @functools.wraps(measure)
-    def row(*args: P.args, **options: P.kwargs) -> Callable[[int], Outcome]:
+    def row(*args: P.args, **options: P.kwargs) -> Run:
         return lambda seed: measure(seed, *args, **options)
 
     return row
@@ -113,28 +119,22 @@ def tolerance(worst: float, limit: float, conditions: str, unit: str = "largest 
     return Outcome(worst, limit, "tolerance", conditions, unit=unit)
 
 
+@experiment
 def over_seeds(
     seed: int, run: Callable[[int], Sequence[float]], against: str, conditions: str, better: str = "low", unit: str = ""
 ) -> Outcome:
     """`run(seed)` gives both figures; their means over three seeds, with their standard deviations."""
-    pairs = [run(number) for number in (seed, seed + 1, seed + 2)]
-    ours, theirs = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    ours, theirs = zip(*(map(float, run(number)) for number in (seed, seed + 1, seed + 2)), strict=True)
     mean, spread = (
-        [statistics.fmean(side) for side in (ours, theirs)],
+        (statistics.fmean(ours), statistics.fmean(theirs)),
         (statistics.stdev(ours), statistics.stdev(theirs)),
     )
-    return Outcome(mean[0], mean[1], against, f"{conditions}; mean of {len(pairs)} seeds", better, unit, spread)
+    return Outcome(*mean, against, f"{conditions}; mean of 3 seeds", better, unit, spread)
 
 
 def arms(
-    seed: int,
-    figure: Callable[[Any, int], float],
-    ours: Any,
-    theirs: Any,
-    against: str,
-    conditions: str,
-    better: str = "low",
+    figure: Callable[[Any, int], float], ours: Any, theirs: Any, against: str, conditions: str, better: str = "low",
     unit: str = "",
-) -> Outcome:
+) -> Run:  # fmt: skip
     """`figure(arm, seed)` of two arms of one training, by name: their means over three seeds."""
-    return over_seeds(seed, lambda s: [figure(arm, s) for arm in (ours, theirs)], against, conditions, better, unit)
+    return over_seeds(lambda s: [figure(arm, s) for arm in (ours, theirs)], against, conditions, better, unit)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from claims.common import ENDPOINT, F64, Outcome, Process, compared, experiment, plan, sliced_wasserstein, tolerance
+from claims.common import ENDPOINT, F64, SLICED, Outcome, Process, compared, experiment, plan, sliced, tolerance
 from claims.problems import TOLERANCE, clock, distance, mixture, order, problem, stated
 from fewstep.core.methods import card
 
@@ -68,12 +68,12 @@ def stochastic_duel(
 ) -> Outcome:
     """Sliced Wasserstein distances of two solvers from exact samples, beside that of exact samples from each other."""
     model, n = mixture(process), 4096
-    floor = sliced_wasserstein(model.sample(n, seed + 2), model.sample(n, seed + 1), projections=64).value
+    floor = sliced(model.sample(n, seed + 2), model.sample(n, seed + 1))
     start = "" if spread == 1 else f", initial noise times {spread:g}"
     figures = [distance(process, solver, nfe, timesteps, seed, n, spread) for solver in (ours, theirs)]
     about = f"{ours}, {nfe} evaluations, times {timesteps}, 8-component mixture, {process.name}{start}, {n} samples;"
     about += f" exact samples have {floor:.2g}"
-    return compared(figures, f"{theirs}, {nfe} evaluations", about, unit="sliced Wasserstein distance")
+    return compared(figures, f"{theirs}, {nfe} evaluations", about, unit=SLICED)
 
 
 def inverse_error(process: Process, points: int = 201) -> float:

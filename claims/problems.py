@@ -13,18 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from claims.common import (
-    F64,
-    Denoiser,
-    GaussianMixture,
-    Noise,
-    Plan,
-    Process,
-    endpoint_error,
-    gap,
-    plan,
-    sliced_wasserstein,
-)
+from claims.common import F64, Denoiser, GaussianMixture, Noise, Plan, Process, endpoint_error, gap, plan, sliced
 from fewstep.core import methods
 from fewstep.core.trace import Trace, Value
 from fewstep.sampling.common import Frame, step
@@ -180,7 +169,7 @@ def distance(
     noise = spread * Noise(seed).normal(0, (n, 2), "cpu", F64)
     made = plan(process, solver, timesteps=timesteps, nfe=nfe)
     samples = made(model, noise, seed=seed, dtype=F64)
-    return sliced_wasserstein(samples, model.sample(n, seed + 1), projections=64).value
+    return sliced(samples, model.sample(n, seed + 1))
 
 
 def clock(process: Process, points: int = 201) -> Tensor:

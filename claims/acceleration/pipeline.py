@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from claims.common import ENDPOINT, VP, Claim, Outcome, experiment
+from claims.common import ENDPOINT, VP, Outcome, experiment, slow
 from claims.problems import mixture
 from claims.restored import TASKS, plan_of, restorer
 from fewstep.acceleration.pipeline import Accelerated, accelerate
@@ -84,12 +84,12 @@ def _restores(seed: int, figure: str) -> Outcome:
 
 
 CLAIMS = (
-    Claim("accelerate", "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
-          _against("baseline", "ddim, 20 evaluations, times log-snr"), quick=False),
-    Claim("accelerate", "returns something better than every hand-made plan of 4 evaluations",
-          _against("candidate", "the best hand-made plan"), quick=False),
-    Claim("accelerate", "a bridge that denoises digits lands nearer to its own ODE's restoration than ddim",
-          _restores("endpoint"), quick=False),
-    Claim("accelerate", "a bridge that denoises digits keeps the PSNR of its own ODE better than ddim",
-          _restores("psnr"), quick=False),
+    slow("accelerate", "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
+         _against("baseline", "ddim, 20 evaluations, times log-snr")),
+    slow("accelerate", "returns something better than every hand-made plan of 4 evaluations",
+         _against("candidate", "the best hand-made plan")),
+    slow("accelerate", "a bridge that denoises digits lands nearer to its own ODE's restoration than ddim",
+         _restores("endpoint")),
+    slow("accelerate", "a bridge that denoises digits keeps the PSNR of its own ODE better than ddim",
+         _restores("psnr")),
 )  # fmt: skip

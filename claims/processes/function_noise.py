@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from claims.common import F64, Claim, Cosine, Noise, Outcome, arms, experiment, over_seeds, plan, sample, tolerance
+from claims.common import F64, Claim, slow, Cosine, Noise, Outcome, Run, arms, over_seeds, plan, sample, slow, tolerance
 from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh
 from fewstep.conditions.picture import Picture
 from fewstep.processes.function_noise import FunctionNoise, covariance, factor
@@ -100,16 +100,15 @@ def _imputed(seed: int) -> tuple[float, float, float]:
     return scores[0], scores[1], float(_crps(exact, values[:, unknown]).mean())
 
 
-@experiment
-def _new_grid(seed: int, figure: Callable[[str, int], float], unit: str) -> Outcome:
+def _new_grid(figure: Callable[[str, int], float], unit: str) -> Run:
     """Samples at times that training did not see."""
-    return arms(seed, figure, "ou", "white", "white noise", f"{ABOUT}, {SAMPLES} samples on a new grid", unit=unit)
+    return arms(figure, "ou", "white", "white noise", f"{ABOUT}, {SAMPLES} samples on a new grid", unit=unit)
 
 
 def _imputation(seed: int) -> Outcome:
     exact = sum(_imputed(s)[2] for s in (seed, seed + 1, seed + 2)) / 3
     about = f"{ABOUT}, 4 of {N} values given, 40 functions; the exact posterior has {exact:.3f}"
-    return over_seeds(seed, lambda s: _imputed(s)[:2], "white noise", about, unit="CRPS")
+    return over_seeds(lambda s: _imputed(s)[:2], "white noise", about, unit="CRPS")(seed)
 
 
 def _identity(seed: int) -> Outcome:
@@ -124,9 +123,9 @@ def _identity(seed: int) -> Outcome:
 
 CLAIMS = (
     Claim("function-noise", "is the base process for white noise, and inverts for a rough one", _identity),
-    Claim("function-noise", "functions on a new grid are nearer the truth than with white noise",
-          _new_grid(_energy, "energy distance"), quick=False),
-    Claim("function-noise", "increments vary more as the truth's than with white noise",
-          _new_grid(_increment_error, "relative error of the increments' variance"), quick=False),
-    Claim("function-noise", "fills in functions with a lower CRPS than with white noise", _imputation, quick=False),
+    slow("function-noise", "functions on a new grid are nearer the truth than with white noise",
+         _new_grid(_energy, "energy distance")),
+    slow("function-noise", "increments vary more as the truth's than with white noise",
+         _new_grid(_increment_error, "relative error of the increments' variance")),
+    slow("function-noise", "fills in functions with a lower CRPS than with white noise", _imputation),
 )  # fmt: skip

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from claims.bridges import largest
-from claims.common import F64, Answers, Claim, Cosine, Outcome, Process, arms, experiment, frechet, gap, plan, sample
+from claims.claim import Claim, slow, Outcome, arms, experiment, slow
+from claims.common import F64, frechet, gap, plan, sample
 from claims.duels import identities
+from claims.parts import Answers, Cosine, Process
 from claims.problems import clock
 from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh
 from fewstep.data.digits import load
@@ -94,7 +96,7 @@ def _digits(seed: int) -> Outcome:
     about = f"digits, perceptron of width 192 on pixels, {STEPS * BATCH} images seen, {SAMPLES} samples of ddim with 20"
     about += " evaluations on uniform times"
     against, unit = f"cosine, {STEPS * BATCH} images seen", "Frechet distance of digit features"
-    return arms(seed, _frechet, "shortest-path", "cosine", against, about, unit=unit)
+    return arms(_frechet, "shortest-path", "cosine", against, about, unit=unit)(seed)
 
 
 CLAIMS = (
@@ -103,6 +105,5 @@ CLAIMS = (
     *(Claim("shortest-path", f"samples a power-law field more exactly than a cosine schedule, at {nfe} evaluations",
             _few_steps(nfe))
       for nfe in (4, 8, 16)),
-    Claim("shortest-path", "learns the digits better than a cosine schedule, at equal images seen",
-          _digits, quick=False),
+    slow("shortest-path", "learns the digits better than a cosine schedule, at equal images seen", _digits),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.common import EDM, F64, VP, Claim, Flow, GaussianMixture, Outcome, Process, compared, tolerance
+from claims.common import EDM, F64, VP, Claim, slow, Flow, GaussianMixture, Outcome, Process, compared, slow, tolerance
 from claims.problems import TOLERANCE, mixture, smooth
 from fewstep.data.digits import load as images
 from fewstep.hub.models import load
@@ -105,10 +105,10 @@ def _entropy(seed: int) -> Outcome:
 
 
 CLAIMS = (
-    Claim("ode-likelihood", "agrees with the exact log-likelihood on vp, edm and flow", _agreement, quick=False),
+    slow("ode-likelihood", "agrees with the exact log-likelihood on vp, edm and flow", _agreement),
     Claim("ode-likelihood", "is of order 4", _order),
     Claim("ode-likelihood", "the frame of the angle needs fewer evaluations than the process's own time", _frame),
     Claim("ode-likelihood", "Hutchinson's trace has the exact value as its mean", _hutchinson),
     Claim("bits-per-dim", "is the exact one on the mixture", _entropy),
-    Claim("bits-per-dim", "codes held-out digits in fewer bits than equally likely levels", _bits, quick=False),
-)
+    slow("bits-per-dim", "codes held-out digits in fewer bits than equally likely levels", _bits),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Claims of fewstep/timesteps/rules.py."""
+"""Claims of the timestep rules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ import math
 
 import torch
 
-from claims.common import EDM, F64, VP, Claim, Discrete, Flow, Outcome, compared, experiment, tolerance
+from claims.common import EDM, F64, VP, Claim, slow, Discrete, Flow, Outcome, compared, experiment, slow, tolerance
 from claims.duels import rules
+from fewstep.timesteps.admissible import admissible_step
 from fewstep.timesteps.grid import make_times
+
+
+def _limit(seed: int) -> Outcome:
+    """(1 - beta)^n against its limit nu^(-1/eta)."""
+    n, errors = 1_000_000, []
+    for eta, nu in ((0.05, 2.0), (0.1, 2.0), (0.3, 1.5)):
+        errors.append(abs(n * math.log1p(-admissible_step(n, eta, nu)) / (-math.log(nu) / eta) - 1))
+    return tolerance(max(errors), 1e-4, f"three pairs of eta and nu, {n} steps", "relative error")
+
 
 STEPS = (2, 3, 5, 10, 20, 50)
 DDPM = Discrete.linear()
@@ -82,6 +92,10 @@ def _polynomial(seed: int) -> Outcome:
 
 
 CLAIMS = (
+    Claim("admissible", "many steps fall by nu^(1/eta), the theorem's limit", _limit),
+    *(Claim("admissible", f"suits {solver} better than equal steps over the whole range, at 6 evaluations",
+            rules(EDM(), "admissible", "log-snr", solver, 6))
+      for solver in ("ddim", "gradient-estimation")),
     Claim("uniform", "its steps are equal in the process's time", _equal_steps),
     Claim("uniform", "suits the flow better than equal steps in log-SNR, at 10 evaluations of Euler",
           rules(Flow(), "uniform", "log-snr", "euler", 10)),
@@ -96,8 +110,8 @@ CLAIMS = (
           rules(VP(), "quadratic", "uniform", "ddim", 10)),
     Claim("short", "beats log-snr under VP, at 4 evaluations of dpmpp-2m",
           rules(VP(), "short", "log-snr", "dpmpp-2m", 4)),
-    Claim("short", "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
-          rules("digits", "short", "log-snr", "dpmpp-2m", 4), quick=False),
+    slow("short", "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
+         rules("digits", "short", "log-snr", "dpmpp-2m", 4)),
     Claim("log-snr",
           "beats short under VP, at 20 evaluations of dpmpp-2m, where cutting the ends costs more than it saves",
           rules(VP(), "log-snr", "short", "dpmpp-2m", 20)),
