@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from claims.bridges import law
-from claims.claim import Claim, slow, Outcome, compared, slow, tolerance
+from claims.claim import Claim, Outcome, compared, slow, tolerance
 from claims.common import ENDPOINT, F64, gap, plan, sample
 from claims.parts import EDM, VP, GaussianMixture, Noise
 from claims.problems import MIXTURE_SEED, mixture, problem, wide

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from claims.between import DATA, between, learned
 from claims.bridges import D, pairs
-from claims.claim import Claim, slow, Outcome, arms, compared, experiment, slow, tolerance
+from claims.claim import Claim, Outcome, arms, compared, experiment, slow, tolerance
 from claims.common import F64, plan
 from claims.objectives import ABOUT_CHAIN, PROCESS, few_step_distance, hybrid, mean_alone
 from claims.parts import EDM, VP, Denoiser, Flow, GaussianMixture, Noise

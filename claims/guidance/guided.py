@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.common import F64, VP, Claim, slow, Denoiser, GaussianMixture, Outcome, Prediction, compared, sample, slow
+from claims.common import F64, VP, Claim, Denoiser, GaussianMixture, Outcome, Prediction, compared, sample, slow
 from fewstep.conditions.label import Label
 from fewstep.data import shapes
 from fewstep.data.digits import load as load_digits

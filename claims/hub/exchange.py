@@ -11,20 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from claims.common import (
-    ENDPOINT,
-    F64,
-    Claim,
-    slow,
-    Discrete,
-    Noise,
-    Outcome,
-    compared,
-    endpoint_error,
-    gap,
-    plan,
-    slow,
-)
+from claims.common import ENDPOINT, F64, Claim, Discrete, Noise, Outcome, compared, endpoint_error, gap, plan, slow
 from claims.problems import Problem, problem
 from claims.trained import fresh
 from fewstep.hub.checkpoints import load_checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from claims.common import Claim, slow, Noise, Outcome, experiment, plan, slow
+from claims.common import Claim, Noise, Outcome, experiment, plan, slow
 from claims.pipelines import kl, matching, reopened, seam, tiny, worst
 from fewstep.guidance.guide import guide
 from fewstep.hub.autoencoder import Autoencoder

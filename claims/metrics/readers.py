@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from claims.common import Claim, slow, Outcome, compared, experiment, slow, tolerance
+from claims.common import Claim, Outcome, compared, experiment, slow, tolerance
 from claims.problems import digits
 from fewstep.data.captions import COLOURS, OPPOSITE, SHAPES, SIZES, Spec, Thing
 from fewstep.data.digits import load

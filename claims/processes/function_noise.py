@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from claims.common import F64, Claim, slow, Cosine, Noise, Outcome, Run, arms, over_seeds, plan, sample, slow, tolerance
+from claims.common import F64, Claim, Cosine, Noise, Outcome, Run, arms, over_seeds, plan, sample, slow, tolerance
 from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh
 from fewstep.conditions.picture import Picture
 from fewstep.processes.function_noise import FunctionNoise, covariance, factor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from claims.bridges import largest
-from claims.claim import Claim, slow, Outcome, arms, compared, experiment, slow, tolerance
+from claims.claim import Claim, Outcome, arms, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, SLICED, endpoint_error, gap, plan, sample, sliced
 from claims.duels import formulas, identities, on_circle, processes
 from claims.parts import Answers, GaussianMixture, Noise, Process

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from claims.claim import Claim, slow, Outcome, Run, arms, over_seeds, slow, tolerance
+from claims.claim import Claim, Outcome, Run, arms, over_seeds, slow, tolerance
 from claims.common import F64, plan, sample
 from claims.parts import EDM, Cosine, Denoiser, GaussianMixture, Noise, Prediction
 from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.bridges import largest
-from claims.common import F64, VP, Claim, slow, Outcome, experiment, over_seeds, sample, slow, tolerance
+from claims.common import F64, VP, Claim, Outcome, experiment, over_seeds, sample, slow, tolerance
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.denoisers.reflected import ReflectedDensity
 from fewstep.processes.reflected import Reflected, kernel

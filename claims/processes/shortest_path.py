@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from claims.bridges import largest
-from claims.claim import Claim, slow, Outcome, arms, experiment, slow
+from claims.claim import Claim, Outcome, arms, experiment, slow
 from claims.common import F64, frechet, gap, plan, sample
 from claims.duels import identities
 from claims.parts import Answers, Cosine, Process

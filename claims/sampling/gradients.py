@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.common import F64, VP, Claim, slow, Denoiser, Noise, Outcome, gap, plan, slow
+from claims.common import F64, VP, Claim, Denoiser, Noise, Outcome, gap, plan, slow
 from claims.problems import mixture, smooth
 from fewstep.core.unrolled import unrolled
 from fewstep.hub.models import load

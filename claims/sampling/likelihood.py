@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.common import EDM, F64, VP, Claim, slow, Flow, GaussianMixture, Outcome, Process, compared, slow, tolerance
+from claims.common import EDM, F64, VP, Claim, Flow, GaussianMixture, Outcome, Process, compared, slow, tolerance
 from claims.problems import TOLERANCE, mixture, smooth
 from fewstep.data.digits import load as images
 from fewstep.hub.models import load

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from claims.claim import Claim, slow, Outcome, experiment, slow, tolerance
+from claims.claim import Claim, Outcome, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, plan
 from claims.duels import duel, orders, stochastic_duel
 from claims.parts import EDM, VP, Discrete, Flow, GaussianMixture, Process

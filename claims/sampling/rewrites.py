@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, slow, Outcome, compared, experiment, slow, tolerance
+from claims.claim import Claim, Outcome, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, endpoint_error, frechet, gap, plan, sliced
 from claims.duels import duel, orders
 from claims.parts import EDM, VP, Answers, Denoiser, GaussianMixture, Noise, Prediction, Process

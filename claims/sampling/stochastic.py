@@ -11,7 +11,7 @@ from torch import Tensor
 
 from claims.between import DATA, FLOOR, OTHER, between, distance, learned
 from claims.bridges import D, law_duel, pairs
-from claims.claim import Claim, slow, Outcome, Run, arms, compared, experiment, slow, tolerance
+from claims.claim import Claim, Outcome, Run, arms, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, SLICED, gap, plan, sliced
 from claims.duels import orders, stochastic_duel
 from claims.objectives import ABOUT_CHAIN, PROCESS, hybrid

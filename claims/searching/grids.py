@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from claims.claim import Claim, slow, Outcome, compared, experiment, slow
+from claims.claim import Claim, Outcome, compared, experiment, slow
 from claims.common import ENDPOINT, F64, SLICED, plan, sliced
 from claims.parts import VP, Noise, Plan, Process
 from claims.problems import digits, mixture, problem

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from claims.common import EDM, F64, VP, Claim, slow, Discrete, Flow, Outcome, compared, experiment, slow, tolerance
+from claims.common import EDM, F64, VP, Claim, Discrete, Flow, Outcome, compared, experiment, slow, tolerance
 from claims.duels import rules
 from fewstep.timesteps.admissible import admissible_step
 from fewstep.timesteps.grid import make_times

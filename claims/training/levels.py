@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.common import F64, VP, Claim, slow, Outcome, Run, arms, over_seeds, slow, tolerance
+from claims.common import F64, VP, Claim, Outcome, Run, arms, over_seeds, slow, tolerance
 from claims.trained import MLP, NetworkDenoiser, fit, fresh
 from fewstep.core.methods import find
 from fewstep.data.digits import load

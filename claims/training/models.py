@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, slow, Outcome, Run, arms, experiment, over_seeds, slow, tolerance
+from claims.claim import Claim, Outcome, Run, arms, experiment, over_seeds, slow, tolerance
 from claims.common import F64, SLICED, plan, sliced, sliced_wasserstein
 from claims.parts import EDM, Discrete, GaussianMixture, Noise
 from claims.problems import mixture
@@ -121,9 +121,9 @@ def _gaussian(seed: int) -> Outcome:
 
 
 CHAIN = RestorationChain.preserving((0.95, 0.75, 0.4, 0.05))
-HEAPS, STD, RESTORER_STEPS, RESTORER_BATCH, RESTORER_SAMPLES = 6, 0.1, 700, 256, 2000
-TRAINED = f"{HEAPS} heaps on a circle, mlp, {RESTORER_STEPS} steps of {RESTORER_BATCH}"
-WHAT = f"{TRAINED}, {RESTORER_SAMPLES} samples of {CHAIN.levels} evaluations"
+HEAPS, STD = 6, 0.1
+TRAINED = f"{HEAPS} heaps on a circle, mlp, 700 steps of 256"
+WHAT = f"{TRAINED}, {SAMPLES} samples of {CHAIN.levels} evaluations"
 AGAINST = "the same restorer trained by squared error"
 
 
@@ -144,21 +144,19 @@ def trained(adversarial: bool, seed: int) -> Restorer:
         torch.manual_seed(seed)
         made = Restorer(MLP((2,), width=64, depth=3, picture=2), CHAIN, (2,), (2,))
         critic = MLP((2,), width=64, depth=3) if adversarial else None
-    return fit_restorer(
-        made, data(20_000, 1000 + seed), critic, steps=RESTORER_STEPS, batch=RESTORER_BATCH, lr=2e-3, seed=seed
-    )
+    return fit_restorer(made, data(20_000, 1000 + seed), critic, steps=700, batch=256, lr=2e-3, seed=seed)
 
 
 @functools.cache
 def samples(adversarial: bool, seed: int) -> Tensor:
-    return trained(adversarial, seed).sample(RESTORER_SAMPLES, seed=seed, batch_size=RESTORER_SAMPLES)
+    return trained(adversarial, seed).sample(SAMPLES, seed=seed, batch_size=SAMPLES)
 
 
 def _nearer(seed: int) -> Outcome:
     def figure(adversarial: bool, s: int) -> float:
-        return sliced(samples(adversarial, s), data(RESTORER_SAMPLES, 2000 + s))
+        return sliced(samples(adversarial, s), data(SAMPLES, 2000 + s))
 
-    floor = sliced(data(RESTORER_SAMPLES, 3000), data(RESTORER_SAMPLES, 2000))
+    floor = sliced(data(SAMPLES, 3000), data(SAMPLES, 2000))
     about = f"{WHAT}; data against data {floor:.2g}"
     return arms(figure, True, False, AGAINST, about, unit=SLICED)(seed)
 
@@ -184,8 +182,8 @@ def _consistent(seed: int) -> Outcome:
     return over_seeds(run, "twice that of the data themselves, 1/2", about, unit="fidelity")(seed)
 
 
-SIZE, TEXTURE_STEPS, TEXTURE_BATCH, CROP, PATCH = 40, 400, 4, 24, 6
-TEXTURE_CONDITIONS = f"texture of {SIZE}x{SIZE}, {TEXTURE_STEPS} steps of {TEXTURE_BATCH} crops of {CROP}, one network"
+SIZE, CROP, PATCH = 40, 24, 6
+TEXTURE = f"texture of {SIZE}x{SIZE}, 400 steps of 4 crops of {CROP}, one network"
 
 
 def texture(seed: int) -> Tensor:
@@ -205,15 +203,8 @@ def texture(seed: int) -> Tensor:
 def learnt(seed: int, several: bool) -> SingleImage:
     """A model of the texture with four scales, or with one."""
     pyramid = Pyramid(texture(seed), factor=1.4, coarsest=14 if several else SIZE, crop=CROP)
-    model: Any = fit(
-        fresh(SingleImage, seed, pyramid, width=24),
-        pyramid,
-        steps=TEXTURE_STEPS,
-        batch=TEXTURE_BATCH,
-        lr=3e-3,
-        seed=seed,
-    )
-    return model
+    model: Any = fresh(SingleImage, seed, pyramid, width=24)
+    return fit(model, pyramid, steps=400, batch=4, lr=3e-3, seed=seed)  # type: ignore[return-value]
 
 
 def _patches(images: Tensor) -> Tensor:
@@ -233,9 +224,7 @@ def _quality(canvas: tuple[int, int] | None) -> Run:
         return patch_distance(made, texture(s)[None])
 
     size = canvas or (SIZE, SIZE)
-    about = (
-        f"{TEXTURE_CONDITIONS}; 12 samples of {size[0]}x{size[1]}, 10 evaluations at each of four scales or 40 at one"
-    )
+    about = f"{TEXTURE}; 12 samples of {size[0]}x{size[1]}, 10 evaluations at each of four scales or 40 at one"
     return arms(figure, True, False, "the same at one scale", about, unit="patch distance to the source")
 
 
@@ -249,7 +238,7 @@ def _copies(seed: int) -> Outcome:
         nearest = torch.cdist(crops.flatten(1), places.flatten(1)).square().min(1).values / 400
         return float(nearest.mean() / source.var()), 0.1
 
-    about, unit = f"{TEXTURE_CONDITIONS}; 12 samples", "squared difference from the nearest place over variance"
+    about, unit = f"{TEXTURE}; 12 samples", "squared difference from the nearest place over variance"
     return over_seeds(run, "a tenth of the variance", about, better="high", unit=unit)(seed)
 
 

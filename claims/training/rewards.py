@@ -13,23 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from claims.common import F64, VP, Claim, slow, Noise, Outcome, arms, compared, experiment, gap, plan, slow, tolerance
+from claims import tuning
+from claims.common import F64, VP, Claim, Noise, Outcome, arms, compared, experiment, gap, plan, slow, tolerance
 from claims.problems import smooth
 from claims.trained import NetworkDenoiser, NoiseLevels, fit, rows_of
-from claims.tuning import (
-    STUDENT_TIMES,
-    chain,
-    class_distance,
-    data,
-    detail,
-    heavy,
-    in_turn,
-    labels,
-    peak_bytes,
-    samples,
-    student,
-    student_samples,
-)
+from claims.tuning import chain, class_distance, data, in_turn, labels, samples
 from fewstep.data import shapes
 from fewstep.data.captions import detokenize
 from fewstep.hub.models import load
@@ -46,21 +34,21 @@ STEPS, SAMPLES = 60, 300
 
 def _measured(model: NetworkDenoiser, seed: int) -> tuple[float, float, float]:
     """Share of the preferred, distance from the class's digits, energy of the high frequencies."""
-    x, label = student_samples(model, SAMPLES, 700 + seed), in_turn(SAMPLES)
-    return float(heavy(x, label).mean()), class_distance(x, label), detail(x)
+    x, label = tuning.student_samples(model, SAMPLES, 700 + seed), in_turn(SAMPLES)
+    return float(tuning.heavy(x, label).mean()), class_distance(x, label), tuning.detail(x)
 
 
 @functools.cache
 def _tuned(way: str, seed: int) -> tuple[float, float, float]:
     """By "pairs", or by "denoising" as diffusion models are trained, on the digits that are preferred."""
-    model = copy.deepcopy(student())
+    model = copy.deepcopy(tuning.student())
     if way == "pairs":
-        times = [*STUDENT_TIMES[:-1], model.process.t_zero]
+        times = [*tuning.STUDENT_TIMES[:-1], model.process.t_zero]
         options: dict[str, Any] = {"conditions": labels, "batch": 32, "lr": 3e-4, "beta": 0.1, "last_std": 0.5}
-        pairwise(model, times, steps=STEPS, score=lambda x, label: heavy(x, label), seed=seed, **options)
+        pairwise(model, times, steps=STEPS, score=lambda x, label: tuning.heavy(x, label), seed=seed, **options)
         return _measured(model, seed)
     images, own = data()
-    kept = heavy(images, own) > 0
+    kept = tuning.heavy(images, own) > 0
     levels = NoiseLevels(model.process, "log-normal", mean=-1.2, std=1.2)
     draw = rows_of(images[kept], label=own[kept])
     return _measured(fit(model, draw, steps=STEPS, batch=64, lr=3e-4, levels=levels, ema=0.0, seed=seed), seed)
@@ -69,7 +57,7 @@ def _tuned(way: str, seed: int) -> tuple[float, float, float]:
 @experiment
 def _compare(seed: int, part: int, unit: str, better: str = "high") -> Outcome:
     """One of the three figures of `_measured`."""
-    before = _measured(student(), 0)
+    before = _measured(tuning.student(), 0)
     ours, theirs = (sum(_tuned(way, s)[1] for s in (seed, seed + 1, seed + 2)) / 3 for way in ("pairs", "denoising"))
     about = "two-step student of the digits; preferred: more ink than the class's median, no more than its most;"
     about += f" {STEPS} steps of 32 pairs or 64 pictures; the student itself: preferred {before[0]:.2f}, high-frequency"
@@ -207,7 +195,7 @@ def _memory(seed: int) -> Outcome:
             x = reward_samples(adapted, noise, chain(adapted, nfe), method, 1, label=label)
             torch.autograd.grad(symmetry(x).mean(), lora_parameters(adapted))
 
-        return peak_bytes(gradient) / 1e6
+        return tuning.peak_bytes(gradient) / 1e6
 
     figures = held(4, "full"), held(LONG, "full")
     about = f"digits, one gradient of {BATCH} samples through 4 evaluations by segments of 2; through the last of"
@@ -215,7 +203,8 @@ def _memory(seed: int) -> Outcome:
     return compared(figures, f"all of {LONG} evaluations, also by segments", about, unit="peak of tensors in MB")
 
 
-ENCODER_STEPS, ENCODER_BATCH, NFE, ENCODER_SAMPLES, LR = 20, 12, 6, 96, 3e-4
+NFE, CAPTIONS = 6, 96
+TUNING: dict[str, Any] = {"steps": 20, "batch": 12, "lr": 3e-4, "every": 1000, "fresh": 12}
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -239,14 +228,7 @@ def _captions(split: str, count: int) -> tuple[str, ...]:
 
 def _encoder(reward: Reward, seed: int, anchor: float) -> NetworkDenoiser:
     model, words = load("shapes"), _captions("train", 512)
-    options: dict[str, Any] = {
-        "steps": ENCODER_STEPS,
-        "batch": ENCODER_BATCH,
-        "lr": LR,
-        "every": 1000,
-        "fresh": ENCODER_BATCH,
-    }
-    found = tune_text_encoder(model, reward, words, chain(model, NFE), anchor=anchor, seed=seed, **options)
+    found = tune_text_encoder(model, reward, words, chain(model, NFE), anchor=anchor, seed=seed, **TUNING)
     assert isinstance(found.model, NetworkDenoiser)
     return found.model
 
@@ -259,7 +241,7 @@ def _pictures(model: NetworkDenoiser, captions: Sequence[str], seed: int) -> Ten
 
 def _held_out(seed: int) -> Outcome:
     """Share of validation captions whose pictures show all that was asked, with the encoder tuned and as it came."""
-    captions = list(_captions("validation", ENCODER_SAMPLES))
+    captions = list(_captions("validation", CAPTIONS))
     soft: dict[bool, list[float]] = {True: [], False: []}
 
     def figure(tuned: bool, s: int) -> float:
@@ -267,8 +249,7 @@ def _held_out(seed: int) -> Outcome:
         soft[tuned].append(float(soft_scores(x, captions).mean()))
         return float(check(x, captions).full.float().mean())
 
-    about = f"shapes, {NFE} evaluations, {ENCODER_STEPS} steps of {ENCODER_BATCH} on other captions, verified on {ENCODER_SAMPLES} validation"
-    about += " captions"
+    about = f"shapes, {NFE} evaluations, 20 steps of 12 on other captions, verified on {CAPTIONS} validation captions"
     unit = "share of pictures right in all that was asked"
     found = arms(figure, True, False, "the encoder as it came", about, better="high", unit=unit)(seed)
     said = f"; the reward itself, tuned and not: {sum(soft[True]) / 3:.3f} and {sum(soft[False]) / 3:.3f}"
@@ -277,7 +258,7 @@ def _held_out(seed: int) -> Outcome:
 
 def _between(seed: int) -> Outcome:
     """Red minus blue of the pictures of encoders between one tuned to be bluer and one to be redder."""
-    captions, colour = list(_captions("validation", ENCODER_SAMPLES)), []
+    captions, colour = list(_captions("validation", CAPTIONS)), []
     blue, red = (_encoder(reward, seed, 0.0) for reward in (_bluer, _redder))
     for share in SHARES:
         x = _pictures(interpolate_encoders(blue, red, share), captions, seed)

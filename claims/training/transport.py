@@ -11,24 +11,12 @@ from scipy import stats
 from torch import Tensor, nn
 
 from claims import transports
-from claims.claim import Claim, slow, Outcome, Run, arms, compared, experiment, over_seeds, slow, tolerance
+from claims.claim import Claim, Outcome, Run, arms, compared, experiment, over_seeds, slow, tolerance
 from claims.common import F64, plan
 from claims.parts import VP, Flow, GaussianMixture, Noise
 from claims.problems import mixture
 from claims.trained import NetworkDenoiser, fresh
-from claims.transports import (
-    BEND,
-    DIGITS,
-    PLANE,
-    W2,
-    N,
-    bend,
-    digits_error,
-    digits_flow,
-    noises,
-    plane_error,
-    plane_flow,
-)
+from claims.transports import BEND, DIGITS, PLANE, W2, N, bend, digits_error, noises, plane_error, plane_flow
 from fewstep.core.methods import find
 from fewstep.data.digits import load
 from fewstep.training.couplings import immiscible
@@ -39,26 +27,25 @@ from fewstep.training.reflow import reflow
 BASE = "independent-coupling"
 
 
-def _against_base(seed: int, figure: Callable[[str, int], float], coupling: str, about: str, unit: str) -> Outcome:
-    return arms(figure, coupling, BASE, "independent noise", about, unit=unit)(seed)
+def _against_base(figure: Callable[[str, int], float], coupling: str, about: str, unit: str) -> Run:
+    return arms(figure, coupling, BASE, "independent noise", about, unit=unit)
 
 
-@experiment
-def _bends(seed: int, coupling: str, flow: Callable[[int, str], NetworkDenoiser], n: int, what: str) -> Outcome:
-    return _against_base(seed, lambda c, s: bend(flow(s, c), s, n), coupling, f"{what}; 50 Euler steps", BEND)
+def _bends(coupling: str, flow: Callable[[int, str], NetworkDenoiser], n: int, what: str) -> Run:
+    return _against_base(lambda c, s: bend(flow(s, c), s, n), coupling, f"{what}; 50 Euler steps", BEND)
 
 
 @experiment
 def _plane_error(seed: int, coupling: str) -> Outcome:
     exact = sum(map(transports.floor, (seed, seed + 1, seed + 2))) / 3
     about = f"{PLANE}; 5 Euler steps, 1024 samples, exact ones have {exact:.2g}"
-    return _against_base(seed, lambda c, s: plane_error(plane_flow(s, c), s, 5), coupling, about, W2)
+    return _against_base(lambda c, s: plane_error(plane_flow(s, c), s, 5), coupling, about, W2)(seed)
 
 
 @experiment
 def _digits_error(seed: int, coupling: str) -> Outcome:
     about, unit = f"{DIGITS}; 5 Euler steps, 1000 samples", "Frechet distance in pixels"
-    return _against_base(seed, lambda c, s: digits_error(digits_flow(s, c), s, 5), coupling, about, unit)
+    return _against_base(seed, lambda c, s: digits_error(transports.digits_flow(s, c), s, 5), coupling, about, unit)
 
 
 def _batch(seed: int, n: int = 256) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -158,12 +145,6 @@ def _fitted(factor: float, seed: int) -> float:
         return float((network(x.float()) - (shift + x @ matrix)).square().sum(1).mean())
 
 
-def _regularised(seed: int) -> Outcome:
-    about = f"perceptron, Gaussians in {D} dimensions, {ITERATIONS} steps of {POINTS} points, factor {FACTOR:g}"
-    against, unit = "the Sinkhorn divergence alone", "mean squared distance from the optimal map"
-    return arms(_fitted, FACTOR, 0.0, against, about, unit=unit)(seed)
-
-
 FLOWS: dict[str, Callable[[int], NetworkDenoiser]] = {
     "reflowed": reflowed,
     "coupled": lambda s: plane_flow(s, "minibatch-ot"),
@@ -229,7 +210,7 @@ CLAIMS = (
       for sentence, measured in (
           ("paths to a plane's mixture bend less", lambda name: _bends(name, plane_flow, N, PLANE)),
           ("five steps land closer to a plane's mixture", _plane_error),
-          ("paths to digits bend less", lambda name: _bends(name, digits_flow, 128, DIGITS)),
+          ("paths to digits bend less", lambda name: _bends(name, transports.digits_flow, 128, DIGITS)),
           ("five steps give better digits", _digits_error),
       )),
     slow("reflow", "straighter paths than the teacher's", _against_teacher(bend, "50 Euler steps", BEND)),
@@ -237,7 +218,10 @@ CLAIMS = (
            _against_teacher(functools.partial(plane_error, steps=n), f"{n} Euler steps, 1024 samples", W2))
       for n, name in ((2, "two steps land"), (1, "one step lands"))),
     Claim("monge-gap", "near zero for the optimal map, large for a random coupling", _known),
-    slow("monge-gap", "as a regulariser, leads a one-step map to the optimal one", _regularised),
+    slow("monge-gap", "as a regulariser, leads a one-step map to the optimal one", 
+         arms(_fitted, FACTOR, 0.0, "the Sinkhorn divergence alone",
+              f"perceptron, Gaussians in {D} dimensions, {ITERATIONS} steps of {POINTS} points, factor {FACTOR:g}",
+              unit="mean squared distance from the optimal map")),
     slow("monge-gap", "tells a reflowed flow from its teacher",
          _flows("reflowed", "twice as long", "a flow of as many steps on independent noise", "reflowed as long again")),
     slow("monge-gap", "tells a flow trained on coupled noise from one on independent noise",

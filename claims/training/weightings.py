@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from claims import objectives
-from claims.common import F64, Claim, slow, Cosine, Denoiser, Outcome, Run, arms, experiment, slow, tolerance
+from claims.common import F64, Claim, Cosine, Denoiser, Outcome, Run, arms, experiment, slow, tolerance
 from claims.objectives import ABOUT_PLANE, PROCESS, digits, plane, points
 from claims.problems import mixture
 from claims.trained import NetworkDenoiser, NoiseLevels, Objective
@@ -123,7 +123,7 @@ def _stated(seed: int, name: str, predicts: str, expected: str, precondition: st
 CLAIMS = (
     slow("importance", "the bound's gradient varies less than with uniform times", _variance),
     Claim("importance", "keeps the mean of any function of the noise level", _unbiased),
-    *(slow("objectives.hybrid-vlb", f"teaches a variance nearer to the optimal one than the {bound} bound",
+    *(slow("hybrid-vlb", f"teaches a variance nearer to the optimal one than the {bound} bound",
            _matches(bound))
       for bound in ("lower", "upper")),
     slow("multiscale", "learns the coarse content of pictures better at equal steps",
