@@ -12,9 +12,8 @@ from claims.trained import MLP, fit
 from fewstep.denoisers.interpolant import InterpolantNetwork, MixtureInterpolant, drawn_from
 from fewstep.processes.interpolants import Interpolant
 
-DATA = GaussianMixture(
-    torch.tensor([1.0, 2, 1]), torch.tensor([[1.0, 1], [-1, 0.5], [0, -1.2]]), torch.tensor([0.03, 0.06, 0.04]), Flow()
-)
+_MEANS, _VARIANCES = torch.tensor([[1.0, 1], [-1, 0.5], [0, -1.2]]), torch.tensor([0.03, 0.06, 0.04])
+DATA = GaussianMixture(torch.tensor([1.0, 2, 1]), _MEANS, _VARIANCES, Flow())
 FLOOR = "1.5 times the most of five sets of exact samples"
 OTHER = GaussianMixture(torch.ones(2), torch.tensor([[1.5, 0], [-1.5, 0.3]]), torch.tensor([0.2, 0.1]), Flow())
 

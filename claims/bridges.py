@@ -55,10 +55,8 @@ def law(process: Bridge, made: Plan, seed: int) -> tuple[float, float]:
     named = y.expand(len(units.rows), D)
     x = model.decode(made(model, units.normal(0), dtype=F64, source=units, y=named), y=named)
     spread = x[:-1] - x[-1]
-    return (
-        float((x[-1] - mean[0]).norm() / mean.norm()),
-        float((spread.mT @ spread - covariance).norm() / covariance.norm()),
-    )
+    off = spread.mT @ spread - covariance
+    return float((x[-1] - mean[0]).norm() / mean.norm()), float(off.norm() / covariance.norm())
 
 
 @experiment

@@ -1,6 +1,6 @@
 """What a claim is, and how the claims are found.
 
-A file `claims/ROOM/FILE.py` answers for the methods of `fewstep/ROOM/FILE.py`. It holds a tuple `CLAIMS`.
+A file `claims/ROOM/TOPIC.py` answers for methods of `fewstep/ROOM`. It holds a tuple `CLAIMS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -69,6 +69,7 @@ class Claim:
     run: Run
     quick: bool = True
     seed: int = 0
+    file: str = ""  # where it was collected from
 
     @property
     def card(self) -> Method:
@@ -88,13 +89,14 @@ def files() -> list[Path]:
 
 
 def collect(words: list[str] | None = None) -> list[Claim]:
-    """All claims, or those whose method or file contains one of the words, sorted by file, method and sentence."""
+    """All claims, or those whose method, its file or their own contains one of the words, sorted by these."""
     found: list[Claim] = []
     for path in files():
         module = import_module(".".join(path.relative_to(FOLDER.parent).with_suffix("").parts))
-        found += module.CLAIMS
+        found += [replace(claim, file=path.relative_to(FOLDER.parent).as_posix()) for claim in module.CLAIMS]
     words = [word.lower() for word in words or []]
-    kept = [claim for claim in found if not words or any(word in f"{claim.method} {claim.card.file}" for word in words)]
+    about = {claim.name: f"{claim.method} {claim.card.file} {claim.file}" for claim in found}
+    kept = [claim for claim in found if not words or any(word in about[claim.name] for word in words)]
     return sorted(kept, key=lambda claim: (claim.card.file, claim.method, claim.sentence))
 
 
@@ -124,12 +126,9 @@ def over_seeds(
     seed: int, run: Callable[[int], Sequence[float]], against: str, conditions: str, better: str = "low", unit: str = ""
 ) -> Outcome:
     """`run(seed)` gives both figures; their means over three seeds, with their standard deviations."""
-    ours, theirs = zip(*(map(float, run(number)) for number in (seed, seed + 1, seed + 2)), strict=True)
-    mean, spread = (
-        (statistics.fmean(ours), statistics.fmean(theirs)),
-        (statistics.stdev(ours), statistics.stdev(theirs)),
-    )
-    return Outcome(*mean, against, f"{conditions}; mean of 3 seeds", better, unit, spread)
+    sides = list(zip(*(map(float, run(number)) for number in (seed, seed + 1, seed + 2)), strict=True))
+    (ours, theirs), (first, second) = map(statistics.fmean, sides), map(statistics.stdev, sides)
+    return Outcome(ours, theirs, against, f"{conditions}; mean of 3 seeds", better, unit, (first, second))
 
 
 def arms(

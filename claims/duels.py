@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from claims.common import ENDPOINT, F64, SLICED, Outcome, Process, compared, experiment, plan, sliced, tolerance
+from claims.common import ENDPOINT, F64, SLICED, Outcome, Process, Run, compared, experiment, plan, sliced, tolerance
 from claims.problems import TOLERANCE, clock, distance, mixture, order, problem, stated
 from fewstep.core.methods import card
 
@@ -101,18 +103,21 @@ def derivative_error(process: Process, points: int = 201) -> float:
 def identities(process: Process, largest: float, what: str) -> Outcome:
     """The worst of an identity's error, the inverse's and the derivatives', against 1e-12."""
     inverse, derivative = inverse_error(process), derivative_error(process)
-    about = (
-        f"{what} {largest:.1g}, time(log_snr(t)) against t {inverse:.1g}, derivatives against autograd {derivative:.1g}"
-    )
+    about = f"{what} {largest:.1g}, time(log_snr(t)) against t {inverse:.1g}, derivatives against autograd"
+    about += f" {derivative:.1g}"
     return tolerance(max(largest, inverse, derivative), 1e-12, about)
 
 
 @experiment
-def formulas(seed: int, process: Process, error: Callable[[torch.Tensor], torch.Tensor], what: str) -> Outcome:
-    """`identities` where the identity is a difference that must vanish at all times of the clock."""
-    return identities(process, float(error(clock(process)).abs().max()), what)
+def formulas(
+    seed: int, process: Process, what: str, error: Callable[[Any, Tensor], Tensor | Sequence[Tensor]]
+) -> Outcome:
+    """`identities` where the identities are differences that must vanish at all times of the clock."""
+    found = error(process, clock(process))
+    errors = [found] if isinstance(found, Tensor) else found
+    return identities(process, max(float(each.abs().max()) for each in errors), what)
 
 
-def on_circle(process: Process) -> Callable[[int], Outcome]:
+def on_circle(process: Process) -> Run:
     """`formulas` of a process that preserves the variance."""
-    return formulas(process, lambda t: process.alpha(t) ** 2 + process.sigma(t) ** 2 - 1, "alpha^2 + sigma^2 against 1")
+    return formulas(process, "alpha^2 + sigma^2 against 1", lambda p, t: p.alpha(t) ** 2 + p.sigma(t) ** 2 - 1)

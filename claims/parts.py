@@ -25,16 +25,13 @@ __all__ = [
 ]  # fmt: skip
 
 
+Answer = Callable[[Tensor, Tensor], Tensor]
+
+
 class Answers(Denoiser):
     """A denoiser that is a function: `answer(x, t)` is what it `predicts`."""
 
-    def __init__(
-        self,
-        answer: Callable[[Tensor, Tensor], Tensor],
-        process: Process,
-        shape: tuple[int, ...] | None = None,
-        predicts: str = "x0",
-    ):
+    def __init__(self, answer: Answer, process: Process, shape: tuple[int, ...] | None = None, predicts: str = "x0"):
         super().__init__()
         self.answer, self.process, self.shape, self.predicts = answer, process, shape, predicts
 

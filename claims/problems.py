@@ -161,9 +161,7 @@ def first_order_start(trace: Trace, process: Process, times: Sequence[float]) ->
     return x
 
 
-def distance(
-    process: Process, solver: str, nfe: int, timesteps: str, seed: int, n: int = 4096, spread: float = 1.0
-) -> float:
+def distance(process: Process, solver: str, nfe: int, timesteps: str, seed: int, n: int, spread: float) -> float:
     """Sliced Wasserstein distance of n samples from n exact ones; `spread` multiplies the initial noise."""
     model = mixture(process)
     noise = spread * Noise(seed).normal(0, (n, 2), "cpu", F64)

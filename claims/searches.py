@@ -14,6 +14,7 @@ from fewstep.core.methods import find
 from fewstep.hub.models import load
 from fewstep.searching.job import Job
 
+Rivals = Sequence[tuple[str, str]]  # solvers and the rules of their times
 RULES = ("karras", "log-snr", "uniform")
 
 
@@ -44,21 +45,13 @@ def found(where: Process | str, nfe: int, method: str, seed: int, noises: int = 
 
 @experiment
 def contest(
-    seed: int,
-    where: Process | str,
-    nfe: int,
-    method: str,
-    rivals: Sequence[tuple[str, str]],
-    noises: int = 64,
-    **options: Any,
+    seed: int, where: Process | str, nfe: int, method: str, rivals: Rivals, noises: int = 64, **options: Any
 ) -> Outcome:
     """The plan of a search against the best of rivals (solver, rule) at as many evaluations, on unseen noises."""
     on = problem(where, seed)
     job, best = search(where, nfe, method, seed, noises, **options), found(where, nfe, method, seed, noises, **options)
-    error, name = min(
-        (on.error(plan(on.model.process, solver, timesteps=rule, nfe=nfe)), f"{solver}, {rule}")
-        for solver, rule in rivals
-    )
+    plans = {f"{solver}, {rule}": plan(on.model.process, solver, timesteps=rule, nfe=nfe) for solver, rule in rivals}
+    error, name = min((on.error(made), name) for name, made in plans.items())
     of = "" if len(rivals) == 1 else f", the best of {len(rivals)}"
     about = f"{best.name} on {best.about.get('timesteps')}, {best.nfe} evaluations, {on.name}; {noises} noises to learn"
     about += f" from, {noises} held out, {len(on.noise)} unseen; {job.evaluations} evaluations to find it"

@@ -71,16 +71,16 @@ def _bridge(seed: int) -> tuple[dict[str, float], dict[str, float], dict[str, fl
 def _restores(seed: int, figure: str) -> Outcome:
     """The accelerated bridge beside ddim at as many evaluations, on pictures it has not seen."""
     ours, theirs, reference, name = _bridge(seed)
-    conditions = (
+    about = (
         f"{name}, {EVALUATIONS} evaluations, DDBM trained for 600 iterations, {RESTORED} held-out digits under noise of"
         f" 0.5; PSNR {ours['psnr']:.2f} dB, of ddim {theirs['psnr']:.2f}, of the reference {reference['psnr']:.2f};"
         f" {BRIDGE_NOISES} noises and {BRIDGE_ITERATIONS} iterations to learn"
     )
     against = f"ddim, {EVALUATIONS} evaluations, times uniform"
     if figure == "endpoint":
-        return Outcome(ours[figure], theirs[figure], against, conditions, unit=ENDPOINT)
+        return Outcome(ours[figure], theirs[figure], against, about, unit=ENDPOINT)
     off = [abs(value["psnr"] - reference["psnr"]) for value in (ours, theirs)]
-    return Outcome(off[0], off[1], against, conditions, unit="dB off the reference's PSNR")
+    return Outcome(off[0], off[1], against, about, unit="dB off the reference's PSNR")
 
 
 CLAIMS = (

@@ -30,9 +30,8 @@ def _every(seed: int) -> Outcome:
     for spec in alone + pairs:
         (again,) = detokenize(tokenize(spec.caption)[None])
         wrong += parse(again) != spec
-    return Outcome(
-        wrong, 1, "demand", f"all {len(alone) + len(pairs)} sentences, to ids and back", unit="sentences misread"
-    )
+    about = f"all {len(alone) + len(pairs)} sentences, to ids and back"
+    return Outcome(wrong, 1, "demand", about, unit="sentences misread")
 
 
 def _whole(seed: int) -> Outcome:
@@ -42,13 +41,10 @@ def _whole(seed: int) -> Outcome:
     bunch = load_digits()
     source = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
     parts = [open_data("digits", split=split) for split in ("train", "validation")]
-    ours = (
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.labels for part in parts if part.labels is not None]),
-    )
+    images, labels = (torch.cat(every) for every in zip(*((part.images, part.labels) for part in parts), strict=True))
     keys = [
         sorted(image.numpy().tobytes() + bytes([int(label)]) for image, label in zip(*pair, strict=True))
-        for pair in (ours, (source, torch.from_numpy(bunch.target)))
+        for pair in ((images, labels), (source, torch.from_numpy(bunch.target)))
     ]
     lost = sum(a != b for a, b in zip(*keys, strict=True))
     return Outcome(lost, 1, "demand", f"{len(source)} digits, pixels and labels compared bit by bit", unit="digits")
@@ -76,13 +72,9 @@ def _stays(seed: int) -> Outcome:
             ours = held & numbers("train")
     left = np.array([number for number in range(PICTURES) if number != broken])
     theirs = held & set(left[split_rows(len(left), "train", 0.2, seed)].tolist())
-    return Outcome(
-        len(ours),
-        len(theirs),
-        "a split of the pictures that can be read",
-        f"{PICTURES} pictures, a fifth held out, one of the others damaged afterwards",
-        unit="pictures held out before and trained on now",
-    )
+    about = f"{PICTURES} pictures, a fifth held out, one of the others damaged afterwards"
+    against, unit = "a split of the pictures that can be read", "pictures held out before and trained on now"
+    return Outcome(len(ours), len(theirs), against, about, unit=unit)
 
 
 def _memory(seed: int) -> Outcome:
@@ -90,13 +82,8 @@ def _memory(seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as root:
         np.savez(Path(root) / "pictures.npz", images=pictures)
         data = open_data(Path(root) / "pictures.npz", split="all")
-    return Outcome(
-        data.raw.element_size(),
-        data.images.element_size(),
-        "the pictures as floats",
-        "500 colour pictures of 8x8 from bytes",
-        unit="bytes a value in memory",
-    )
+    figures, about = (data.raw.element_size(), data.images.element_size()), "500 colour pictures of 8x8 from bytes"
+    return compared(figures, "the pictures as floats", about, unit="bytes a value in memory")
 
 
 def _seen(held: Tensor, train: Tensor) -> float:
@@ -108,15 +95,12 @@ def _seen(held: Tensor, train: Tensor) -> float:
 
 def _apart(seed: int) -> Outcome:
     train, held = (open_data("photographs", split=split).images for split in ("train", "validation"))
-    mixed = torch.cat([train, held])[
-        torch.randperm(len(train) + len(held), generator=torch.Generator().manual_seed(seed))
-    ]
-    return Outcome(
-        _seen(held, train),
-        _seen(mixed[len(train) :], mixed[: len(train)]),
-        "patches dealt at random",
-        f"{len(train)} patches of 32 pixels to train on, {len(held)} held out",
-        unit="share of held-out patches of which half was trained on",
+    order = torch.randperm(len(train) + len(held), generator=torch.Generator().manual_seed(seed))
+    mixed = torch.cat([train, held])[order]
+    figures = _seen(held, train), _seen(mixed[len(train) :], mixed[: len(train)])
+    about = f"{len(train)} patches of 32 pixels to train on, {len(held)} held out"
+    return compared(
+        figures, "patches dealt at random", about, unit="share of held-out patches of which half was trained on"
     )
 
 
@@ -124,17 +108,10 @@ ROWS = 1000
 
 
 def _held(seed: int) -> Outcome:
-    shares = [
-        sum(held_out(spec) for spec in scenes(torch.arange(seed * ROWS, (seed + 1) * ROWS), split)) / ROWS
-        for split in ("train", "validation")
-    ]
-    return Outcome(
-        shares[0],
-        shares[1],
-        "the validation split",
-        f"{ROWS} rows of each split",
-        unit="share of pictures with a combination that is held out",
-    )
+    rows = torch.arange(seed * ROWS, (seed + 1) * ROWS)
+    shares = [sum(held_out(spec) for spec in scenes(rows, split)) / ROWS for split in ("train", "validation")]
+    unit = "share of pictures with a combination that is held out"
+    return compared(shares, "the validation split", f"{ROWS} rows of each split", unit=unit)
 
 
 SHARDS, EACH = 9, 20

@@ -224,9 +224,8 @@ def _same(seed: int) -> Outcome:
 
         drawn = made(wrap(f, exact.process, kind, exact.shape, time="c_noise"), noise, dtype=F64)
         worst = max(worst, float((drawn - wanted).abs().max()))
-    about = (
-        "a mixture in twelve dimensions as a function of c_noise that answers each of six kinds, 8 steps of dpmpp-2m"
-    )
+    about = "a mixture in twelve dimensions as a function of c_noise that answers each of six kinds, 8 steps of"
+    about += " dpmpp-2m"
     return Outcome(worst, 1e-9, "a tolerance", about, unit="largest difference of 16 samples")
 
 

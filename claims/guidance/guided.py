@@ -66,12 +66,12 @@ def _spread(seed: int) -> Outcome:
 def _order(seed: int) -> Outcome:
     model = Guided(load_model("shapes"), SCENE_SCALE)
     asked = shapes.captions(torch.arange(shapes.N_TRAIN, shapes.N_TRAIN + SCENES))
-    ours, theirs = (
-        caption_accuracy(sample(model, SCENES, steps=SCENE_STEPS, solver=solver, seed=seed, text=asked), asked).value
-        for solver in ("ddim", "dpmpp-3m")
+    drawn = (
+        sample(model, SCENES, steps=SCENE_STEPS, solver=name, seed=seed, text=asked) for name in ("ddim", "dpmpp-3m")
     )
+    figures = [caption_accuracy(x, asked).value for x in drawn]
     about = f"shapes, {SCENES} captions, scale {SCENE_SCALE:g}, {SCENE_STEPS} steps; ddim"
-    return Outcome(ours, theirs, "dpmpp-3m", about, "high", "share of captions right")
+    return compared(figures, "dpmpp-3m", about, "high", "share of captions right")
 
 
 KNOWN_N, KNOWN_STEPS = 2000, 40
@@ -101,10 +101,8 @@ def _digits(seed: int) -> Outcome:
     model, mask = load_model("digits"), torch.zeros(8, 8)
     images, labels = (part[:DIGITS] for part in load_digits("validation"))
     mask[:4] = 1
-    free, ours = (
-        sample(made, DIGITS, steps=DIGIT_STEPS, solver="ddpm", seed=seed)
-        for made in (model, Known(model, images, mask))
-    )
+    models = (model, Known(model, images, mask))
+    free, ours = (sample(made, DIGITS, steps=DIGIT_STEPS, solver="ddpm", seed=seed) for made in models)
     figures = [class_accuracy(x, labels).value for x in (ours, torch.where(mask == 1, images, free))]
     about = f"{DIGITS} held-out digits, upper half known, {DIGIT_STEPS} steps of ddpm, no label"
     return compared(figures, AGAINST, about, "high", "class accuracy")

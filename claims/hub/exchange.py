@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from claims.common import ENDPOINT, F64, Claim, Discrete, Noise, Outcome, compared, endpoint_error, gap, plan, slow
+from claims.claim import Claim, Outcome, compared, experiment, slow
+from claims.common import ENDPOINT, F64, endpoint_error, gap, plan
+from claims.parts import Discrete, Noise, Plan
 from claims.problems import Problem, problem
-from claims.trained import fresh
+from claims.trained import NetworkDenoiser, fresh
 from fewstep.hub.checkpoints import load_checkpoint
 from fewstep.hub.models import load
 from fewstep.hub.onnx import export_onnx, load_onnx
@@ -95,32 +98,25 @@ def _same(seed: int) -> Outcome:
     return Outcome(float(off.max()), 1e-5, "a tolerance", f"{on.name}, unipc-3, {EVALUATIONS} steps")
 
 
-BATCH, STEPS = 5, 8
+def _onnx(made: Plan, model: NetworkDenoiser, folder: Path) -> Callable[..., Tensor]:
+    opened = load_onnx(export_onnx(model, folder / "digits.onnx"))
+    return lambda noise, seed, **condition: made(opened, noise, seed=seed, **condition)
 
 
-def _agrees(seed: int) -> Outcome:
+def _program(made: Plan, model: NetworkDenoiser, folder: Path) -> Callable[..., Tensor]:
+    return load_program(export_program(made, model, folder / "digits.pt2"))
+
+
+@experiment
+def _agrees(seed: int, export: Callable[..., Any], solver: str, n: int, steps: int, limit: float, unit: str) -> Outcome:
+    """Samples of what was exported, for label 3, against torch's."""
     model = load("digits")
-    noise = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(seed))
-    made = plan(model.process, "dpmpp-3m", STEPS)
+    noise = torch.randn(n, *model.shape, generator=torch.Generator().manual_seed(seed))
+    made = plan(model.process, solver, steps)
     with tempfile.TemporaryDirectory() as folder:
-        opened = load_onnx(export_onnx(model, Path(folder) / "digits.onnx"))
-        off = (made(model, noise, label=3) - made(opened, noise, label=3)).abs().max()
-    about = f"embedded digits, {BATCH} samples of {STEPS} steps of dpmpp-3m, label 3"
-    return Outcome(float(off), 1e-4, "a tolerance", about, unit="largest difference from torch")
-
-
-PROGRAM_BATCH, PROGRAM_STEPS = 3, 4
-
-
-def _program_agrees(seed: int) -> Outcome:
-    model = load("digits")
-    noise = torch.randn(PROGRAM_BATCH, *model.shape, generator=torch.Generator().manual_seed(seed))
-    made = plan(model.process, "dpmpp-2m-sde", PROGRAM_STEPS)
-    with tempfile.TemporaryDirectory() as folder:
-        program = load_program(export_program(made, model, Path(folder) / "digits.pt2"))
-    off = (program(noise, seed=seed, label=3) - made(model, noise, seed=seed, label=3)).abs().max()
-    about = f"embedded digits, {PROGRAM_BATCH} samples of {PROGRAM_STEPS} steps of dpmpp-2m-sde, label 3"
-    return Outcome(float(off), 1e-5, "a tolerance", about, unit="largest difference")
+        off = export(made, model, Path(folder))(noise, seed=seed, label=3) - made(model, noise, seed=seed, label=3)
+    about = f"embedded digits, {n} samples of {steps} steps of {solver}, label 3"
+    return Outcome(float(off.abs().max()), limit, "a tolerance", about, unit=unit)
 
 
 def _levels(seed: int) -> Outcome:
@@ -146,7 +142,9 @@ CLAIMS = (
          "dpmpp-3m on log-SNR times in a pipeline's loop ends nearer than diffusers' own default DPM-Solver++",
          _more_accurate),
     slow("diffusers-scheduler", "gives the plan's own samples, corrector included", _same),
-    slow("onnx", "ONNX Runtime's samples agree with torch's", _agrees),
-    slow("program", "a stochastic plan exported with its network gives the plan's samples", _program_agrees),
+    slow("onnx", "ONNX Runtime's samples agree with torch's",
+         _agrees(_onnx, "dpmpp-3m", 5, 8, 1e-4, "largest difference from torch")),
+    slow("program", "a stochastic plan exported with its network gives the plan's samples",
+         _agrees(_program, "dpmpp-2m-sde", 3, 4, 1e-5, "largest difference")),
     slow("diffusers-schedule", "the grid has the noise levels of diffusers' own", _levels),
 )  # fmt: skip

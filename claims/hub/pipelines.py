@@ -27,9 +27,7 @@ def _same(seed: int, kind: str, solver: str) -> Outcome:
 def same_pictures(method: str, kind: str) -> tuple[Claim, ...]:
     """One claim a solver, for the pipeline class `kind` that `method` loads."""
     pictures = f"the pictures of {kind.removesuffix('Pipeline')} in diffusers, guidance included"
-    return tuple(
-        Claim(method, f"{solver} draws {pictures}", _same(kind, solver), quick=False) for solver in ("ddim", "dpmpp-2m")
-    )
+    return tuple(slow(method, f"{name} draws {pictures}", _same(kind, name)) for name in ("ddim", "dpmpp-2m"))
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,10 +101,8 @@ def _fewer(seed: int) -> Outcome:
     """The scheduler that a folder came with, and another solver on the same model, by distance from 200 steps."""
     model = reopened(tiny("DDPMPipeline", matching("ddim", "DDPMPipeline")))
     noise = Noise(seed).normal(0, (8, *model.shape))
-    exact, own, other = (
-        plan(model.process, *how)(model, noise)
-        for how in (("dpmpp-3m", 200), ("ddim", 10, model.timesteps), ("dpmpp-3m", 10))
-    )
+    plans = (("dpmpp-3m", 200), ("ddim", 10, model.timesteps), ("dpmpp-3m", 10))
+    exact, own, other = (plan(model.process, *how)(model, noise) for how in plans)
     ours, theirs = (float(torch.norm(x - exact)) / float(exact.norm()) for x in (other, own))
     about = "UNet2DModel with random weights, 10 evaluations, relative distance from the samples of 200"
     return Outcome(ours, theirs, "DDIM on the folder's own grid", about)

@@ -158,9 +158,7 @@ def _strays(seed: int) -> Outcome:
 def _decibels(seed: int) -> Outcome:
     x0 = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
     off = [abs(psnr(x0 + s, x0, (-1.0, 1.0)).value - 20 * math.log10(2 / s)) for s in (0.4, 0.2, 0.01)]
-    return Outcome(
-        max(off), 1e-9, "tolerance", "16 pictures in [-1, 1], errors of 0.4, 0.2 and 0.01 everywhere", unit="dB"
-    )
+    return tolerance(max(off), 1e-9, "16 pictures in [-1, 1], errors of 0.4, 0.2 and 0.01 everywhere", "dB")
 
 
 DIM, DIRECTIONS = 16, 64

@@ -45,14 +45,9 @@ N = 60
 def _others(seed: int) -> Outcome:
     rows = torch.arange(seed * N, (seed + 1) * N)
     pictures, asked = draw(rows, "validation")[0], captions(rows, "validation")
-    return Outcome(
-        caption_accuracy(pictures, asked).value,
-        caption_accuracy(pictures, asked[1:] + asked[:1]).value,
-        "each picture read against the next one's caption",
-        f"{N} held-out pictures",
-        better="high",
-        unit="share that shows what was asked",
-    )
+    figures = [caption_accuracy(pictures, captions).value for captions in (asked, asked[1:] + asked[:1])]
+    against, about = "each picture read against the next one's caption", f"{N} held-out pictures"
+    return compared(figures, against, about, better="high", unit="share that shows what was asked")
 
 
 VERIFIER_N = 2000
@@ -129,13 +124,8 @@ def _ranks(seed: int) -> Outcome:
     wrong = render_specs([altered(spec, u) for spec, u in zip(shown, draws, strict=True)], seed)
     right = draw(rows, "validation")[0]
     lost = (soft_scores(right, asked) <= soft_scores(wrong, asked)).double().mean().item()
-    return Outcome(
-        lost,
-        1 / REWARD_N,
-        f"one in {REWARD_N}",
-        f"{REWARD_N} pairs of pictures, one attribute apart",
-        unit="pairs misjudged",
-    )
+    about = f"{REWARD_N} pairs of pictures, one attribute apart"
+    return Outcome(lost, 1 / REWARD_N, f"one in {REWARD_N}", about, unit="pairs misjudged")
 
 
 def _ascent(seed: int) -> Outcome:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from claims.common import EDM, Claim, Outcome, compared, sample, sliced_wasserstein, slow
+from claims.common import EDM, SLICED, Claim, Outcome, compared, sample, sliced_wasserstein, slow
 from claims.problems import mixture
-from claims.short_run import STEPS, held_out, learns, network_identities, trained, weights
+from claims.short_run import STEPS, alone, held_out, learns, trained, weights
 from claims.trained import MLP, NetworkDenoiser, NoiseLevels, UNet, fit, fresh
 from fewstep.networks.convolution import Convolution
 from fewstep.networks.dit import DiT
@@ -28,11 +28,6 @@ def _reach(seed: int) -> Outcome:
     return compared(figures, "the least within it", about, unit="gradient of a pixel's answer")
 
 
-def _alone(seed: int) -> Outcome:
-    network = fresh(DiT, seed, channels=3, size=(8, 12), patch=2, width=16, depth=2, classes=7)
-    return network_identities(network, (8, 12), seed)
-
-
 N = 2000
 
 
@@ -47,17 +42,10 @@ def _learns(seed: int) -> Outcome:
     real, far = exact.sample(N, seed + 1).float(), exact.sample(N, seed + 2).float()
     normal = torch.randn(N, 2, generator=torch.Generator().manual_seed(seed))
     gaussian = data.mean(0) + normal @ torch.linalg.cholesky(data.T.cov()).T
-    ours, theirs, floor = (
-        sliced_wasserstein(x, real).value for x in (sample(trained, N, steps=20, seed=seed), gaussian, far)
-    )
+    drawn = sample(trained, N, steps=20, seed=seed)
+    ours, theirs, floor = (sliced_wasserstein(x, real).value for x in (drawn, gaussian, far))
     about = f"2-D mixture of eight, 1500 steps of 256, {N} samples by 20 steps of dpmpp-3m; exact samples: {floor:.2g}"
-    unit = "sliced Wasserstein distance"
-    return Outcome(ours, theirs, "a Gaussian of the data's mean and covariance", about, unit=unit)
-
-
-def _unet_alone(seed: int) -> Outcome:
-    network = fresh(UNet, seed, channels=3, size=(8, 12), width=(8, 12, 16), attention=(2,), classes=7)
-    return network_identities(network, (8, 12), seed)
+    return Outcome(ours, theirs, "a Gaussian of the data's mean and covariance", about, unit=SLICED)
 
 
 def _against_dit(seed: int) -> Outcome:
@@ -68,10 +56,12 @@ def _against_dit(seed: int) -> Outcome:
 
 CLAIMS = (
     Claim("convolution", "an answer depends on its receptive field, all of it and nothing else", _reach),
-    Claim("dit", "a sample's answer does not depend on its batch, on images that are not square", _alone),
+    Claim("dit", "a sample's answer does not depend on its batch, on images that are not square",
+          alone(DiT, patch=2, width=16, depth=2)),
     slow("dit", "learns the digits in a few seconds", learns("dit")),
     slow("mlp", "learns a mixture's density from its samples", _learns),
-    Claim("unet", "a sample's answer does not depend on its batch, at any size that divides", _unet_alone),
+    Claim("unet", "a sample's answer does not depend on its batch, at any size that divides",
+          alone(UNet, width=(8, 12, 16), attention=(2,))),
     slow("unet", "learns the digits in a few seconds", learns("unet")),
     slow("unet", "learns 8x8 digits faster than a transformer, step for step", _against_dit),
 )  # fmt: skip

@@ -88,11 +88,6 @@ def _law(seed: int, path: str, latent: str) -> Outcome:
 PROCESS = MeanReverting()
 
 
-def _g2(t: Tensor) -> Tensor:
-    """g^2 = 2 spread^2 theta, with theta = -drift."""
-    return PROCESS.diffusion2(t) + 2 * PROCESS.spread**2 * PROCESS.drift(t)
-
-
 def _sde(seed: int) -> Outcome:
     process = OUVE()
     t, ratio = clock(process), process.sigma_max / process.sigma_min
@@ -148,13 +143,6 @@ def _part(part: int, where: str) -> Run:
     return arms(lambda arm, s: restored(arm, s)[part], True, False, against, about, unit=unit)
 
 
-def _rates(seed: int) -> Outcome:
-    process = RDDM()
-    t = clock(process)
-    errors = [process.b(t) - (2 * t - t**2), process.c(t) ** 2 - t**2]
-    return identities(process, largest(errors), "integrals of the rates 2 (1 - t) and 2 t")
-
-
 def _trajectory(seed: int) -> Outcome:
     """RDDM's step in A = 1 - alpha, B = sigma, y = 0, against DDIM's, for one network that is not even sensible."""
     process, base, worst = Residual(VP()), VP(), 0.0
@@ -206,13 +194,14 @@ CLAIMS = (
       for ours in ("vab-2", "dpmpp-2m")),
     slow("iadb", "learns the difference better by predicting it than by predicting x0", _targets),
     Claim("interpolant", "its formulas agree with each other",
-          formulas(TRIGONOMETRIC, lambda t: TRIGONOMETRIC.sigma(t) - torch.sin(math.pi * t / 2), "sigma against sin")),
+          formulas(TRIGONOMETRIC, "sigma against sin", lambda p, t: p.sigma(t) - torch.sin(math.pi * t / 2))),
     *(slow("interpolant", f"takes one mixture to another by the ODE: {path}, latent {latent}", _law(path, latent))
       for path, latent in (
           ("linear", "zero"), ("linear", "brownian"), ("trigonometric", "quadratic"), ("encoding-decoding", "sin2"),
       )),
     Claim("mean-reverting", "its formulas agree with each other and with its SDE",
-          formulas(PROCESS, _g2, "g^2 against 2 spread^2 theta")),
+          formulas(PROCESS, "g^2 against 2 spread^2 theta",  # theta = -drift
+                   lambda p, t: p.diffusion2(t) + 2 * p.spread**2 * p.drift(t))),
     *(Claim("mean-reverting", f"MR Sampler of order 2 beats Euler at {nfe} evaluations",
             ode_duel(PROCESS, "dpmpp-2m", "euler", nfe, "uniform"))
       for nfe in (5, 10)),
@@ -223,7 +212,9 @@ CLAIMS = (
     Claim("rdbm", "has the Brownian bridge for its limit at small theta", _brownian),
     slow("rdbm", "leaves intact pixels nearer to what they were", _part(0, "intact")),
     slow("rdbm", "restores damaged pixels no worse", _part(1, "damaged")),
-    Claim("rddm", "is the integral of its rates, and its formulas agree", _rates),
+    Claim("rddm", "is the integral of its rates, and its formulas agree",
+          formulas(RDDM(), "integrals of the rates 2 (1 - t) and 2 t",
+                   lambda p, t: [p.b(t) - (2 * t - t**2), p.c(t) ** 2 - t**2])),
     Claim("rddm", "unipc comes nearer the law of x0 given y than the paper's sampler at 10 evaluations",
           law_duel(RDDM(), "unipc", "ddim", 10, "log-snr")),
     Claim("residual", "with DDPM's coefficients RDDM takes DDIM's trajectory", _trajectory),

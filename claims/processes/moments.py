@@ -80,9 +80,8 @@ def _brightness(seed: int) -> Outcome:
         model = GaussianMixture(torch.ones(1), torch.full((1, d), mean, dtype=F64), covariance, process)
         samples = plan(process, "vab-3", 50, "karras")(model, noise, dtype=F64)
         bias.append(abs(float(samples.mean()) - mean))
-    about = (
-        "one Gaussian, 16 pixels, mean 2, common deviation 0.3, own 0.1; vab-3, 50 evaluations, 1024 noises in pairs"
-    )
+    about = "one Gaussian, 16 pixels, mean 2, common deviation 0.3, own 0.1; vab-3, 50 evaluations,"
+    about += " 1024 noises in pairs"
     return compared(bias, "the table as it was", about, unit="|mean brightness - true|")
 
 
@@ -205,15 +204,11 @@ def _disturbed(model: PoissonDataset, size: float, seed: int) -> Answers:
 @functools.cache
 def _moved(degrees: float | None, seed: int) -> float:
     """How far errors in every eps move 256 samples, root mean square."""
-    model, options = (
-        PoissonDataset(load("train")[0][:256].double(), PFGMpp(degrees=degrees)),
-        {"steps": 18, "seed": seed},
-    )
-    plain, moved = (
-        sample(_disturbed(model, size, seed), 256, solver="heun", timesteps="karras", dtype=F64, **options)
-        for size in (0.0, ERROR)
-    )
-    return float((moved - plain).square().mean().sqrt())
+    model, runs = PoissonDataset(load("train")[0][:256].double(), PFGMpp(degrees=degrees)), []
+    for size in (0.0, ERROR):
+        made = _disturbed(model, size, seed)
+        runs.append(sample(made, 256, steps=18, solver="heun", timesteps="karras", seed=seed, dtype=F64))
+    return float((runs[1] - runs[0]).square().mean().sqrt())
 
 
 def _robust(seed: int) -> Outcome:
@@ -226,12 +221,6 @@ def _robust(seed: int) -> Outcome:
 
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-def _ratio(seed: int) -> Outcome:
-    process, t = Shifted(Flow(), 3.0), clock(Flow())
-    wanted = 3 * t / (1 + 2 * t)  # eq. 23
-    return identities(process, largest([process.sigma(t) - wanted]), "sigma against 3 t / (1 + 2 t)")
 
 
 def _four_pixels(seed: int) -> Outcome:
@@ -259,10 +248,6 @@ LOW, HIGH = 0.01, 50.0
 EVALUATIONS = 20
 
 
-def _geometric(t: Tensor) -> Tensor:
-    return VE(LOW, HIGH).sigma(t).log() - (math.log(LOW) + t * math.log(HIGH / LOW))
-
-
 def _straighter(seed: int) -> Outcome:
     """The same noise levels for both, so that only the clock differs in which Euler's step is straight."""
     levels = [t for t in make_times(EDM(LOW, HIGH), EVALUATIONS, "karras") if t > 0]
@@ -279,9 +264,8 @@ def _less_variance(seed: int) -> Outcome:
     t = clock(VP())
     saved = 1 - SubVP().sigma(t) ** 2 / VP().sigma(t) ** 2
     about = f"vp and sub-vp, {len(t)} times; {float(saved.mean()):.2g} on average"
-    return Outcome(
-        float(saved.min()), 0.0, "VP itself", about, better="high", unit="smallest share of VP's variance saved"
-    )
+    unit = "smallest share of VP's variance saved"
+    return Outcome(float(saved.min()), 0.0, "VP itself", about, better="high", unit=unit)
 
 
 CLAIMS = (
@@ -294,7 +278,7 @@ CLAIMS = (
     Claim("zero-terminal-snr", "the last step is pure noise, the first is unchanged", _ends),
     Claim("zero-terminal-snr", "samples reach a brightness far from the middle", _brightness),
     Claim("flow", "its formulas agree with each other",
-          formulas(Flow(), lambda t: Flow().alpha(t) + Flow().sigma(t) - 1, "alpha + sigma against 1")),
+          formulas(Flow(), "alpha + sigma against 1", lambda p, t: p.alpha(t) + p.sigma(t) - 1)),
     *(Claim("flow", f"paths are straighter than VP's: Euler's error at {nfe} evaluations is lower",
             processes(Flow(), VP(), "euler", nfe, "VP"))
       for nfe in (4, 10)),
@@ -309,15 +293,18 @@ CLAIMS = (
     Claim("per-element", "bands with schedules of their own reach the exact end points of their own ODEs", _converges),
     Claim("pfgmpp", "its noise has the radius of the paper's kernel", _radius),
     slow("pfgmpp", "is moved less by errors of the score than diffusion is", _robust),
-    Claim("shifted", "is equation 23 on the flow, and its formulas agree with each other", _ratio),
+    Claim("shifted", "is equation 23 on the flow, and its formulas agree with each other",
+          formulas(Shifted(Flow(), 3.0), "sigma against 3 t / (1 + 2 t)",
+                   lambda p, t: p.sigma(t) - 3 * t / (1 + 2 * t))),  # eq. 23
     Claim("shifted", "a picture of four times the pixels tells as much at each time as the small one", _four_pixels),
     Claim("ve", "its formulas agree with each other",
-          formulas(VE(LOW, HIGH), _geometric, "log sigma against a line in t")),
+          formulas(VE(LOW, HIGH), "log sigma against a line in t",
+                   lambda p, t: p.sigma(t).log() - (math.log(LOW) + t * math.log(HIGH / LOW)))),
     Claim("edm", "its formulas agree with each other",
-          formulas(EDM(), lambda t: EDM().sigma(t) / t - 1, "sigma against t")),
+          formulas(EDM(), "sigma against t", lambda p, t: p.sigma(t) / t - 1)),
     Claim("edm", "paths are straighter in sigma than in log sigma: Euler's error is lower", _straighter),
     Claim("vp", "its formulas agree with each other", on_circle(VP())),
     Claim("sub-vp", "its formulas agree with each other",
-          formulas(SubVP(), lambda t: SubVP().sigma(t) - (1 - SubVP().alpha(t) ** 2), "sigma against 1 - alpha^2")),
+          formulas(SubVP(), "sigma against 1 - alpha^2", lambda p, t: p.sigma(t) - (1 - p.alpha(t) ** 2))),
     Claim("sub-vp", "has less variance than VP at every time", _less_variance),
 )  # fmt: skip

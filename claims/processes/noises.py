@@ -73,14 +73,11 @@ def _psnrs(speckle: str, seed: int) -> dict[str, float]:
     # The additive process starts at the noise's own root mean square, which the training data and its law give.
     relative = math.expm1(sigma**2) if speckle == "lognormal" else 1 / LOOKS
     level = math.sqrt(float(_positive("train").square().mean()) * relative)
-    made, other = (
-        plan(ours.process, "ddim", timesteps=[top * (1 - i / NFE) for i in range(NFE + 1)]) for top in (sigma, level)
-    )
-    found = (
-        sample_as_data(ours, made, ours.coordinates.state(noisy, sigma, mean)),
-        sample_as_data(theirs, other, noisy),
-        torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3), mode="nearest")),
-    )
+    levels = ([top * (1 - i / NFE) for i in range(NFE + 1)] for top in (sigma, level))
+    made, other = (plan(ours.process, "ddim", timesteps=times) for times in levels)
+    median = torch.from_numpy(median_filter(noisy.numpy(), size=(1, 1, 3, 3), mode="nearest"))
+    state = ours.coordinates.state(noisy, sigma, mean)
+    found = (sample_as_data(ours, made, state), sample_as_data(theirs, other, noisy), median)
     return {name: _psnr(x, clean) for name, x in zip(("ours", *RIVALS), found, strict=True)}
 
 

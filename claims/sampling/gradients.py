@@ -61,9 +61,8 @@ def _mixture(seed: int) -> Outcome:
 
 def _digits(seed: int) -> Outcome:
     model, label = load("digits").requires_grad_(False), torch.arange(20) % 10
-    return _autograd(
-        model, Noise(seed).normal(0, (20, 1, 8, 8)), "embedded digits, 20 noises, classes in turn", label=label
-    )
+    noise = Noise(seed).normal(0, (20, 1, 8, 8))
+    return _autograd(model, noise, "embedded digits, 20 noises, classes in turn", label=label)
 
 
 def _own_steps(seed: int) -> Outcome:

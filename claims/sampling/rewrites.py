@@ -13,11 +13,12 @@ from torch import Tensor
 from claims.claim import Claim, Outcome, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, endpoint_error, frechet, gap, plan, sliced
 from claims.duels import duel, orders
-from claims.parts import EDM, VP, Answers, Denoiser, GaussianMixture, Noise, Prediction, Process
+from claims.parts import EDM, VP, Answers, GaussianMixture, Noise, Process
 from claims.problems import Problem, exact, fine, mixture, problem, smooth, spread_grid
 from fewstep.core.check import stability
 from fewstep.data.digits import load as load_digits
 from fewstep.data.open import open_data
+from fewstep.guidance.cfg import Guided
 from fewstep.hub.models import load as load_model
 from fewstep.sampling.alignment import align
 from fewstep.sampling.compensation import compensate, updates
@@ -36,9 +37,8 @@ def _run(on: Problem, solver: str, tolerance: float, **options: Any) -> tuple[fl
 
 
 def _about(on: Problem, order: int, tolerance: float, mean: float) -> str:
-    return (
-        f"dpm-solver-adaptive of order {order}, tolerance {tolerance:g}, {mean:.1f} evaluations in the mean, {on.about}"
-    )
+    about = f"dpm-solver-adaptive of order {order}, tolerance {tolerance:g}, {mean:.1f} evaluations in the mean"
+    return f"{about}, {on.about}"
 
 
 @experiment
@@ -67,11 +67,8 @@ def _against_rk(seed: int, where: Process, n: int, order: int, tolerance: float)
 
 def _met(seed: int) -> Outcome:
     error, _ = _run(problem(VP(), seed, 64), "rk-adaptive", 1e-3)
-    against, about = (
-        "ten times the tolerance: the steps' errors add up",
-        "tolerance 1e-3, 8-component mixture, vp, 64 noises",
-    )
-    return Outcome(error, 1e-2, against, about, unit=ENDPOINT)
+    about = "tolerance 1e-3, 8-component mixture, vp, 64 noises"
+    return Outcome(error, 1e-2, "ten times the tolerance: the steps' errors add up", about, unit=ENDPOINT)
 
 
 def _halfway(seed: int) -> Outcome:
@@ -80,12 +77,12 @@ def _halfway(seed: int) -> Outcome:
     made = plan(process, "ddim", 12, "log-snr", end="min")
     levels = [process.log_snr(t) for t in made.times]
     middle = [process.time((a + b) / 2) for a, b in pairwise(levels)]
-    errors = [float((on.run(p) - on.reference).norm(dim=1).mean()) for p in (align(made, middle), made)]
     norm, about = (
         float(on.reference.norm(dim=1).mean()),
         "12 evaluations on log-snr times to t_min, 8-component mixture, vp, 256 noises",
     )
-    return Outcome(errors[0] / norm, errors[1] / norm, "ddim, 12 evaluations", about, unit=ENDPOINT)
+    errors = [float((on.run(p) - on.reference).norm(dim=1).mean()) / norm for p in (align(made, middle), made)]
+    return compared(errors, "ddim, 12 evaluations", about, unit=ENDPOINT)
 
 
 def _nothing(seed: int) -> Outcome:
@@ -204,33 +201,22 @@ def _against_uniform(seed: int, where: Process | str, solver: str, delta: float,
     kept = {round(i * (STEPS - 1) / (count - 1)) for i in range(count)}
     uniform = reuse(made, [i for i in range(STEPS) if i not in kept])
     about = f"{solver}, {STEPS} steps, {timesteps}, delta {delta:g}: {mean:.1f} evaluations a sample, {on.about}"
-    figures, against = (
-        (gap(run.samples, whole), gap(on.run(uniform), whole)),
+    figures = gap(run.samples, whole), gap(on.run(uniform), whole)
+    return compared(
+        figures,
         f"uniform skipping, {uniform.nfe} evaluations",
+        about,
+        unit="relative difference from the run with all evaluations",
     )
-    return compared(figures, against, about, unit="relative difference from the run with all evaluations")
 
 
 WEIGHT, NFE, N = 7.5, 10, 256
 
 
-class _Guided(Denoiser):
-    """Classifier-free guidance of a network with labels."""
-
-    def __init__(self, base: Denoiser):
-        super().__init__()
-        self.base, self.process, self.shape = base, base.process, base.shape
-        self.conditions, self.value_range = base.conditions, base.value_range
-
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        empty = {name: torch.full_like(value, 10) for name, value in condition.items()}
-        wanted, plain = self.base(x, t, **condition).x0, self.base(x, t, **empty).x0
-        return Prediction(plain + WEIGHT * (wanted - plain), "x0", x, t, self.process)
-
-
+@experiment
 def _compared(seed: int, figure: Callable[[Tensor], float], unit: str) -> Outcome:
     """A figure of guided samples, with thresholding and without."""
-    guided = _Guided(load_model("digits"))
+    guided = Guided(load_model("digits"), WEIGHT)
     noise, label = Noise(seed).normal(0, (N, 1, 8, 8)), torch.arange(N) % 10
     made = plan(guided.process, "dpmpp-2m", timesteps="log-snr", nfe=NFE)
     figures = [figure(made(model, noise, label=label)) for model in (Thresholded(guided), guided)]
@@ -239,15 +225,10 @@ def _compared(seed: int, figure: Callable[[Tensor], float], unit: str) -> Outcom
     return compared(figures, "no thresholding", about, unit=unit)
 
 
-def _outside(seed: int) -> Outcome:
-    return _compared(seed, lambda x: float((x.abs() > 1 + 1e-4).double().mean()), "share of pixels out of range")
-
-
-def _nearer(seed: int) -> Outcome:
+def _from_digits(x: Tensor) -> float:
     images, labels = load_digits("all")
     pick = torch.cat([torch.nonzero(labels == k)[: N // 10 + 1, 0] for k in range(10)])[:N]
-    unit = "sliced Wasserstein distance to digits"
-    return _compared(seed, lambda x: sliced(x, images[pick]), unit)
+    return sliced(x, images[pick])
 
 
 WINDOW, SHIFT_N = 0.5, 1000
@@ -275,9 +256,8 @@ def _gap(seed: int) -> Outcome:
     """The exposure bias itself: how far a state's variance is from the nominal one, with shifted times and without."""
     on = problem("digits", seed)
     made = plan(on.model.process, "ddim", 8, "karras")
-    runs = (
-        time_shift(made, w, data_variance=_real()[1]).run(on.model, on.noise, **on.condition) for w in (WINDOW, 0.0)
-    )
+    shifted = (time_shift(made, width, data_variance=_real()[1]) for width in (WINDOW, 0.0))
+    runs = (made.run(on.model, on.noise, **on.condition) for made in shifted)
     gaps = [float(run.report["gap"].abs().mean()) for run in runs]
     about = f"ddim, 8 evaluations, karras, window {WINDOW:g}, {on.about}"
     return compared(gaps, "ddim with its own times", about, unit="mean |variance / nominal - 1| of the states")
@@ -312,8 +292,10 @@ CLAIMS = (
     *(slow("adaptive-diffusion", f"beats uniform skipping of {solver} on the embedded digits",
            _against_uniform("digits", solver, 0.2))
       for solver in ("ddim", "dpmpp-2m")),
-    slow("dynamic-thresholding", "guided samples stay in the data's range", _outside),
-    slow("dynamic-thresholding", "guided samples are nearer to the data's distribution", _nearer),
+    slow("dynamic-thresholding", "guided samples stay in the data's range",
+         _compared(lambda x: float((x.abs() > 1 + 1e-4).double().mean()), "share of pixels out of range")),
+    slow("dynamic-thresholding", "guided samples are nearer to the data's distribution",
+         _compared(_from_digits, "sliced Wasserstein distance to digits")),
     slow("time-shift", "lowers the Frechet distance of ddim at 10 evaluations on the embedded digits",
          _frechet("ddim", 10, "log-snr")),
     slow("time-shift", "lowers the Frechet distance of ddim at 5 evaluations on karras times on the embedded digits",

@@ -47,9 +47,8 @@ def _run(seed: int) -> tuple[list[Request], int, list[float]]:
 
 
 def _same(seed: int) -> Outcome:
-    about = (
-        "five requests (unipc-3, ddpm, dpmpp-2m, heun, ddim; 1 to 5 samples; a label each), embedded digits, float32"
-    )
+    about = "five requests (unipc-3, ddpm, dpmpp-2m, heun, ddim; 1 to 5 samples; a label each), embedded digits"
+    about += ", float32"
     return tolerance(max(_run(seed)[2]), 1e-4, about, "relative difference from the runs alone")
 
 

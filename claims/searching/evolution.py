@@ -129,8 +129,6 @@ def _tpe_beats_random(seed: int, name: str, runs: int) -> Outcome:
     return compared(errors, f"random search, {TRIALS} trials", _about(name) + mean, unit=ENDPOINT)
 
 
-REFERENCE = 100
-USF_SIZES = {"population": 24, "generations": 6, "children": 12}  # 96 schedules are rated
 RIVALS = 5  # random searches, whose mean is the rival
 
 
@@ -139,10 +137,10 @@ RIVALS = 5  # random searches, whose mean is the rival
 def _schedules(name: str, nfe: int, seed: int) -> tuple[Job, Problem, float]:
     """The job, unseen noises, and its plan's error on them."""
     model, noises, _ = model_of(name)
-    job = Job(model, nfe, method="usf", seed=seed, noises=noises, reference_nfe=REFERENCE)
+    job = Job(model, nfe, method="usf", seed=seed, noises=noises, reference_nfe=100)
     with job:
-        usf(job, **USF_SIZES)
-    unseen = solve(job.model, seed, 2 * job.noises, 128, REFERENCE, job.dtype)
+        usf(job, population=24, generations=6, children=12)  # 96 schedules are rated
+    unseen = solve(job.model, seed, 2 * job.noises, 128, 100, job.dtype)
     assert job.best is not None
     return job, unseen, score(job.best, job.model, unseen)
 

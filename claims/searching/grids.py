@@ -36,9 +36,8 @@ def _returns(seed: int) -> Outcome:
         moves = [abs(process.log_snr(tau) - process.log_snr(t)) for tau, t in pairs]
         shifts.append(sum(moves) / len(moves))
     about = "32 evaluations, ddim on log-snr times, 8-component mixture, vp"
-    return compared(
-        shifts, "8 evaluations", about, unit="mean distance of the fitted times from the grid's, in log-SNR"
-    )
+    unit = "mean distance of the fitted times from the grid's, in log-SNR"
+    return compared(shifts, "8 evaluations", about, unit=unit)
 
 
 def _rivals(solver: str) -> list[tuple[str, str]]:

@@ -46,9 +46,8 @@ class Run:
     @property
     def about(self) -> str:
         counts = ", ".join(f"{label}: {count}" for label, count in enumerate(self.policy.counts()))
-        return (
-            f"embedded digits, dpmpp-2m, times karras; evaluations by label {counts}; {NOISES} noises, {UNSEEN} unseen"
-        )
+        about = f"embedded digits, dpmpp-2m, times karras; evaluations by label {counts}"
+        return f"{about}; {NOISES} noises, {UNSEEN} unseen"
 
     def picked(self, chosen: Tensor) -> Tensor:
         return torch.stack(self.samples)[chosen, torch.arange(len(chosen))]

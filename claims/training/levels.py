@@ -95,9 +95,11 @@ def _both(seed: int) -> tuple[Tensor, Tensor]:
 def _against_one(levels: slice, what: str) -> Run:
     """The mean loss over some of the levels."""
     against, about = f"one network, {STEPS} steps", f"{what}; {WHAT} in all"
-    return over_seeds(
-        lambda s: [float(losses[levels].mean()) for losses in _both(s)], against, about, unit="held-out loss"
-    )
+
+    def run(s: int) -> list[float]:
+        return [float(every[levels].mean()) for every in _both(s)]
+
+    return over_seeds(run, against, about, unit="held-out loss")
 
 
 SEARCHED, JUDGED = slice(0, 180), slice(180, None)  # of the held-out digits
@@ -140,11 +142,6 @@ def losses(method: str | None, seed: int) -> Tensor:
     return held_out(fit(untrained(seed), digits("train"), steps=STEPS, seed=seed, backward=backward, **OPTIONS))
 
 
-def _overall(method: str) -> Run:
-    about = f"{WHAT}, {CLUSTERS} clusters by log-SNR; loss of eps over 32 levels"
-    return arms(lambda m, s: float(losses(m, s).mean()), method, None, AGAINST, about, unit="held-out loss")
-
-
 def _each(method: str) -> Run:
     """The geometric mean over clusters counts a relative gain alike in each."""
 
@@ -179,7 +176,10 @@ CLAIMS = (
          _against("further", f"{STEPS} further steps of plain training")),
     slow("deme", "a lower held-out loss than the base, in as many parameters", _against("base", "the base")),
     Claim("deme", "with all weights 0 the merged network is the base, bit for bit", _zero),
-    *(slow(name, "a lower held-out loss than plain training", _overall(name)) for name in NAMES),
+    *(slow(name, "a lower held-out loss than plain training",
+           arms(lambda m, s: float(losses(m, s).mean()), name, None, AGAINST,
+                f"{WHAT}, {CLUSTERS} clusters by log-SNR; loss of eps over 32 levels", unit="held-out loss"))
+      for name in NAMES),
     *(slow(name, "lower held-out losses of its clusters than plain training", _each(name)) for name in NAMES),
     Claim("nash-mtl", "the weights meet the equation of the bargaining solution", _bargain),
 )  # fmt: skip

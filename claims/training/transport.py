@@ -86,9 +86,8 @@ def _gaussian(seed: int) -> Outcome:
 def reflowed(seed: int) -> NetworkDenoiser:
     """The flow with independent noise, trained as long again on 8192 of its own pairs."""
     made = plan(Flow(), "heun", 25, "uniform")
-    return reflow(
-        plane_flow(seed), made, n=8192, seed=seed, steps=transports.STEPS, batch=transports.BATCH, lr=transports.RATE
-    )
+    options = {"steps": transports.STEPS, "batch": transports.BATCH, "lr": transports.RATE}
+    return reflow(plane_flow(seed), made, n=8192, seed=seed, **options)
 
 
 def _against_teacher(figure: Callable[[NetworkDenoiser, int], float], what: str, unit: str) -> Run:

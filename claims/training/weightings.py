@@ -42,11 +42,6 @@ def _scatter(importance: bool, seed: int) -> float:
     return float(torch.stack(gradients).double().var(0).sum())
 
 
-def _variance(seed: int) -> Outcome:
-    about = f"the variational bound; {ABOUT_PLANE} before; {BATCHES} batches of {BATCH}, 64 bins"
-    return arms(_scatter, True, False, "times drawn uniformly", about, unit="total variance of the gradient")(seed)
-
-
 def _unbiased(seed: int) -> Outcome:
     """On losses that grow over five decades."""
     levels, base = ImportanceLevels(NoiseLevels(PROCESS), bins=32), NoiseLevels(PROCESS)
@@ -77,14 +72,6 @@ def _error(said: str, seed: int) -> float:
     return float((values[said] - best).square().mean().sqrt())
 
 
-def _matches(bound: str) -> Run:
-    about, unit = (
-        f"{objectives.ABOUT_CHAIN}; log(alpha / sigma) from -2 to 2.5",
-        "error of the log-variance against the exact optimum",
-    )
-    return arms(_error, "learned", bound, f"the {bound} bound", about, unit=unit)
-
-
 _coarse = functools.partial(objectives.digits_x0_error, log_snr=(1.0, -3.0), side=2)
 _distance = functools.partial(objectives.digits_distance, nfe=10)
 
@@ -94,10 +81,6 @@ def _against_pixels(figure: Callable[[Denoiser, int], float], what: str, unit: s
     about = f"{objectives.ABOUT_DIGITS}, sides 8, 4 and 2; {what}"
     against = "the error of single pixels"
     return arms(lambda arm, s: figure(digits(arm, s), s), "multiscale", "constant", against, about, unit=unit)
-
-
-def _against_constant(arm: str, figure: Callable[[str, int], float], about: str, unit: str) -> Run:
-    return arms(figure, arm, "constant", "constant weight on eps", about, unit=unit)
 
 
 @experiment
@@ -121,16 +104,22 @@ def _stated(seed: int, name: str, predicts: str, expected: str, precondition: st
 
 
 CLAIMS = (
-    slow("importance", "the bound's gradient varies less than with uniform times", _variance),
+    slow("importance", "the bound's gradient varies less than with uniform times",
+         arms(_scatter, True, False, "times drawn uniformly",
+              f"the variational bound; {ABOUT_PLANE} before; {BATCHES} batches of {BATCH}, 64 bins",
+              unit="total variance of the gradient")),
     Claim("importance", "keeps the mean of any function of the noise level", _unbiased),
     *(slow("hybrid-vlb", f"teaches a variance nearer to the optimal one than the {bound} bound",
-           _matches(bound))
+           arms(_error, "learned", bound, f"the {bound} bound",
+                f"{objectives.ABOUT_CHAIN}; log(alpha / sigma) from -2 to 2.5",
+                unit="error of the log-variance against the exact optimum"))
       for bound in ("lower", "upper")),
     slow("multiscale", "learns the coarse content of pictures better at equal steps",
          _against_pixels(_coarse, "held-out digits averaged to 2x2, log(alpha / sigma) from -3 to 1", "error of x0")),
     slow("multiscale", "samples digits better at equal steps",
          _against_pixels(_distance, "dpmpp-2m, 10 evaluations, 1000 samples", "Frechet distance in pixels")),
-    *(slow(name, f"{sentence} than the constant weight", _against_constant(name, figure, about, unit))
+    *(slow(name, f"{sentence} than the constant weight",
+           arms(figure, name, "constant", "constant weight on eps", about, unit=unit))
       for name in ("debiased", "min-snr")
       for sentence, figure, about, unit in (
           ("samples a mixture better in 5 evaluations",
