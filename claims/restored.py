@@ -50,6 +50,8 @@ SOLVERS = {
     "mean-reverting": ("ddim", "dpmpp-2m"),
     DIFFUSION: ("ddim", "dpmpp-2m", "heun"),
 }
+_DIGITS = (("channels", 1), ("size", 8), ("width", (16, 32)), ("attention", (4,)))
+_PHOTOGRAPHS = (("channels", 1), ("size", PATCH), ("patch", 2), ("width", (16, 32)), ("attention", (6,)))
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,6 @@ class Task:
         return y + self.noise * torch.randn(x.shape, generator=generator)
 
 
-_DIGITS = (("channels", 1), ("size", 8), ("width", (16, 32)), ("attention", (4,)))
-_PHOTOGRAPHS = (("channels", 1), ("size", PATCH), ("patch", 2), ("width", (16, 32)), ("attention", (6,)))
 TASKS = (
     Task("digits", 0.0, 0.5, 64, _DIGITS),
     Task("digits", 1.0, 0.05, 64, _DIGITS),

@@ -18,6 +18,8 @@ from fewstep.searching.evaluate import evaluate
 from fewstep.searching.reference import reference_plan
 
 EVALUATIONS, NOISES, ITERATIONS = 4, 640, 12
+BRIDGE_NOISES, BRIDGE_ITERATIONS, RESTORED = 256, 4, 128
+TASK = TASKS[0]  # digits under noise of 0.5
 
 
 @functools.cache
@@ -37,10 +39,6 @@ def _against(seed: int, role: str, against: str) -> Outcome:
     about = f"{EVALUATIONS} evaluations, 8-component mixture, vp, {found.figures['noises']['verdict']} unseen noises of"
     about += f" {NOISES}, {found.figures['searched']} plans searched, {ITERATIONS} iterations"
     return Outcome(ours, best[role], against, about, unit=ENDPOINT)
-
-
-BRIDGE_NOISES, BRIDGE_ITERATIONS, RESTORED = 256, 4, 128
-TASK = TASKS[0]  # digits under noise of 0.5
 
 
 def _pairs(split: str, seed: int) -> Dataset:

@@ -21,6 +21,10 @@ from fewstep.data.shapes import held_out, scenes
 from fewstep.data.spec import split_rows
 from fewstep.data.stream import Stream, open_stream
 
+PICTURES = 60
+ROWS = 1000
+SHARDS, EACH = 9, 20
+
 
 def _every(seed: int) -> Outcome:
     things = [Thing(*words) for words in product(COLOURS, SHAPES, (None, *SIZES))]
@@ -48,9 +52,6 @@ def _whole(seed: int) -> Outcome:
     ]
     lost = sum(a != b for a, b in zip(*keys, strict=True))
     return Outcome(lost, 1, "demand", f"{len(source)} digits, pixels and labels compared bit by bit", unit="digits")
-
-
-PICTURES = 60
 
 
 def _stays(seed: int) -> Outcome:
@@ -104,17 +105,11 @@ def _apart(seed: int) -> Outcome:
     )
 
 
-ROWS = 1000
-
-
 def _held(seed: int) -> Outcome:
     rows = torch.arange(seed * ROWS, (seed + 1) * ROWS)
     shares = [sum(held_out(spec) for spec in scenes(rows, split)) / ROWS for split in ("train", "validation")]
     unit = "share of pictures with a combination that is held out"
     return compared(shares, "the validation split", f"{ROWS} rows of each split", unit=unit)
-
-
-SHARDS, EACH = 9, 20
 
 
 def _write(folder: Path) -> None:

@@ -12,17 +12,19 @@ from claims.bridges import law
 from claims.claim import Claim, Outcome, compared, slow, tolerance
 from claims.common import ENDPOINT, F64, gap, plan, sample
 from claims.parts import EDM, VP, GaussianMixture, Noise
-from claims.problems import MIXTURE_SEED, mixture, problem, wide
+from claims.problems import MIXTURE_SEED, digits, mixture, problem, wide
 from claims.trained import MLP, fit, fresh
 from fewstep.core.prediction import KINDS
 from fewstep.data.digits import load as load_digits
 from fewstep.denoisers.checks import check_denoiser
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.denoisers.experts import Experts
+from fewstep.denoisers.fixed import Fixed
 from fewstep.denoisers.pfgmpp import PoissonDataset
 from fewstep.denoisers.reflected import ReflectedDataset, ReflectedDensity, ReflectedNetwork
 from fewstep.denoisers.wrap import Wrapped, wrap
 from fewstep.hub.models import load as load_model
+from fewstep.metrics.accuracy import class_accuracy
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.pfgmpp import PFGMpp
 from fewstep.processes.reflected import Reflected
@@ -31,6 +33,9 @@ from fewstep.processes.resshift import ResShift
 
 STATED_KINDS = ("x0", "eps", "v", "velocity", "-eps", "-v")
 DATA = 128
+TIMES = (0.02, 0.2, 0.5, 0.9)
+MIXTURE_TIMES = (0.01, 0.1, 0.3, 0.6, 1.0)
+PROCESS = Reflected()
 
 
 def _as(exact: GaussianMixture, truth: str, said: str) -> Wrapped:
@@ -59,9 +64,6 @@ def _accused(seed: int) -> Outcome:
     bad = [not check_denoiser(_as(exact, kind, kind), data, seed=seed).ok for kind in STATED_KINDS]
     about = f"each of {', '.join(STATED_KINDS)} stated rightly on an exact mixture under VP, {DATA} data"
     return Outcome(sum(bad) / len(bad), 0.05, "a tolerance", about, unit="share of right ones accused")
-
-
-TIMES = (0.02, 0.2, 0.5, 0.9)
 
 
 def _brute_force(seed: int) -> Outcome:
@@ -121,9 +123,6 @@ def _law(seed: int) -> Outcome:
     return tolerance(max(found.values()), 1e-3, about, "relative error")
 
 
-MIXTURE_TIMES = (0.01, 0.1, 0.3, 0.6, 1.0)
-
-
 def _score(seed: int) -> Outcome:
     model, process, worst = mixture(VP()), VP(), 0.0
     for t in MIXTURE_TIMES:
@@ -166,9 +165,6 @@ def _data(seed: int) -> Outcome:
         worst = max(worst, float(nearest.quantile(0.99)))
     about = "D = 2, 64, 2048 and infinity, 64 digits, 256 samples each, heun with 18 karras steps"
     return tolerance(worst, 1e-3, about, "99th percentile of the distance from the nearest datum, largest of the four")
-
-
-PROCESS = Reflected()
 
 
 def _density() -> ReflectedDensity:
@@ -229,12 +225,31 @@ def _same(seed: int) -> Outcome:
     return Outcome(worst, 1e-9, "a tolerance", about, unit="largest difference of 16 samples")
 
 
+def _fixed(seed: int) -> Outcome:
+    """Samples of the model under a label, and of the wrapper without one."""
+    on, made, differ = digits(seed, 8), plan(digits(seed, 8).model.process, "dpmpp-2m", 6), 0
+    for label in range(10):
+        differ += int((made(Fixed(on.model, label=label), on.noise) != made(on.model, on.noise, label=label)).sum())
+    return tolerance(differ, 0.5, "embedded digits, ten labels, 8 noises each, dpmpp-2m, 6 steps", "values that differ")
+
+
+def _of_its_class(seed: int) -> Outcome:
+    """Samples drawn by who knows of no label, as searches and measures do."""
+    on, label = digits(seed), 3
+    models = (Fixed(on.model, label=label), on.model)
+    figures = [class_accuracy(sample(model, 64, steps=6, seed=seed), label).value for model in models]
+    about = f"embedded digits, fixed to {label}, 64 samples of 6 evaluations, no label given"
+    return compared(figures, "the model itself", about, "high", "class accuracy")
+
+
 CLAIMS = (
     slow("check-denoiser", "a wrong kind or sign is found and the right one named", _named),
     slow("check-denoiser", "a right one is not accused", _accused),
     Claim("dataset", "is the weighted mean over the data, with labels the class's", _brute_force),
     slow("dataset", "denoises its own data better than a network trained on them", _optimal),
     Claim("experts", "a coarse expert in the noise and an exact one near the data do well together", _routes),
+    Claim("fixed", "gives the bits of the model under its condition", _fixed),
+    Claim("fixed", "draws its class for those that give no condition", _of_its_class),
     Claim("gaussian-bridge", "its denoiser leads to its own law of x0 given y", _law),
     Claim("gaussian-mixture", "its score is the gradient of its log-likelihood", _score),
     Claim("gaussian-mixture", "its samples have its first and second moments", _samples),

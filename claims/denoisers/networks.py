@@ -29,6 +29,8 @@ from fewstep.processes.interpolants import Interpolant
 STEPS, BATCH = 500, 256
 BRIDGE_PROCESS = DDBM(EDM(sigma_max=10.0))
 BUDGET = "in 5 evaluations than a conditional diffusion, each by its best solver"
+SHAPE = (1, 8, 8)
+SIGMAS = (0.002, 0.02, 0.2, 0.5, 1.0, 3.0, 10.0, 80.0)
 
 
 @functools.cache
@@ -48,9 +50,6 @@ def _error(precondition: str, seed: int) -> float:
     u = (BRIDGE_PROCESS.alpha(t)[:, None] * x0 + BRIDGE_PROCESS.sigma(t)[:, None] * eps).float()
     with torch.no_grad():
         return float((model(u, t, y=y).x0 - exact(u, t, y=y).x0).square().mean())
-
-
-SHAPE = (1, 8, 8)
 
 
 def _correlation(data: Tensor) -> float:
@@ -143,9 +142,6 @@ def _cheaper(seed: int) -> Outcome:
     names = list(skippable(model))
     about = f"one evaluation of one sample of the embedded digits, without {', '.join(names)}"
     return Outcome(flops(model, names) / 1e6, flops(model) / 1e6, "every block", about, unit="million operations")
-
-
-SIGMAS = (0.002, 0.02, 0.2, 0.5, 1.0, 3.0, 10.0, 80.0)
 
 
 class _Constant(nn.Module):

@@ -25,6 +25,9 @@ MEANS = torch.tensor([[-0.3, 0.0], [0.3, 0.0], [0.0, 0.5]])
 STD = 0.25
 ABOUT = f"three overlapping Gaussians, {N} samples of one, {STEPS} steps of dpmpp-3m, scale {SCALE:g}"
 SCENES, SCENE_STEPS, SCENE_SCALE = 128, 10, 4.0
+KNOWN_N, KNOWN_STEPS = 2000, 40
+DIGITS, DIGIT_STEPS = 120, 10
+AGAINST = "pasting at the end"
 
 
 class _Labelled(Denoiser):
@@ -72,11 +75,6 @@ def _order(seed: int) -> Outcome:
     figures = [caption_accuracy(x, asked).value for x in drawn]
     about = f"shapes, {SCENES} captions, scale {SCENE_SCALE:g}, {SCENE_STEPS} steps; ddim"
     return compared(figures, "dpmpp-3m", about, "high", "share of captions right")
-
-
-KNOWN_N, KNOWN_STEPS = 2000, 40
-DIGITS, DIGIT_STEPS = 120, 10
-AGAINST = "pasting at the end"
 
 
 def _conditional(seed: int) -> Outcome:

@@ -25,6 +25,7 @@ from fewstep.hub.schedules import TABLE, open_schedule
 
 SIGMAS = (0.002, 0.05, 0.5, 3.0, 80.0)
 DATA_STD = 0.5
+EVALUATIONS = 8
 
 
 class _Net(nn.Module):
@@ -63,9 +64,6 @@ def _formulas(seed: int) -> Outcome:
             net.float()
     about = f"a small network saved and loaded under three preconditionings, sigma in {SIGMAS}"
     return Outcome(worst, 1e-5, "a tolerance", about, unit="largest relative difference from the formulas of Table 1")
-
-
-EVALUATIONS = 8
 
 
 def _loop(scheduler: Any, on: Problem) -> Tensor:

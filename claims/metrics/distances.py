@@ -17,6 +17,10 @@ from fewstep.metrics.frechet import gaussian_frechet
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.psnr import psnr
 
+USUAL = "the square root of the product, as usual"
+MODES, ROWS = 8, 200
+DIM, DIRECTIONS = 16, 64
+
 
 def _gaussian(seed: int) -> Outcome:
     """Paths to one Gaussian of deviation s are `z sqrt((1 - t)^2 s^2 + t^2)`, their chords `z (s + (1 - s) t)`."""
@@ -65,9 +69,6 @@ def _steady(seed: int) -> Outcome:
     figures = [float(values.std() / values.mean()) for values in (ours, theirs)]
     about = "ddim, 20 uniform steps, 8-component mixture, vp, 8 batches of 32 noises"
     return compared(figures, "the Frechet distance", about, unit="standard deviation over mean")
-
-
-USUAL = "the square root of the product, as usual"
 
 
 def _pair(seed: int, smallest: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]:
@@ -127,9 +128,6 @@ def _floor(seed: int) -> Outcome:
     return compared(figures, "0 as the floor", about, unit="distance from the floor")
 
 
-MODES, ROWS = 8, 200
-
-
 def _ring(modes: int, seed: int) -> torch.Tensor:
     """ROWS points round each of the first modes on a circle, well apart."""
     generator = torch.Generator().manual_seed(seed)
@@ -159,9 +157,6 @@ def _decibels(seed: int) -> Outcome:
     x0 = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
     off = [abs(psnr(x0 + s, x0, (-1.0, 1.0)).value - 20 * math.log10(2 / s)) for s in (0.4, 0.2, 0.01)]
     return tolerance(max(off), 1e-9, "16 pictures in [-1, 1], errors of 0.4, 0.2 and 0.01 everywhere", "dB")
-
-
-DIM, DIRECTIONS = 16, 64
 
 
 def _shift(seed: int) -> Outcome:

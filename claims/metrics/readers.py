@@ -18,6 +18,11 @@ from fewstep.metrics.caption_accuracy import caption_accuracy
 from fewstep.metrics.shapes_reward import soft_scores
 from fewstep.metrics.shapes_verifier import check
 
+N = 60
+VERIFIER_N = 2000
+NOISE = "Gaussian noise of deviation 0.2"
+REWARD_N = 300
+
 
 def _real(seed: int) -> Outcome:
     found = class_accuracy(*load("validation"))
@@ -39,19 +44,12 @@ def _samples(seed: int) -> Outcome:
     return compared(figures, "the next class's label", about, better="high", unit="accuracy")
 
 
-N = 60
-
-
 def _others(seed: int) -> Outcome:
     rows = torch.arange(seed * N, (seed + 1) * N)
     pictures, asked = draw(rows, "validation")[0], captions(rows, "validation")
     figures = [caption_accuracy(pictures, captions).value for captions in (asked, asked[1:] + asked[:1])]
     against, about = "each picture read against the next one's caption", f"{N} held-out pictures"
     return compared(figures, against, about, better="high", unit="share that shows what was asked")
-
-
-VERIFIER_N = 2000
-NOISE = "Gaussian noise of deviation 0.2"
 
 
 def _pictures(seed: int, n: int = VERIFIER_N) -> tuple[Tensor, list[Spec]]:
@@ -110,9 +108,6 @@ def _wrong(seed: int) -> Outcome:
     share = check(_noisy(images, seed + 1), asked).full.double().mean().item()
     about = f"{VERIFIER_N} held-out pictures under noise of 0.2, one attribute of each caption changed"
     return tolerance(share, 0.001, about, "captions confirmed")
-
-
-REWARD_N = 300
 
 
 def _ranks(seed: int) -> Outcome:

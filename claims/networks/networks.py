@@ -11,6 +11,8 @@ from claims.trained import MLP, NetworkDenoiser, NoiseLevels, UNet, fit, fresh
 from fewstep.networks.convolution import Convolution
 from fewstep.networks.dit import DiT
 
+N = 2000
+
 
 def _reach(seed: int) -> Outcome:
     """Gradient of one pixel's answer by the input beyond the receptive field, with no weight zero."""
@@ -26,9 +28,6 @@ def _reach(seed: int) -> Outcome:
     figures = float(size[~inside].max()), float(size[inside].min())
     about = f"25x31 pixels, receptive field {network.receptive_field}"
     return compared(figures, "the least within it", about, unit="gradient of a pixel's answer")
-
-
-N = 2000
 
 
 def _learns(seed: int) -> Outcome:

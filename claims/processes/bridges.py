@@ -30,6 +30,11 @@ from fewstep.processes.rddm import RDDM, Residual
 from fewstep.processes.resfusion import Resfusion
 from fewstep.processes.resshift import ResShift
 
+NFE = 10
+TRIGONOMETRIC = Interpolant(path="trigonometric")
+PROCESS = MeanReverting()
+STEPS, BATCH, EVALUATIONS = 300, 64, 5
+
 
 def _base_again(seed: int) -> Outcome:
     """y = alpha_T x0 + sigma_T z makes the bridge its base."""
@@ -39,9 +44,6 @@ def _base_again(seed: int) -> Outcome:
     mean = process.a(t) + process.b(t) * alpha - base.alpha(s)
     variance = process.c(t) ** 2 + (process.b(t) * sigma) ** 2 - base.sigma(s) ** 2
     return identities(process, largest([mean, variance]), "moments with y from the base's end against the base's own")
-
-
-NFE = 10
 
 
 @experiment
@@ -73,9 +75,6 @@ def _targets(seed: int) -> Outcome:
     return arms(figure, "flow", "x0", "predicting x0", about, unit=unit)(seed)
 
 
-TRIGONOMETRIC = Interpolant(path="trigonometric")
-
-
 @experiment
 def _law(seed: int, path: str, latent: str) -> Outcome:
     model, n = between(path, latent), 2048
@@ -85,18 +84,12 @@ def _law(seed: int, path: str, latent: str) -> Outcome:
     return Outcome(distance(x, seed), 1.5 * floor, FLOOR, about, unit=SLICED)
 
 
-PROCESS = MeanReverting()
-
-
 def _sde(seed: int) -> Outcome:
     process = OUVE()
     t, ratio = clock(process), process.sigma_max / process.sigma_min
     g2 = 2 * math.log(ratio) * process.sigma_min**2 * ratio ** (2 * t)
     errors = [process.drift(t) + process.gamma, process.diffusion2(t) - g2]
     return identities(process, largest(errors), "drift and g^2 against the paper's")
-
-
-STEPS, BATCH, EVALUATIONS = 300, 64, 5
 
 
 def _sinh(seed: int) -> Outcome:

@@ -32,6 +32,14 @@ from fewstep.processes.vp import VP, SubVP
 from fewstep.sampling.build import solver_names
 from fewstep.timesteps.grid import make_times
 
+OTHERS = {"flow": Flow(), "cosine": Cosine(t_max=1.0), "vp": VP()}
+PROBLEMS = {"8-component mixture": mixture, "mixture in 12 dimensions": wide}
+ERROR = 0.3  # standard deviation of the error in eps, at every evaluation
+DEGREES = (2.0, 64.0, 128.0, None)
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+LOW, HIGH = 0.01, 50.0
+EVALUATIONS = 20
+
 
 def _spread(seed: int) -> Outcome:
     """Nichol and Dhariwal, section 3.2: the linear table's last quarter is almost pure noise, and wasted."""
@@ -94,10 +102,6 @@ def _resolution(seed: int) -> Outcome:
             worst[i] = max(worst[i], float((averaged - Cosine(s=0.0).log_snr(t)).abs().max()))
     about = "pictures of 128, 256 and 512 pixels a side averaged to 64, 19 times"
     return compared(worst, "the schedule without a shift", about, unit="largest change of log(alpha / sigma)")
-
-
-OTHERS = {"flow": Flow(), "cosine": Cosine(t_max=1.0), "vp": VP()}
-PROBLEMS = {"8-component mixture": mixture, "mixture in 12 dimensions": wide}
 
 
 @functools.cache
@@ -171,10 +175,6 @@ def _converges(seed: int) -> Outcome:
     return tolerance(gap(found, exact) if math.isfinite(float(found.sum())) else 1e9, 1e-3, about, ENDPOINT)
 
 
-ERROR = 0.3  # standard deviation of the error in eps, at every evaluation
-DEGREES = (2.0, 64.0, 128.0, None)
-
-
 def _radius(seed: int) -> Outcome:
     """Shares of the radius in twelve bins, at three D, against the integrals of the density."""
     worst, n, size = 0.0, 20_000, 64
@@ -220,9 +220,6 @@ def _robust(seed: int) -> Outcome:
     return arms(_moved, 2.0, None, "D infinite (EDM)", about, unit=unit)(seed)
 
 
-TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
 def _four_pixels(seed: int) -> Outcome:
     """Each value repeated in four pixels: their mean has half the noise, which a shift of 2 makes up for."""
     model, clean = mixture(Flow()), mixture(Flow()).sample(256, seed)
@@ -242,10 +239,6 @@ def _four_pixels(seed: int) -> Outcome:
     about = f"8-component mixture, every value repeated 4 times, shift 2, t in {TIMES}, 256 samples: best guess of the"
     about += " picture against that of the small one at the same time"
     return compared(differences, "the flow without a shift", about, unit="largest relative difference")
-
-
-LOW, HIGH = 0.01, 50.0
-EVALUATIONS = 20
 
 
 def _straighter(seed: int) -> Outcome:

@@ -26,6 +26,8 @@ RIVALS = {
     "an additive-noise diffusion": "additive-noise diffusion at the noise's root mean square",
     "a median filter": "median filter 3 x 3",
 }
+READ, SHOT = 0.15, 0.25
+THEIR_NFE = 20
 
 
 def _positive(split: str) -> Tensor:
@@ -118,10 +120,6 @@ def _posterior(seed: int) -> Outcome:
     about = f"mean of {n} restored samples {found:.4f}, exact posterior mean {exact:.4f}; 2-component lognormal"
     about += " mixture, dpmpp-2m-sde, 40 steps"
     return tolerance(abs(found / exact - 1), 0.02, about, "relative error")
-
-
-READ, SHOT = 0.15, 0.25
-THEIR_NFE = 20
 
 
 def observed(data: Tensor, normal: Tensor) -> Tensor:

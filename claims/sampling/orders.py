@@ -15,6 +15,16 @@ from fewstep.sampling.statistics import Statistics, estimate_statistics
 from fewstep.sampling.unified import unified
 
 RIVALS = (("dpmpp-2m", 5), ("unipc-2", 8), ("unipc-2", 10))
+DDPM = Discrete.linear()
+KNOWN = {
+    "ddim": ("eps", 1, "full"),
+    "ab-2": ("eps", 2, "full"),
+    "ab-x0-2": ("x0", 2, "full"),
+    "dpmpp-2m": ("x0", 2, "middle"),
+    "dpm-solver-2": ("eps", 2, "inside"),
+    "dpm-solver-3": ("eps", 3, "inside"),
+    "dpmpp-2s": ("x0", 2, "inside"),
+}
 
 
 @functools.cache
@@ -57,9 +67,6 @@ def _euler_is_ddim(seed: int) -> Outcome:
     return tolerance(worst, 1e-12, about, "largest relative difference")
 
 
-DDPM = Discrete.linear()
-
-
 def _linear_part(seed: int) -> Outcome:
     variances = torch.tensor([0.02, 0.3, 1.5], dtype=F64)
     model = GaussianMixture(torch.ones(1), torch.tensor([[0.5, -0.2, 0.0]], dtype=F64), variances[None], VP())
@@ -67,17 +74,6 @@ def _linear_part(seed: int) -> Outcome:
     exact = torch.sigmoid(-2 * found.log_snr[:, None] - variances.log())
     about = "anisotropic Gaussian of 3 coordinates, vp, 64 samples at 120 points; l = sigma^2 / (alpha^2 c + sigma^2)"
     return tolerance(float((found.l - exact).abs().max()), 0.01, about, "largest error of l")
-
-
-KNOWN = {
-    "ddim": ("eps", 1, "full"),
-    "ab-2": ("eps", 2, "full"),
-    "ab-x0-2": ("x0", 2, "full"),
-    "dpmpp-2m": ("x0", 2, "middle"),
-    "dpm-solver-2": ("eps", 2, "inside"),
-    "dpm-solver-3": ("eps", 3, "inside"),
-    "dpmpp-2s": ("x0", 2, "inside"),
-}
 
 
 def _third(seed: int) -> Outcome:

@@ -20,12 +20,19 @@ from fewstep.data.digits import load as load_digits
 from fewstep.data.open import open_data
 from fewstep.guidance.cfg import Guided
 from fewstep.hub.models import load as load_model
+from fewstep.metrics.accuracy import class_accuracy
 from fewstep.sampling.alignment import align
 from fewstep.sampling.compensation import compensate, updates
 from fewstep.sampling.heavy_ball import heavy_ball
 from fewstep.sampling.skipping import reuse, skip
+from fewstep.sampling.tell import tell
 from fewstep.sampling.thresholding import Thresholded
 from fewstep.sampling.time_shift import time_shift
+
+STEPS = 50
+WEIGHT, NFE, N = 7.5, 10, 256
+WINDOW, SHIFT_N = 0.5, 1000
+SCALE, INTERVAL, TOLD = 3.0, (0.28, 2.9), 500  # the paper's interval of sigma, for EDM's process
 
 
 def _run(on: Problem, solver: str, tolerance: float, **options: Any) -> tuple[float, float]:
@@ -187,9 +194,6 @@ def _order(seed: int) -> Outcome:
     return tolerance(abs(measured - 1), 0.2, about, "|measured order - 1|")
 
 
-STEPS = 50
-
-
 @experiment
 def _against_uniform(seed: int, where: Process | str, solver: str, delta: float, timesteps: str = "log-snr") -> Outcome:
     """The criterion against evaluations reused at equal distances, at least as many of them made."""
@@ -210,9 +214,6 @@ def _against_uniform(seed: int, where: Process | str, solver: str, delta: float,
     )
 
 
-WEIGHT, NFE, N = 7.5, 10, 256
-
-
 @experiment
 def _compared(seed: int, figure: Callable[[Tensor], float], unit: str) -> Outcome:
     """A figure of guided samples, with thresholding and without."""
@@ -229,9 +230,6 @@ def _from_digits(x: Tensor) -> float:
     images, labels = load_digits("all")
     pick = torch.cat([torch.nonzero(labels == k)[: N // 10 + 1, 0] for k in range(10)])[:N]
     return sliced(x, images[pick])
-
-
-WINDOW, SHIFT_N = 0.5, 1000
 
 
 def _real() -> tuple[torch.Tensor, float]:
@@ -261,6 +259,27 @@ def _gap(seed: int) -> Outcome:
     gaps = [float(run.report["gap"].abs().mean()) for run in runs]
     about = f"ddim, 8 evaluations, karras, window {WINDOW:g}, {on.about}"
     return compared(gaps, "ddim with its own times", about, unit="mean |variance / nominal - 1| of the states")
+
+
+@experiment
+def _interval(seed: int, figure: Callable[[Tensor, Tensor, Any], float], better: str, unit: str) -> Outcome:
+    """Guidance told at the evaluations within the interval, 1 elsewhere, against guidance at all of them."""
+    model, label = Guided(load_model("digits"), SCALE), torch.arange(TOLD) % 10
+    made = plan(model.process, "ddim", 12)
+    scales = [SCALE if INTERVAL[0] < t <= INTERVAL[1] else 1.0 for t in made.times[: made.nfe]]
+    noise = Noise(seed).normal(0, (TOLD, 1, 8, 8))
+    runs = [told.run(model, noise, label=label) for told in (tell(made, guidance=scales), made)]
+    figures = [figure(run.samples, label, run.report) for run in runs]
+    about = f"guidance {SCALE:g} at {scales.count(SCALE)} of 12 evaluations of ddim, sigma from {INTERVAL[0]} to"
+    about += f" {INTERVAL[1]}, embedded digits, {TOLD} samples"
+    return compared(figures, "guidance at all evaluations", about, better, unit)
+
+
+def _column(seed: int) -> Outcome:
+    on, made = problem("digits", seed, 8), plan(problem("digits", seed).model.process, "dpmpp-2m", 6)
+    model = Guided(on.model, 1.0)
+    off = on.run(tell(made, guidance=SCALE), model) != on.run(made, model, guidance=SCALE)
+    return tolerance(int(off.sum()), 0.5, f"guidance {SCALE:g}, dpmpp-2m, 6 steps, {on.about}", "values that differ")
 
 
 CLAIMS = (
@@ -301,4 +320,12 @@ CLAIMS = (
     slow("time-shift", "lowers the Frechet distance of ddim at 5 evaluations on karras times on the embedded digits",
          _frechet("ddim", 5, "karras")),
     slow("time-shift", "brings the states' variance nearer to the nominal one", _gap),
+    slow("tell", "guidance in the paper's interval is nearer to the digits than guidance throughout",
+         _interval(lambda x, label, report: frechet(x, load_digits("train")[0], "digits").value, "low",
+                   "Frechet distance of digit features")),
+    slow("tell", "guidance in the paper's interval shows the class as often as guidance throughout",
+         _interval(lambda x, label, report: class_accuracy(x, label).value, "high", "class accuracy")),
+    slow("tell", "guidance in the paper's interval takes fewer rows of the network",
+         _interval(lambda x, label, report: report["rows"] / TOLD, "low", "rows of the network a sample")),
+    Claim("tell", "a column of one number is the run's own scale, bit for bit", _column),
 )  # fmt: skip

@@ -12,6 +12,9 @@ from fewstep.sampling.compiled import compile
 from fewstep.sampling.mixed import Mixed, Request
 from fewstep.sampling.parallel import run_parallel
 
+STEPS, BOUND, NOISES = 50, 1e-2, 16
+SOLVERS = (("ddim", "ddim"), ("ddpm", "the stochastic ddpm"), ("dpmpp-2m", "dpmpp-2m"))
+
 
 def _graphs(seed: int) -> Outcome:
     import torch._dynamo
@@ -56,10 +59,6 @@ def _calls(seed: int) -> Outcome:
     requests, calls, _ = _run(seed)
     theirs, about = sum(one.plan.nfe for one in requests), "the same five requests, embedded digits"
     return Outcome(calls, theirs, "one run after the other", about, unit="network calls")
-
-
-STEPS, BOUND, NOISES = 50, 1e-2, 16
-SOLVERS = (("ddim", "ddim"), ("ddpm", "the stochastic ddpm"), ("dpmpp-2m", "dpmpp-2m"))
 
 
 def _in_parallel(seed: int, solver: str) -> tuple[Plan, Any, float]:

@@ -23,6 +23,10 @@ from fewstep.sampling.learned_variance import chain_bound
 from fewstep.sampling.mcmc import Chains, denoising_mcmc
 from fewstep.training.noise_classifier import exact_levels, noise_times, train_noise_classifier
 
+STEPS, SAMPLES = 10, 4096
+BOUNDS = {"beta-tilde, the lower bound": 0.0, "beta, the upper bound": 1.0}
+TIMES = noise_times(VP(), 24, 0.02, 1.5)
+
 
 def _posterior(seed: int) -> Outcome:
     """x_{t-1} ~ N(eta_s / eta_t x_t + (eta_t - eta_s) / eta_t x0, kappa^2 eta_s (eta_t - eta_s) / eta_t), in x."""
@@ -91,10 +95,6 @@ def _learned(seed: int) -> Outcome:
     return arms(figure, 2.0, 0.0, "epsilon = 0, 50 evaluations", about, unit=SLICED)(seed)
 
 
-STEPS, SAMPLES = 10, 4096
-BOUNDS = {"beta-tilde, the lower bound": 0.0, "beta, the upper bound": 1.0}
-
-
 def _distance(fraction: float | None, seed: int) -> float:
     made = plan(PROCESS, "ddpm-learned", STEPS, "log-snr", fraction=fraction)
     samples = made(hybrid(seed), Noise(seed).normal(0, (SAMPLES, 2)), seed=seed)
@@ -105,9 +105,6 @@ def _nats(fraction: float | None, seed: int) -> float:
     times = plan(PROCESS, "ddim", STEPS, "log-snr", end="min").times
     data = mixture(PROCESS).sample(SAMPLES, seed + 1).float()
     return float(chain_bound(hybrid(seed), data, times, fraction, seed=seed).mean())
-
-
-TIMES = noise_times(VP(), 24, 0.02, 1.5)
 
 
 def _spread(samples: Tensor) -> float:

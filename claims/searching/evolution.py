@@ -21,6 +21,8 @@ from fewstep.searching.usf import Space, logs, usf
 
 NFE, POINTS, UNSEEN = 4, 100, 384
 SIZES = {"population": 24, "generations": 4, "children": 12}  # 72 sequences are rated, and as many masks
+TPE_NFE, TRIALS, TPE_UNSEEN = 6, 100, 128
+RIVALS = 5  # random searches, whose mean is the rival
 
 
 @functools.cache
@@ -87,9 +89,6 @@ def _endpoint(seed: int) -> Outcome:
     return Outcome(score(job.best, model, unseen), error, against, about, unit=ENDPOINT)
 
 
-TPE_NFE, TRIALS, TPE_UNSEEN = 6, 100, 128
-
-
 @functools.cache
 @torch.no_grad()
 def _trials(name: str, seed: int, sampler: str) -> tuple[Job, float]:
@@ -127,9 +126,6 @@ def _tpe_beats_random(seed: int, name: str, runs: int) -> Outcome:
     errors = [sum(_trials(name, seed + k, sampler)[1] for k in range(runs)) / runs for sampler in ("tpe", "random")]
     mean = f", mean of {runs} searches each" if runs > 1 else ""
     return compared(errors, f"random search, {TRIALS} trials", _about(name) + mean, unit=ENDPOINT)
-
-
-RIVALS = 5  # random searches, whose mean is the rival
 
 
 @functools.cache

@@ -15,6 +15,9 @@ from fewstep.searching.job import Job
 
 DDIM = {"solver": "ddim", "timesteps": "log-snr"}
 RIVAL = [("ddim", "log-snr")]
+BASES = [(s, r) for s in ("unipc-2", "unipc-3", "dpmpp-2m") for r in ("log-snr", "karras", "uniform", "short")]
+GITS_RIVAL = [("dpmpp-2m", "log-snr")]
+RIVALS = [(solver, rule) for solver in ("ddim", "dpmpp-2m") for rule in ("log-snr", "karras", "uniform")]
 
 
 @experiment
@@ -59,9 +62,6 @@ def _ancestral(seed: int) -> Outcome:
     return Outcome(ours, theirs, against, about, unit=SLICED)
 
 
-BASES = [(s, r) for s in ("unipc-2", "unipc-3", "dpmpp-2m") for r in ("log-snr", "karras", "uniform", "short")]
-
-
 @experiment
 def _fitted(seed: int, where: Process | str, nfe: int, rule: str, noises: int = 64) -> Outcome:
     on = problem(where, seed)
@@ -82,9 +82,6 @@ def _predicted(seed: int) -> Outcome:
     about += " fitted at 5, 6, 8 and 9 evaluations, 256 noises that were not fitted"
     unit = "gain of predicted ratios in parts of that of fitted ones"
     return Outcome(share, 0.5, "half of the gain", about, better="high", unit=unit)
-
-
-GITS_RIVAL = [("dpmpp-2m", "log-snr")]
 
 
 def _flat(seed: int) -> Outcome:
@@ -116,9 +113,6 @@ def _soft(seed: int) -> Outcome:
     errors = [problem(VP(), seed).error(p) for p in made]
     about = "dpmpp-2m, 5 evaluations, 8-component mixture, vp; 64 noises to learn from, 256 unseen"
     return compared(errors, "noises held where they are", about, unit=ENDPOINT)
-
-
-RIVALS = [(solver, rule) for solver in ("ddim", "dpmpp-2m") for rule in ("log-snr", "karras", "uniform")]
 
 
 def _planned(seed: int) -> Outcome:

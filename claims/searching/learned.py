@@ -24,6 +24,8 @@ NFE, NOISES, UNSEEN = 12, 320, 640
 ACCURACY = "verified accuracy"
 LESS = 0.01  # of accuracy that still counts as equal: about one standard error of UNSEEN samples at 0.9
 STRICT, LOOSE = 0.1, 1.0  # tolerances of the endpoint error: the default, and one that leaves the class alone to judge
+TRAIN, HELD_OUT, VERDICT = 256, 128, 256
+ITERATIONS = 8  # of Gauss-Newton for the leader; they stop early on the held-out noises
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,6 @@ def _random(seed: int, tolerance: float, figure: Callable[[Run, Tensor], float],
     theirs = sum(figure(run, deal) for deal in deals) / len(deals)
     against, about = "the same counts dealt at random, mean of 20", f"{run.about}; mean {run.mean:.3g} evaluations"
     return Outcome(figure(run, run.chosen), theirs, against, about, better, unit)
-
-
-TRAIN, HELD_OUT, VERDICT = 256, 128, 256
-ITERATIONS = 8  # of Gauss-Newton for the leader; they stop early on the held-out noises
 
 
 @experiment

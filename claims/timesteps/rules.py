@@ -12,6 +12,9 @@ from claims.duels import rules
 from fewstep.timesteps.admissible import admissible_step
 from fewstep.timesteps.grid import make_times
 
+STEPS = (2, 3, 5, 10, 20, 50)
+DDPM = Discrete.linear()
+
 
 def _limit(seed: int) -> Outcome:
     """(1 - beta)^n against its limit nu^(-1/eta)."""
@@ -19,10 +22,6 @@ def _limit(seed: int) -> Outcome:
     for eta, nu in ((0.05, 2.0), (0.1, 2.0), (0.3, 1.5)):
         errors.append(abs(n * math.log1p(-admissible_step(n, eta, nu)) / (-math.log(nu) / eta) - 1))
     return tolerance(max(errors), 1e-4, f"three pairs of eta and nu, {n} steps", "relative error")
-
-
-STEPS = (2, 3, 5, 10, 20, 50)
-DDPM = Discrete.linear()
 
 
 def _equal_steps(seed: int) -> Outcome:

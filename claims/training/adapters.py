@@ -18,6 +18,9 @@ from fewstep.hub.models import load
 from fewstep.training.lora import add_lora, layers, lora_parameters, merge_lora, set_scale
 from fewstep.training.sara import sara, smallest
 
+CLASS, SHOTS, LENGTHS, RANK = 3, 20, (15, 30, 60), 1
+SLACK = 1.1  # of the other classes' distance from their digits, at which the two are compared
+
 
 def _merged(seed: int) -> Outcome:
     """An adapter of rank 4 on every layer, with random weights that change the answers."""
@@ -39,10 +42,6 @@ def _merged(seed: int) -> Outcome:
     about = "rank 4 on every layer of the digits' unet, 32 states at three noise levels; the adapter itself changes"
     about += f" answers by up to {effect:.2g}; at scale 0 they are {'' if same else 'not '}the base's bit for bit"
     return tolerance(worst, 1e-5, about, "largest difference of x0")
-
-
-CLASS, SHOTS, LENGTHS, RANK = 3, 20, (15, 30, 60), 1
-SLACK = 1.1  # of the other classes' distance from their digits, at which the two are compared
 
 
 def _smallest_do_least(seed: int) -> Outcome:

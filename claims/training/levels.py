@@ -23,6 +23,10 @@ STEPS, BATCH, CLUSTERS = 600, 128, 4
 OPTIONS: dict[str, Any] = {"batch": BATCH, "lr": 2e-3}
 LEVELS = (torch.arange(32, dtype=F64) + 0.5) / 32
 WHAT = f"mlp of width 96 predicting eps under vp, {STEPS} steps of {BATCH} digits"
+SEARCHED, JUDGED = slice(0, 180), slice(180, None)  # of the held-out digits
+TUNING = OPTIONS | {"lr": 5e-4}
+NAMES = ("pcgrad", "nash-mtl", "uncertainty-weighting")
+AGAINST = "the plain mean of the losses, as many images"
 
 
 def untrained(seed: int) -> NetworkDenoiser:
@@ -102,10 +106,6 @@ def _against_one(levels: slice, what: str) -> Run:
     return over_seeds(run, against, about, unit="held-out loss")
 
 
-SEARCHED, JUDGED = slice(0, 180), slice(180, None)  # of the held-out digits
-TUNING = OPTIONS | {"lr": 5e-4}
-
-
 @functools.cache
 def _losses(seed: int) -> dict[str, float]:
     """Mean losses on the digits that the search did not see: merged, trained on plainly, base."""
@@ -127,10 +127,6 @@ def _zero(seed: int) -> Outcome:
     pairs = zip(base.parameters(), merge(base, others, [0.0, 0.0]).parameters(), strict=True)
     same = [torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in pairs]
     return Outcome(float(same.count(False)), 1.0, "a single one", "all weights 0", unit="tensors with another bit")
-
-
-NAMES = ("pcgrad", "nash-mtl", "uncertainty-weighting")
-AGAINST = "the plain mean of the losses, as many images"
 
 
 @functools.cache

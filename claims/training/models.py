@@ -29,6 +29,13 @@ CONDITIONS = (
     f"{SAMPLES} samples of the 8-component mixture, noise of deviation {LEVEL}, mlp, {STEPS} steps of {BATCH}; ddim,"
     " 50 evaluations"
 )
+CHAIN = RestorationChain.preserving((0.95, 0.75, 0.4, 0.05))
+HEAPS, STD = 6, 0.1
+TRAINED = f"{HEAPS} heaps on a circle, mlp, 700 steps of 256"
+WHAT = f"{TRAINED}, {SAMPLES} samples of {CHAIN.levels} evaluations"
+AGAINST = "the same restorer trained by squared error"
+SIZE, CROP, PATCH = 40, 24, 6
+TEXTURE = f"texture of {SIZE}x{SIZE}, 400 steps of 4 crops of {CROP}, one network"
 
 
 @functools.cache
@@ -120,13 +127,6 @@ def _gaussian(seed: int) -> Outcome:
     return tolerance(error, 1e-12, f"Gaussian data in {d} dimensions, alpha_T = {alpha:.2f}", "error")
 
 
-CHAIN = RestorationChain.preserving((0.95, 0.75, 0.4, 0.05))
-HEAPS, STD = 6, 0.1
-TRAINED = f"{HEAPS} heaps on a circle, mlp, 700 steps of 256"
-WHAT = f"{TRAINED}, {SAMPLES} samples of {CHAIN.levels} evaluations"
-AGAINST = "the same restorer trained by squared error"
-
-
 def _centres() -> Tensor:
     angle = 2 * math.pi * torch.arange(HEAPS) / HEAPS
     return torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -180,10 +180,6 @@ def _consistent(seed: int) -> Outcome:
 
     about = f"{TRAINED}; |A G - y|^2 / (2 sigma^2) a number"
     return over_seeds(run, "twice that of the data themselves, 1/2", about, unit="fidelity")(seed)
-
-
-SIZE, CROP, PATCH = 40, 24, 6
-TEXTURE = f"texture of {SIZE}x{SIZE}, 400 steps of 4 crops of {CROP}, one network"
 
 
 def texture(seed: int) -> Tensor:

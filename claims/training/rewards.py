@@ -30,6 +30,13 @@ from fewstep.training.short_chain import short_chain
 from fewstep.training.text_encoder import interpolate_encoders, tune_text_encoder
 
 STEPS, SAMPLES = 60, 300
+LONG, BATCH = 50, 16
+# Steps for one budget of about 620 evaluations a sample, one with a gradient counted as three: 69 x 9 on chains of two
+# and four, 12 x 52 through the last of fifty, 4 x 150 through all fifty.
+BUDGET = {"short": 69, "truncated": 12, "full": 4}
+NFE, CAPTIONS = 6, 96
+TUNING: dict[str, Any] = {"steps": 20, "batch": 12, "lr": 3e-4, "every": 1000, "fresh": 12}
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _measured(model: NetworkDenoiser, seed: int) -> tuple[float, float, float]:
@@ -149,12 +156,6 @@ def _full(seed: int) -> Outcome:
     return arms(_through, "full", "truncated", against, about, better="high", unit=unit)(seed)
 
 
-LONG, BATCH = 50, 16
-# Steps for one budget of about 620 evaluations a sample, one with a gradient counted as three: 69 x 9 on chains of two
-# and four, 12 x 52 through the last of fifty, 4 x 150 through all fifty.
-BUDGET = {"short": 69, "truncated": 12, "full": 4}
-
-
 def _reward(x: Tensor, **condition: Tensor) -> Tensor:
     return symmetry(x)
 
@@ -201,11 +202,6 @@ def _memory(seed: int) -> Outcome:
     about = f"digits, one gradient of {BATCH} samples through 4 evaluations by segments of 2; through the last of"
     about += f" {LONG} alone {held(LONG, 'truncated'):.0f} MB"
     return compared(figures, f"all of {LONG} evaluations, also by segments", about, unit="peak of tensors in MB")
-
-
-NFE, CAPTIONS = 6, 96
-TUNING: dict[str, Any] = {"steps": 20, "batch": 12, "lr": 3e-4, "every": 1000, "fresh": 12}
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _match(x: Tensor, text: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from fewstep.training.state import TrainingState
 from fewstep.training.trainer import train
 
 SHARE_STEPS, BATCH, SHARE = 500, 64, 0.1
+ABOUT = f"unet, {STEPS} steps of 64 digits at a constant rate, decay 0.99"
+UNIT = "largest difference of a weight"
 
 
 @torch.no_grad()
@@ -57,9 +59,6 @@ def _loss(arm: str, seed: int) -> float:
     return _held_out(fit(model, _rows(draws, images), steps=SHARE_STEPS, batch=BATCH, lr=2e-3, seed=seed))
 
 
-ABOUT = f"unet, {STEPS} steps of 64 digits at a constant rate, decay 0.99"
-
-
 def _held_out_loss(seed: int) -> Outcome:
     losses = [held_out(trained("unet", seed), averaged) for averaged in (True, False)]
     return compared(losses, "the last weights", ABOUT, unit="held-out loss")
@@ -85,9 +84,6 @@ def _posterior(seed: int) -> Outcome:
     about = "24 levels from sigma/alpha = 1.5 to 0.02, 8-component mixture, vp, 2000 steps of training"
     about += ", 4800 new samples"
     return compared(figures, "all levels equally likely", about, unit="divergence from the exact posterior in nats")
-
-
-UNIT = "largest difference of a weight"
 
 
 def _saved(out: Path) -> dict[str, Tensor]:

@@ -28,6 +28,15 @@ from fewstep.training.fokker_planck import FokkerPlanck, Gap, ode_sde_gap, resid
 STEPS, BATCH, FACTOR = 400, 64, 0.5
 BLOCKS = {"dit": "block.1.mlp", "unet": "mid.res0"}
 NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {"dit": (DiT, {"width": 64}), "unet": (UNet, {"width": (32, 48)})}
+SAMPLES = 4096
+RESIDUALS: dict[str, Residual] = {
+    "circle": lambda x, condition: x.square().sum(1) - 1,
+    "zero sum": lambda x, condition: x.sum(1),
+}
+ABOUT = (
+    "perceptron for eps, 800 plain steps of 64 points of the 8-component mixture, then 150 with the term,"
+    " exact divergence, vp; 2000 samples, 100 steps of dpmpp-3m and of dpmpp-2m-sde"
+)
 
 
 @functools.cache
@@ -73,9 +82,6 @@ def _aligned(network: str, figure: Callable[..., float], what: str, unit: str) -
     return arms(functools.partial(figure, network), True, False, "no alignment", about, better, unit)
 
 
-SAMPLES = 4096
-
-
 def _data(problem: str, n: int, seed: int) -> Tensor:
     """Points on the unit circle, twice as dense at one side; or in four dimensions with a sum of zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -86,12 +92,6 @@ def _data(problem: str, n: int, seed: int) -> Tensor:
     x = torch.randn(n, 4, generator=generator) * torch.tensor([1.0, 0.6, 0.4, 0.2])
     x = x + x[:, :1].abs()
     return x - x.mean(1, keepdim=True)
-
-
-RESIDUALS: dict[str, Residual] = {
-    "circle": lambda x, condition: x.square().sum(1) - 1,
-    "zero sum": lambda x, condition: x.sum(1),
-}
 
 
 @functools.cache
@@ -117,12 +117,6 @@ def _constrained(problem: str, figure: Callable[[str, float, int], float], unit:
     about = f"{problem}; perceptron for x0, 1000 steps of 128 points, vp, factor 0.1; dpmpp-2m, 10"
     about += f" evaluations, {SAMPLES} samples"
     return arms(functools.partial(figure, problem), 0.1, 0.0, "no term", about, unit=unit)
-
-
-ABOUT = (
-    "perceptron for eps, 800 plain steps of 64 points of the 8-component mixture, then 150 with the term,"
-    " exact divergence, vp; 2000 samples, 100 steps of dpmpp-3m and of dpmpp-2m-sde"
-)
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from fewstep.training.optimal_transport import OTStart
 from fewstep.training.reflow import reflow
 
 BASE = "independent-coupling"
+D, POINTS, ITERATIONS, FACTOR = 3, 128, 200, 1.0
 
 
 def _against_base(figure: Callable[[str, int], float], coupling: str, about: str, unit: str) -> Run:
@@ -96,9 +97,6 @@ def _against_teacher(figure: Callable[[NetworkDenoiser, int], float], what: str,
 
     about = f"{PLANE}, then {transports.STEPS} more on 8192 pairs; {what}"
     return over_seeds(run, "as many steps in all on independent noise", about, unit=unit)
-
-
-D, POINTS, ITERATIONS, FACTOR = 3, 128, 200, 1.0
 
 
 def _gaussians(seed: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ from fewstep.training.learned_variance import earlier
 from fewstep.training.weightings import weighting
 
 BATCHES, BATCH, WARM = 200, 64, 60
+_coarse = functools.partial(objectives.digits_x0_error, log_snr=(1.0, -3.0), side=2)
+_distance = functools.partial(objectives.digits_distance, nfe=10)
 
 
 def _scatter(importance: bool, seed: int) -> float:
@@ -70,10 +72,6 @@ def _error(said: str, seed: int) -> float:
         found = objectives.hybrid(seed)(x.float(), t).fraction.double() * span
     values = {"learned": found, "lower": torch.zeros_like(span), "upper": span}
     return float((values[said] - best).square().mean().sqrt())
-
-
-_coarse = functools.partial(objectives.digits_x0_error, log_snr=(1.0, -3.0), side=2)
-_distance = functools.partial(objectives.digits_distance, nfe=10)
 
 
 def _against_pixels(figure: Callable[[Denoiser, int], float], what: str, unit: str) -> Run:
