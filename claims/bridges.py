@@ -1,4 +1,4 @@
-"""The exact problem of the bridge claims: Gaussian pairs, on which the law of a run is known to the last digit."""
+"""What claims about bridges share: Gaussian pairs, whose law is known to the last digit, and two densities in the plane."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from claims.common import ENDPOINT, F64, Noise, Outcome, Plan, compared, endpoint_error, experiment, plan
+from claims.claim import Outcome, compared, experiment
+from claims.common import ENDPOINT, F64, endpoint_error, plan, sliced
+from claims.parts import Flow, GaussianMixture, Noise, Plan
+from claims.trained import MLP, fit
 from fewstep.denoisers.gaussian_bridge import GaussianBridge
+from fewstep.denoisers.interpolant import InterpolantNetwork, MixtureInterpolant, drawn_from
 from fewstep.processes.bridge import Bridge
+from fewstep.processes.interpolants import Interpolant
 
 D = 4  # numbers of a sample
+_MEANS, _VARIANCES = torch.tensor([[1.0, 1], [-1, 0.5], [0, -1.2]]), torch.tensor([0.03, 0.06, 0.04])
+DATA = GaussianMixture(torch.tensor([1.0, 2, 1]), _MEANS, _VARIANCES, Flow())
+FLOOR = "1.5 times the most of five sets of exact samples"
+OTHER = GaussianMixture(torch.ones(2), torch.tensor([[1.5, 0], [-1.5, 0.3]]), torch.tensor([0.2, 0.1]), Flow())
 
 
 @functools.cache
@@ -86,3 +95,33 @@ def ode_duel(seed: int, process: Bridge, ours: str, theirs: str, nfe: int, times
 def largest(values: Sequence[Tensor]) -> float:
     """The largest absolute value in tensors of any shapes."""
     return max(float(value.abs().max()) for value in values)
+
+
+@functools.cache
+def between(path: str = "linear", latent: str = "zero") -> MixtureInterpolant:
+    """The exact interpolant of independent pairs."""
+    return MixtureInterpolant.independent(DATA, OTHER, Interpolant(path=path, latent=latent))
+
+
+@functools.cache
+def ends(seed: int, n: int = 256) -> tuple[Tensor, Tensor]:
+    """Samples x1 and where the ODE of the straight line takes them: vab-4, 400 even steps."""
+    x1, exact = OTHER.sample(n, seed), between()
+    return x1, plan(exact.process, "vab-4", 400, "uniform")(exact, x1, dtype=F64)
+
+
+def distance(samples: Tensor, seed: int) -> float:
+    """Sliced Wasserstein distance from as many exact samples of the data."""
+    return sliced(samples, DATA.sample(len(samples), seed + 1000))
+
+
+@functools.cache
+def learned(seed: int, steps: int, latent: str = "brownian", predicts: str = "both") -> InterpolantNetwork:
+    """A small perceptron trained on 4096 samples of each density, 256 pairs a step."""
+    torch.manual_seed(seed)
+    network = MLP(width=48, depth=2, out=2 if predicts == "both" else 1)
+    model = InterpolantNetwork(network, Interpolant(latent=latent), predicts, shape=(2,))
+    coupling = drawn_from(OTHER.sample(4096, seed + 1).float())
+    made = fit(model, DATA.sample(4096, seed).float(), steps=steps, batch=256, lr=2e-3, coupling=coupling, seed=seed)
+    assert isinstance(made, InterpolantNetwork)
+    return made

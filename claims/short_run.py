@@ -104,5 +104,4 @@ def alone(seed: int, make: Callable[..., torch.nn.Module], **options: Any) -> Ou
 
 def samples(model: NetworkDenoiser, n: int, seed: int) -> torch.Tensor:
     """n samples, the classes in turn, by dpmpp-2m in 10 evaluations."""
-    noise = Noise(seed).normal(0, (n, 1, 8, 8))
-    return plan(model.process, "dpmpp-2m", 10)(model, noise, label=torch.arange(n) % 10)
+    return plan(model.process, "dpmpp-2m", 10)(model, Noise(seed).normal(0, (n, 1, 8, 8)), label=torch.arange(n) % 10)

@@ -70,8 +70,7 @@ def truth(seed: int) -> Tensor:
 
 def plane_error(model: Denoiser, seed: int, steps: int) -> float:
     """W2 of samples in so many Euler steps to exact ones."""
-    made = plan(Flow(), "ddim", steps, "uniform")
-    return wasserstein(made(model, noises(seed, (2,))), truth(seed))
+    return wasserstein(plan(Flow(), "ddim", steps, "uniform")(model, noises(seed, (2,))), truth(seed))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from claims.common import Claim, Denoiser, Outcome, Plan, compared, experiment, gap, plan
+from claims.common import Claim, Denoiser, Outcome, Plan, compared, experiment, gap, plan, slow
 from claims.problems import Problem, digits
 from fewstep.caching.deepcache import DeepCache
 
@@ -28,7 +28,8 @@ def _nearer(seed: int, cache: Cache, what: str) -> Outcome:
     on, made = digits(seed), plan(digits(seed).model.process, "ddim", NFE)
     cached, whole = _operations(on, cache(on.model), made), _operations(on, on.model, made)
     fewer = plan(on.model.process, "ddim", math.ceil(NFE * cached / whole))
-    figures = [gap(x, on.run(made)) for x in (on.run(made, cache(on.model)), on.run(fewer))]
+    reference = on.run(made)
+    figures = [gap(x, reference) for x in (on.run(made, cache(on.model)), on.run(fewer))]
     about = f"{what}, {NFE} evaluations of ddim, {cached / whole:.0%} of the operations, {on.about}"
     return compared(figures, f"{fewer.nfe} whole evaluations", about, unit="relative difference from the whole run")
 
@@ -43,8 +44,8 @@ def _cheaper(seed: int, cache: Cache, what: str) -> Outcome:
 
 
 CLAIMS = (
-    *(Claim("deepcache", f"lands nearer to the whole model's samples than fewer steps of equal cost, every {every}",
-            _nearer(lambda model, every=every: DeepCache(model, every), f"deep features kept, whole every {every}"))
+    *(slow("deepcache", f"lands nearer to the whole model's samples than fewer steps of equal cost, every {every}",
+           _nearer(lambda model, every=every: DeepCache(model, every), f"deep features kept, whole every {every}"))
       for every in (2, 3)),
     Claim("deepcache", "takes fewer operations than the whole model at equal evaluations",
           _cheaper(lambda model: DeepCache(model, 3), "deep features kept, whole every 3")),

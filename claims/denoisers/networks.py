@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from claims.between import DATA, between, learned
-from claims.bridges import D, pairs
+from claims.bridges import DATA, D, between, learned, pairs
 from claims.claim import Claim, Outcome, arms, compared, experiment, slow, tolerance
 from claims.common import F64, SLICED, plan
 from claims.objectives import ABOUT_CHAIN, PROCESS, few_step_distance, hybrid, mean_alone

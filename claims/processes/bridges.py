@@ -9,8 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from claims.between import DATA, FLOOR, OTHER, between, distance, ends
-from claims.bridges import largest, law_duel, ode_duel
+from claims.bridges import DATA, FLOOR, OTHER, between, distance, ends, largest, law_duel, ode_duel
 from claims.claim import Claim, Outcome, Run, arms, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, SLICED, endpoint_error, plan, sample
 from claims.duels import formulas, identities

@@ -39,8 +39,7 @@ def _run(on: Problem, solver: str, tolerance: float, **options: Any) -> tuple[fl
     """End point error and evaluations of the mean sample."""
     made = plan(on.model.process, solver, rtol=tolerance, atol=tolerance, **options)
     result = made.run(on.model, on.noise, dtype=on.noise.dtype, **on.condition)
-    error = endpoint_error(result.samples, on.reference).value
-    return error, float(result.report["nfe_per_sample"].to(F64).mean())
+    return endpoint_error(result.samples, on.reference).value, float(result.report["nfe_per_sample"].to(F64).mean())
 
 
 def _about(on: Problem, order: int, tolerance: float, mean: float) -> str:

@@ -8,8 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from claims.between import DATA, FLOOR, OTHER, between, distance, learned
-from claims.bridges import D, law_duel, pairs
+from claims.bridges import DATA, FLOOR, OTHER, D, between, distance, law_duel, learned, pairs
 from claims.claim import Claim, Outcome, arms, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, SLICED, gap, plan, sliced
 from claims.duels import orders, stochastic_duel

@@ -9,7 +9,7 @@ import torch
 
 from claims.common import ENDPOINT, F64, VP, Denoiser, Outcome, Plan, compared, experiment, plan, slow
 from claims.problems import Problem, mixture
-from claims.searches import model_of
+from claims.searching.grids import model_of
 from fewstep.hub.models import load
 from fewstep.searching.autodiffusion import Fitness, Times, autodiffusion
 from fewstep.searching.candidates import score

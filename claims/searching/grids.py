@@ -1,23 +1,70 @@
-"""Claims of the searches that fit times or ratios of a plan."""
+"""Claims of the searches that fit times or ratios of a plan; and how a search runs, for other claims too."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from claims.claim import Claim, Outcome, compared, experiment, slow
 from claims.common import ENDPOINT, F64, SLICED, plan, sliced
-from claims.parts import VP, Noise, Plan, Process
+from claims.parts import VP, Denoiser, Noise, Plan, Process
 from claims.problems import digits, mixture, problem
-from claims.searches import RULES, contest, found, search
+from fewstep.core.methods import find
+from fewstep.hub.models import load
 from fewstep.searching.candidates import hand_made
 from fewstep.searching.grids import fine_grid
 from fewstep.searching.job import Job
 
+Rivals = Sequence[tuple[str, str]]  # solvers and the rules of their times
+RULES = ("karras", "log-snr", "uniform")
 DDIM = {"solver": "ddim", "timesteps": "log-snr"}
 RIVAL = [("ddim", "log-snr")]
 BASES = [(s, r) for s in ("unipc-2", "unipc-3", "dpmpp-2m") for r in ("log-snr", "karras", "uniform", "short")]
 GITS_RIVAL = [("dpmpp-2m", "log-snr")]
 RIVALS = [(solver, rule) for solver in ("ddim", "dpmpp-2m") for rule in ("log-snr", "karras", "uniform")]
+
+
+def model_of(name: str) -> tuple[Denoiser, int, str]:
+    """A model, "mixture" or "digits", how many noises to rate plans on, and its description."""
+    return (mixture(VP()), 64, "8-component mixture, vp") if name == "mixture" else (load(name), 32, "embedded digits")
+
+
+@functools.cache
+def _job(where: Process | str, nfe: int, method: str, seed: int, noises: int, options: tuple[Any, ...]) -> Job:
+    job = Job(problem(where, seed).model, nfe, method=method, seed=seed + 1, noises=noises)
+    with job, torch.no_grad():
+        find(method, room="searching")(job, **dict(options))
+    return job
+
+
+def search(where: Process | str, nfe: int, method: str, seed: int, noises: int = 64, **options: Any) -> Job:
+    """The finished job of a method on a stream of noises of its own: `noises` to learn from, as many to choose on."""
+    return _job(where, nfe, method, seed, noises, tuple(sorted(options.items())))
+
+
+def found(where: Process | str, nfe: int, method: str, seed: int, noises: int = 64, **options: Any) -> Plan:
+    """The plan that `search` finds."""
+    job = search(where, nfe, method, seed, noises, **options)
+    assert job.best is not None
+    return job.best
+
+
+@experiment
+def contest(
+    seed: int, where: Process | str, nfe: int, method: str, rivals: Rivals, noises: int = 64, **options: Any
+) -> Outcome:
+    """The plan of a search against the best of rivals (solver, rule) at as many evaluations, on unseen noises."""
+    on = problem(where, seed)
+    job, best = search(where, nfe, method, seed, noises, **options), found(where, nfe, method, seed, noises, **options)
+    plans = {f"{solver}, {rule}": plan(on.model.process, solver, timesteps=rule, nfe=nfe) for solver, rule in rivals}
+    error, name = min((on.error(made), name) for name, made in plans.items())
+    of = "" if len(rivals) == 1 else f", the best of {len(rivals)}"
+    about = f"{best.name} on {best.about.get('timesteps')}, {best.nfe} evaluations, {on.name}; {noises} noises to learn"
+    about += f" from, {noises} held out, {len(on.noise)} unseen; {job.evaluations} evaluations to find it"
+    return Outcome(on.error(best), error, f"{name}{of}, {nfe} evaluations", about, unit=ENDPOINT)
 
 
 @experiment
@@ -58,8 +105,7 @@ def _ancestral(seed: int) -> Outcome:
     times = list(found(VP(), 10, "ays", seed, solver="ddim", floor=0.0).times)
     theirs, rule = min((distance(plan(VP(), "ddpm", 10, rule)), rule) for rule in RULES)
     against, about = f"{rule}, the best of {len(RULES)}", f"ddpm, 10 evaluations, 8-component mixture, vp, {n} samples"
-    ours = distance(plan(VP(), "ddpm", timesteps=times))
-    return Outcome(ours, theirs, against, about, unit=SLICED)
+    return Outcome(distance(plan(VP(), "ddpm", timesteps=times)), theirs, against, about, unit=SLICED)
 
 
 @experiment

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from claims.common import ENDPOINT, F64, VP, Outcome, Process, compared, endpoint_error, experiment, plan, slow
 from claims.problems import Problem, digits, exact
-from claims.searches import problem, search
+from claims.searching.grids import problem, search
 from fewstep.hub.models import load
 from fewstep.metrics.digits_classifier import digits_classifier
 from fewstep.searching.adadiff import Policy, adadiff

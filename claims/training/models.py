@@ -157,8 +157,7 @@ def _nearer(seed: int) -> Outcome:
         return sliced(samples(adversarial, s), data(SAMPLES, 2000 + s))
 
     floor = sliced(data(SAMPLES, 3000), data(SAMPLES, 2000))
-    about = f"{WHAT}; data against data {floor:.2g}"
-    return arms(figure, True, False, AGAINST, about, unit=SLICED)(seed)
+    return arms(figure, True, False, AGAINST, f"{WHAT}; data against data {floor:.2g}", unit=SLICED)(seed)
 
 
 def _covered(seed: int) -> Outcome:
