@@ -1,4 +1,4 @@
-"""What claims about bridges share: Gaussian pairs, whose law is known to the last digit, and two densities in the plane."""
+"""What claims about bridges share: Gaussian pairs, whose law is known exactly, and two densities in the plane."""
 
 from __future__ import annotations
 

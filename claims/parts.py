@@ -1,5 +1,6 @@
 """The processes, denoisers and plans of the library that claims are about, and a denoiser that is a function."""
 
+# ruff: noqa: F401
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,12 +19,6 @@ from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM, VE
 from fewstep.processes.vp import VP
-
-__all__ = [
-    "EDM", "VE", "VP", "Answers", "Cosine", "Denoiser", "Discrete", "Flow", "GaussianMixture", "Noise", "Plan",
-    "Prediction", "Process",
-]  # fmt: skip
-
 
 Answer = Callable[[Tensor, Tensor], Tensor]
 

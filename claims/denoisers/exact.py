@@ -227,10 +227,13 @@ def _same(seed: int) -> Outcome:
 
 def _fixed(seed: int) -> Outcome:
     """Samples of the model under a label, and of the wrapper without one."""
-    on, made, differ = digits(seed, 8), plan(digits(seed, 8).model.process, "dpmpp-2m", 6), 0
-    for label in range(10):
+    on, differ = problem("digits", seed, 8), 0
+    made = plan(on.model.process, "dpmpp-2m", 6)
+    for label in (0, 3, 9):
         differ += int((made(Fixed(on.model, label=label), on.noise) != made(on.model, on.noise, label=label)).sum())
-    return tolerance(differ, 0.5, "embedded digits, ten labels, 8 noises each, dpmpp-2m, 6 steps", "values that differ")
+    return tolerance(
+        differ, 0.5, "embedded digits, labels 0, 3 and 9, 8 noises each, dpmpp-2m, 6 steps", "values that differ"
+    )
 
 
 def _of_its_class(seed: int) -> Outcome:

@@ -195,8 +195,7 @@ CLAIMS = (
           formulas(PROCESS, "g^2 against 2 spread^2 theta",  # theta = -drift
                    lambda p, t: p.diffusion2(t) + 2 * p.spread**2 * p.drift(t))),
     *(Claim("mean-reverting", f"MR Sampler of order 2 beats Euler at {nfe} evaluations",
-            ode_duel(PROCESS, "dpmpp-2m", "euler", nfe, "uniform"))
-      for nfe in (5, 10)),
+            ode_duel(PROCESS, "dpmpp-2m", "euler", nfe, "uniform")) for nfe in (5, 10)),
     Claim("ouve", "its closed-form variance is its SDE's", _sde),
     Claim("ouve", "an exponential solver of order 2 beats Euler at 10 evaluations",
           ode_duel(OUVE(), "dpmpp-2m", "euler", 10, "uniform")),

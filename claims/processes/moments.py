@@ -273,8 +273,7 @@ CLAIMS = (
     Claim("flow", "its formulas agree with each other",
           formulas(Flow(), "alpha + sigma against 1", lambda p, t: p.alpha(t) + p.sigma(t) - 1)),
     *(Claim("flow", f"paths are straighter than VP's: Euler's error at {nfe} evaluations is lower",
-            processes(Flow(), VP(), "euler", nfe, "VP"))
-      for nfe in (4, 10)),
+            processes(Flow(), VP(), "euler", nfe, "VP")) for nfe in (4, 10)),
     Claim("interpolated-cosine", "its formulas agree with each other", on_circle(InterpolatedCosine())),
     Claim("interpolated-cosine", "keeps the SNR of the averaged picture at every resolution", _resolution),
     Claim("kinetic-optimal", "its formulas agree with each other", _formulas),

@@ -196,8 +196,7 @@ def _constant(seed: int) -> Outcome:
 CLAIMS = (
     Claim("multiplicative-noise", "the mean of restored samples is the exact posterior mean", _posterior),
     *(slow("multiplicative-noise", f"removes {speckle} speckle from digits better than {rival}",
-           _against(speckle, rival))
-      for speckle in ("lognormal", "gamma") for rival in RIVALS),
+           _against(speckle, rival)) for speckle in ("lognormal", "gamma") for rival in RIVALS),
     Claim("spatial-noise", "a constant map is the process with one time for all pixels", _constant),
     slow("spatial-noise", f"restores digits better in {NFE} evaluations than a conditional diffusion in {THEIR_NFE}",
          _digits),

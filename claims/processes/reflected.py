@@ -81,6 +81,5 @@ CLAIMS = (
     Claim("reflected", "the kernel equals the sum over mirror images and the cosine series", _kernel),
     Claim("reflected", "the motion ends uniform on the cube, wherever it starts", _uniform),
     *(slow("reflected", f"closer in total variation than clipped VP where the mass is at the walls, {name}",
-           _against_clipping(solver))
-      for name, solver in (("reverse SDE", "ddpm"), ("ODE", "ddim"))),
+           _against_clipping(solver)) for name, solver in (("reverse SDE", "ddpm"), ("ODE", "ddim"))),
 )  # fmt: skip

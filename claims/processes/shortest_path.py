@@ -89,8 +89,7 @@ CLAIMS = (
                    lambda p, t: (p.alpha(t) ** 2 * 0.02 + p.sigma(t) ** 2) / 0.02 ** (1 - t) - 1)),
     Claim("shortest-path", "is shorter in the Fisher metric than a cosine schedule", _shortest),
     *(Claim("shortest-path", f"samples a power-law field more exactly than a cosine schedule, at {nfe} evaluations",
-            _few_steps(nfe))
-      for nfe in (4, 8, 16)),
+            _few_steps(nfe)) for nfe in (4, 8, 16)),
     slow("shortest-path", "learns the digits better than a cosine schedule, at equal images seen", 
          arms(_frechet, "shortest-path", "cosine", f"cosine, {STEPS * BATCH} images seen",
               f"digits, perceptron of width 192 on pixels, {STEPS * BATCH} images seen, {SAMPLES} samples of ddim with"

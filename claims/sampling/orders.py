@@ -151,15 +151,13 @@ CLAIMS = (
     *(Claim("evodiff", f"beats dpmpp-2m at {nfe} evaluations", duel(VP(), "evodiff", "dpmpp-2m", nfe, "log-snr"))
       for nfe in (5, 10)),
     *(slow("evodiff", f"beats dpmpp-2m at {nfe} evaluations on the embedded digits",
-           duel("digits", "evodiff", "dpmpp-2m", nfe, "log-snr"))
-      for nfe in (5, 10)),
+           duel("digits", "evodiff", "dpmpp-2m", nfe, "log-snr")) for nfe in (5, 10)),
     Claim("evodiff", "is nearer to the data's distribution than dpmpp-2m at 8 evaluations",
           stochastic_duel(VP(), "evodiff", "dpmpp-2m", 8, "log-snr")),
     Claim("gradient-estimation", "is of order 1", orders(EDM(), "gradient-estimation")),
     Claim("gradient-estimation", "gamma = 1 is ddim bit for bit", _is_ddim),
     *(Claim("gradient-estimation", f"beats ddim at {nfe} evaluations",
-            duel(EDM(), "gradient-estimation", "ddim", nfe, "log-snr"))
-      for nfe in (5, 10)),
+            duel(EDM(), "gradient-estimation", "ddim", nfe, "log-snr")) for nfe in (5, 10)),
     Claim("euler", "is of order 1", orders(EDM(), "euler")),
     Claim("euler", "is ddim where alpha and sigma are straight lines in time", _euler_is_ddim),
     Claim("heun", "is of order 2", orders(EDM(), "heun")),

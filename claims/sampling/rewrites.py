@@ -284,11 +284,9 @@ def _column(seed: int) -> Outcome:
 CLAIMS = (
     *(slow("dpm-solver-adaptive",
            f"of order {order} beats dpm-solver-{order} on even log-SNRs at equal mean evaluations",
-           _against_fixed(VP(), 64, order, 1e-2))
-      for order in (2, 3)),
+           _against_fixed(VP(), 64, order, 1e-2)) for order in (2, 3)),
     *(slow("dpm-solver-adaptive", f"of order {order} beats the generic pair at equal mean evaluations",
-           _against_rk(VP(), 64, order, 1e-2))
-      for order in (2, 3)),
+           _against_rk(VP(), 64, order, 1e-2)) for order in (2, 3)),
     slow("dpm-solver-adaptive", "beats dpm-solver-3 on even log-SNRs at equal mean evaluations on the embedded digits",
          _against_fixed("digits", 32, 3, 3e-2)),
     slow("rk-adaptive", "meets its tolerance of 1e-3 at the end point", _met),
@@ -308,8 +306,7 @@ CLAIMS = (
     Claim("adaptive-diffusion", "beats uniform skipping of ddim on uniform times, the paper's, on the mixture",
           _against_uniform(VP(), "ddim", 0.1, "uniform")),
     *(slow("adaptive-diffusion", f"beats uniform skipping of {solver} on the embedded digits",
-           _against_uniform("digits", solver, 0.2))
-      for solver in ("ddim", "dpmpp-2m")),
+           _against_uniform("digits", solver, 0.2)) for solver in ("ddim", "dpmpp-2m")),
     slow("dynamic-thresholding", "guided samples stay in the data's range",
          _compared(lambda x: float((x.abs() > 1 + 1e-4).double().mean()), "share of pixels out of range")),
     slow("dynamic-thresholding", "guided samples are nearer to the data's distribution",

@@ -19,7 +19,7 @@ from fewstep.processes.ddbm import DDBM
 from fewstep.processes.resshift import ResShift
 from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.learned_variance import chain_bound
-from fewstep.sampling.mcmc import Chains, denoising_mcmc
+from fewstep.sampling.mcmc import denoising_mcmc
 from fewstep.training.noise_classifier import exact_levels, noise_times, train_noise_classifier
 
 STEPS, SAMPLES = 10, 4096
@@ -113,30 +113,26 @@ def _spread(samples: Tensor) -> float:
     return float((counts[0] - counts[1]).abs().sum() / 2)
 
 
-def _compare(found: Chains, what: str, seed: int) -> Outcome:
+@experiment
+def _chains(seed: int, learned: bool) -> Outcome:
     model, n = mixture(VP()), 4096
+    way, options = ("learned", {}) if learned else ("exact", {"times": TIMES})
+    levels = exact_levels(model, TIMES)
+    if learned:
+        levels = train_noise_classifier(VP(), model.sample(20_000, seed + 2), TIMES, seed=seed)
+    found = denoising_mcmc(model, levels, 512, 8, seed=seed, dtype=F64, **options)
     ours = found.samples.reshape(n, 2)
     # heun's n steps make 2 n - 1 evaluations: no fewer than the chains'
     made = plan(VP(), "heun", math.ceil((found.nfe_per_sample + 1) / 2), "karras")
     theirs = made(model, Noise(seed).normal(0, (n, 2), "cpu", F64), dtype=F64)
     exact = model.sample(n, seed + 1)
     figures = [sliced(samples, exact) for samples in (ours, theirs)]
-    about = f"{what}, 512 chains of 8 samples, {found.nfe_per_sample:.2f} evaluations a sample, 24 levels from"
-    about += f" sigma/alpha = 1.5 to 0.02, 8-component mixture, vp; the modes' shares are off by {_spread(ours):.3f},"
+    about = f"{way} noise levels, 512 chains of 8 samples, {found.nfe_per_sample:.2f} evaluations a sample, 24 levels"
+    about += (
+        f" from sigma/alpha = 1.5 to 0.02, 8-component mixture, vp; the modes' shares are off by {_spread(ours):.3f},"
+    )
     about += f" heun's by {_spread(theirs):.3f}"
     return compared(figures, f"heun on karras times, {made.nfe} evaluations", about, unit=SLICED)
-
-
-def _by_density(seed: int) -> Outcome:
-    model = mixture(VP())
-    found = denoising_mcmc(model, exact_levels(model, TIMES), 512, 8, times=TIMES, seed=seed, dtype=F64)
-    return _compare(found, "exact noise levels", seed)
-
-
-def _by_classifier(seed: int) -> Outcome:
-    model = mixture(VP())
-    classifier = train_noise_classifier(VP(), model.sample(20_000, seed + 2), TIMES, seed=seed)
-    return _compare(denoising_mcmc(model, classifier, 512, 8, seed=seed, dtype=F64), "learned noise levels", seed)
 
 
 @experiment
@@ -181,8 +177,7 @@ CLAIMS = (
             stochastic_duel(VP(), method, "ddpm", 20, "log-snr"))
       for method in ("dpm-2-ancestral", "dpmpp-2s-ancestral")),
     *(Claim("bridge-hybrid", f"nearer the law of x0 given y than ancestral steps at {nfe}",
-            law_duel(DDBM(), "bridge-hybrid", "ddpm", nfe, "uniform"))
-      for nfe in (20, 40)),
+            law_duel(DDBM(), "bridge-hybrid", "ddpm", nfe, "uniform")) for nfe in (20, 40)),
     Claim("shift-ancestral", "is ResShift's chain number for number", _posterior),
     *(slow("brownian", f"keeps the picture of {solver} when its steps are doubled", _change(solver))
       for solver in ("dpmpp-2m-sde", "ddpm")),
@@ -195,14 +190,12 @@ CLAIMS = (
       for method, sentence, figure, unit in (
           ("ddpm-learned", "10 steps end nearer to the exact law", _distance, SLICED),
           ("chain-bound", "the bound on the likelihood of 10 steps is lower", _nats, "nats a point"),
-      )
-      for against, fraction in BOUNDS.items()),
-    slow("denoising-mcmc", "is nearer to the data's law than heun from noise at no fewer evaluations", _by_density),
-    slow("denoising-mcmc", "and so with a learned noise classifier", _by_classifier),
+      ) for against, fraction in BOUNDS.items()),
+    slow("denoising-mcmc", "is nearer to the data's law than heun from noise at no fewer evaluations", _chains(False)),
+    slow("denoising-mcmc", "and so with a learned noise classifier", _chains(True)),
     # The evaluations are those of predictor and corrector together: the clean end takes none.
     *(slow("pc", f"is nearer to the data's distribution than its predictor alone, {process.name}, {nfe} evaluations",
-           stochastic_duel(process, "pc", "ddpm", nfe, "log-snr"))
-      for process in (VP(), VE()) for nfe in (39, 199)),
+           stochastic_duel(process, "pc", "ddpm", nfe, "log-snr")) for process in (VP(), VE()) for nfe in (39, 199)),
     Claim("restart", "is of order 2 without restarts", orders(EDM(), "restart")),
     Claim("restart", "each round shrinks an error of the start as the theory says", _contraction),
     Claim("restart", "is nearer to the data's distribution than the ODE alone at equal evaluations", _restarted(1.0)),

@@ -90,6 +90,12 @@ def _endpoint(seed: int) -> Outcome:
 
 
 @functools.cache
+def _unseen(name: str, seed: int) -> Problem:
+    model, noises, _ = model_of(name)
+    return solve(model, seed, 2 * noises, TPE_UNSEEN, 100, F64 if name == "mixture" else torch.float32)
+
+
+@functools.cache
 @torch.no_grad()
 def _trials(name: str, seed: int, sampler: str) -> tuple[Job, float]:
     """The job and its plan's error on unseen noises."""
@@ -101,31 +107,19 @@ def _trials(name: str, seed: int, sampler: str) -> tuple[Job, float]:
         return job, score(job.best, model, _unseen(name, seed))
 
 
-@functools.cache
-def _unseen(name: str, seed: int) -> Problem:
-    model, noises, _ = model_of(name)
-    return solve(model, seed, 2 * noises, TPE_UNSEEN, 100, F64 if name == "mixture" else torch.float32)
-
-
-def _about(name: str) -> str:
-    _, noises, what = model_of(name)
-    return f"{TPE_NFE} evaluations, {what}; {TRIALS} trials on {noises} noises, {TPE_UNSEEN} unseen"
-
-
 @experiment
 @torch.no_grad()
-def _tpe_beats_dpmpp(seed: int, name: str) -> Outcome:
+def _tpe(seed: int, name: str, runs: int, rival: str) -> Outcome:
+    """Against another sampler of the same space, the mean of so many searches each, or against a solver."""
+    model, noises, what = model_of(name)
+    about = f"{TPE_NFE} evaluations, {what}; {TRIALS} trials on {noises} noises, {TPE_UNSEEN} unseen"
+    if rival == "random":
+        errors = [sum(_trials(name, seed + k, way)[1] for k in range(runs)) / runs for way in ("tpe", rival)]
+        about += f", mean of {runs} searches each" if runs > 1 else ""
+        return compared(errors, f"random search, {TRIALS} trials", about, unit=ENDPOINT)
     job, error = _trials(name, seed, "tpe")
-    theirs = score(plan(job.process, "dpmpp-2m", nfe=TPE_NFE, timesteps="log-snr"), job.model, _unseen(name, seed))
-    return Outcome(error, theirs, f"dpmpp-2m, times log-snr, {TPE_NFE} evaluations", _about(name), unit=ENDPOINT)
-
-
-@experiment
-def _tpe_beats_random(seed: int, name: str, runs: int) -> Outcome:
-    """The mean of so many searches each."""
-    errors = [sum(_trials(name, seed + k, sampler)[1] for k in range(runs)) / runs for sampler in ("tpe", "random")]
-    mean = f", mean of {runs} searches each" if runs > 1 else ""
-    return compared(errors, f"random search, {TRIALS} trials", _about(name) + mean, unit=ENDPOINT)
+    theirs = score(plan(job.process, rival, nfe=TPE_NFE, timesteps="log-snr"), model, _unseen(name, seed))
+    return Outcome(error, theirs, f"{rival}, times log-snr, {TPE_NFE} evaluations", about, unit=ENDPOINT)
 
 
 @functools.cache
@@ -190,9 +184,9 @@ CLAIMS = (
       for rule in ("karras", "log-snr")),
     slow("autodiffusion", "beats random search over the same times on the digits", _random),
     slow("autodiffusion", "blocks left out for more evaluations lower the distance", _masked),
-    *(slow("tpe", f"beats dpmpp-2m on log-snr times on the {name}", _tpe_beats_dpmpp(name))
+    *(slow("tpe", f"beats dpmpp-2m on log-snr times on the {name}", _tpe(name, 1, "dpmpp-2m"))
       for name in ("mixture", "digits")),
-    *(slow("tpe", f"beats random search over the same space on the {name}", _tpe_beats_random(name, runs))
+    *(slow("tpe", f"beats random search over the same space on the {name}", _tpe(name, runs, "random"))
       for name, runs in (("mixture", 4), ("digits", 1))),
     *(slow("usf", f"beats dpmpp-2m at {nfe} evaluations on the {name}", _beats_dpmpp(name, nfe))
       for name in ("mixture", "digits") for nfe in (5, 7)),

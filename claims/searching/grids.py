@@ -170,26 +170,21 @@ def _planned(seed: int) -> Outcome:
 
 CLAIMS = (
     *(Claim("aligner", f"lowers ddim's end point error at {nfe} evaluations",
-            contest(VP(), nfe, "aligner", RIVAL, **DDIM))
-      for nfe in (4, 6, 10)),
+            contest(VP(), nfe, "aligner", RIVAL, **DDIM)) for nfe in (4, 6, 10)),
     *(Claim("aligner", f"brings ddim's samples nearer to the data's distribution at {nfe} evaluations",
-            _distribution(nfe))
-      for nfe in (4, 10)),
+            _distribution(nfe)) for nfe in (4, 10)),
     slow("aligner", "as steps grow the fitted times return to the grid's", _returns),
     slow("aligner", "lowers ddim's end point error at 6 evaluations on the embedded digits",
          contest("digits", 6, "aligner", RIVAL, noises=32, **DDIM)),
     Claim("ays", "the paper's schedule samples the SDE better than hand-made ones at 10 evaluations", _ancestral),
     *(Claim("ays", f"the paper's schedule beats karras, log-snr and uniform times under {solver} at 10 evaluations",
-            contest(VP(), 10, "ays", _rivals(solver), solver=solver, floor=0.0))
-      for solver in ("ddim", "dpmpp-2m")),
+            contest(VP(), 10, "ays", _rivals(solver), solver=solver, floor=0.0)) for solver in ("ddim", "dpmpp-2m")),
     *(Claim("ays", f"with a floor of its own it beats dpmpp-2m at {nfe} evaluations",
-            contest(VP(), nfe, "ays", _rivals("dpmpp-2m")))
-      for nfe in (5, 8)),
+            contest(VP(), nfe, "ays", _rivals("dpmpp-2m"))) for nfe in (5, 8)),
     slow("ays", "with a floor of its own it beats dpmpp-2m at 8 evaluations on the embedded digits",
          contest("digits", 8, "ays", _rivals("dpmpp-2m"), noises=32)),
     *(Claim("dc-solver", f"is nearer to the reference than unipc-2 at {nfe} evaluations on {rule} times",
-            _fitted(VP(), nfe, rule), quick=nfe < 7)
-      for rule in ("uniform", "log-snr") for nfe in (5, 6, 7, 8)),
+            _fitted(VP(), nfe, rule), quick=nfe < 7) for rule in ("uniform", "log-snr") for nfe in (5, 6, 7, 8)),
     slow("dc-solver",
          "is nearer to the reference than unipc-2 at 6 evaluations on log-snr times of the embedded digits",
          _fitted("digits", 6, "log-snr", 32)),
@@ -203,8 +198,7 @@ CLAIMS = (
          contest("digits", 5, "gits", GITS_RIVAL, noises=32)),
     slow("gits", "three principal components hold the digits' trajectories", _flat),
     *(slow("ld3", f"learned times beat every hand-made grid of {solver} at {nfe} evaluations",
-           _best_grid(VP(), solver, nfe))
-      for solver in ("dpmpp-2m", "unipc-2") for nfe in (5, 8)),
+           _best_grid(VP(), solver, nfe)) for solver in ("dpmpp-2m", "unipc-2") for nfe in (5, 8)),
     slow("ld3", "learned times beat every hand-made grid of dpmpp-2m at 5 evaluations on the embedded digits",
          _best_grid("digits", "dpmpp-2m", 5, 32, iterations=30)),
     slow("ld3", "a teacher that may start nearby teaches better at 5 evaluations", _soft),

@@ -93,8 +93,7 @@ def _polynomial(seed: int) -> Outcome:
 CLAIMS = (
     Claim("admissible", "many steps fall by nu^(1/eta), the theorem's limit", _limit),
     *(Claim("admissible", f"suits {solver} better than equal steps over the whole range, at 6 evaluations",
-            rules(EDM(), "admissible", "log-snr", solver, 6))
-      for solver in ("ddim", "gradient-estimation")),
+            rules(EDM(), "admissible", "log-snr", solver, 6)) for solver in ("ddim", "gradient-estimation")),
     Claim("uniform", "its steps are equal in the process's time", _equal_steps),
     Claim("uniform", "suits the flow better than equal steps in log-SNR, at 10 evaluations of Euler",
           rules(Flow(), "uniform", "log-snr", "euler", 10)),

@@ -110,8 +110,7 @@ CLAIMS = (
     *(slow("hybrid-vlb", f"teaches a variance nearer to the optimal one than the {bound} bound",
            arms(_error, "learned", bound, f"the {bound} bound",
                 f"{objectives.ABOUT_CHAIN}; log(alpha / sigma) from -2 to 2.5",
-                unit="error of the log-variance against the exact optimum"))
-      for bound in ("lower", "upper")),
+                unit="error of the log-variance against the exact optimum")) for bound in ("lower", "upper")),
     slow("multiscale", "learns the coarse content of pictures better at equal steps",
          _against_pixels(_coarse, "held-out digits averaged to 2x2, log(alpha / sigma) from -3 to 1", "error of x0")),
     slow("multiscale", "samples digits better at equal steps",
