@@ -8,33 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.common import ENDPOINT, F64, SLICED, Outcome, Process, Run, compared, experiment, plan, sliced, tolerance
+from claims.claim import Outcome, Run, compared, experiment, tolerance
+from claims.common import ENDPOINT, F64, SLICED, plan, sliced
+from claims.parts import VP, Process
 from claims.problems import TOLERANCE, clock, distance, mixture, order, problem, stated
 from fewstep.core.methods import card
+
+USUAL = VP()  # of rows that name no process
 
 
 @experiment
 def duel(
-    seed: int,
-    where: Process | str,
-    ours: str,
-    theirs: str,
-    nfe: int,
-    timesteps: str,
-    their_timesteps: str | None = None,
+    seed: int, ours: str, theirs: str, nfe: int, timesteps: str = "log-snr", where: Process | str = USUAL
 ) -> Outcome:
     """End point errors of two solvers. The second gets as many evaluations as the first makes of its `nfe`."""
     on = problem(where, seed)
     first = plan(on.model.process, ours, timesteps=timesteps, nfe=nfe)
-    second = plan(on.model.process, theirs, timesteps=their_timesteps or timesteps, nfe=first.nfe)
-    grids = timesteps if their_timesteps is None else f"{timesteps} and {their_timesteps}"
-    mark = f"{theirs}, {their_timesteps}" if their_timesteps else theirs
-    about = f"{ours}, {first.nfe} evaluations, times {grids}, {on.about}"
-    return Outcome(on.error(first), on.error(second), f"{mark}, {second.nfe} evaluations", about, unit=ENDPOINT)
+    second = plan(on.model.process, theirs, timesteps=timesteps, nfe=first.nfe)
+    about = f"{ours}, {first.nfe} evaluations, times {timesteps}, {on.about}"
+    return Outcome(on.error(first), on.error(second), f"{theirs}, {second.nfe} evaluations", about, unit=ENDPOINT)
 
 
 @experiment
-def rules(seed: int, where: Process | str, ours: str, theirs: str, solver: str, nfe: int) -> Outcome:
+def rules(seed: int, ours: str, theirs: str, solver: str, nfe: int, where: Process | str = USUAL) -> Outcome:
     """End point errors of one solver on two timestep rules, at equal evaluations."""
     on = problem(where, seed)
     first, second = (plan(on.model.process, solver, timesteps=rule, nfe=nfe) for rule in (ours, theirs))
@@ -53,7 +49,7 @@ def processes(seed: int, ours: Process, theirs: Process, solver: str, nfe: int, 
 
 
 @experiment
-def orders(seed: int, process: Process, method: str) -> Outcome:
+def orders(seed: int, method: str, process: Process = USUAL) -> Outcome:
     """The furthest of a method's measured orders from the stated ones."""
     every = card(method, "solver")[0].facts.get("orders")
     names = [f"{method}-{p}" for p in every] if every else [method]
@@ -66,7 +62,13 @@ def orders(seed: int, process: Process, method: str) -> Outcome:
 
 @experiment
 def stochastic_duel(
-    seed: int, process: Process, ours: str, theirs: str, nfe: int, timesteps: str, spread: float = 1.0
+    seed: int,
+    ours: str,
+    theirs: str,
+    nfe: int,
+    timesteps: str = "log-snr",
+    process: Process = USUAL,
+    spread: float = 1.0,
 ) -> Outcome:
     """Sliced Wasserstein distances of two solvers from exact samples, beside that of exact samples from each other."""
     model, n = mixture(process), 4096

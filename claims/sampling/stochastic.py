@@ -174,8 +174,7 @@ def _corrector(seed: int) -> Outcome:
 
 CLAIMS = (
     *(Claim(method, "is nearer to the data's distribution than ancestral sampling at 20 evaluations",
-            stochastic_duel(VP(), method, "ddpm", 20, "log-snr"))
-      for method in ("dpm-2-ancestral", "dpmpp-2s-ancestral")),
+            stochastic_duel(method, "ddpm", 20)) for method in ("dpm-2-ancestral", "dpmpp-2s-ancestral")),
     *(Claim("bridge-hybrid", f"nearer the law of x0 given y than ancestral steps at {nfe}",
             law_duel(DDBM(), "bridge-hybrid", "ddpm", nfe, "uniform")) for nfe in (20, 40)),
     Claim("shift-ancestral", "is ResShift's chain number for number", _posterior),
@@ -195,13 +194,13 @@ CLAIMS = (
     slow("denoising-mcmc", "and so with a learned noise classifier", _chains(True)),
     # The evaluations are those of predictor and corrector together: the clean end takes none.
     *(slow("pc", f"is nearer to the data's distribution than its predictor alone, {process.name}, {nfe} evaluations",
-           stochastic_duel(process, "pc", "ddpm", nfe, "log-snr")) for process in (VP(), VE()) for nfe in (39, 199)),
-    Claim("restart", "is of order 2 without restarts", orders(EDM(), "restart")),
+           stochastic_duel("pc", "ddpm", nfe, process=process)) for process in (VP(), VE()) for nfe in (39, 199)),
+    Claim("restart", "is of order 2 without restarts", orders("restart", EDM())),
     Claim("restart", "each round shrinks an error of the start as the theory says", _contraction),
     Claim("restart", "is nearer to the data's distribution than the ODE alone at equal evaluations", _restarted(1.0)),
     Claim("restart", "and when the initial noise is 1.5 times too wide", _restarted(1.5)),
     *(Claim("sa-solver", f"is nearer to the data's distribution than {name} at 20 evaluations",
-            stochastic_duel(VP(), "sa-solver", rival, 20, "log-snr"))
+            stochastic_duel("sa-solver", rival, 20))
       for rival, name in (("ddpm", "ancestral sampling"), ("dpmpp-2m-sde", "dpmpp-2m-sde"))),
     Claim("sa-solver", "without noise the corrector pays, at no evaluation more", _corrector),
 )  # fmt: skip
