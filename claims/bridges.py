@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,13 +42,7 @@ class Units:
         rows = torch.eye((draws + 1) * D, dtype=F64).reshape(-1, draws + 1, D)
         self.rows = torch.cat([rows, torch.zeros(1, draws + 1, D, dtype=F64)])
 
-    def normal(
-        self,
-        draw: int,
-        shape: tuple[int, ...] = (),
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = F64,
-    ) -> Tensor:
+    def normal(self, draw: int, shape: Any = (), device: Any = "cpu", dtype: Any = F64) -> Tensor:
         """The rows `(N, D)` of one draw."""
         return self.rows[:, draw]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from claims.claim import Claim, Outcome, compared, experiment, slow
 from claims.common import ENDPOINT, F64, endpoint_error, gap, plan
-from claims.parts import Discrete, Noise, Plan
+from claims.parts import Discrete, Noise
 from claims.problems import Problem, problem
-from claims.trained import NetworkDenoiser, fresh
+from claims.trained import fresh
 from fewstep.hub.checkpoints import load_checkpoint
 from fewstep.hub.models import load
 from fewstep.hub.onnx import export_onnx, load_onnx
@@ -96,15 +97,6 @@ def _same(seed: int) -> Outcome:
     return Outcome(float(off.max()), 1e-5, "a tolerance", f"{on.name}, unipc-3, {EVALUATIONS} steps")
 
 
-def _onnx(made: Plan, model: NetworkDenoiser, folder: Path) -> Callable[..., Tensor]:
-    opened = load_onnx(export_onnx(model, folder / "digits.onnx"))
-    return lambda noise, seed, **condition: made(opened, noise, seed=seed, **condition)
-
-
-def _program(made: Plan, model: NetworkDenoiser, folder: Path) -> Callable[..., Tensor]:
-    return load_program(export_program(made, model, folder / "digits.pt2"))
-
-
 @experiment
 def _agrees(seed: int, export: Callable[..., Any], solver: str, n: int, steps: int, limit: float, unit: str) -> Outcome:
     """Samples of what was exported, for label 3, against torch's."""
@@ -141,8 +133,10 @@ CLAIMS = (
          _more_accurate),
     slow("diffusers-scheduler", "gives the plan's own samples, corrector included", _same),
     slow("onnx", "ONNX Runtime's samples agree with torch's",
-         _agrees(_onnx, "dpmpp-3m", 5, 8, 1e-4, "largest difference from torch")),
+         _agrees(lambda made, model, at: functools.partial(made, load_onnx(export_onnx(model, at / "digits.onnx"))),
+                 "dpmpp-3m", 5, 8, 1e-4, "largest difference from torch")),
     slow("program", "a stochastic plan exported with its network gives the plan's samples",
-         _agrees(_program, "dpmpp-2m-sde", 3, 4, 1e-5, "largest difference")),
+         _agrees(lambda made, model, at: load_program(export_program(made, model, at / "digits.pt2")),
+                 "dpmpp-2m-sde", 3, 4, 1e-5, "largest difference")),
     slow("diffusers-schedule", "the grid has the noise levels of diffusers' own", _levels),
 )  # fmt: skip

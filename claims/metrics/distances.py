@@ -11,7 +11,7 @@ from claims.claim import Claim, Outcome, compared, tolerance
 from claims.common import F64, endpoint_error, frechet, plan, sliced_wasserstein
 from claims.parts import EDM, VP, Flow, GaussianMixture, Noise
 from claims.problems import mixture, problem
-from claims.transports import BEND, noises
+from claims.training.transport import BEND, noises
 from fewstep.metrics.curvature import curvature
 from fewstep.metrics.frechet import gaussian_frechet
 from fewstep.metrics.precision_recall import precision_recall

@@ -55,12 +55,6 @@ def held_out(model: NetworkDenoiser, rows: slice = slice(None)) -> Tensor:
     return level_losses(model, digits("validation")[rows], LEVELS, seed=99)
 
 
-def by_cluster(losses: Tensor) -> Tensor:
-    """Mean loss of each cluster, (4,)."""
-    number = cluster_of(LEVELS, cuts())
-    return torch.stack([losses[number == c].mean() for c in range(CLUSTERS)])
-
-
 def _brute_force(seed: int) -> Outcome:
     """The largest difference of the programme's cost from the least over all ways to cut twelve points."""
 
@@ -142,7 +136,8 @@ def _each(method: str) -> Run:
     """The geometric mean over clusters counts a relative gain alike in each."""
 
     def figure(which: str | None, number: int) -> float:
-        return float(by_cluster(losses(which, number)).log().mean().exp())
+        every, cluster = losses(which, number), cluster_of(LEVELS, cuts())
+        return float(torch.stack([every[cluster == c].mean() for c in range(CLUSTERS)]).log().mean().exp())
 
     about, unit = f"{WHAT}, {CLUSTERS} clusters by log-SNR", "geometric mean of the clusters' held-out losses"
     return arms(figure, method, None, AGAINST, about, unit=unit)

@@ -14,7 +14,7 @@ from claims.common import F64, SLICED, plan, sliced, sliced_wasserstein
 from claims.parts import EDM, Discrete, GaussianMixture, Noise
 from claims.problems import mixture
 from claims.trained import MLP, NetworkDenoiser, NoiseLevels, Objective, fit, fresh
-from claims.transports import TRUTH_SEED, W2, N, noises, wasserstein
+from claims.training.transport import TRUTH_SEED, W2, N, noises, wasserstein
 from fewstep.data.pyramid import Pyramid, scaled
 from fewstep.processes.restoration_chain import RestorationChain
 from fewstep.training.ambient import Ambient, MixedQuality, ambient_pair

@@ -213,10 +213,6 @@ def _redder(x: Tensor, text: Tensor) -> Tensor:
     return (x[:, 0] - x[:, 2]).flatten(1).mean(1)
 
 
-def _bluer(x: Tensor, text: Tensor) -> Tensor:
-    return -_redder(x, text)
-
-
 @functools.cache
 def _captions(split: str, count: int) -> tuple[str, ...]:
     return tuple(shapes.captions(torch.arange(count), split))
@@ -255,7 +251,7 @@ def _held_out(seed: int) -> Outcome:
 def _between(seed: int) -> Outcome:
     """Red minus blue of the pictures of encoders between one tuned to be bluer and one to be redder."""
     captions, colour = list(_captions("validation", CAPTIONS)), []
-    blue, red = (_encoder(reward, seed, 0.0) for reward in (_bluer, _redder))
+    blue, red = (_encoder(reward, seed, 0.0) for reward in (lambda x, text: -_redder(x, text), _redder))
     for share in SHARES:
         x = _pictures(interpolate_encoders(blue, red, share), captions, seed)
         colour.append(float(_redder(x, x).mean()))
