@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from claims.claim import Outcome, compared, experiment
-from claims.common import ENDPOINT, F64, endpoint_error, plan, sliced
+from claims.common import ENDPOINT, F64, SLICED, endpoint_error, plan, sliced
 from claims.parts import Flow, GaussianMixture, Noise, Plan
 from claims.trained import MLP, fit
 from fewstep.denoisers.gaussian_bridge import GaussianBridge
@@ -22,7 +22,6 @@ from fewstep.processes.interpolants import Interpolant
 D = 4  # numbers of a sample
 _MEANS, _VARIANCES = torch.tensor([[1.0, 1], [-1, 0.5], [0, -1.2]]), torch.tensor([0.03, 0.06, 0.04])
 DATA = GaussianMixture(torch.tensor([1.0, 2, 1]), _MEANS, _VARIANCES, Flow())
-FLOOR = "1.5 times the most of five sets of exact samples"
 OTHER = GaussianMixture(torch.ones(2), torch.tensor([[1.5, 0], [-1.5, 0.3]]), torch.tensor([0.2, 0.1]), Flow())
 
 
@@ -108,6 +107,17 @@ def ends(seed: int, n: int = 256) -> tuple[Tensor, Tensor]:
 def distance(samples: Tensor, seed: int) -> float:
     """Sliced Wasserstein distance from as many exact samples of the data."""
     return sliced(samples, DATA.sample(len(samples), seed + 1000))
+
+
+@experiment
+def law_between(seed: int, path: str, latent: str, solver: str, steps: int, about: str, **options: float) -> Outcome:
+    """How far a solver's samples are from the data, beside exact samples, with the exact fields."""
+    model, n = between(path, latent), 2048
+    floor = max(distance(DATA.sample(n, seed + i), seed) for i in range(1, 6))
+    made = plan(model.process, solver, steps, "uniform", **options)
+    ours = distance(made(model, OTHER.sample(n, seed + 9), seed=seed, dtype=F64), seed)
+    against = "1.5 times the most of five sets of exact samples"
+    return Outcome(ours, 1.5 * floor, against, about, unit=SLICED)
 
 
 @functools.cache

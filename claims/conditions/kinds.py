@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -24,11 +25,9 @@ WORDS = ("a", "red", "blue", "circle", "square")
 def _accepted(check: Callable[[Any], Tensor], values: Sequence[Any]) -> int:
     count = 0
     for value in values:
-        try:
+        with suppress(ValueError, TypeError, RuntimeError):
             check(value)
             count += 1
-        except (ValueError, TypeError, RuntimeError):
-            pass
     return count
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from claims.common import F64, VP, Claim, Denoiser, GaussianMixture, Outcome, Prediction, compared, sample, slow
+from claims.claim import Claim, Outcome, compared, experiment, slow
+from claims.common import F64, sample
+from claims.parts import VP, Denoiser, GaussianMixture, Prediction
 from fewstep.conditions.label import Label
 from fewstep.data import shapes
 from fewstep.data.digits import load as load_digits
@@ -56,14 +59,10 @@ def _samples(scale: float, seed: int) -> Tensor:
     return sample(guided, N, steps=STEPS, solver="dpmpp-3m", seed=seed, label=1, dtype=F64)
 
 
-def _class(seed: int) -> Outcome:
-    figures = [float(_posterior(_samples(scale, seed), 1).mean()) for scale in (SCALE, 1.0)]
-    return compared(figures, "scale 1", ABOUT, "high", "mean probability of the label")
-
-
-def _spread(seed: int) -> Outcome:
-    figures = [float(_samples(scale, seed).std(0).mean()) for scale in (SCALE, 1.0)]
-    return compared(figures, "scale 1", ABOUT, "low", "standard deviation")
+@experiment
+def _guided(seed: int, figure: Callable[[Tensor], Tensor], better: str, unit: str) -> Outcome:
+    figures = [float(figure(_samples(scale, seed)).mean()) for scale in (SCALE, 1.0)]
+    return compared(figures, "scale 1", ABOUT, better, unit)
 
 
 def _order(seed: int) -> Outcome:
@@ -107,8 +106,9 @@ def _digits(seed: int) -> Outcome:
 
 
 CLAIMS = (
-    Claim("cfg", "guided samples are surer to be of their label", _class),
-    Claim("cfg", "and vary less, which is the price", _spread),
+    Claim("cfg", "guided samples are surer to be of their label",
+          _guided(lambda x: _posterior(x, 1), "high", "mean probability of the label")),
+    Claim("cfg", "and vary less, which is the price", _guided(lambda x: x.std(0), "low", "standard deviation")),
     slow("cfg", "at scale 4 and ten steps the first order shows more captions than the third", _order),
     slow("known", "the rest is drawn to fit what is known", _conditional),
     slow("known", "digits completed from their upper half are the right ones more often", _digits),

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from claims.bridges import DATA, FLOOR, OTHER, between, distance, ends, largest, law_duel, ode_duel
+from claims.bridges import DATA, OTHER, between, ends, largest, law_between, law_duel, ode_duel
 from claims.claim import Claim, Outcome, Run, arms, compared, experiment, slow, tolerance
-from claims.common import ENDPOINT, F64, SLICED, endpoint_error, plan, sample
+from claims.common import ENDPOINT, F64, endpoint_error, plan, sample
 from claims.duels import formulas, identities
 from claims.parts import VP
 from claims.problems import clock
@@ -72,15 +72,6 @@ def _targets(seed: int) -> Outcome:
     about = "predicting the difference, mlp of width 48, 1000 steps of 256 pairs, t from 0.02 to 0.98"
     unit = "squared error of the difference, relative to its variance"
     return arms(figure, "flow", "x0", "predicting x0", about, unit=unit)(seed)
-
-
-@experiment
-def _law(seed: int, path: str, latent: str) -> Outcome:
-    model, n = between(path, latent), 2048
-    floor = max(distance(DATA.sample(n, seed + i), seed) for i in range(1, 6))
-    x = plan(model.process, "vab-3", 30, "uniform")(model, OTHER.sample(n, seed + 9), dtype=F64)
-    about = f"{path} with latent {latent}, vab-3, 30 even steps, {n} samples between two mixtures in the plane"
-    return Outcome(distance(x, seed), 1.5 * floor, FLOOR, about, unit=SLICED)
 
 
 def _sde(seed: int) -> Outcome:
@@ -148,11 +139,6 @@ def _trajectory(seed: int) -> Outcome:
     return tolerance(worst, 1e-6, "RDDM's steps with DDPM's coefficients against DDIM's, 20 steps, 64 trajectories")
 
 
-def _half(seed: int) -> Outcome:
-    error = abs(2 * VP().alpha(Resfusion().t_max) - 1)
-    return tolerance(error, 1e-6, "coefficient of the data at the start", "|2 A - 1|")
-
-
 def _oracle(seed: int) -> Outcome:
     """DDPM's posterior means with the true resnoise in place of eps, 12 steps from half way."""
     process, base = Resfusion(), VP()
@@ -187,7 +173,9 @@ CLAIMS = (
     slow("iadb", "learns the difference better by predicting it than by predicting x0", _targets),
     Claim("interpolant", "its formulas agree with each other",
           formulas(TRIGONOMETRIC, "sigma against sin", lambda p, t: p.sigma(t) - torch.sin(math.pi * t / 2))),
-    *(slow("interpolant", f"takes one mixture to another by the ODE: {path}, latent {latent}", _law(path, latent))
+    *(slow("interpolant", f"takes one mixture to another by the ODE: {path}, latent {latent}",
+           law_between(path, latent, "vab-3", 30, f"{path} with latent {latent}, vab-3, 30 even steps, 2048 samples"
+                       " between two mixtures in the plane"))
       for path, latent in (
           ("linear", "zero"), ("linear", "brownian"), ("trigonometric", "quadratic"), ("encoding-decoding", "sin2"),
       )),
@@ -209,7 +197,9 @@ CLAIMS = (
     Claim("rddm", "unipc comes nearer the law of x0 given y than the paper's sampler at 10 evaluations",
           law_duel(RDDM(), "unipc", "ddim", 10, "log-snr")),
     Claim("residual", "with DDPM's coefficients RDDM takes DDIM's trajectory", _trajectory),
-    Claim("resfusion", "starts where the data's coefficient is 0", _half),
+    Claim("resfusion", "starts where the data's coefficient is 0",
+          lambda seed: tolerance(abs(2 * VP().alpha(Resfusion().t_max) - 1), 1e-6,
+                                 "coefficient of the data at the start", "|2 A - 1|")),
     Claim("resfusion", "the true resnoise leads back to the data", _oracle),
     Claim("resfusion", "at 5 evaluations unipc comes nearer the law of x0 given y than the paper's sampler",
           law_duel(Resfusion(), "unipc", "ddpm", 5, "log-snr")),

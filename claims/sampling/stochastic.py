@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from claims.bridges import DATA, FLOOR, OTHER, D, between, distance, law_duel, learned, pairs
+from claims.bridges import OTHER, D, distance, law_between, law_duel, learned, pairs
 from claims.claim import Claim, Outcome, arms, compared, experiment, slow, tolerance
 from claims.common import ENDPOINT, F64, SLICED, gap, plan, sliced
 from claims.duels import orders, stochastic_duel
@@ -72,19 +72,7 @@ def _better(seed: int) -> Outcome:
     return Outcome(errors[0], errors[1], "one step", "error of the standard deviation, a model that errs by t / 100")
 
 
-@experiment
-def _law(seed: int, epsilon: float) -> Outcome:
-    model, n = between("linear", "quadratic"), 2048
-    floor = max(distance(DATA.sample(n, seed + i), seed) for i in range(1, 6))
-    made = plan(model.process, "interpolant-sde", 100, "uniform", epsilon=epsilon)
-    ours = distance(made(model, OTHER.sample(n, seed + 9), seed=seed, dtype=F64), seed)
-    about = f"epsilon = {epsilon:g} gamma^2, quadratic latent, 100 even steps, {n} samples, exact fields"
-    return Outcome(ours, 1.5 * floor, FLOOR, about, unit=SLICED)
-
-
 def _learned(seed: int) -> Outcome:
-    """The same network, once with the diffusion and once without."""
-
     def figure(c: float, s: int) -> float:
         model, x1 = learned(s, 800), OTHER.sample(2048, s + 9)
         made = plan(model.process, "interpolant-sde", 50, "uniform", epsilon=c)
@@ -181,7 +169,10 @@ CLAIMS = (
     *(slow("brownian", f"keeps the picture of {solver} when its steps are doubled", _change(solver))
       for solver in ("dpmpp-2m-sde", "ddpm")),
     Claim("multistep-consistency", "a second step mends what a rough model does in one", _better),
-    *(slow("interpolant-sde", f"keeps the law at epsilon = {c:g} gamma^2", _law(c)) for c in (0.0, 1.0, 5.0)),
+    *(slow("interpolant-sde", f"keeps the law at epsilon = {c:g} gamma^2",
+           law_between("linear", "quadratic", "interpolant-sde", 100, epsilon=c,
+                       about=f"epsilon = {c:g} gamma^2, quadratic latent, 100 even steps, 2048 samples, exact fields"))
+      for c in (0.0, 1.0, 5.0)),
     slow("interpolant-sde", "makes up for a learned field's errors by its diffusion", _learned),
     *(slow(method, f"{sentence} than with {against}",
            arms(figure, None, fraction, against, f"{ABOUT_CHAIN}; {STEPS} steps, times log-snr, {SAMPLES} points",
