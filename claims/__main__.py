@@ -32,7 +32,7 @@ def measure(claim: Claim) -> dict[str, Any]:
     return {
         "method": claim.method,
         "claim": claim.sentence,
-        "file": f"claims/{claim.card.file.removeprefix('fewstep/')}",
+        "file": claim.file,
         "ours": outcome.ours,
         "theirs": outcome.theirs,
         "against": outcome.against,

@@ -1,6 +1,6 @@
 """What a claim is, and how the claims are found.
 
-A file `claims/ROOM/FILE.py` answers for the methods of `fewstep/ROOM/FILE.py`. It holds a tuple `CLAIMS`.
+A file `claims/ROOM/TOPIC.py` answers for methods of `fewstep/ROOM`. It holds a tuple `CLAIMS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -52,6 +52,9 @@ class Outcome:
         return self.ours < self.theirs if self.better == "low" else self.ours > self.theirs
 
 
+Run = Callable[[int], Outcome]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence about a registered method and the experiment `run(seed)` that decides it.
@@ -63,9 +66,10 @@ class Claim:
 
     method: str
     sentence: str
-    run: Callable[[int], Outcome]
+    run: Run
     quick: bool = True
     seed: int = 0
+    file: str = ""  # where it was collected from
 
     @property
     def card(self) -> Method:
@@ -76,27 +80,31 @@ class Claim:
         return f"{self.method}: {self.sentence}"
 
 
+slow = functools.partial(Claim, quick=False)
+
+
 def files() -> list[Path]:
     """The claim files, in order of their paths."""
     return sorted(path for path in FOLDER.rglob("*.py") if path.parent != FOLDER)
 
 
 def collect(words: list[str] | None = None) -> list[Claim]:
-    """All claims, or those whose method or file contains one of the words, sorted by file, method and sentence."""
+    """All claims, or those whose method, its file or their own contains one of the words, sorted by these."""
     found: list[Claim] = []
     for path in files():
         module = import_module(".".join(path.relative_to(FOLDER.parent).with_suffix("").parts))
-        found += module.CLAIMS
+        found += [replace(claim, file=path.relative_to(FOLDER.parent).as_posix()) for claim in module.CLAIMS]
     words = [word.lower() for word in words or []]
-    kept = [claim for claim in found if not words or any(word in f"{claim.method} {claim.card.file}" for word in words)]
+    about = {claim.name: f"{claim.method} {claim.card.file} {claim.file}" for claim in found}
+    kept = [claim for claim in found if not words or any(word in about[claim.name] for word in words)]
     return sorted(kept, key=lambda claim: (claim.card.file, claim.method, claim.sentence))
 
 
-def experiment(measure: Callable[Concatenate[int, P], Outcome]) -> Callable[P, Callable[[int], Outcome]]:
+def experiment(measure: Callable[Concatenate[int, P], Outcome]) -> Callable[P, Run]:
     """`measure(seed, *row)` as `measure(*row)`, the `run` of a claim: a row of a table says everything but the seed."""
 
     @functools.wraps(measure)
-    def row(*args: P.args, **options: P.kwargs) -> Callable[[int], Outcome]:
+    def row(*args: P.args, **options: P.kwargs) -> Run:
         return lambda seed: measure(seed, *args, **options)
 
     return row
@@ -113,28 +121,19 @@ def tolerance(worst: float, limit: float, conditions: str, unit: str = "largest 
     return Outcome(worst, limit, "tolerance", conditions, unit=unit)
 
 
+@experiment
 def over_seeds(
     seed: int, run: Callable[[int], Sequence[float]], against: str, conditions: str, better: str = "low", unit: str = ""
 ) -> Outcome:
     """`run(seed)` gives both figures; their means over three seeds, with their standard deviations."""
-    pairs = [run(number) for number in (seed, seed + 1, seed + 2)]
-    ours, theirs = ([float(pair[side]) for pair in pairs] for side in (0, 1))
-    mean, spread = (
-        [statistics.fmean(side) for side in (ours, theirs)],
-        (statistics.stdev(ours), statistics.stdev(theirs)),
-    )
-    return Outcome(mean[0], mean[1], against, f"{conditions}; mean of {len(pairs)} seeds", better, unit, spread)
+    sides = list(zip(*(map(float, run(number)) for number in (seed, seed + 1, seed + 2)), strict=True))
+    (ours, theirs), (first, second) = map(statistics.fmean, sides), map(statistics.stdev, sides)
+    return Outcome(ours, theirs, against, f"{conditions}; mean of 3 seeds", better, unit, (first, second))
 
 
 def arms(
-    seed: int,
-    figure: Callable[[Any, int], float],
-    ours: Any,
-    theirs: Any,
-    against: str,
-    conditions: str,
-    better: str = "low",
+    figure: Callable[[Any, int], float], ours: Any, theirs: Any, against: str, conditions: str, better: str = "low",
     unit: str = "",
-) -> Outcome:
+) -> Run:  # fmt: skip
     """`figure(arm, seed)` of two arms of one training, by name: their means over three seeds."""
-    return over_seeds(seed, lambda s: [figure(arm, s) for arm in (ours, theirs)], against, conditions, better, unit)
+    return over_seeds(lambda s: [figure(arm, s) for arm in (ours, theirs)], against, conditions, better, unit)

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from claims.common import ENDPOINT, F64, Outcome, Process, compared, experiment, plan, sliced_wasserstein, tolerance
+from claims.claim import Outcome, Run, compared, experiment, tolerance
+from claims.common import ENDPOINT, F64, SLICED, plan, sliced
+from claims.parts import VP, Process
 from claims.problems import TOLERANCE, clock, distance, mixture, order, problem, stated
 from fewstep.core.methods import card
+
+USUAL = VP()  # of rows that name no process
 
 
 @experiment
 def duel(
-    seed: int,
-    where: Process | str,
-    ours: str,
-    theirs: str,
-    nfe: int,
-    timesteps: str,
-    their_timesteps: str | None = None,
+    seed: int, ours: str, theirs: str, nfe: int, timesteps: str = "log-snr", where: Process | str = USUAL
 ) -> Outcome:
     """End point errors of two solvers. The second gets as many evaluations as the first makes of its `nfe`."""
     on = problem(where, seed)
     first = plan(on.model.process, ours, timesteps=timesteps, nfe=nfe)
-    second = plan(on.model.process, theirs, timesteps=their_timesteps or timesteps, nfe=first.nfe)
-    grids = timesteps if their_timesteps is None else f"{timesteps} and {their_timesteps}"
-    mark = f"{theirs}, {their_timesteps}" if their_timesteps else theirs
-    about = f"{ours}, {first.nfe} evaluations, times {grids}, {on.about}"
-    return Outcome(on.error(first), on.error(second), f"{mark}, {second.nfe} evaluations", about, unit=ENDPOINT)
+    second = plan(on.model.process, theirs, timesteps=timesteps, nfe=first.nfe)
+    about = f"{ours}, {first.nfe} evaluations, times {timesteps}, {on.about}"
+    return Outcome(on.error(first), on.error(second), f"{theirs}, {second.nfe} evaluations", about, unit=ENDPOINT)
 
 
 @experiment
-def rules(seed: int, where: Process | str, ours: str, theirs: str, solver: str, nfe: int) -> Outcome:
+def rules(seed: int, ours: str, theirs: str, solver: str, nfe: int, where: Process | str = USUAL) -> Outcome:
     """End point errors of one solver on two timestep rules, at equal evaluations."""
     on = problem(where, seed)
     first, second = (plan(on.model.process, solver, timesteps=rule, nfe=nfe) for rule in (ours, theirs))
@@ -51,7 +49,7 @@ def processes(seed: int, ours: Process, theirs: Process, solver: str, nfe: int, 
 
 
 @experiment
-def orders(seed: int, process: Process, method: str) -> Outcome:
+def orders(seed: int, method: str, process: Process = USUAL) -> Outcome:
     """The furthest of a method's measured orders from the stated ones."""
     every = card(method, "solver")[0].facts.get("orders")
     names = [f"{method}-{p}" for p in every] if every else [method]
@@ -64,16 +62,22 @@ def orders(seed: int, process: Process, method: str) -> Outcome:
 
 @experiment
 def stochastic_duel(
-    seed: int, process: Process, ours: str, theirs: str, nfe: int, timesteps: str, spread: float = 1.0
+    seed: int,
+    ours: str,
+    theirs: str,
+    nfe: int,
+    timesteps: str = "log-snr",
+    process: Process = USUAL,
+    spread: float = 1.0,
 ) -> Outcome:
     """Sliced Wasserstein distances of two solvers from exact samples, beside that of exact samples from each other."""
     model, n = mixture(process), 4096
-    floor = sliced_wasserstein(model.sample(n, seed + 2), model.sample(n, seed + 1), projections=64).value
+    floor = sliced(model.sample(n, seed + 2), model.sample(n, seed + 1))
     start = "" if spread == 1 else f", initial noise times {spread:g}"
     figures = [distance(process, solver, nfe, timesteps, seed, n, spread) for solver in (ours, theirs)]
     about = f"{ours}, {nfe} evaluations, times {timesteps}, 8-component mixture, {process.name}{start}, {n} samples;"
     about += f" exact samples have {floor:.2g}"
-    return compared(figures, f"{theirs}, {nfe} evaluations", about, unit="sliced Wasserstein distance")
+    return compared(figures, f"{theirs}, {nfe} evaluations", about, unit=SLICED)
 
 
 def inverse_error(process: Process, points: int = 201) -> float:
@@ -101,18 +105,21 @@ def derivative_error(process: Process, points: int = 201) -> float:
 def identities(process: Process, largest: float, what: str) -> Outcome:
     """The worst of an identity's error, the inverse's and the derivatives', against 1e-12."""
     inverse, derivative = inverse_error(process), derivative_error(process)
-    about = (
-        f"{what} {largest:.1g}, time(log_snr(t)) against t {inverse:.1g}, derivatives against autograd {derivative:.1g}"
-    )
+    about = f"{what} {largest:.1g}, time(log_snr(t)) against t {inverse:.1g}, derivatives against autograd"
+    about += f" {derivative:.1g}"
     return tolerance(max(largest, inverse, derivative), 1e-12, about)
 
 
 @experiment
-def formulas(seed: int, process: Process, error: Callable[[torch.Tensor], torch.Tensor], what: str) -> Outcome:
-    """`identities` where the identity is a difference that must vanish at all times of the clock."""
-    return identities(process, float(error(clock(process)).abs().max()), what)
+def formulas(
+    seed: int, process: Process, what: str, error: Callable[[Any, Tensor], Tensor | Sequence[Tensor]]
+) -> Outcome:
+    """`identities` where the identities are differences that must vanish at all times of the clock."""
+    found = error(process, clock(process))
+    errors = [found] if isinstance(found, Tensor) else found
+    return identities(process, max(float(each.abs().max()) for each in errors), what)
 
 
-def on_circle(process: Process) -> Callable[[int], Outcome]:
+def on_circle(process: Process) -> Run:
     """`formulas` of a process that preserves the variance."""
-    return formulas(process, lambda t: process.alpha(t) ** 2 + process.sigma(t) ** 2 - 1, "alpha^2 + sigma^2 against 1")
+    return formulas(process, "alpha^2 + sigma^2 against 1", lambda p, t: p.alpha(t) ** 2 + p.sigma(t) ** 2 - 1)

@@ -245,8 +245,7 @@ def both(
     options |= {"height": model.shape[1] * factor, "width": model.shape[2] * factor, "output_type": "pt"}
     theirs = pipeline(PROMPTS, latents=latents, num_inference_steps=steps, **options, **call).images
     guided = guide(model, "cfg", scale=scale, negative=condition)
-    ours = model.decode(made(guided, noise, text=PROMPTS, **condition))
-    return (ours / 2 + 0.5).clamp(0, 1), theirs
+    return (model.decode(made(guided, noise, text=PROMPTS, **condition)) / 2 + 0.5).clamp(0, 1), theirs
 
 
 def worst(kind: str, solver: str, steps: int = 5, scale: float = 4.0, **options: Any) -> float:

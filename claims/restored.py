@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from claims.common import EDM, Outcome, Plan, Process, arms, experiment, plan, sample
+from claims.common import EDM, Plan, Process, Run, arms, plan, sample
 from claims.trained import NetworkDenoiser, NoiseLevels, UNet, fit, fresh
 from fewstep.conditions.picture import Picture
 from fewstep.data import digits, photographs
@@ -50,6 +50,8 @@ SOLVERS = {
     "mean-reverting": ("ddim", "dpmpp-2m"),
     DIFFUSION: ("ddim", "dpmpp-2m", "heun"),
 }
+_DIGITS = (("channels", 1), ("size", 8), ("width", (16, 32)), ("attention", (4,)))
+_PHOTOGRAPHS = (("channels", 1), ("size", PATCH), ("patch", 2), ("width", (16, 32)), ("attention", (6,)))
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,6 @@ class Task:
         return y + self.noise * torch.randn(x.shape, generator=generator)
 
 
-_DIGITS = (("channels", 1), ("size", 8), ("width", (16, 32)), ("attention", (4,)))
-_PHOTOGRAPHS = (("channels", 1), ("size", PATCH), ("patch", 2), ("width", (16, 32)), ("attention", (6,)))
 TASKS = (
     Task("digits", 0.0, 0.5, 64, _DIGITS),
     Task("digits", 1.0, 0.05, 64, _DIGITS),
@@ -149,8 +149,7 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     return float((10 * torch.log10(4 / (x - truth).square().flatten(1).mean(1))).mean())
 
 
-@experiment
-def against_diffusion(seed: int, arm: str) -> Outcome:
+def against_diffusion(arm: str) -> Run:
     """Digits deblurred in 5 evaluations by a bridge and by a conditional diffusion, each by its best solver."""
     task = TASKS[1]
     x0, y = held_out(task)
@@ -162,4 +161,4 @@ def against_diffusion(seed: int, arm: str) -> Outcome:
     against = f"{DIFFUSION} (edm, y beside the state), the best of {', '.join(SOLVERS[DIFFUSION])}"
     about = f"{arm}, the best of {', '.join(SOLVERS[arm])}; {task.name}: blur of {task.blur:g} pixels and noise of"
     about += f" {task.noise:g}, small unet, {STEPS} steps of {task.batch}, {HELD_OUT} held-out pictures"
-    return arms(seed, best, arm, DIFFUSION, against, about, better="high", unit="PSNR, dB")
+    return arms(best, arm, DIFFUSION, against, about, better="high", unit="PSNR, dB")

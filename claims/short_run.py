@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from claims.common import F64, Noise, Outcome, compared, experiment, plan, tolerance
-from claims.trained import NetworkDenoiser
+from claims.trained import NetworkDenoiser, fresh
 from fewstep.training.ema import EMA
 from fewstep.training.recipe import Recipe
 from fewstep.training.state import TrainingState
@@ -81,10 +82,12 @@ def learns(seed: int, network: str) -> Outcome:
     return compared(losses, "untrained", f"{STEPS} steps of 64 digits, {weights(state)} weights", unit="held-out loss")
 
 
-def network_identities(network: torch.nn.Module, size: tuple[int, int], seed: int) -> Outcome:
+@experiment
+def alone(seed: int, make: Callable[..., torch.nn.Module], **options: Any) -> Outcome:
     """A sample's answer in a batch of five against its answer alone, weights moved off their zeros."""
     generator = torch.Generator().manual_seed(seed)
-    network = network.double().eval()
+    size = (8, 12)
+    network = fresh(make, seed, channels=3, size=size, classes=7, **options).double().eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=F64))
@@ -95,12 +98,10 @@ def network_identities(network: torch.nn.Module, size: tuple[int, int], seed: in
     if batch.shape != x.shape:
         raise ValueError(f"the network returned {tuple(batch.shape)} for {tuple(x.shape)}")
     about = f"3 channels of {size[0]}x{size[1]}, 7 classes and none, float64, random weights"
-    return tolerance(
-        float((batch - alone).abs().max() / batch.abs().max()), 1e-12, about, "largest relative difference"
-    )
+    off = float((batch - alone).abs().max() / batch.abs().max())
+    return tolerance(off, 1e-12, about, "largest relative difference")
 
 
 def samples(model: NetworkDenoiser, n: int, seed: int) -> torch.Tensor:
     """n samples, the classes in turn, by dpmpp-2m in 10 evaluations."""
-    noise = Noise(seed).normal(0, (n, 1, 8, 8))
-    return plan(model.process, "dpmpp-2m", 10)(model, noise, label=torch.arange(n) % 10)
+    return plan(model.process, "dpmpp-2m", 10)(model, Noise(seed).normal(0, (n, 1, 8, 8)), label=torch.arange(n) % 10)

@@ -91,15 +91,8 @@ def _with_statistics(problem: Problem, nfe: int, name: str) -> dict[str, Any]:
     process, known = problem.model.process, _STATISTICS[problem.name]
     made = {rule: plan(process, name, timesteps=rule, nfe=nfe, statistics=known) for rule in RULES}
     error, rule = min((problem.error(made[rule]), rule) for rule in RULES)
-    return {
-        "name": name,
-        "kind": "live",
-        "error": error,
-        "timesteps": rule,
-        "nfe": nfe,
-        "evaluations": 0,
-        "seconds": 0.0,
-    }
+    row = {"name": name, "kind": "live", "error": error, "timesteps": rule, "nfe": nfe}
+    return row | {"evaluations": 0, "seconds": 0.0}
 
 
 def _searched(problem: Problem, nfe: int, name: str) -> dict[str, Any] | None:

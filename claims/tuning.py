@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from claims.common import Denoiser, Noise, Plan, plan, sliced_wasserstein
+from claims.common import Denoiser, Noise, Plan, plan, sliced
 from claims.trained import NetworkDenoiser, UNet, fresh
 from fewstep.data import digits
 from fewstep.hub.models import load
@@ -45,7 +45,7 @@ def samples(model: Denoiser, made: Plan, count: int, seed: int, label: Tensor) -
 def class_distance(x: Tensor, label: Tensor, classes: Sequence[int] = range(10)) -> float:
     """Mean over classes of the sliced Wasserstein distance of the samples of a class from its training digits."""
     images, own = data()
-    parts = [sliced_wasserstein(x[label == k], images[own == k], projections=64).value for k in classes]
+    parts = [sliced(x[label == k], images[own == k]) for k in classes]
     return sum(parts) / len(parts)
 
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from claims.common import ENDPOINT, VP, Claim, Outcome, experiment
+from claims.common import ENDPOINT, VP, Outcome, experiment, slow
 from claims.problems import mixture
 from claims.restored import TASKS, plan_of, restorer
 from fewstep.acceleration.pipeline import Accelerated, accelerate
@@ -18,6 +18,8 @@ from fewstep.searching.evaluate import evaluate
 from fewstep.searching.reference import reference_plan
 
 EVALUATIONS, NOISES, ITERATIONS = 4, 640, 12
+BRIDGE_NOISES, BRIDGE_ITERATIONS, RESTORED = 256, 4, 128
+TASK = TASKS[0]  # digits under noise of 0.5
 
 
 @functools.cache
@@ -37,10 +39,6 @@ def _against(seed: int, role: str, against: str) -> Outcome:
     about = f"{EVALUATIONS} evaluations, 8-component mixture, vp, {found.figures['noises']['verdict']} unseen noises of"
     about += f" {NOISES}, {found.figures['searched']} plans searched, {ITERATIONS} iterations"
     return Outcome(ours, best[role], against, about, unit=ENDPOINT)
-
-
-BRIDGE_NOISES, BRIDGE_ITERATIONS, RESTORED = 256, 4, 128
-TASK = TASKS[0]  # digits under noise of 0.5
 
 
 def _pairs(split: str, seed: int) -> Dataset:
@@ -71,25 +69,25 @@ def _bridge(seed: int) -> tuple[dict[str, float], dict[str, float], dict[str, fl
 def _restores(seed: int, figure: str) -> Outcome:
     """The accelerated bridge beside ddim at as many evaluations, on pictures it has not seen."""
     ours, theirs, reference, name = _bridge(seed)
-    conditions = (
+    about = (
         f"{name}, {EVALUATIONS} evaluations, DDBM trained for 600 iterations, {RESTORED} held-out digits under noise of"
         f" 0.5; PSNR {ours['psnr']:.2f} dB, of ddim {theirs['psnr']:.2f}, of the reference {reference['psnr']:.2f};"
         f" {BRIDGE_NOISES} noises and {BRIDGE_ITERATIONS} iterations to learn"
     )
     against = f"ddim, {EVALUATIONS} evaluations, times uniform"
     if figure == "endpoint":
-        return Outcome(ours[figure], theirs[figure], against, conditions, unit=ENDPOINT)
+        return Outcome(ours[figure], theirs[figure], against, about, unit=ENDPOINT)
     off = [abs(value["psnr"] - reference["psnr"]) for value in (ours, theirs)]
-    return Outcome(off[0], off[1], against, conditions, unit="dB off the reference's PSNR")
+    return Outcome(off[0], off[1], against, about, unit="dB off the reference's PSNR")
 
 
 CLAIMS = (
-    Claim("accelerate", "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
-          _against("baseline", "ddim, 20 evaluations, times log-snr"), quick=False),
-    Claim("accelerate", "returns something better than every hand-made plan of 4 evaluations",
-          _against("candidate", "the best hand-made plan"), quick=False),
-    Claim("accelerate", "a bridge that denoises digits lands nearer to its own ODE's restoration than ddim",
-          _restores("endpoint"), quick=False),
-    Claim("accelerate", "a bridge that denoises digits keeps the PSNR of its own ODE better than ddim",
-          _restores("psnr"), quick=False),
+    slow("accelerate", "4 evaluations land nearer to the reference than 20 of ddim on log-SNR times",
+         _against("baseline", "ddim, 20 evaluations, times log-snr")),
+    slow("accelerate", "returns something better than every hand-made plan of 4 evaluations",
+         _against("candidate", "the best hand-made plan")),
+    slow("accelerate", "a bridge that denoises digits lands nearer to its own ODE's restoration than ddim",
+         _restores("endpoint")),
+    slow("accelerate", "a bridge that denoises digits keeps the PSNR of its own ODE better than ddim",
+         _restores("psnr")),
 )  # fmt: skip

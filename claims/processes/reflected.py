@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.bridges import largest
-from claims.common import F64, VP, Claim, Outcome, experiment, over_seeds, sample, tolerance
+from claims.common import F64, VP, Claim, Outcome, experiment, over_seeds, sample, slow, tolerance
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.denoisers.reflected import ReflectedDensity
 from fewstep.processes.reflected import Reflected, kernel
@@ -53,7 +53,7 @@ def _against_clipping(seed: int, solver: str) -> Outcome:
     floor = variation(density().sample(SAMPLES, seed))
     about = f"{solver}, {STEPS} steps, exact scores, density with its mass at the walls, {SAMPLES} samples in {BINS}"
     about += f" bins; exact samples have {floor:.2g}"
-    return over_seeds(seed, run, f"vp, clipped to [0, 1], {solver}, {STEPS} steps", about, unit="total variation")
+    return over_seeds(run, f"vp, clipped to [0, 1], {solver}, {STEPS} steps", about, unit="total variation")(seed)
 
 
 def _kernel(seed: int) -> Outcome:
@@ -80,7 +80,6 @@ def _uniform(seed: int) -> Outcome:
 CLAIMS = (
     Claim("reflected", "the kernel equals the sum over mirror images and the cosine series", _kernel),
     Claim("reflected", "the motion ends uniform on the cube, wherever it starts", _uniform),
-    *(Claim("reflected", f"closer in total variation than clipped VP where the mass is at the walls, {name}",
-            _against_clipping(solver), quick=False)
-      for name, solver in (("reverse SDE", "ddpm"), ("ODE", "ddim"))),
+    *(slow("reflected", f"closer in total variation than clipped VP where the mass is at the walls, {name}",
+           _against_clipping(solver)) for name, solver in (("reverse SDE", "ddpm"), ("ODE", "ddim"))),
 )  # fmt: skip

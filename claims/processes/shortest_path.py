@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from claims.bridges import largest
-from claims.common import F64, Answers, Claim, Cosine, Outcome, Process, arms, experiment, frechet, gap, plan, sample
-from claims.duels import identities
-from claims.problems import clock
+from claims.claim import Claim, Outcome, arms, experiment, slow
+from claims.common import F64, frechet, gap, plan, sample
+from claims.duels import formulas
+from claims.parts import Answers, Cosine, Process
 from claims.trained import MLP, CoordinateDenoiser, NetworkDenoiser, fit, fresh
 from fewstep.data.digits import load
 from fewstep.denoisers.coordinates import DCT
@@ -19,13 +19,6 @@ from fewstep.processes.shortest_path import ShortestPath, ShortestPathBand, radi
 SIDE = 16
 SHAPE = (1, 8, 8)
 STEPS, BATCH, SAMPLES = 800, 64, 1000
-
-
-def _band(seed: int) -> Outcome:
-    process = ShortestPathBand(variance=0.02)
-    t = clock(process)
-    line = process.alpha(t) ** 2 * 0.02 + process.sigma(t) ** 2
-    return identities(process, largest([line / 0.02 ** (1 - t) - 1]), "variance against lambda^(1 - t)")
 
 
 @functools.cache
@@ -90,19 +83,15 @@ def _frechet(kind: str, seed: int) -> float:
     return frechet(drawn.clamp(-1, 1), load("all")[0], "digits").value
 
 
-def _digits(seed: int) -> Outcome:
-    about = f"digits, perceptron of width 192 on pixels, {STEPS * BATCH} images seen, {SAMPLES} samples of ddim with 20"
-    about += " evaluations on uniform times"
-    against, unit = f"cosine, {STEPS * BATCH} images seen", "Frechet distance of digit features"
-    return arms(seed, _frechet, "shortest-path", "cosine", against, about, unit=unit)
-
-
 CLAIMS = (
-    Claim("shortest-path-band", "its formulas agree with each other and its log variance is a straight line", _band),
+    Claim("shortest-path-band", "its formulas agree with each other and its log variance is a straight line",
+          formulas(ShortestPathBand(variance=0.02), "variance against lambda^(1 - t)",
+                   lambda p, t: (p.alpha(t) ** 2 * 0.02 + p.sigma(t) ** 2) / 0.02 ** (1 - t) - 1)),
     Claim("shortest-path", "is shorter in the Fisher metric than a cosine schedule", _shortest),
     *(Claim("shortest-path", f"samples a power-law field more exactly than a cosine schedule, at {nfe} evaluations",
-            _few_steps(nfe))
-      for nfe in (4, 8, 16)),
-    Claim("shortest-path", "learns the digits better than a cosine schedule, at equal images seen",
-          _digits, quick=False),
+            _few_steps(nfe)) for nfe in (4, 8, 16)),
+    slow("shortest-path", "learns the digits better than a cosine schedule, at equal images seen", 
+         arms(_frechet, "shortest-path", "cosine", f"cosine, {STEPS * BATCH} images seen",
+              f"digits, perceptron of width 192 on pixels, {STEPS * BATCH} images seen, {SAMPLES} samples of ddim with"
+              " 20 evaluations on uniform times", unit="Frechet distance of digit features")),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Claims of fewstep/timesteps/rules.py."""
+"""Claims of the timestep rules."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import math
 
 import torch
 
-from claims.common import EDM, F64, VP, Claim, Discrete, Flow, Outcome, compared, experiment, tolerance
+from claims.common import EDM, F64, VP, Claim, Discrete, Flow, Outcome, compared, experiment, slow, tolerance
 from claims.duels import rules
+from fewstep.timesteps.admissible import admissible_step
 from fewstep.timesteps.grid import make_times
 
 STEPS = (2, 3, 5, 10, 20, 50)
 DDPM = Discrete.linear()
+
+
+def _limit(seed: int) -> Outcome:
+    """(1 - beta)^n against its limit nu^(-1/eta)."""
+    n, errors = 1_000_000, []
+    for eta, nu in ((0.05, 2.0), (0.1, 2.0), (0.3, 1.5)):
+        errors.append(abs(n * math.log1p(-admissible_step(n, eta, nu)) / (-math.log(nu) / eta) - 1))
+    return tolerance(max(errors), 1e-4, f"three pairs of eta and nu, {n} steps", "relative error")
 
 
 def _equal_steps(seed: int) -> Outcome:
@@ -82,36 +91,37 @@ def _polynomial(seed: int) -> Outcome:
 
 
 CLAIMS = (
+    Claim("admissible", "many steps fall by nu^(1/eta), the theorem's limit", _limit),
+    *(Claim("admissible", f"suits {solver} better than equal steps over the whole range, at 6 evaluations",
+            rules("admissible", "log-snr", solver, 6, EDM())) for solver in ("ddim", "gradient-estimation")),
     Claim("uniform", "its steps are equal in the process's time", _equal_steps),
     Claim("uniform", "suits the flow better than equal steps in log-SNR, at 10 evaluations of Euler",
-          rules(Flow(), "uniform", "log-snr", "euler", 10)),
+          rules("uniform", "log-snr", "euler", 10, Flow())),
     Claim("log-snr", "beats uniform under VP, at 10 evaluations of dpmpp-2m",
-          rules(VP(), "log-snr", "uniform", "dpmpp-2m", 10)),
+          rules("log-snr", "uniform", "dpmpp-2m", 10)),
     Claim("karras", "is equation 5 of the paper", _karras_formula),
     Claim("karras", "beats uniform under EDM, with 10 evaluations for Heun",
-          rules(EDM(), "karras", "uniform", "heun", 10)),
+          rules("karras", "uniform", "heun", 10, EDM())),
     Claim("karras", "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
-          rules(EDM(), "karras", "log-snr", "dpmpp-2m", 10)),
-    Claim("quadratic", "beats uniform under VP, at 10 evaluations of ddim",
-          rules(VP(), "quadratic", "uniform", "ddim", 10)),
-    Claim("short", "beats log-snr under VP, at 4 evaluations of dpmpp-2m",
-          rules(VP(), "short", "log-snr", "dpmpp-2m", 4)),
-    Claim("short", "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
-          rules("digits", "short", "log-snr", "dpmpp-2m", 4), quick=False),
+          rules("karras", "log-snr", "dpmpp-2m", 10, EDM())),
+    Claim("quadratic", "beats uniform under VP, at 10 evaluations of ddim", rules("quadratic", "uniform", "ddim", 10)),
+    Claim("short", "beats log-snr under VP, at 4 evaluations of dpmpp-2m", rules("short", "log-snr", "dpmpp-2m", 4)),
+    slow("short", "beats log-snr on the embedded digits, at 4 evaluations of dpmpp-2m",
+         rules("short", "log-snr", "dpmpp-2m", 4, "digits")),
     Claim("log-snr",
           "beats short under VP, at 20 evaluations of dpmpp-2m, where cutting the ends costs more than it saves",
-          rules(VP(), "log-snr", "short", "dpmpp-2m", 20)),
+          rules("log-snr", "short", "dpmpp-2m", 20)),
     Claim("exponential", "is log-snr under another name", _exponential),
     Claim("polyexponential", "log sigma follows a power of the step", _polynomial),
     Claim("polyexponential", "beats log-snr under EDM, at 10 evaluations of dpmpp-2m",
-          rules(EDM(), "polyexponential", "log-snr", "dpmpp-2m", 10)),
+          rules("polyexponential", "log-snr", "dpmpp-2m", 10, EDM())),
     Claim("beta", "places more of its times near both ends than equal steps do", _finer),
-    Claim("beta", "beats uniform under VP, at 10 evaluations of ddim", rules(VP(), "beta", "uniform", "ddim", 10)),
+    Claim("beta", "beats uniform under VP, at 10 evaluations of ddim", rules("beta", "uniform", "ddim", 10)),
     Claim("leading", "has the published steps", _conventions("leading")),
     Claim("linspace", "beats leading on DDPM's table, at 10 evaluations of ddim",
-          rules(DDPM, "linspace", "leading", "ddim", 10)),
+          rules("linspace", "leading", "ddim", 10, DDPM)),
     Claim("trailing", "has the published steps", _conventions("trailing")),
     Claim("trailing", "starts where the noise is, leading above it", _reach),
     Claim("trailing", "beats leading on DDPM's table, at 10 evaluations of ddim",
-          rules(DDPM, "trailing", "leading", "ddim", 10)),
+          rules("trailing", "leading", "ddim", 10, DDPM)),
 )  # fmt: skip
