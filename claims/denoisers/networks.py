@@ -22,8 +22,10 @@ from fewstep.denoisers.coordinates import DCT
 from fewstep.denoisers.interpolant import MixtureInterpolant
 from fewstep.denoisers.learned_variance import reverse_step
 from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable
+from fewstep.denoisers.restorer import Restorer
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.interpolants import Interpolant
+from fewstep.processes.restoration_chain import RestorationChain
 
 STEPS, BATCH = 500, 256
 BRIDGE_PROCESS = DDBM(EDM(sigma_max=10.0))
@@ -196,6 +198,19 @@ def _damped(seed: int, kind: str, sigmas: Sequence[float], unit: str) -> Outcome
     return compared(figures, f"a plain network that predicts {kind}", where, unit=unit)
 
 
+def _calls(seed: int) -> Outcome:
+    """Calls of the network for one batch of samples, less the levels of the chain."""
+    chain = RestorationChain((0.7, 0.4, 0.2, 0.1), (0.1, 0.3, 0.5, 0.7))
+    restorer = Restorer(fresh(MLP, seed, (D,), picture=2), chain, (D,), (2,))
+    calls: list[int] = []
+    handle = restorer.network.register_forward_hook(lambda *_: calls.append(1))
+    restorer.sample(64, seed)
+    handle.remove()
+    return tolerance(
+        abs(len(calls) - chain.levels), 0.5, f"{chain.levels} levels, 64 samples", "calls beside the levels"
+    )
+
+
 CLAIMS = (
     slow("bridge-network", "DDBM's preconditioning learns the exact denoiser faster",
          arms(_error, "bridge", "none", "the same network without preconditioning",
@@ -218,6 +233,7 @@ CLAIMS = (
               "a network of the mean alone", f"{ABOUT_CHAIN}; dpmpp-2m, 10 evaluations, 4096 samples", unit=SLICED)),
     Claim("masked", "blocks left out are identities; without masks it is the model bit for bit", _hooked),
     Claim("masked", "leaving blocks out saves operations", _cheaper),
+    Claim("restoring-generator", "samples in one call of the network per level of its chain", _calls),
     Claim("network", "EDM's preconditioning keeps its input and its target near unit variance", _unit_variance),
     Claim("network", "EDM's preconditioning does not amplify the network's errors in the noise",
           _damped("eps", SIGMAS, "largest change of x0 per change of the output")),

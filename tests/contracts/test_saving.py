@@ -241,7 +241,7 @@ def test_a_model_of_one_picture_keeps_its_pyramid(tmp_path):
     assert torch.equal(drawn[0], expected[0]) and torch.equal(drawn[1]["y"], expected[1]["y"])
 
 
-def test_a_restorer_comes_back_with_the_same_samples(tmp_path):
+def test_a_restorer_comes_back_with_the_same_samples(tmp_path):  # the method restoring-generator
     chain = RestorationChain((0.6, 0.3, 0.1), (0.1, 0.3, 0.6))
     torch.manual_seed(0)
     restorer = Restorer(MLP((2,), width=8, depth=1, picture=2), chain, (2,), (2,)).eval()
