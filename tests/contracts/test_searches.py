@@ -32,10 +32,10 @@ class TwoClasses(Denoiser):
         self.register_buffer("centres", centres)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> Prediction:
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        alpha, sigma = (level.reshape(-1, 1, 1) for level in (self.process.alpha(t), self.process.sigma(t)))
         spread = 0.16 * alpha**2 + sigma**2
         away = x[:, None] - alpha * self.centres[label].to(x)
-        share = (-away.square().sum(-1) / (2 * spread)).softmax(1)
+        share = (-away.square().sum(-1) / (2 * spread[..., 0])).softmax(1)
         x0 = (share[..., None] * (self.centres[label].to(x) + 0.16 * alpha / spread * away)).sum(1)
         return Prediction(x0, "x0", x, t, self.process)
 
