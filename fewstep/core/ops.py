@@ -98,17 +98,19 @@ def one_level(number: Number) -> float:
 
 
 def plus(a: Number, b: Number) -> Number:
-    if isinstance(a, float | int) and isinstance(b, float | int):
-        return a + b
-    bands = len(a if isinstance(a, tuple) else b)  # type: ignore[arg-type]  # one of them is a tuple
-    return per_band([in_band(a, k) + in_band(b, k) for k in range(bands)])
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        return per_band([in_band(a, k) + in_band(b, k) for k in range(_bands(a, b))])
+    return a + b
 
 
 def times(a: Number, b: Number) -> Number:
-    if isinstance(a, float | int) and isinstance(b, float | int):
-        return a * b
-    bands = len(a if isinstance(a, tuple) else b)  # type: ignore[arg-type]  # one of them is a tuple
-    return per_band([in_band(a, k) * in_band(b, k) for k in range(bands)])
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        return per_band([in_band(a, k) * in_band(b, k) for k in range(_bands(a, b))])
+    return a * b
+
+
+def _bands(*numbers: Number) -> int:
+    return max(len(number) for number in numbers if isinstance(number, tuple))
 
 
 def nonzero(number: Number) -> bool:

@@ -114,7 +114,7 @@ class Process:
 
     def config(self) -> dict[str, Any]:
         """JSON from which `process_from_config` rebuilds this process."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # the concrete ones are dataclasses
         values = {field.name: getattr(self, field.name) for field in fields}
         return {"process": self.name} | {  # lists for tuples, as JSON gives them back
             key: value.config() if isinstance(value, Process) else list(value) if isinstance(value, tuple) else value
@@ -136,7 +136,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     if "process" not in config:
         raise ValueError(f"a process configuration needs the key 'process', got {sorted(config)}")
     kind = find(config["process"], "process")
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # found by name: no type
     if extra := sorted(set(values) - known):
         raise ValueError(f"process {config['process']!r} has no parameter {extra[0]!r}; it has {sorted(known)}")
     return kind(**values)

@@ -24,6 +24,7 @@ SLOW = {
     "choose.md",
     "accelerate.md",
     "chapters/tasks.md",
+    "training.md",
 }
 NEEDS = {"bring.md": "diffusers", "diffusers.md": "diffusers", "tasks.md": "peft"}
 
