@@ -22,6 +22,7 @@ PICTURE = ROOT / "docs" / "images" / "digits.png"
 PAGES = ("README.md", "docs/choose.md")
 # A script of this folder that measures, and the pages that show it.
 MEASURED = {
+    "universal": ("docs/choose.md",),
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),

@@ -80,8 +80,11 @@ def _sides(nfes: tuple[int, ...], rows: list[Row]) -> str:
             if own is None or peer is None:
                 continue
             left, right = f"{own[0]:.2e} {_label(own[1], False)}", f"{peer[0]:.2e} {_label(peer[1])}"
-            cells.append([path, str(nfe), left, right, f"{own[0] / peer[0]:.2f}"])
-    return table(["path", "NFE", "fewstep", "best peer", "ratio"], cells)
+            auto = next((error for error, row in places if row["solver"] == adapter_fewstep.AUTO), None)
+            named = ["", ""] if auto is None else [f"{auto:.2e}", f"{auto / peer[0]:.2f}"]
+            cells.append([path, str(nfe), *named, left, right, f"{own[0] / peer[0]:.2f}"])
+    heads = ["path", "NFE", "nothing named", "times the best peer", "best of fewstep", "best peer", "ratio"]
+    return table(heads, cells)
 
 
 def _places(column: int, rows: list[Row]) -> str:

@@ -27,6 +27,7 @@ from fewstep.searching.candidates import _QUIET, _tried
 from fewstep.timesteps.grid import make_times
 
 NAME = "fewstep"
+AUTO = "auto"  # no solver named: what everybody gets
 RULES = ("log-snr", "karras", "quadratic", "short", "uniform", "admissible")
 STOCHASTIC_RULES = ("log-snr", "karras")
 ENDS = {"+0": "zero", "": "min"}
@@ -62,15 +63,15 @@ class Exact(Denoiser):
         return Prediction(a * x0 + b * eps, self.kind, x, t, self.process)
 
 
-def _rule(path: str, name: str) -> str | Callable[..., list[float]]:
+def _rule(path: str, name: str | None) -> str | Callable[..., list[float]] | None:
     """The rule's name; for the cosine table a function that lays it over the cut clock."""
-    if path != "cosine":
+    if path != "cosine" or name is None:
         return name
     return lambda process, steps, end: make_times(process_of(path, cut=True), steps, name, end)
 
 
 @functools.cache
-def _plan(path: str, solver: str, rule: str, nfe: int, end: str, options: tuple[tuple[str, Any], ...]) -> Plan | None:
+def _plan(path: str, solver: str, rule: str | None, nfe: int, end: str, options: tuple[tuple[str, Any], ...]) -> Plan | None:
     """The plan with the most steps within the budget; None where there is none, or none that comes near it."""
     try:
         made = plan(process_of(path), solver, timesteps=_rule(path, rule), nfe=nfe, end=end, **dict(options))
@@ -79,7 +80,7 @@ def _plan(path: str, solver: str, rule: str, nfe: int, end: str, options: tuple[
     return made if made.nfe >= nfe - 2 else None
 
 
-def _run(path: str, solver: str, rule: str, end: str, **options: float) -> Run:
+def _run(path: str, solver: str, rule: str | None, end: str, **options: float) -> Run:
     def run(problem: Problem, nfe: int) -> Outcome:
         made = _plan(path, solver, rule, nfe, end, tuple(options.items()))
         if made is None:
@@ -106,7 +107,8 @@ def solvers(path: str, stochastic: bool) -> list[Solver]:
             cases.append((name, {}))
         elif not stochastic and (options or not noisy):
             cases.append((name, options))
-    return [
+    nothing_named = [] if stochastic else [Solver(NAME, AUTO, "its own", _run(path, "auto", None, "zero"))]
+    return nothing_named + [
         Solver(
             NAME,
             " ".join([name, *(f"{key}={value:g}" for key, value in options.items())]),

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.methods import methods
 from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
 from fewstep.data.spec import Dataset
@@ -17,7 +19,7 @@ from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.candidates import Candidate
-from fewstep.searching.problem import Problem, own_data
+from fewstep.searching.problem import Problem, known_data, own_data
 from fewstep.searching.reference import reference_plan
 from fewstep.searching.shared import Ran, Runs
 
@@ -58,6 +60,9 @@ def _row(role: str, plan: Sampler, real: _Real) -> dict[str, Any]:
         "n": 0,
         "endpoint": None,
         "median": None,
+        "low": None,
+        "high": None,
+        "accuracy": None,
         "frechet": None,
         "frechet_against": real.name,
         "seconds": None,
@@ -71,11 +76,27 @@ def _measured(role: str, plan: Sampler, run: Ran, model: Denoiser, problem: Prob
         return row
     row["seconds"] = run.seconds
     distance = endpoint_error(run.samples, problem.reference)
-    row["endpoint"], row["median"] = distance.value, distance.median
+    row |= {"endpoint": distance.value, "median": distance.median, "low": distance.low, "high": distance.high}
     if len(problem) > run.samples[0].numel():  # a covariance from fewer samples than dimensions says little
         seen = model.decode(run.samples, **problem.condition) if real.data else run.samples
         row["frechet"] = frechet(seen.cpu(), real.images.cpu()).value
+    row["accuracy"] = _accuracy(model, run.samples, problem)
     return row
+
+
+def _accuracy(model: Denoiser, samples: Tensor, problem: Problem) -> float | None:
+    """The share of samples that are what was asked for, by the metric that knows the model's data; None without one."""
+    for metric in methods("metric"):
+        (need, *more), of = metric.facts["needs"], metric.facts.get("of")
+        kind = model.conditions.get(need)
+        if more or kind is None or of not in (None, known_data(model)):
+            continue
+        asked: Any = problem.condition[need].cpu()
+        if isinstance(kind, Text):
+            asked = [kind.words(row) for row in asked.tolist()]
+        seen = model.decode(samples, **problem.condition).cpu()
+        return float(metric.load()(seen, asked).value)
+    return None
 
 
 @torch.no_grad()

@@ -17,8 +17,10 @@ COLUMNS = (
     ("planned NFE", "planned_nfe"),
     ("actual NFE", "nfe"),
     ("endpoint error", "endpoint"),
+    ("on fresh noises", "fresh"),
     ("median error", "median"),
     ("Frechet distance", "frechet"),
+    ("accuracy", "accuracy"),
     ("seconds", "seconds"),
 )
 SHOWN = 8  # rows of the verdict, the plan found and the reference among them
@@ -67,12 +69,18 @@ def accelerate(
             | used.facts()
         )
         return
-    rows = verdict(found)
-    common.print_table([name for name, _ in COLUMNS], [[row.get(key) for _, key in COLUMNS] for row in rows])
+    rows = [row | {"fresh": _between(row)} for row in verdict(found)]
+    columns = [(name, key) for name, key in COLUMNS if key != "accuracy" or any(row[key] is not None for row in rows)]
+    common.print_table([name for name, _ in columns], [[row.get(key) for _, key in columns] for row in rows])
     for note in found.notes:
         typer.echo(note)
     typer.echo(f"{found.plan.name} at {found.plan.nfe} evaluations: {folder}")
     used.say()
+
+
+def _between(row: dict[str, Any]) -> str | None:
+    """The bounds of a row's error on fresh noises, 95 % sure."""
+    return None if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
 
 
 def verdict(found: Accelerated, shown: int = SHOWN) -> list[dict[str, Any]]:

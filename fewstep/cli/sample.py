@@ -70,7 +70,7 @@ def sample(
     """Draw samples from a model.
 
     Without --solver, --steps, --timesteps and --nfe a model that has a plan of its own (an accelerated one) uses it,
-    any other takes ten steps of a default solver. Sample i depends on --seed and i alone, not on -n; with several
+    any other takes ten evaluations of a universal plan. Sample i depends on --seed and i alone, not on -n; with several
     prompts, each gets the samples that it would get alone.
 
     \b

@@ -43,9 +43,6 @@ class Guided(Wrapper):
     picture or a number that goes with the sample stays. The rule is linear, so it is the same in every kind of
     prediction.
 
-    The extrapolated prediction changes fast with the noise level, and solvers of high order overshoot: at scales above
-    1 the default solver is ddim.
-
     Raises:
         ValueError: a model without a label or caption, a scale that is negative or not finite, a negative caption for
             a model that reads none.
@@ -60,7 +57,6 @@ class Guided(Wrapper):
         super().__init__(
             model,
             plan=None if scale != 1 else model.plan,  # the model's plan was found for its own predictions
-            solver="ddim" if scale > 1 else model.solver,
             conditions={**model.conditions, **own},
         )
         self.scale, self.takes_scale = float(scale), bool(own)

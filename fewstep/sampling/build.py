@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from fewstep.core.bands import Bands
 from fewstep.core.live import Loop
-from fewstep.core.methods import card, made, methods
+from fewstep.core.methods import Method, card, made, methods
 from fewstep.core.plan import Plan, as_plan
 from fewstep.core.process import Process
 from fewstep.core.record import record
 from fewstep.core.sampler import Sampler
 from fewstep.processes.shifted import Shifted
+from fewstep.sampling.auto import automatic
 from fewstep.sampling.tell import tell
 from fewstep.timesteps.grid import check_times, make_times
 
-DEFAULT_SOLVER = "dpmpp-3m"
 DEFAULT_TIMES = "log-snr"
 ADAPTIVE_STEPS = 1000
 
@@ -40,9 +41,9 @@ class _Clock(Shifted):
 
 def plan(
     process: Process,
-    solver: str | Callable[..., Any] = DEFAULT_SOLVER,
+    solver: str | Callable[..., Any] | None = None,
     steps: int | None = None,
-    timesteps: str | Sequence[float] | Callable[..., list[float]] = DEFAULT_TIMES,
+    timesteps: str | Sequence[float] | Callable[..., list[float]] | None = None,
     *,
     nfe: int | None = None,
     end: str = "zero",
@@ -55,9 +56,12 @@ def plan(
 
     Args:
         solver: a method's name (`fewstep methods` lists them; `unipc-3` is `unipc` of order 3), or a function
-            `(trace, process, times, **options) -> Value`.
+            `(trace, process, times, **options) -> Value`. None or "auto" takes what does best over many kinds of models:
+            a universal plan, which places its evaluations itself, or a hand-made one (`fewstep.sampling.auto`); its
+            options are `data_std` and `spectrum`, where they are known.
         steps: intervals of the grid; or give `nfe` instead: the largest plan with at most that many evaluations.
-        timesteps: a rule's name, a function, or an explicit list of decreasing times (then `steps` is not needed).
+        timesteps: a rule's name, a function, or an explicit list of decreasing times (then `steps` is not needed); the
+            solver's own, or "log-snr", by default.
         end: "zero" ends at the clean sample, "min" at the process's smallest noise.
         strength: start in the middle: the last `round(strength * steps)` steps of the grid (image-to-image).
         shift: resolution shift of the grid (`Shifted`), not of the process the network was trained on.
@@ -73,6 +77,21 @@ def plan(
         return tell(plan(process, solver, steps, timesteps, **rest), guidance=guidance)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    if solver is None or isinstance(solver, str) and solver == "auto":
+        whole = timesteps is None and strength == 1.0 and shift is None
+        solver, rule, own = automatic(process, steps if steps is not None else nfe, whole, options)
+        rest = {"nfe": nfe, "end": end, "strength": strength, "shift": shift, **own}
+        return plan(process, solver, steps, rule if timesteps is None else timesteps, **rest)
+    method = card(solver, "solver")[0] if isinstance(solver, str) else None
+    own_times = method.facts.get("own_times") if method is not None else None
+    if own_times:
+        if timesteps is not None or strength != 1.0 or shift is not None:
+            raise ValueError(
+                f"{solver!r} places its evaluations itself, from noise to data: leave timesteps, strength and shift out"
+            )
+        timesteps = _own_rule(method, own_times, options)
+    elif timesteps is None:
+        timesteps = DEFAULT_TIMES
     explicit = not isinstance(timesteps, str) and not callable(timesteps)
     if explicit:
         if steps is not None and steps != len(timesteps) - 1:  # type: ignore[arg-type]
@@ -80,14 +99,15 @@ def plan(
         if nfe is not None:
             raise ValueError("explicit times fix the evaluations: give either timesteps as a list or nfe")
         steps = len(timesteps) - 1  # type: ignore[arg-type]
-    elif isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive"):
+    elif method is not None and method.facts.get("adaptive"):
         if steps is not None or nfe is not None:
             raise ValueError(f"{solver!r} chooses its own steps: give it a tolerance instead of steps or nfe")
         steps = ADAPTIVE_STEPS  # of the grid, of which it uses only the two ends
     elif (steps is None) == (nfe is None):
         raise ValueError("give either steps or nfe")
     elif steps is None:
-        return _within(process, solver, nfe, timesteps, end=end, strength=strength, shift=shift, **options)  # type: ignore[arg-type]
+        rule = None if own_times else timesteps
+        return _within(process, solver, nfe, rule, end=end, strength=strength, shift=shift, **options)  # type: ignore[arg-type]
     assert steps is not None
 
     function = made("solver", solver, 3, **options) if isinstance(solver, str) else solver
@@ -112,7 +132,7 @@ def plan(
     about: dict[str, Any] = {"solver": name, "timesteps": rule, "steps": kept, "end": end}
     about |= {key: value for key, value in (("shift", shift), ("strength", strength)) if value not in (None, 1.0)}
     about |= {"options": options} if options else {}
-    facts = card(solver, "solver")[0].facts if isinstance(solver, str) else {}
+    facts = method.facts if method is not None else {}
     if not facts.get("live"):
         return record(function, process, times, options, about)
     adaptive = facts.get("adaptive")
@@ -122,6 +142,18 @@ def plan(
     start = process.alpha(times[0]), process.sigma(times[0])
     noisy = bool(facts.get("stochastic"))
     return Loop(function, tuple(times), start, process.config(), about, options, most, noisy)
+
+
+def _own_rule(method: Method, name: str, options: Mapping[str, Any]) -> Callable[..., list[float]]:
+    """The times of a solver that brings its own, as a rule of its name."""
+    place = getattr(import_module(method.module), name)
+
+    def rule(process: Process, steps: int, end: str = "zero") -> list[float]:
+        times: list[float] = place(process, steps, end, **options)
+        return times
+
+    rule.__name__ = method.name
+    return rule
 
 
 def fixed_plan(process: Process, *arguments: Any, **options: Any) -> Plan:
@@ -156,11 +188,11 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
 
 @functools.cache
 def solver_names(live: bool = False) -> tuple[str, ...]:
-    """Every solver that can be named, orders spelt out: those that make a plan, or the `live` ones, which depend on the
-    data as they run."""
+    """Every solver that runs on any times, orders spelt out: those that make a plan, or the `live` ones, which depend on
+    the data as they run."""
     names: list[str] = []
     for method in methods("solver"):
-        if bool(method.facts.get("live")) != live:
+        if bool(method.facts.get("live")) != live or method.facts.get("own_times"):
             continue
         orders = method.facts.get("orders")
         names += [f"{method.name}-{p}" for p in orders] if orders else [method.name]

@@ -14,7 +14,7 @@ from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
 from fewstep.core.sampler import Sampler
 from fewstep.sampling.brownian import BrownianNoise
-from fewstep.sampling.build import DEFAULT_SOLVER, DEFAULT_TIMES
+from fewstep.sampling.auto import facts
 from fewstep.sampling.build import plan as make_plan
 
 DEFAULT_STEPS = 10
@@ -31,30 +31,31 @@ def choose_plan(
 ) -> Sampler:
     """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
-    The solver is by default the model's (`model.solver`, as under guidance), and the times are those
-    of its own scheduler (`model.timesteps`, by name "own"), where it has them.
+    Where no solver is named it is the model's (`model.solver`), else what does best over many kinds of models
+    (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's own scheduler (`model.timesteps`,
+    by name "own"), where it has them.
     """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
     if own is not None and not asked and strength == 1.0 and steps in (None, own.nfe) and nfe in (None, own.nfe):
         return own
+    solver = None if isinstance(solver, str) and solver == "auto" else solver
+    named = solver if solver is not None else model.solver
+    universal = named in (None, "universal")
     rule: Any = timesteps
-    if rule is None or isinstance(rule, str) and rule == "own":
-        if rule is not None and model.timesteps is None:
+    if isinstance(rule, str) and rule == "own":
+        if model.timesteps is None:
             raise ValueError("this model came without a scheduler of its own: name another timestep rule")
         rule = model.timesteps
+    elif rule is None and (not universal or strength != 1.0):
+        rule = model.timesteps
+    if universal and timesteps is None and strength == 1.0:
+        known = {name: value for name, value in facts(model).items() if value is not None or named is None}
+        options = known | options
     adaptive = isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive")
     if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
-    return make_plan(
-        model.process,
-        solver if solver is not None else model.solver or DEFAULT_SOLVER,
-        steps,
-        rule if rule is not None else DEFAULT_TIMES,
-        nfe=nfe,
-        strength=strength,
-        **options,
-    )
+    return make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)
 
 
 def sample(
@@ -86,7 +87,7 @@ def sample(
 
     Args:
         steps, nfe, solver, timesteps, options: what `fs.plan` takes; with none of them the model's own plan (that of an
-            accelerated model), or ten steps of the default solver.
+            accelerated model), or ten steps of what does best over many kinds of models.
         plan: a plan instead.
         seeds: one seed per sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives.
             A pair `(seed, number)` is sample `number` of that seed.

@@ -1,4 +1,4 @@
-"""Every hand-made sampler at a number of evaluations: solver x timestep rule x end."""
+"""Every sampler at a number of evaluations that needs no search: solver x timestep rule x end, and universal plans."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.build import solver_names
+from fewstep.sampling.universal import rows
 from fewstep.searching.problem import Problem, run_all
 from fewstep.searching.reference import relative_error
 from fewstep.searching.shared import run_shared
@@ -105,6 +106,16 @@ def hand_made(process: Process, nfe: int, solvers: Sequence[str] | None = None) 
                 if plan.nfe == nfe and (print_ := _fingerprint(plan)) not in seen:
                     seen.add(print_)
                     yield plan
+
+
+def fitted(process: Process, nfe: int, data_std: float) -> Iterator[Plan]:
+    """The universal plans of exactly `nfe` evaluations, where there are any, one for each spectrum."""
+    for spectrum in rows():
+        for end in ENDS:
+            try:
+                yield make_plan(process, "universal", nfe, end=end, data_std=data_std, spectrum=spectrum)
+            except ValueError:  # none of so many evaluations, or none for this process
+                continue
 
 
 def score(plan: Plan, model: Denoiser, problem: Problem) -> float:

@@ -61,7 +61,7 @@ def evaluate(
     """Draw n samples by a plan and measure them.
 
     Args:
-        plan: the model's own by default, or ten steps of the default solver.
+        plan: by default the model's own, or ten steps of what does best over many kinds of models.
         metrics: of `metric_names()`; by default all that apply to the model, the plan and the data.
         features: the space of the comparisons with data: "pixels", "blocks" (pictures averaged down to 8x8; the
             default for those of more than 1024 numbers) or, for 8x8 digits, "digits".

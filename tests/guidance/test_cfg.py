@@ -113,7 +113,9 @@ def test_negative_takes_the_place_of_nothing(case):
         Guided(model, 2.0, negative="blurry")
 
 
-def test_without_a_solver_the_first_order_is_taken(case):
-    model = case[0]
-    assert choose_plan(Guided(model, 2.0)).name == "ddim" and choose_plan(Guided(model, 1.0)).name == "dpmpp-3m"
+def test_without_a_solver_the_plan_is_one_for_guided_models(case):
+    digits = fs.load("digits")
+    assert choose_plan(Guided(digits, 2.0)).about["options"]["spectrum"] == "mild, guided"
+    model = case[0]  # what takes a picture is not drawn from noise alone
+    assert choose_plan(Guided(model, 2.0)).name == "dpmpp-3m"
     assert choose_plan(Guided(model, 2.0), solver="dpmpp-2m").name == "dpmpp-2m"

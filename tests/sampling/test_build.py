@@ -14,18 +14,16 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.shifted import Shifted
 from fewstep.processes.ve import EDM, VE
 from fewstep.processes.vp import VP
-from fewstep.sampling.build import DEFAULT_SOLVER, plan, solver_names
+from fewstep.sampling.build import plan, solver_names
 from fewstep.sampling.ddim import ddim
 
 
 def test_defaults():
     made = plan(VP(), steps=6)
-    assert (made.about["solver"], made.about["timesteps"], made.nfe, len(made.times)) == (
-        DEFAULT_SOLVER,
-        "log-snr",
-        6,
-        7,
-    )
+    assert (made.about["solver"], made.about["timesteps"]) == ("universal", "universal")
+    assert (made.nfe, len(made.times)) == (6, 7)
+    made = plan(VP(), "dpmpp-3m", steps=6)
+    assert (made.about["timesteps"], made.nfe, len(made.times)) == ("log-snr", 6, 7)
     assert made.times[-1] == VP().t_zero and plan(VP(), steps=6, end="min").times[-1] == VP().t_min
 
 

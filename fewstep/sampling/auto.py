@@ -1,0 +1,117 @@
+"""What is taken where no solver is named: the plan that does best over many kinds of models, by what is known of one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from fewstep.conditions.picture import Picture
+from fewstep.core.bands import Bands
+from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.errors import suggest
+from fewstep.core.noise import Noise
+from fewstep.core.process import Process
+from fewstep.sampling.universal import DATA_STD, SPECTRUM, rows
+
+MEASURED_AT = -3.0  # log-SNR relative to the data at which the spectrum is measured
+NOISES = 4
+STEEP = 16.0  # from this concentration on
+SMALL = 5  # numbers in a sample, up to which its modes part late, where there is little noise
+REACHED = -1.5  # log-SNR relative to the data below which a process begins at noise
+# Up to this many evaluations: the best solver and rule (docs/auto.json) where a universal plan is not to be had.
+HAND_MADE = ((8, ("unipc-2", "log-snr")), (math.inf, ("dpmpp-3m", "log-snr")))
+
+_concentrations: WeakKeyDictionary[Denoiser, float] = WeakKeyDictionary()
+
+
+def data_std(model: Denoiser) -> float:
+    """The standard deviation of a model's data: known, or 1 for latents and unbounded data and 0.5 for pictures."""
+    known = model.facts
+    if known.data_std is not None:
+        return known.data_std
+    return 1.0 if known.value_range is None or known.autoencoder is not None else DATA_STD
+
+
+@torch.no_grad()
+def concentration(model: Denoiser) -> float:
+    """How few directions the data's variance lies in: the mean variance, weighted by itself, over the plain mean.
+
+    1 where all directions have the same variance, about 100 for natural images. For a covariance C of n numbers it is
+    `n tr(C^2) / tr(C)^2`. Under much noise the denoiser of any data is `mean + C z / s` for pure noise `s z`, so one
+    evaluation of a few noises shows it; a model is asked once, and what it is wrapped in is not.
+
+    Raises:
+        ValueError: a model of no known shape.
+    """
+    while isinstance(model, Wrapper):
+        model = model.model
+    if model in _concentrations:
+        return _concentrations[model]
+    if model.shape is None:
+        raise ValueError("this denoiser takes any shape: its spectrum cannot be measured")
+    std, process = data_std(model), model.process
+    # A process that does not reach that much noise is asked at its own noisiest level.
+    log_snr = max(MEASURED_AT - math.log(std), process.log_snr(process.t_max))
+    t = process.time(log_snr)
+    noise = Noise(0, 0).normal(0, (NOISES, *model.shape), device=model.device, dtype=torch.float32)
+    condition = model.check_condition({}, NOISES, model.device)
+    x = noise * process.sigma(t)
+    x0 = model(x, torch.tensor(t, dtype=torch.float64, device=model.device), **condition).x0.double()
+    spread = float((x0 - x0.mean(0)).square().sum() / (NOISES - 1) / x0[0].numel())
+    found = spread * math.exp(-2 * log_snr) / std**4
+    _concentrations[model] = found
+    return found
+
+
+def spectrum(model: Denoiser) -> str:
+    """Which of the universal plans' spectra a model is of."""
+    kind = "steep" if concentration(model) >= STEEP else "mild"
+    if "guidance" in model.conditions:
+        return f"{kind}, guided"
+    return "small" if math.prod(model.shape or ()) <= SMALL else kind
+
+
+def facts(model: Denoiser) -> dict[str, Any]:
+    """What `automatic` wants to know of a model: options for `fs.plan` where no solver is named.
+
+    The spectrum is None for a model whose samples are not drawn from noise alone (a restorer), or that takes any shape.
+    """
+    pictures = any(isinstance(kind, Picture) for kind in model.conditions.values())
+    if model.shape is None or pictures or not from_noise(model.process):
+        return {"spectrum": None}
+    return {"data_std": data_std(model), "spectrum": spectrum(model)}
+
+
+def from_noise(process: Process) -> bool:
+    """Whether a process begins at Gaussian noise, of one level for all elements."""
+    return type(process).start is Process.start and not isinstance(process, Bands)
+
+
+def automatic(
+    process: Process, n: int | None, whole: bool, options: Mapping[str, Any]
+) -> tuple[str, str | None, dict[str, Any]]:
+    """The solver, the timestep rule and the options that are taken where no solver is named.
+
+    Args:
+        n: evaluations. whole: whether the plan goes from noise to data on times of its own choice. options:
+            `data_std` and `spectrum`, where they are known.
+
+    Raises:
+        ValueError: other options: they belong to a solver.
+    """
+    for name in options:
+        if name not in ("data_std", "spectrum"):
+            raise suggest("option where no solver is named", name, ("data_std", "spectrum"))
+    std, kind = options.get("data_std", DATA_STD), options.get("spectrum", SPECTRUM)
+    if kind is not None and kind not in rows():
+        raise suggest("spectrum", kind, rows())
+    begins = process.log_snr(process.t_max) + math.log(std) if from_noise(process) else math.inf
+    if whole and kind is not None and n in rows()[kind] and begins < REACHED:
+        if rows()[kind][n].log_snr[0] < begins:  # a row that begins before the process does is worth less than "mild"
+            kind = kind.replace("steep", "mild")
+        return "universal", None, {"data_std": std, "spectrum": kind}
+    return *next((found for most, found in HAND_MADE if n is None or n <= most)), {}

@@ -1,0 +1,88 @@
+"""What is taken where no solver is named."""
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.processes.ve import EDM
+from fewstep.processes.vp import VP
+from fewstep.sampling import auto
+from fewstep.sampling.sample import choose_plan
+from fewstep.searching.zoo import mixture
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_the_concentration_of_a_gaussian_is_that_of_its_covariance(power, monkeypatch):
+    monkeypatch.setattr(auto, "NOISES", 4000)
+    monkeypatch.setattr(auto, "MEASURED_AT", -6.0)
+    model = mixture(1, 16, 1, power, 1.0)
+    model.process = EDM(sigma_max=1e4)
+    c = model.variances[0].double()
+    expected = 16 * float((c**2).sum() / c.sum() ** 2)
+    assert auto.concentration(model) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_model_is_asked_once(monkeypatch):
+    model = mixture(2, 4, 3, 1.0, 0.1)
+    calls, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda x, t, **c: (calls.append(len(x)), forward(x, t, **c))[1])
+    assert auto.concentration(model) == auto.concentration(model)
+    assert calls == [auto.NOISES]
+
+
+@pytest.mark.parametrize(
+    "name, guided, spectrum",
+    [("digits", 1, "mild"), ("shapes", 1, "steep"), ("digits", 2, "mild, guided"), ("shapes", 2, "steep, guided")],
+)
+def test_the_spectra_of_the_models_that_come_with_it(name, guided, spectrum):
+    model = fs.load(name)
+    assert auto.spectrum(fs.guide(model, "cfg", scale=2.0) if guided > 1 else model) == spectrum
+
+
+def test_nothing_named_is_the_universal_plan_of_the_model():
+    model = fs.load("digits")
+    chosen = choose_plan(model, steps=5)
+    assert chosen.about["solver"] == chosen.about["timesteps"] == "universal"
+    assert chosen.about["options"] == {"data_std": model.data_std, "spectrum": "mild"}
+    named = choose_plan(model, steps=5, solver="universal")
+    assert named.to_json() == chosen.to_json()
+    assert choose_plan(model, nfe=5).to_json() == chosen.to_json()
+    assert choose_plan(model, steps=5, solver="auto").to_json() == chosen.to_json()
+    assert choose_plan(model).nfe == 10
+
+
+@pytest.mark.parametrize("n", [1, 4, 12, 13, 14, 16, 19, 21, 50])
+@pytest.mark.parametrize("process", [EDM(), VP()], ids=lambda process: process.name)
+def test_every_number_of_steps_has_a_plan(process, n):
+    assert fs.plan(process, steps=n).nfe == n
+    assert fs.plan(process, nfe=n).nfe == n
+
+
+def test_a_rule_or_a_strength_that_is_named_takes_a_hand_made_solver():
+    model = fs.load("digits")
+    for asked in ({"timesteps": "karras"}, {"timesteps": [80.0, 1.0, 0.0]}, {"strength": 0.5, "steps": 6}):
+        asked = asked if "steps" in asked or isinstance(asked["timesteps"], list) else {**asked, "steps": 6}
+        assert choose_plan(model, **asked).about["solver"] in {solver for _, (solver, _) in auto.HAND_MADE}
+
+
+def test_a_restorer_takes_a_hand_made_solver():
+    class Given(torch.nn.Module):
+        def forward(self, x, t, y):
+            return y
+
+    from fewstep.conditions.picture import Picture
+
+    model = fs.wrap(Given(), EDM(), predicts="x0", shape=(1, 4, 4), conditions={"y": Picture((1, 4, 4))})
+    assert auto.facts(model) == {"spectrum": None}
+    assert choose_plan(model, steps=5).about["solver"] == auto.HAND_MADE[0][1][0]
+
+
+def test_a_process_that_does_not_begin_at_noise_takes_a_hand_made_solver():
+    assert fs.plan(EDM(sigma_max=1.0), steps=5).about["solver"] != "universal"
+
+
+def test_options_belong_to_a_solver():
+    with pytest.raises(ValueError, match="option where no solver is named 'order'"):
+        fs.plan(EDM(), steps=5, order=2)
