@@ -28,8 +28,9 @@ FIGURES = Path(__file__).resolve().parents[1] / "docs" / "universal.json"
 SPECTRA = ("small", "mild", "steep", "mild, guided", "steep, guided")
 COUNTS = (*range(1, 13), 15, 20)
 NOISES, LARGE_NOISES, LARGE = 16, 8, 1000  # for samples of more than LARGE numbers
-PLAIN_WEIGHT = 0.3  # of problems without guidance in the fit for guided models
-BANDS = {9: 4, 13: 3}  # from this many evaluations on, so many weights a row
+PLAIN = 4  # every so manieth problem without guidance is in the fit for guided models
+GUIDED_COUNTS = range(1, 11)  # with more evaluations the rows without guidance serve
+BANDS = {9: 4}  # from this many evaluations on, so many weights a row
 
 
 def problems(spectra: set[str], judging: bool, left_out: str = "", first: int = 0) -> dict[str, list[Joint]]:
@@ -96,7 +97,7 @@ def learned_from(found: dict[str, list[Joint]], spectrum: str) -> list[Joint]:
     plain = spectrum.removesuffix(", guided")
     if plain == spectrum:
         return found[spectrum]
-    return found[spectrum] + [dataclasses.replace(problem, weight=PLAIN_WEIGHT) for problem in found[plain]]
+    return found[spectrum] + [dataclasses.replace(problem, weight=1.0) for problem in found[plain][::PLAIN]]
 
 
 def fit_all(spectra: list[str], counts: list[int], iterations: int) -> None:
@@ -105,6 +106,8 @@ def fit_all(spectra: list[str], counts: list[int], iterations: int) -> None:
     found = problems(set(spectra), judging=False)
     for n in counts:
         for spectrum in spectra:
+            if "guided" in spectrum and n not in GUIDED_COUNTS:
+                continue
             rows.cache_clear()
             known = rows() if TABLES.exists() else {}
             mine = known.get(spectrum, {})
@@ -182,7 +185,12 @@ def leave(counts: list[int]) -> list[dict[str, Any]]:
                 begun = [row for m, row in rows()["steep" if spectrum == "mild" else "mild"].items() if m == n]
                 row, _ = fit_one(n, rest, 15, begun)
                 whole = form.vector(rows()[spectrum][n])
-                entry: dict[str, Any] = {"spectrum": spectrum, "family": family, "evaluations": n, "problems": len(left)}
+                entry: dict[str, Any] = {
+                    "spectrum": spectrum,
+                    "family": family,
+                    "evaluations": n,
+                    "problems": len(left),
+                }
                 entry["without"] = float(np.exp(objective(form, left, form.vector(row)[None])[0]))
                 entry["with"] = float(np.exp(objective(form, left, whole[None])[0]))
                 entry["each"] = {p.name: float(errors(form, p, form.vector(row)[None])[0]) for p in left}

@@ -71,7 +71,9 @@ def _rule(path: str, name: str | None) -> str | Callable[..., list[float]] | Non
 
 
 @functools.cache
-def _plan(path: str, solver: str, rule: str | None, nfe: int, end: str, options: tuple[tuple[str, Any], ...]) -> Plan | None:
+def _plan(
+    path: str, solver: str, rule: str | None, nfe: int, end: str, options: tuple[tuple[str, Any], ...]
+) -> Plan | None:
     """The plan with the most steps within the budget; None where there is none, or none that comes near it."""
     try:
         made = plan(process_of(path), solver, timesteps=_rule(path, rule), nfe=nfe, end=end, **dict(options))

@@ -1,4 +1,4 @@
-"""Claims of universal plans: problems that none of their numbers were fitted to, beside plans made or learned for them."""
+"""Claims of universal plans: on problems that they were not fitted to, beside plans made or learned for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _problem(name: str, seed: int, first: int = 0, n: int = NOISES) -> Problem:
 
 
 @experiment
-def _against_the_default(seed: int, name: str, nfe: int) -> Outcome:
+def _default(seed: int, name: str, nfe: int) -> Outcome:
     model, about = _model(name)
     on = _problem(name, seed)
     theirs = score(plan(model.process, "dpmpp-3m", nfe, "log-snr"), model, on)
@@ -75,7 +75,11 @@ def _against_hand_made(seed: int, name: str, nfe: int) -> Outcome:
     best = rank(list(hand_made(model.process, nfe)), model, on)[0]
     about = f"{nfe} evaluations, {about}, {len(on)} noises"
     return Outcome(
-        score(choose_plan(model, nfe), model, on), best.score, f"the best hand-made plan ({best.name})", about, unit=ENDPOINT
+        score(choose_plan(model, nfe), model, on),
+        best.score,
+        f"the best hand-made plan ({best.name})",
+        about,
+        unit=ENDPOINT,
     )
 
 
@@ -106,8 +110,8 @@ QUICK = ("vp", "flow", "table")
 
 
 CLAIMS = (
-    *((Claim if name in QUICK else slow)("universal", f"nearer than the old default on {PLACES[name]}, {nfe} evaluations",
-                                         _against_the_default(name, nfe))
+    *((Claim if name in QUICK else slow)("universal", f"nearer than the old default on {PLACES[name]}, {nfe} steps",
+                                         _default(name, nfe))
       for name in PLACES for nfe in (4, 5, 8, 10, 20)),
     *(slow("universal", f"nearer than the best of all hand-made plans on {PLACES[name]}, {nfe} evaluations",
            _against_hand_made(name, nfe))

@@ -47,7 +47,8 @@ class Accelerated:
 
     `rows` is the verdict, best first: one dict a sampler with name, solver, timesteps, end, planned_nfe, nfe, n,
     endpoint, median, frechet, seconds, `low` and `high` (what the mean endpoint error is on as many fresh noises, 95 %
-    sure) and `accuracy` (of samples drawn for a label or caption, where a metric can tell). `figures` is JSON: sizes, the reference's error, what learning did.
+    sure) and `accuracy` (of samples drawn for a label or caption, where a metric can tell). `figures` is JSON: sizes,
+    the reference's error, what learning did.
     """
 
     denoiser: Denoiser
@@ -132,8 +133,8 @@ def accelerate(
 
     (a) The probability-flow ODE is solved for fresh noises by a third-order method in 100 evaluations, with an estimate
     of its error (in 50 for the noises to learn from, where that is exact enough). (b) Every deterministic solver x
-    timestep rule x end point is scored at `nfe`, and the universal plans and that of OLSS. (c) Times and coefficients of the best ones are fitted to land on the
-    reference, by Gauss-Newton steps that stop early on held-out noises.
+    timestep rule x end point is scored at `nfe`, and the universal plans and that of OLSS. (c) Times and coefficients
+    of the best ones are fitted to land on the reference, by Gauss-Newton steps that stop early on held-out noises.
     (d) All are judged on noises that neither search nor learning has seen. The best of the judged is returned: never
     something worse than the best hand-made plan.
 

@@ -1,4 +1,4 @@
-"""What is taken where no solver is named: the plan that does best over many kinds of models, by what is known of one."""
+"""What is taken where no solver is named: what does best over many kinds of models, by what is known of one."""
 
 from __future__ import annotations
 
@@ -110,6 +110,8 @@ def automatic(
     if kind is not None and kind not in rows():
         raise suggest("spectrum", kind, rows())
     begins = process.log_snr(process.t_max) + math.log(std) if from_noise(process) else math.inf
+    if kind is not None and n not in rows()[kind]:  # with more evaluations guidance needs no row of its own
+        kind = kind.removesuffix(", guided")
     if whole and kind is not None and n in rows()[kind] and begins < REACHED:
         if rows()[kind][n].log_snr[0] < begins:  # a row that begins before the process does is worth less than "mild"
             kind = kind.replace("steep", "mild")

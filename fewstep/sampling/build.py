@@ -56,9 +56,9 @@ def plan(
 
     Args:
         solver: a method's name (`fewstep methods` lists them; `unipc-3` is `unipc` of order 3), or a function
-            `(trace, process, times, **options) -> Value`. None or "auto" takes what does best over many kinds of models:
-            a universal plan, which places its evaluations itself, or a hand-made one (`fewstep.sampling.auto`); its
-            options are `data_std` and `spectrum`, where they are known.
+            `(trace, process, times, **options) -> Value`. None or "auto" takes what does best over many kinds of
+            models: a universal plan, which places its evaluations itself, or a hand-made one
+            (`fewstep.sampling.auto`); its options are `data_std` and `spectrum`, where they are known.
         steps: intervals of the grid; or give `nfe` instead: the largest plan with at most that many evaluations.
         timesteps: a rule's name, a function, or an explicit list of decreasing times (then `steps` is not needed); the
             solver's own, or "log-snr", by default.
@@ -79,12 +79,12 @@ def plan(
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     if solver is None or isinstance(solver, str) and solver == "auto":
         whole = timesteps is None and strength == 1.0 and shift is None
-        solver, rule, own = automatic(process, steps if steps is not None else nfe, whole, options)
+        solver, named, own = automatic(process, steps if steps is not None else nfe, whole, options)
         rest = {"nfe": nfe, "end": end, "strength": strength, "shift": shift, **own}
-        return plan(process, solver, steps, rule if timesteps is None else timesteps, **rest)
+        return plan(process, solver, steps, named if timesteps is None else timesteps, **rest)
     method = card(solver, "solver")[0] if isinstance(solver, str) else None
     own_times = method.facts.get("own_times") if method is not None else None
-    if own_times:
+    if method is not None and own_times:
         if timesteps is not None or strength != 1.0 or shift is not None:
             raise ValueError(
                 f"{solver!r} places its evaluations itself, from noise to data: leave timesteps, strength and shift out"
@@ -105,9 +105,9 @@ def plan(
         steps = ADAPTIVE_STEPS  # of the grid, of which it uses only the two ends
     elif (steps is None) == (nfe is None):
         raise ValueError("give either steps or nfe")
-    elif steps is None:
+    elif nfe is not None:
         rule = None if own_times else timesteps
-        return _within(process, solver, nfe, rule, end=end, strength=strength, shift=shift, **options)  # type: ignore[arg-type]
+        return _within(process, solver, nfe, rule, end=end, strength=strength, shift=shift, **options)
     assert steps is not None
 
     function = made("solver", solver, 3, **options) if isinstance(solver, str) else solver
@@ -188,8 +188,8 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
 
 @functools.cache
 def solver_names(live: bool = False) -> tuple[str, ...]:
-    """Every solver that runs on any times, orders spelt out: those that make a plan, or the `live` ones, which depend on
-    the data as they run."""
+    """Every solver that runs on any times, orders spelt out: those that make a plan, or the `live` ones, which depend
+    on the data as they run."""
     names: list[str] = []
     for method in methods("solver"):
         if bool(method.facts.get("live")) != live or method.facts.get("own_times"):

@@ -13,8 +13,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
 from fewstep.core.sampler import Sampler
-from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.auto import facts
+from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import plan as make_plan
 
 DEFAULT_STEPS = 10

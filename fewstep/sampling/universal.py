@@ -1,13 +1,13 @@
-"""Universal plans: times and coefficients fitted once, over many kinds of data, and used for any model without a search.
+"""Universal plans: times and coefficients fitted once, over many kinds of data, and used for any model.
 
 In `y = x / alpha` every Gaussian process is `y = x0 + s eps` with `s = sigma / alpha`: processes differ in the range of
 s alone, and the data's standard deviation only shifts `log_snr = -log s`. So one row of numbers serves them all,
 
     y_0 = c_0 s_0 z,    y_{i+1} = q_i y_i + (1 - q_i) sum_{j <= i} m_ij x0_j,    q_i = c_{i+1} s_{i+1} / s_i,
 
-with z the noise, the rows of m summing to 1 and q = 0 at the end. A translation of the data translates the samples. The
-numbers are fitted to many problems at once (`fewstep.searching.joint`), for each number of evaluations and each of a few
-kinds of spectrum, and lie in `universal.json`.
+with z the noise, the rows of m summing to 1 and q = 0 at the end. The numbers are fitted to many problems at once
+(`fewstep.searching.joint`), for each number of evaluations and each of a few kinds of spectrum, and lie in
+`universal.json`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def row(n: int, spectrum: str = SPECTRUM) -> Row:
 
 
 def counts(numbers: Sequence[int]) -> str:
-    """"1 to 12, 15 and 20" for those numbers, in rising order."""
+    """ "1 to 12, 15 and 20" for those numbers, in rising order."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][-1] + 1:
@@ -107,7 +107,9 @@ def universal_times(
         raise ValueError(f"data_std must be positive, got {data_std}")
     low, high = process.log_snr(process.t_max), process.log_snr(process.t_min)
     if low + GAP * steps > high:
-        raise ValueError(f"'universal' needs a process of more noise levels: {process.name!r} has log-SNR {low:.3g} to {high:.3g}")
+        raise ValueError(
+            f"'universal' needs a process of more noise levels: {process.name!r} has log-SNR {low:.3g} to {high:.3g}"
+        )
     times: list[float] = []
     at = -math.inf
     for i, level in enumerate(row(steps, spectrum).log_snr):

@@ -161,7 +161,7 @@ def _columns(values: np.ndarray) -> Tensor:
 def ends(form: Form, problem: Joint, thetas: np.ndarray, first: np.ndarray | None = None) -> Tensor:
     """Where the plans of several vectors `(R, P)` end: `(R, B, D)`.
 
-    `first` `(R,)`, rising from 0, says from which state on a vector differs from the first one: till then it is not run.
+    `first` `(R,)`, rising from 0, says from which state on a vector differs from the first one: it is not run before.
     """
     joined = np.zeros(len(thetas), dtype=int) if first is None else first
     log_snr, carry, mix = form.parts(thetas)

@@ -39,13 +39,11 @@ class Species:
 
 
 def _known(model: Denoiser, std: float) -> Denoiser:
-    model.data_std = std
+    model.data_std = std  # type: ignore[assignment]  # torch types every attribute of a module so
     return model
 
 
-def mixture(
-    seed: int, size: int, components: int, power: float, tight: float, offset: float = 0.0
-) -> GaussianMixture:
+def mixture(seed: int, size: int, components: int, power: float, tight: float, offset: float = 0.0) -> GaussianMixture:
     """A random Gaussian mixture whose numbers have a mean square of 1.
 
     Args:

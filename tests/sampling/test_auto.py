@@ -1,5 +1,7 @@
 """What is taken where no solver is named."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """The fit of one row of numbers to many problems."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -1,5 +1,7 @@
 """The problems that universal plans are fitted to and judged by."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
