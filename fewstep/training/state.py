@@ -318,6 +318,7 @@ def _open(data: DataPart, split: str) -> Dataset | Stream:
         size=data.size,
         mode=data.mode,
         labels=data.labels,
+        captions=data.captions,
         value_range=data.value_range,
         validation=data.validation,
         seed=data.seed,
