@@ -194,6 +194,16 @@ def as_pictures(
     return rows_of
 
 
+def data_shape(model: Any) -> tuple[int, ...] | None:
+    """The shape of a model's data: that of its samples, in pixels for latent models; None where it is not known."""
+    autoencoder, shape = model.facts.autoencoder, model.shape
+    if autoencoder is None or shape is None:
+        return None if shape is None else tuple(shape)
+    if not hasattr(autoencoder, "pixel_channels"):
+        return None
+    return (autoencoder.pixel_channels, *(n * autoencoder.factor for n in shape[1:]))
+
+
 def check_range(values: Tensor, what: str, value_range: tuple[float, float]) -> None:
     """`ValueError` for values that are not finite, or that lie outside the range by more than its own width: samples
     overshoot a little, but 0 to 255 is not -1 to 1."""
