@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.bands import Bands
 from fewstep.core.check import Check, check
 from fewstep.core.files import read_text, write
@@ -193,11 +194,13 @@ class Plan(Sampler):
         """
         return find("diffusers-scheduler", "export")(self, like)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, whole or not at all."""
         write(path, self.to_json())
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan; `ValueError` names the file if it is none, or cannot be read."""
         try:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fewstep.core.arguments import checked
 from fewstep.core.bands import Bands
 from fewstep.core.live import Loop
 from fewstep.core.methods import card, made, methods
@@ -38,6 +39,7 @@ class _Clock(Shifted):
         return max(self.base.t_min, self.time(self.base.log_snr(self.base.t_min)))
 
 
+@checked
 def plan(
     process: Process,
     solver: str | Callable[..., Any] = DEFAULT_SOLVER,

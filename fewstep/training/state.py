@@ -348,6 +348,8 @@ def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
     measured: dict[str, float] = {}
     if given.precondition == "edm" and given.data_std is None:
         measured = {"data_std": _std(data)}
+        if not measured["data_std"] > 0:
+            raise ValueError(f"all images in {recipe.data.source!r} are of one value: there is nothing to learn")
     elif given.precondition == "bridge" and given.data_std is None:
         some = _some(data)
         measured = statistics(some, coarse(some, recipe.data.coarse)) if recipe.data.coarse else {}

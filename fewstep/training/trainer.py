@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fewstep.core.arguments import checked
 from fewstep.core.files import claim_folder
 from fewstep.core.methods import Method
 from fewstep.denoisers.folder import save_model
@@ -52,6 +53,7 @@ class Result:
     model: Path | None
 
 
+@checked
 def train(
     recipe: Recipe | str | os.PathLike[str],
     out: str | os.PathLike[str],
