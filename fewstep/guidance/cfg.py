@@ -73,6 +73,11 @@ class Guided(Wrapper):
             that is neither captions nor a mapping, or that the model does not take.
     """
 
+    scale: float
+    takes_scale: bool
+    negative: dict[str, Any]
+    takes_negative: bool
+
     def __init__(
         self, model: Denoiser, scale: float, negative: str | Sequence[str | None] | Mapping[str, Any] | None = None
     ):
