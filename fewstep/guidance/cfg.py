@@ -77,6 +77,8 @@ class Guided(Wrapper):
     takes_scale: bool
     negative: dict[str, Any]
     takes_negative: bool
+    each: bool  # whether `negative` differs from sample to sample
+    _parts: tuple[str, ...]
 
     def __init__(
         self, model: Denoiser, scale: float, negative: str | Sequence[str | None] | Mapping[str, Any] | None = None

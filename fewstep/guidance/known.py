@@ -193,8 +193,9 @@ class Known(Wrapper):
                 memory.keep(CLEAN, clean.expand(len(x), *clean.shape[1:]))
                 memory.keep(MASK, mask.expand(len(x), *mask.shape[1:]))
         else:
-            clean, mask = memory.get(CLEAN), memory.get(MASK)
-            assert clean is not None
+            kept = memory.get(CLEAN), memory.get(MASK)
+            assert kept[0] is not None and kept[1] is not None
+            clean, mask = kept[0], kept[1]
         return self._pasted(answer, x, t, clean, mask)
 
     def _pasted(self, answer: Prediction, x: Tensor, t: Tensor, clean: Tensor, mask: Tensor) -> Prediction:

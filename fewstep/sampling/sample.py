@@ -27,7 +27,7 @@ def choose_plan(
     steps: int | None = None,
     nfe: int | None = None,
     solver: str | Callable[..., Any] | None = None,
-    timesteps: str | Sequence[float] | None = None,
+    timesteps: str | Sequence[float] | Callable[..., list[float]] | None = None,
     strength: float = 1.0,
     **options: Any,
 ) -> Sampler:
