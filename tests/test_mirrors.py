@@ -79,6 +79,8 @@ ELSEWHERE = {
     "timesteps/admissible.py": ("timesteps/test_timesteps.py", "admissible"),
     "timesteps/grid.py": ("timesteps/test_timesteps.py", "fewstep.timesteps.grid"),
     "timesteps/rules.py": ("timesteps/test_timesteps.py", "karras"),
+    "training/pictures.py": ("training/test_trainer_options.py", "write_pictures"),
+    "training/sources.py": ("training/test_trainer_options.py", "fewstep.training.sources"),
     "training/fit.py": ("training/test_objective.py", "fewstep.training.fit"),
     "training/sections.py": ("contracts/test_trainers.py", "fewstep.training.sections"),
     "training/state.py": ("training/test_trainer.py", "fewstep.training.state"),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fewstep.acceleration.verdict import judge
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
@@ -117,6 +118,7 @@ def _sizes(
     return Sizes(train, held_out, noises - train - held_out)
 
 
+@checked
 def accelerate(
     model: Denoiser,
     nfe: int = 4,

@@ -41,8 +41,10 @@ def command_line(context: typer.Context, without: Sequence[str], instead: Mappin
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one per line; empty lines and lines that begin with # do not count."""
+    from fewstep.core.files import read_text
+
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -61,7 +63,7 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
     import numpy as np
     import torch
 
-    from fewstep.data.folder import _read as read
+    from fewstep.core.pictures import read_one
 
     autoencoder: Any = model.facts.autoencoder
     shape = tuple(model.shape or ())
@@ -71,9 +73,7 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
         raise ValueError(f"this model's samples are no pictures (their shape is {shape}): {path} cannot be used")
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    found = read(path, "L" if grey or shape[0] == 1 else "RGB", None if grey else (shape[1], shape[2]))
-    if isinstance(found, str):
-        raise ValueError(f"{path} cannot be read as a picture: {found}")
+    found = read_one(path, "L" if grey or shape[0] == 1 else "RGB", None if grey else (shape[1], shape[2]))
     if grey:  # by area: a sharper filter would overshoot at a mask's edges
         from PIL import Image, ImageOps
 

@@ -69,6 +69,8 @@ def sample(
 ) -> None:
     """Draw samples from a model.
 
+    Ctrl-C writes the samples that are done.
+
     Without --solver, --steps, --timesteps and --nfe a model that has a plan of its own (an accelerated one) uses it,
     any other takes ten evaluations of a universal plan. Sample i depends on --seed and i alone, not on -n; with several
     prompts, each gets the samples that it would get alone.
@@ -101,18 +103,22 @@ def sample(
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share)
 
     from fewstep import __version__
+    from fewstep.sampling.sample import Interrupted
     from fewstep.sampling.sample import sample as draw
 
     batches = -(-total // BATCH)
     stages = common.Stages()
-    begin = time.perf_counter()
+    begin, done = time.perf_counter(), total
     rows = [(s, 0) for s in seeds] if seeds else [(seed, i) for i in range(count)]
     noise: dict[str, Any] = {"seed": seed} if not seeds and len(said) < 2 else {"seeds": rows * max(1, len(said))}
     if start is not None:
         noise["init"] = start.expand(total, *start.shape)
     with stages.stage(f"{total} samples, {plan.name}", batches * plan.nfe) as advance:
         with common.counted(opened, advance) as calls:
-            images = draw(opened, total, plan=plan, batch_size=BATCH, brownian=brownian, **noise, **condition)
+            try:
+                images = draw(opened, total, plan=plan, batch_size=BATCH, brownian=brownian, **noise, **condition)
+            except Interrupted as stop:  # what is done is kept
+                images, done = stop.samples, len(stop.samples)
     seconds = time.perf_counter() - begin
     facts: dict[str, Any] = {
         "fewstep": __version__,
@@ -137,6 +143,7 @@ def sample(
     facts |= {key: value for key, value in optional.items() if value}
     facts |= {"init": str(init), "strength": share} if init is not None else {}
     facts |= {"plan": plan.to_json()} if plan_file is not None else {}
+    facts |= {"interrupted": done} if done < total else {}
     own = [
         ({"seed": s, "number": i} if seeds or len(said) > 1 else {}) | ({"prompt": text} if text else {})
         for text in said or [""]
@@ -146,11 +153,13 @@ def sample(
     measured = {"planned_nfe": plan.nfe, "actual_nfe": calls() / batches, "seconds": seconds, "out": str(out)}
     if as_json:
         common.print_json(facts | measured | used.facts())
-        return
-    typer.echo(
-        f"{total} samples in {seconds:.2f} s, {plan.nfe} evaluations planned and {measured['actual_nfe']:g} made: {out}"
-    )
-    used.say()
+    else:
+        made = f"{plan.nfe} evaluations planned and {measured['actual_nfe']:g} made"
+        typer.echo(f"{done} samples in {seconds:.2f} s, {made}: {out}")
+        used.say()
+    if done < total:
+        common.say(f"interrupted: {done} of {total} samples were done, and are in {out}")
+        raise typer.Exit(130)
 
 
 def _condition(model: Denoiser, label: int | None, prompts: list[str], n: int) -> dict[str, Any]:

@@ -29,10 +29,16 @@ def train(
     ] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Read a folder's pictures as grey.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Condition on a folder's subfolders as classes.")] = False,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Condition on the text beside each picture, cat.txt beside cat.png.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     steps: Annotated[
         int | None, typer.Option(help="Stop at this step, before the recipe's end; --resume continues.")
     ] = None,
+    sample_every: Annotated[
+        int, typer.Option(help="Write a grid of samples to OUT/samples after every so many steps; 0 writes none.")
+    ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to OUT/tensorboard.")] = False,
     seed: Annotated[int | None, typer.Option(help="A seed to use instead of the recipe's train.seed.")] = None,
     device: common.Device = None,
@@ -55,10 +61,12 @@ def train(
     used = common.Used()
     if device is not None:
         common.check_device(device)
-    read = _recipe(recipe, out, resume, data, size, "L" if grey else "RGB", labels)
+    read = _recipe(recipe, out, resume, data, size, "L" if grey else "RGB", labels, captions)
     if seed is not None:
         read = dataclasses.replace(read, train=dataclasses.replace(read.train, seed=seed))
-    result = run(read, out, resume=resume, device=device, steps=steps, tensorboard=tensorboard)
+    result = run(
+        read, out, resume=resume, device=device, steps=steps, tensorboard=tensorboard, sample_every=sample_every
+    )
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` the first process alone speaks
         return
     if as_json:
@@ -74,7 +82,14 @@ def train(
 
 
 def _recipe(
-    path: Path | None, out: Path, resume: bool, data: str | None, size: int | None, mode: str, labels: bool
+    path: Path | None,
+    out: Path,
+    resume: bool,
+    data: str | None,
+    size: int | None,
+    mode: str,
+    labels: bool,
+    captions: bool,
 ) -> Recipe:
     """The recipe of the file with the data asked for, that of the data alone, or that of the run to resume."""
     from fewstep.data.open import open_data
@@ -86,6 +101,7 @@ def _recipe(
     asked: dict[str, Any] = {"size": size} if size is not None else {}
     asked |= {"mode": mode} if mode != "RGB" else {}
     asked |= {"labels": True} if labels else {}
+    asked |= {"captions": True} if captions else {}
     if path is not None:
         read = Recipe.read(recipe_path(path))
         if data is not None:
@@ -94,7 +110,9 @@ def _recipe(
         return dataclasses.replace(read, data=dataclasses.replace(read.data, **asked)) if asked else read
     if resume:
         if data is not None or asked:
-            raise ValueError("a run goes on with its own data: give --resume without --data, --size, --grey, --labels")
+            raise ValueError(
+                "a run goes on with its own data: give --resume without --data, --size, --grey, --labels, --captions"
+            )
         return recipe_of_run(out)
     if data is None:
         raise ValueError("what to train on? Give a recipe, or --data FOLDER --size 32")

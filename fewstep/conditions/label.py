@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import check_whole
 from fewstep.core.methods import Method
 
 METHODS = (Method("label", claim="one of a number of classes, or none", use="Label"),)
@@ -19,6 +20,9 @@ class Label:
 
     guides: ClassVar[bool] = True
     classes: int
+
+    def __post_init__(self) -> None:
+        check_whole("classes", self.classes)
 
     def config(self) -> dict[str, Any]:
         return {"kind": "label", "classes": self.classes}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import check_kind
 from fewstep.core.methods import Method
 
 METHODS = (Method("number", claim="one finite number per sample, within a range", use="Number"),)
@@ -32,6 +33,8 @@ class Number:
     default: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("low", "high", "default"):
+            check_kind(name, getattr(self, name), float | None)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"the range of a number must rise, got {self.low} to {self.high}")
         if self.default is not None and not (math.isfinite(self.default) and self._within(self.default)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import check_kind
 from fewstep.core.methods import Method
+from fewstep.core.pictures import as_pictures
 
 METHODS = (Method("picture", claim="one tensor per sample, all of one shape", use="Picture"),)
 
@@ -21,19 +24,22 @@ class Picture:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        check_kind("shape", self.shape, Sequence[int])
         object.__setattr__(self, "shape", tuple(self.shape))  # a list, in a configuration
 
     def config(self) -> dict[str, Any]:
         return {"kind": "picture", "shape": list(self.shape)}
 
     def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
-        """The condition as `(batch, *shape)`; one of `shape` alone stands for the whole batch."""
+        """The condition as `(batch, *shape)`; one of `shape` alone stands for the whole batch.
+
+        Arrays, Pillow pictures, paths and lists of them will do (`fewstep.core.pictures.as_pictures`); bytes are taken
+        to -1 to 1. `ValueError` for anything else, another shape or count.
+        """
         wanted = ", ".join(map(str, self.shape))
         if value is None:
             raise ValueError(f"this model needs {name}, a tensor ({wanted}) or (B, {wanted})")
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(f"{name} must be a float tensor ({batch}, {wanted}), got {type(value).__name__}")
-        rows = value if value.ndim == len(self.shape) + 1 else value[None]
-        if tuple(rows.shape[1:]) != tuple(self.shape) or len(rows) not in (1, batch):
-            raise ValueError(f"{name} must have shape ({batch}, {wanted}), got {tuple(value.shape)}")
+        rows = as_pictures(value, name, self.shape, None)
+        if len(rows) not in (1, batch):
+            raise ValueError(f"{name} must have shape ({wanted}) or ({batch}, {wanted}), got {tuple(rows.shape)}")
         return rows.expand(batch, *self.shape).to(device)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import check_kind, check_whole
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 
@@ -28,6 +29,8 @@ class Text:
     length: int
 
     def __post_init__(self) -> None:
+        check_kind("vocabulary", self.vocabulary, Sequence[str])
+        check_whole("length", self.length)
         object.__setattr__(self, "vocabulary", tuple(self.vocabulary))  # a list, in a configuration
 
     def config(self) -> dict[str, Any]:

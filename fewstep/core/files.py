@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import secrets
@@ -28,6 +29,17 @@ def write(path: str | os.PathLike[str], data: bytes | str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file: UTF-8, or UTF-16 where a byte-order mark says so; a mark is no part of the text.
+
+    Raises:
+        OSError: a file that cannot be read. UnicodeDecodeError: one that is no text.
+    """
+    data = Path(path).read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
 
 
 def claim_folder(folder: str | os.PathLike[str]) -> Path:

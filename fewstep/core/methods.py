@@ -228,6 +228,9 @@ def made(kind: str, name: str, /, skip: int = 0, **options: Any) -> functools.pa
                     if known
                     else ValueError(f"the {said} has no options, got {option!r}")
                 )
+    from fewstep.core.arguments import check_options  # it needs torch, as listing the methods must not
+
+    check_options(function, {name: value for name, value in options.items() if value is not None}, said)
     if missing := [p.name for p in fixed if p.default is p.empty and p.name not in options]:
         raise ValueError(f"the {said} needs {missing[0]}=...; its options are {', '.join(known)}")
     return functools.partial(function, **options)

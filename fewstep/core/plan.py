@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.bands import Bands
 from fewstep.core.check import Check, check
-from fewstep.core.files import write
+from fewstep.core.files import read_text, write
 from fewstep.core.methods import find
 from fewstep.core.model import Callback
 from fewstep.core.ops import (
@@ -194,16 +194,20 @@ class Plan(Sampler):
         """
         return find("diffusers-scheduler", "export")(self, like)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, whole or not at all."""
         write(path, self.to_json())
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan; `ValueError` names the file if it is none."""
+        """Read a plan; `ValueError` names the file if it is none, or cannot be read."""
         try:
-            return cls.from_json(Path(path).read_text("utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+            return cls.from_json(read_text(path))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
 

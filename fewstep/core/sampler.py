@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import shown
 from fewstep.core.check import Check
 from fewstep.core.memory import Memory
 from fewstep.core.model import Callback, Model
@@ -200,6 +201,8 @@ class Sampler(ABC):
 
 def check_run(sampler: Sampler, model: Model, noise: Tensor, dtype: torch.dtype) -> None:
     """`ValueError` for noise, a dtype or a model that the sampler does not fit."""
+    if not hasattr(model, "check_condition"):
+        raise ValueError(f"model must be a denoiser, as fs.load gives, got {shown(model)}")
     if not isinstance(noise, Tensor) or not noise.is_floating_point():
         got = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be a float tensor (B, *shape), got {got}")
@@ -247,6 +250,8 @@ def begin_run(
     x = noise.to(dtype)
     x = x * _factor(sampler.start[1], spread, x)
     if init is not None:
+        if not isinstance(init, Tensor):
+            raise ValueError(f"init must be a tensor (B, *shape), got {shown(init)}")
         if init.shape != noise.shape:
             raise ValueError(f"init has shape {tuple(init.shape)}, the noise {tuple(noise.shape)}")
         x += init.to(dtype) * _factor(sampler.start[0], spread, x)

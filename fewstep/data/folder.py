@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
+from fewstep.core.files import read_text
 from fewstep.core.methods import Method
+from fewstep.core.pictures import MODES, Deep, Span, read, say, span_of
 from fewstep.data.spec import Dataset, DataSpec, split_rows
+from fewstep.data.walk import CAPTION, found_below
 
 METHODS = (
     Method(
@@ -27,11 +30,6 @@ METHODS = (
     ),
 )
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-MODES = {"RGB": 3, "L": 1}
 NAMED = 10  # how many broken files or sizes a message lists before it only counts
 
 
@@ -41,17 +39,23 @@ def open_folder(
     size: int | tuple[int, int] | None = None,
     mode: str = "RGB",
     labels: bool = False,
+    captions: bool = False,
     validation: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
     """All images below `root`, in the order of their paths before the split permutes them.
 
-    The split is drawn over files, so it does not change when one of them turns out to be broken. Transparent images
-    are laid on white. Of several frames the first is read. A broken image is skipped; one warning at the end names
-    the first ten and gives their number.
+    Symbolic links are followed, hidden files and folders are not entered. The split is drawn over files, so it does not
+    change when one of them turns out to be broken. Transparent images are laid on white. Of several frames the first is
+    read. Greys deeper than 8 bits share one span from black to white (`fewstep.core.pictures.span_of`), that of all
+    files whatever the split; a warning says which, unless it is all of 16 bits. A broken image is skipped; one warning
+    names the first ten and gives their number, and counts what else was left out.
 
-    Raises ValueError when there is no image, when none of the split can be read, when sizes differ and `size` is None,
-    and, with `labels`, when an image lies outside every subfolder.
+    labels: the first level of subfolders are the classes. captions: `cat.txt` beside `cat.png` is its caption; the
+    vocabulary is that of all captions, whatever the split, and a picture without one has an empty caption.
+
+    Raises ValueError when there is no image, when none of the split can be read, when sizes differ and `size` is None;
+    with `labels`, when an image lies outside every subfolder; with `captions`, when there are none.
     """
     root = Path(root)
     if mode not in MODES:
@@ -59,43 +63,66 @@ def open_folder(
     target = (size, size) if isinstance(size, int) else size
     if target is not None and (len(target) != 2 or min(target) < 1):
         raise ValueError(f"size must be a positive number or (height, width), got {size!r}")
-    files = sorted(pictures_below(root))
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}")
+    found = found_below(root)
+    files, left = found.pictures, found.skipped(captions)
     if not files:
-        raise ValueError(f"no images in {root} or below it: looked for {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(
+            f"no images in {root} or below it: looked for what Pillow reads, such as .png, .jpg, .jpeg, .webp and .tif"
+            + (f"; there are {left}" if left else "")
+        )
     classes = _classes(root, files) if labels else ()
+    notes = []
+    if labels and (empty := _empty(root, classes)):
+        notes.append(f"the subfolders {', '.join(empty)} hold no picture and are no classes")
+    text = _Captions(files) if captions else None
+    if text is not None and text.missing:
+        notes.append(f"{text.missing} pictures have no caption and get an empty one")
 
     rows = [files[row] for row in split_rows(len(files), split, validation, seed)]
-    images: list[np.ndarray] = []
-    kept: list[Path] = []
-    broken: list[tuple[Path, str]] = []
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        for path, result in zip(rows, pool.map(lambda path: _read(path, mode, target), rows), strict=True):
-            if isinstance(result, str):
-                broken.append((path, result))
-            else:
-                images.append(result)
-                kept.append(path)
+    results = _read(rows, mode, target)
+    if deep := [row for row, result in enumerate(results) if isinstance(result, Deep)]:
+        span = _span(files, rows, results)
+        say(span, str(root), 3)
+        for row, result in zip(deep, _read([rows[row] for row in deep], mode, target, span), strict=True):
+            results[row] = result
+    broken = [(path, result) for path, result in zip(rows, results, strict=True) if isinstance(result, str)]
+    kept = [path for path, result in zip(rows, results, strict=True) if isinstance(result, np.ndarray)]
+    images = [result for result in results if isinstance(result, np.ndarray)]
     named = "; ".join(f"{path.relative_to(root)} ({reason})" for path, reason in broken[:NAMED])
     if len(broken) > NAMED:
         named += f"; and {len(broken) - NAMED} more"
     if not images:
         raise ValueError(f"none of the {len(rows)} images in {root} could be read: {named}")
-    if broken:
-        warnings.warn(f"skipped {len(broken)} of {len(rows)} images in {root}: {named}", stacklevel=3)
+    told = [f"skipped {len(broken)} of {len(rows)} images in {root}: {named}"] if broken else []
+    told += [f"skipped in {root}: {left}"] if left else []
+    if told + notes:
+        warnings.warn("; ".join(told + notes), stacklevel=3)
     _check_sizes(root, images)
 
     raw = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     index = {name: number for number, name in enumerate(classes)}
     numbers = torch.tensor([index[_class(root, path)] for path in kept]) if labels else None
     spec = DataSpec(root.resolve().name, tuple(raw.shape[1:]), (-1.0, 1.0), len(classes) or None, len(raw))
-    return Dataset(spec, raw, numbers, classes, tuple(str(path.relative_to(root)) for path, _ in broken))
+    given = {}
+    if text is not None:
+        spec, given = replace(spec, text=text.kind), {"text": text.tokens(kept)}
+    return Dataset(spec, raw, numbers, classes, tuple(str(path.relative_to(root)) for path, _ in broken), given)
 
 
-def pictures_below(root: Path) -> Iterator[Path]:
-    """The picture files in a folder and its subfolders, recognised by their names."""
-    for path in root.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path
+def _read(
+    files: Sequence[Path], mode: str, size: tuple[int, int] | None, span: Span | None = None
+) -> list[np.ndarray | Deep | str]:
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        return list(pool.map(lambda path: read(path, mode, size, span), files))
+
+
+def _span(files: Sequence[Path], rows: Sequence[Path], results: Iterable[object]) -> Span:
+    """Black and white of the deep greys of a folder: of all of its files, so that every split has the same."""
+    rest = set(files).difference(rows)
+    others = _read([path for path in files if path in rest], "L", None)
+    return span_of(one for one in (*results, *others) if isinstance(one, Deep))
 
 
 def _class(root: Path, path: Path) -> str:
@@ -111,36 +138,39 @@ def _classes(root: Path, files: list[Path]) -> tuple[str, ...]:
     return tuple(sorted({_class(root, path) for path in files}))
 
 
-def _read(path: Path, mode: str, target: tuple[int, int] | None) -> np.ndarray | str:
-    """One image as (H, W, C) bytes, or the reason why it cannot be read."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            image = convert(ImageOps.exif_transpose(opened), mode)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        return str(error).replace(str(path), path.name) or type(error).__name__
-    if target is not None and image.size != (target[1], target[0]):
-        # Crops to the target's aspect around the centre, then resizes with a filter as wide as the reduction needs.
-        image = ImageOps.fit(image, (target[1], target[0]), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(image.height, image.width, MODES[mode])
+def _empty(root: Path, classes: Sequence[str]) -> list[str]:
+    """The subfolders that would be classes if they held a picture."""
+    return sorted(
+        path.name
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name not in classes
+    )
 
 
-def convert(image: Image, mode: str) -> Image:
-    """The image as 8-bit "RGB" or "L"; transparency is laid on white, 16-bit greys lose their low byte.
+class _Captions:
+    """The captions beside pictures, and the vocabulary of all of them."""
 
-    Raises ValueError for images of floating-point numbers, whose range is not stated.
-    """
-    from PIL import Image as pil
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.text: dict[Path, str] = {}
+        for path in files:
+            beside = path.with_suffix(CAPTION)
+            if beside.is_file():
+                try:
+                    self.text[path] = " ".join(read_text(beside).split())
+                except UnicodeDecodeError:
+                    raise ValueError(f"the caption {beside} is no text file (UTF-8)") from None
+        if not any(self.text.values()):
+            raise ValueError(
+                f"captions=True reads the text in NAME{CAPTION} beside each picture, but none of {len(files)} pictures"
+                f" has one: {files[0].with_suffix(CAPTION).name} would be that of {files[0].name}"
+            )
+        self.missing = sum(not self.text.get(path) for path in files)
+        words = [text.lower().replace(",", " ").split() for text in self.text.values()]  # as `Text.tokens` reads them
+        self.kind = Text(tuple(sorted({word for caption in words for word in caption})), max(map(len, words)))
 
-    if image.mode == "F":
-        raise ValueError("an image of floating-point numbers has no known range")
-    if image.mode.startswith("I"):  # Pillow would clip these to 255
-        image = pil.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    def tokens(self, files: Sequence[Path]) -> torch.Tensor:
+        """The indices (N, length) of the files' captions."""
+        return torch.tensor([self.kind.tokens(self.text.get(path, "")) for path in files])
 
 
 def _check_sizes(root: Path, images: list[np.ndarray]) -> None:

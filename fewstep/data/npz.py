@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fewstep.core.methods import Method
-from fewstep.data.spec import Dataset, DataSpec, split_rows
+from fewstep.data.spec import Dataset, DataSpec, classes_of, split_rows
 
 METHODS = (
     Method(
@@ -22,6 +22,8 @@ METHODS = (
     ),
 )
 
+UNNAMED = {"images": "arr_0", "labels": "arr_1"}  # as np.savez calls what is given without names
+
 
 def open_npz(
     path: str | Path,
@@ -30,8 +32,10 @@ def open_npz(
     validation: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    """The arrays `images`, (N, H, W) or (N, H, W, C), and optionally `labels`, (N,) whole numbers from 0.
+    """The arrays `images`, (N, H, W) or (N, H, W, C), and optionally `labels`, (N,) whole numbers from 0; or the arrays
+    without names that guided-diffusion writes, `arr_0` for the images and `arr_1` for the labels.
 
+    The network gets a class for every number up to the largest label; a warning says which of them have no picture.
     Bytes (uint8) become -1 to 1. Floats stay as they are and need their range stated, by `value_range` or by an array
     `value_range` of two numbers in the file; every value must lie within. Pickled objects are refused.
     """
@@ -40,8 +44,11 @@ def open_npz(
         raise ValueError(f"{path} is not an .npz file (a zip of NumPy arrays)")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: _read(file, name, path) for name in ("images", "labels", "value_range") if name in file}
             names = file.files
+            called = {"images": "images", "labels": "labels", "value_range": "value_range"}
+            if "images" not in names:
+                called |= UNNAMED
+            arrays = {what: _read(file, name, path) for what, name in called.items() if name in names}
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if "images" not in arrays:
@@ -62,7 +69,7 @@ def open_npz(
     rows = split_rows(len(images), split, validation, seed)
     kept = np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))
     raw = torch.from_numpy(kept if kept.dtype == np.uint8 else kept.astype(np.float32))
-    classes = None if labels is None else int(labels.max()) + 1
+    classes = None if labels is None else classes_of(labels.tolist(), str(path))
     spec = DataSpec(path.stem, tuple(raw.shape[1:]), limits, classes, len(rows))
     return Dataset(spec, raw, None if labels is None else torch.from_numpy(labels[rows].astype(np.int64)))
 

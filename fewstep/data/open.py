@@ -12,9 +12,9 @@ from typing import Any
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, methods
-from fewstep.data.folder import pictures_below
 from fewstep.data.spec import Dataset
 from fewstep.data.stream import Stream
+from fewstep.data.walk import has_pictures
 
 FOLDER = "/"
 
@@ -39,7 +39,7 @@ def reader(source: str | Path) -> Method:
     ValueError when nothing is there, or nothing can read it.
     """
     path, formats = Path(source), {method.facts["suffix"]: method for method in methods("format")}
-    if is_built_in(str(source)) and not (path.is_dir() and any(pictures_below(path))):
+    if is_built_in(str(source)) and not (path.is_dir() and has_pictures(path)):
         return card(str(source), "data")[0]
     if path.is_dir():
         return formats.pop(FOLDER)
@@ -70,6 +70,7 @@ def open_source(
     size: int | tuple[int, int] | None = None,
     mode: str = "RGB",
     labels: bool = False,
+    captions: bool = False,
     value_range: tuple[float, float] | None = None,
     validation: float = 0.1,
     seed: int = 0,
@@ -84,6 +85,7 @@ def open_source(
         "size": size,
         "mode": mode,
         "labels": labels,
+        "captions": captions,
         "value_range": value_range,
         "validation": validation,
         "seed": seed,
@@ -106,6 +108,7 @@ def open_data(source: str | Path, **options: Any) -> Dataset:
             one number).
         mode: "RGB" or "L" (grey), for folders.
         labels: the folder's first level of subfolders are the classes.
+        captions: of a folder, `cat.txt` beside `cat.png`.
         value_range: the range of the floats in an `.npz`.
         validation, seed: the share held out and the permutation that chooses it (a built-in data set has a split of
             its own).

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.data.folder import MODES
+from fewstep.core.pictures import MODES
 from fewstep.data.spec import Dataset, DataSpec
 
 METHODS = (

@@ -7,7 +7,9 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,6 +115,23 @@ class Drawn(Dataset):
 
     def std(self) -> float:
         return float(self[slice(0, MOST)][0].double().std(correction=0))
+
+
+def classes_of(labels: Iterable[int], source: str) -> int:
+    """The number of classes for labels from 0 to the largest; one warning says which of them have no picture."""
+    present = sorted(set(labels))
+    classes = present[-1] + 1
+    if empty := classes - len(present):
+        known = set(present)
+        first = [
+            str(label) for label in itertools.islice((k for k in itertools.count() if k not in known), min(empty, 5))
+        ]
+        warnings.warn(
+            f"the labels in {source} are {present[0]} to {present[-1]}, {len(present)} different ones: the network gets"
+            f" {classes} classes, {empty} of them without a picture ({', '.join(first)}{', ...' if empty > 5 else ''})",
+            stacklevel=4,
+        )
+    return classes
 
 
 def check_size(name: str, shape: tuple[int, ...], size: int | tuple[int, int] | None) -> None:

@@ -9,8 +9,8 @@ at that place.
 from __future__ import annotations
 
 import io
-import struct
 import tarfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.data.folder import MODES, SUFFIXES, convert
-from fewstep.data.spec import DataSpec
+from fewstep.core.pictures import MODES, Deep, Span, depth, read, say, span_of, suffixes
+from fewstep.data.spec import DataSpec, classes_of
 
 METHODS = (
     Method(
@@ -35,7 +35,7 @@ METHODS = (
     ),
 )
 
-IMAGES = tuple(suffix[1:] for suffix in sorted(SUFFIXES))
+SHALLOW = {"jpg", "jpeg", "jfif", "jpe", "webp", "gif", "bmp", "avif"}  # pictures of bytes, whatever they hold
 TOGETHER = 4  # shards that are in memory and shuffled among each other at a time
 Sample = dict[str, Any]
 
@@ -55,6 +55,7 @@ class Stream:
     mode: str
     given: str | None  # "cls", "txt" or None: what goes with an image
     seed: int = 0
+    span: Span | None = None  # black and white of greys deeper than bytes
     skipped: set[str] = field(default_factory=set)
     _first: int = 0  # the place of the first sample of those in memory
     _samples: list[Sample] = field(default_factory=list)
@@ -85,7 +86,7 @@ class Stream:
         held = len(self._samples)
         for step in range(held):
             sample = self._samples[(place - self._first + step) % held]
-            image = _decode(sample, self.mode, self.size)
+            image = _decode(sample, self.mode, self.size, self.span)
             if image is not None:
                 return image, sample["other"]
             self.skipped.add(sample["name"])
@@ -121,7 +122,8 @@ def open_stream(
 
     shards: a folder of .tar files, a path or URL (http, https), one with braces (`train-{0000..0127}.tar`), or a list.
     size, mode: as for a folder of images; without a size that of the first intact image, to which the others are
-    cropped and resized. labels: classes from .cls; captions: texts from .txt; samples without them are left out.
+    cropped and resized. labels: classes from .cls; captions: texts from .txt; samples without them are left out, and a
+    warning says how many. Greys deeper than 8 bits share one span from black to white, as in a folder.
 
     Raises ValueError for a missing package, no shards, a shard that is not a tar file, and no usable image.
     """
@@ -131,26 +133,37 @@ def open_stream(
         raise ValueError("a stream gives labels or captions, not both: leave one of them out")
     given = "cls" if labels else "txt" if captions else None
     found = _expand(shards)
-    counts, highest, first = [], -1, None
+    counts, present, deep, left, first = [], set[int](), list[Deep](), [0], None
     target = (size, size) if isinstance(size, int) else size
     if target is not None and (len(target) != 2 or min(target) < 1):
         raise ValueError(f"size must be a positive number or (height, width), got {size!r}")
     for shard in found:
         counts.append(0)
-        for sample in _read(shard, given):
+        for sample in _read(shard, given, left):
             counts[-1] += 1
             if labels:
-                highest = max(highest, int(sample["other"]))
+                present.add(int(sample["other"]))
+            if sample["suffix"] not in SHALLOW and (here := depth(io.BytesIO(sample["bytes"]))) is not None:
+                deep.append(here)
             if first is None:
-                first = _decode(sample, mode, target)
+                first = _decode(sample, mode, target, (0.0, 1.0))
     wanted = {None: "", "cls": " with a .cls beside it", "txt": " with a .txt beside it"}[given]
     if first is None:
-        raise ValueError(f"no usable image{wanted} in {len(found)} shards, {found[0]} first: looked for {IMAGES}")
+        raise ValueError(
+            f"no usable image{wanted} in {len(found)} shards, {found[0]} first: looked for what Pillow reads"
+        )
+    if left[0]:
+        warnings.warn(f"left out {left[0]} samples in {found[0]} and so on: no image{wanted}", stacklevel=3)
+    span = span_of(deep) if deep else None
+    if span is not None:
+        say(span, found[0], 3)
     kept = [(shard, count) for shard, count in zip(found, counts, strict=True) if count]
     shape = (MODES[mode], *first.shape[:2])
-    spec = DataSpec(Path(found[0]).stem, shape, (-1.0, 1.0), highest + 1 if labels else None, sum(counts))
+    spec = DataSpec(
+        Path(found[0]).stem, shape, (-1.0, 1.0), classes_of(present, found[0]) if labels else None, sum(counts)
+    )
     shards_kept, counts_kept = zip(*kept, strict=True)
-    return Stream(spec, shards_kept, counts_kept, first.shape[:2], mode, given, seed)
+    return Stream(spec, shards_kept, counts_kept, first.shape[:2], mode, given, seed, span)
 
 
 def _expand(shards: str | Path | Sequence[str | Path]) -> list[str]:
@@ -178,32 +191,29 @@ def _expand(shards: str | Path | Sequence[str | Path]) -> list[str]:
     return found
 
 
-def _read(shard: str, given: str | None) -> Iterator[Sample]:
-    """A shard's samples that have an image and the label or caption wanted, in order: name, suffix, bytes, text."""
+def _read(shard: str, given: str | None, left: list[int] | None = None) -> Iterator[Sample]:
+    """A shard's samples that have an image and the label or caption wanted, in order: name, suffix, bytes, text.
+    `left` counts the others."""
     from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
 
-    wanted = {*IMAGES, *([given] if given else [])}
+    images = tuple(sorted(suffix[1:] for suffix in suffixes()))
+    wanted = {*images, *([given] if given else [])}
     try:
         files = tar_file_expander(url_opener([{"url": shard}]))
         for sample in group_by_keys(files, suffixes=wanted):
-            suffix = next((suffix for suffix in IMAGES if suffix in sample), None)
-            other = sample.get(given, b"").decode("utf-8", "replace").strip() if given else ""
+            suffix = next((suffix for suffix in images if suffix in sample), None)
+            other = sample.get(given, b"").decode("utf-8-sig", "replace").strip() if given else ""
             if suffix is None or (given and not other) or (given == "cls" and not other.isdecimal()):
+                if left is not None:
+                    left[0] += 1
                 continue
-            yield {"name": f"{Path(shard).name}/{sample['__key__']}", "bytes": sample[suffix], "other": other}
+            name = f"{Path(shard).name}/{sample['__key__']}"
+            yield {"name": name, "suffix": suffix, "bytes": sample[suffix], "other": other}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"cannot read {shard} as a tar file: {error.args[0] if error.args else error}") from None
 
 
-def _decode(sample: Sample, mode: str, size: tuple[int, int] | None) -> np.ndarray | None:
+def _decode(sample: Sample, mode: str, size: tuple[int, int] | None, span: Span | None) -> np.ndarray | None:
     """The image as (H, W, C) bytes, or None for a broken one."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(sample["bytes"])) as opened:
-            image = convert(ImageOps.exif_transpose(opened), mode)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
-        return None
-    if size is not None and image.size != (size[1], size[0]):
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(image.height, image.width, MODES[mode])
+    found = read(io.BytesIO(sample["bytes"]), mode, size, span)
+    return found if isinstance(found, np.ndarray) else None

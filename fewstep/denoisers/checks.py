@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
@@ -226,6 +227,7 @@ def _better(stated: Fit, best: Fit) -> Finding:
     return Finding("gain by another convention, summed over the noise levels", gain, GAIN, not wrong)
 
 
+@checked
 @torch.no_grad()
 def check_denoiser(
     model: Denoiser, data: Tensor | None = None, *, seed: int = 0, condition: Mapping[str, Any] | None = None

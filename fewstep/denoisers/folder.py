@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fewstep.core.config import built, config, load, owners
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.files import new_folder, write
+from fewstep.core.files import new_folder, read_text, write
 from fewstep.core.plan import Plan
 from fewstep.denoisers.experts import Experts
 from fewstep.denoisers.restorer import Restorer
@@ -100,7 +100,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             extra = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
             raise ValueError(f"the model folder {path} has no {name}{extra}")
     try:
-        config = json.loads((path / CONFIG).read_text("utf-8"))
+        config = json.loads(read_text(path / CONFIG))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / CONFIG} is not JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") not in (FORMAT, FORMERLY):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.arguments import checked
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
@@ -46,6 +47,7 @@ class NetworkDenoiser(Denoiser):
         data: name of the data set it was trained on, where that can be opened again (fewstep.data.open.open_data).
     """
 
+    @checked
     def __init__(
         self,
         network: nn.Module,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.arguments import checked
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
@@ -150,6 +151,7 @@ class Wrapped(Denoiser):
         return Prediction(-value if negative else value, self.predicts.lstrip("-"), x, t, self.process)
 
 
+@checked
 def wrap(
     function: Callable[..., Any],
     process: Process,
@@ -191,12 +193,8 @@ def wrap(
         ValueError: something that is not callable or not a process, an unknown name, a data_std that is not positive;
             at a call, an answer of another shape.
     """
-    if not callable(function):
-        raise ValueError(f"wrap takes a function or a module f(x, t), got {type(function).__name__}")
     if isinstance(function, Denoiser):
         raise ValueError("this is a denoiser already: use it as it is")
-    if not isinstance(process, Process):
-        raise ValueError(f"process must be a process such as VP() or Discrete.linear(), got {process!r}")
     if predicts.removeprefix("-") not in KINDS:
         raise suggest("prediction kind", predicts, KINDS)
     if not data_std > 0:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fewstep.conditions.number import Number
+from fewstep.conditions.prompt import Prompt
+from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.memory import AnyMemory, Memory, Part, Together, ask, routed
@@ -27,7 +31,24 @@ METHODS = (
 )
 
 SCALE = "guidance"  # the condition by which a caller or a plan sets the scale
+AWAY = "negative"  # the condition by which a caller sets what guidance leads away from
 _EACH = "scale of each row"  # its name while rows are routed
+
+
+@dataclass(frozen=True)
+class Negative:
+    """What guidance leads away from in place of a condition's empty value: a condition of the same kind."""
+
+    guides: ClassVar[bool] = False
+    kind: Condition
+    usual: Any = field(compare=False)
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "negative", "of": self.kind.config()}
+
+    def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
+        """As the condition itself; None is what the model was guided with."""
+        return self.kind.check(name, self.usual if value is None else value, batch, device)
 
 
 class Guided(Wrapper):
@@ -39,31 +60,48 @@ class Guided(Wrapper):
     its own, distilled into it, the condition sets that one.
 
     Scale 1 is the base, in one call of its own, bit for bit; 0 ignores the condition. "Empty" is no label and no
-    caption, or what `negative` says instead (`negative="blurry"` for the caption, or a mapping of conditions); a
-    picture or a number that goes with the sample stays. The rule is linear, so it is the same in every kind of
-    prediction.
+    caption, or what `negative` says instead: `negative="blurry"` for the caption, `["blurry", "dark"]` for that of each
+    sample, or a mapping of conditions (`{"label": 3}`), whose lists are one for each sample too. The condition
+    `negative` says it anew for a run. A picture or a number that goes with the sample stays. The rule is linear, so it
+    is the same in every kind of prediction.
 
     Raises:
-        ValueError: a model without a label or caption, a scale that is negative or not finite, a negative caption for
-            a model that reads none.
+        ValueError: a model without a label or caption, a scale that is no number, negative or not finite, a `negative`
+            that is neither captions nor a mapping, or that the model does not take.
     """
 
-    def __init__(self, model: Denoiser, scale: float, negative: str | Mapping[str, Any] | None = None):
+    scale: float
+    takes_scale: bool
+    negative: dict[str, Any]
+    takes_negative: bool
+    each: bool  # whether `negative` differs from sample to sample
+    _parts: tuple[str, ...]
+
+    def __init__(
+        self, model: Denoiser, scale: float, negative: str | Sequence[str | None] | Mapping[str, Any] | None = None
+    ):
         if not any(kind.guides for kind in model.conditions.values()):
             raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
-        if not 0 <= scale < float("inf"):
-            raise ValueError(f"the guidance scale must be at least 0 and finite, got {scale}")
-        own = {} if SCALE in model.conditions else {SCALE: Number(0.0, None, float(scale))}
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < float("inf"):
+            raise ValueError(f"the guidance scale must be at least 0 and finite, got {scale!r}")
+        self.negative = _named(negative, model)
+        own: dict[str, Condition] = {} if SCALE in model.conditions else {SCALE: Number(0.0, None, float(scale))}
+        # Around a guided model, `negative` is that one's.
+        self.takes_negative = not any(isinstance(kind, Negative) for kind in model.conditions.values())
+        if self.takes_negative:
+            text = self.negative.get("text")
+            for name, kind in model.conditions.items():
+                if kind.guides:
+                    usual = self.negative.get(name, text if isinstance(kind, Prompt) else None)
+                    own[f"{AWAY}_{name}"] = Negative(kind, usual)
+        self.each = any(_count(model.conditions[name], value) > 1 for name, value in self.negative.items())
         super().__init__(
             model,
             plan=None if scale != 1 else model.plan,  # the model's plan was found for its own predictions
             conditions={**model.conditions, **own},
         )
-        self.scale, self.takes_scale = float(scale), bool(own)
-        self.negative = {"text": negative} if isinstance(negative, str) else dict(negative or {})
-        for name in self.negative:
-            if name not in model.conditions:
-                raise suggest("condition", name, model.conditions)
+        self.scale, self.takes_scale = float(scale), SCALE in own
+        self._parts = tuple(name for name in model.conditions if f"{AWAY}_{name}" in own)
         # The empty condition of the last batch: it is the same at every evaluation, and checking it reads tensors.
         self._empty: tuple[tuple[int, torch.device, frozenset[str]], dict[str, Tensor]] | None = None
 
@@ -78,11 +116,39 @@ class Guided(Wrapper):
         return {"model": self.model, "scale": self.scale, "negative": self.negative}
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """As the model's, and `guidance` where it is given: without it `scale` holds."""
+        """As the model's, and `guidance` where it is given (without it `scale` holds), and what to lead away from where
+        `negative` is given or differs from sample to sample, as `negative_text` and so on."""
         rest = dict(condition)
         scale = rest.pop(SCALE, None) if self.takes_scale else None
+        away = self._away(rest)
         named = self.model.check_condition(rest, batch, device)
-        return named if scale is None else named | {SCALE: self.conditions[SCALE].check(SCALE, scale, batch, device)}
+        if scale is not None:
+            named[SCALE] = self.conditions[SCALE].check(SCALE, scale, batch, device)
+        if away is not None or (self.each and self.takes_negative):
+            empty = self._checked(named, self.negative if away is None else away, batch, device)
+            named |= {f"{AWAY}_{name}": value for name, value in empty.items() if f"{AWAY}_{name}" in self.conditions}
+        return named
+
+    def _away(self, condition: dict[str, Any]) -> dict[str, Any] | None:
+        """What the conditions say to lead away from, taken out of them, by the model's own names; None for nothing."""
+        if not self.takes_negative:
+            return None
+        said = condition.pop(AWAY, None)
+        parts = [name for name in condition if name.startswith(f"{AWAY}_") and name in self.conditions]
+        found = {name[len(AWAY) + 1 :]: condition.pop(name) for name in parts}
+        found = {name: value for name, value in found.items() if value is not None}
+        return None if said is None and not found else _named(said, self.model) | found
+
+    def _checked(
+        self, condition: Mapping[str, Tensor], away: Mapping[str, Any], batch: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """All conditions of the empty branch; those that go with the sample, a picture or a number, stay."""
+        kept = {name: value for name, value in condition.items() if name in self.model.conditions}
+        kept = {name: value for name, value in kept.items() if not self.model.conditions[name].guides}
+        try:
+            return self.model.check_condition(kept | dict(away), batch, device)
+        except ValueError as error:
+            raise ValueError(f"{AWAY}: {error}") from None
 
     def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
         scale = condition.pop(SCALE, None) if self.takes_scale else None
@@ -113,9 +179,10 @@ class Guided(Wrapper):
         """`scale` is one number for all rows, or None where `condition` has one for each."""
         scales = condition.pop(_EACH)
         given = None if memory is None else memory.branch("given")
+        away = {name: condition.pop(f"{AWAY}_{name}") for name in self._parts if f"{AWAY}_{name}" in condition}
         if plain:
             return ask(self.model, x, t, given, condition)
-        empty = self._empty_condition(condition, len(x), x.device)
+        empty = away or self._empty_condition(condition, len(x), x.device)
         both = {name: torch.cat([value, empty.get(name, value)]) for name, value in condition.items()}
         twice = None if given is None or memory is None else Together([given, memory.branch("empty")])
         times = t if t.ndim == 0 else torch.cat([t, t])
@@ -127,11 +194,36 @@ class Guided(Wrapper):
 
     def _empty_condition(self, condition: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
         """The empty conditions; those that go with the sample, a picture or a number, are not among them."""
-        kept = {name: value for name, value in condition.items() if not self.model.conditions[name].guides}
-        key = batch, device, frozenset(kept)
+        kept = frozenset(name for name in condition if not self.model.conditions[name].guides)
+        key = batch, device, kept
         known = self._empty
         if known is None or known[0] != key:
-            named = self.model.check_condition(kept | self.negative, batch, device)
+            named = self._checked(condition, self.negative, batch, device)
             apart = {name: value for name, value in named.items() if name not in kept or name in self.negative}
             self._empty = known = key, apart
         return known[1]
+
+
+def _named(negative: Any, model: Denoiser) -> dict[str, Any]:
+    """What to lead away from by the model's conditions; `ValueError` for what they are not."""
+    found = negative
+    captions = isinstance(negative, list | tuple) and all(isinstance(one, str | None) for one in negative)
+    if isinstance(negative, str) or (captions and negative):
+        found = {"text": list(negative) if captions else negative}
+    if not isinstance(found, Mapping | None):
+        wanted = "a caption, one for each sample, or a mapping of conditions such as {'label': 3}"
+        raise ValueError(f"{AWAY} must be {wanted}, got {negative!r}")
+    for name in found or {}:
+        if name not in model.conditions:
+            raise ValueError(f"{AWAY}: {suggest('condition', name, model.conditions)}")
+    return dict(found or {})
+
+
+def _count(kind: Condition, value: Any) -> int:
+    """For how many samples a value speaks."""
+    if not isinstance(value, Tensor):
+        return len(value) if isinstance(value, list | tuple) else 1
+    try:
+        return len(kind.check(AWAY, value, 1, value.device))
+    except ValueError:
+        return len(value)

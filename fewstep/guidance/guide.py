@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made
 
 
+@checked
 def guide(model: Denoiser, method: str = "cfg", **options: Any) -> Denoiser:
     """A denoiser wrapped in a method of guidance.
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.conditions.label import Label
+from fewstep.core.arguments import checked
 from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
@@ -214,6 +215,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
     network.load_state_dict(dict(tensors))
 
 
+@checked
 def load_checkpoint(
     network: nn.Module,
     weights: str | os.PathLike[str],

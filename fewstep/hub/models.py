@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.files import new_folder, write
@@ -27,6 +28,7 @@ def embedded() -> list[str]:
     return sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").is_file())
 
 
+@checked
 def load(
     name: str | os.PathLike[str],
     device: str | torch.device | None = None,
@@ -57,6 +59,8 @@ def load(
         ValueError: an unknown name (close ones offered), a folder that is not a model or is damaged, an unsupported
             pipeline, a missing component, weights that do not fit, a repository that does not exist.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating one, such as torch.float16, got {dtype}")
     text = os.fspath(name)
     if text in embedded():
         path = EMBEDDED / text
@@ -142,6 +146,7 @@ def _cached(name: str, download: bool, revision: str | None) -> Path:
     return Path(found)
 
 
+@checked
 def save(
     model: Denoiser | Restorer,
     folder: str | os.PathLike[str],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.conditions.picture import Picture
+from fewstep.core.arguments import checked
 from fewstep.core.condition import Condition, condition_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import write
@@ -66,6 +67,7 @@ def as_config(kind: Condition, given: Tensor) -> dict[str, Any]:
     return config
 
 
+@checked
 @torch.no_grad()
 def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
     """Write a denoiser as an ONNX file with a batch of any size; `load_onnx` opens it.
@@ -155,6 +157,7 @@ class OnnxDenoiser(Denoiser):
         return Prediction(value.to(x.dtype), self.kind, x, t, self.process)
 
 
+@checked
 def load_onnx(path: str | os.PathLike[str], providers: Sequence[str] = ("CPUExecutionProvider",)) -> OnnxDenoiser:
     """Open the file that `export_onnx` wrote, as a denoiser.
 

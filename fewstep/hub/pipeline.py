@@ -114,6 +114,8 @@ class PipelineDenoiser(Denoiser):
         factor, family = self.autoencoder.factor if self.autoencoder else 1, self.family
         if size is None:
             return (family.channels, *family.size)
+        if not isinstance(size, int) and len(size) != 2:
+            raise ValueError(f"size must be a whole number or (height, width), got {size!r}")
         height, width = (size, size) if isinstance(size, int) else (int(n) for n in size)
         if min(height, width) < 1 or height % (multiple := factor * family.multiple) or width % multiple:
             raise ValueError(

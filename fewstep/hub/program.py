@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.arguments import checked
 from fewstep.core.condition import condition_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import write
@@ -98,6 +99,7 @@ def _draws(plan: Sampler) -> int:
     return max((draw for stage in plan.table.stages for draw, _ in stage.draws), default=0)
 
 
+@checked
 @torch.no_grad()
 def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[str], batch: int | None = None) -> Path:
     """Write the plan with the network as one program; `load_program` opens it.
@@ -203,6 +205,7 @@ class SamplingProgram:
         return self.graph(noise.float(), steps.float(), *(value.contiguous() for value in given))
 
 
+@checked
 def load_program(path: str | os.PathLike[str]) -> SamplingProgram:
     """Open the file that `export_program` wrote.
 

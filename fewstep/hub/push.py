@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 from fewstep.hub.card import model_card
@@ -16,6 +17,7 @@ from fewstep.hub.models import save
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
+@checked
 def push_to_hub(
     model: Denoiser | str | os.PathLike[str],
     repo_id: str,

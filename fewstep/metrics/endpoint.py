@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.methods import Method
-from fewstep.metrics.common import Result, check_same_shape, check_samples
+from fewstep.metrics.common import Result, check_same_kind, check_same_shape, check_samples
 
 METHODS = (
     Method(
@@ -68,6 +68,7 @@ def endpoint_error(x: Tensor, reference: Tensor) -> EndpointError:
     """
     x, reference = check_samples(x, "x"), check_samples(reference, "reference")
     check_same_shape(x, reference, "samples of x", "those of the reference")
+    check_same_kind(x, reference, "samples of x", "those of the reference")
     if len(x) != len(reference):
         raise ValueError(f"x has {len(x)} samples but the reference {len(reference)}: they must be pairs")
     a, b = (part.to("cpu", torch.float64).flatten(1) for part in (x, reference))

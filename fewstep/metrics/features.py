@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewstep.core.errors import suggest
-from fewstep.metrics.common import check_same_shape, check_samples
+from fewstep.metrics.common import check_same_kind, check_same_shape, check_samples
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def find_features(features: str | Features | Callable[[Tensor], Tensor]) -> Feat
 
 
 def feature_pair(samples: Tensor, real: Tensor, features: Features) -> tuple[Tensor, Tensor]:
-    """The vectors of `samples` and of `real`, (N, F) and (M, F). ValueError if their shapes differ."""
-    check_same_shape(check_samples(samples, "samples"), check_samples(real, "real"))
+    """The vectors of `samples` and of `real`, (N, F) and (M, F). ValueError if their shapes or ranges differ."""
+    samples, real = check_samples(samples, "samples"), check_samples(real, "real")
+    check_same_shape(samples, real)
+    check_same_kind(samples, real)
     return features(samples), features(real, "real")

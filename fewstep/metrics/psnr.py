@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.core.methods import Method
-from fewstep.metrics.common import Result, check_same_shape, check_samples
+from fewstep.metrics.common import Result, check_same_kind, check_same_shape, check_samples
 
 METHODS = (
     Method(
@@ -37,6 +37,7 @@ def psnr(samples: Tensor, originals: Tensor, value_range: tuple[float, float] = 
     """
     samples, originals = check_samples(samples, "samples", 1), check_samples(originals, "originals", 1)
     check_same_shape(samples, originals, "samples", "originals")
+    check_same_kind(samples, originals, "samples", "originals")
     if len(samples) != len(originals):
         raise ValueError(f"there are {len(samples)} samples but {len(originals)} originals: they must be pairs")
     low, high = value_range

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
@@ -37,6 +38,7 @@ METHODS = (
 WAYS = ("checkpointed", "adjoint", "reversible")
 
 
+@checked
 def sample_with_gradient(
     model: Denoiser,
     noise: Tensor,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from fewstep.core.arguments import checked
 from fewstep.core.bands import Bands
 from fewstep.core.live import Loop
 from fewstep.core.methods import Method, card, made, methods
@@ -39,6 +40,7 @@ class _Clock(Shifted):
         return max(self.base.t_min, self.time(self.base.log_snr(self.base.t_min)))
 
 
+@checked
 def plan(
     process: Process,
     solver: str | Callable[..., Any] | None = None,

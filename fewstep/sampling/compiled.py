@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
@@ -164,6 +165,7 @@ def _wide(numbers: Tensor, like: Tensor) -> Tensor:
     return numbers.view(*numbers.shape, *[1] * like.ndim) if numbers.ndim == 2 else numbers
 
 
+@checked
 def compile(plan: Sampler, model: Denoiser, **options: Any) -> Compiled:
     """The plan as a compiled program: `torch.compile(fullgraph=True, **options)` of the network with the combination.
 

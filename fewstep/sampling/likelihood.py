@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
@@ -42,6 +43,7 @@ LOWEST_LOG_SNR = -6.0  # where the steps towards alpha = 0 stop falling in log-S
 DEQUANTISE, PROBE = 0, 1  # numbers of the first draws
 
 
+@checked
 def log_likelihood(
     model: Denoiser,
     x: Tensor,
@@ -151,6 +153,7 @@ def _prior(
     return -0.5 * squared - x[0].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
 
+@checked
 def bits_per_dim(
     model: Denoiser,
     x: Tensor,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.methods import Method
@@ -176,6 +177,7 @@ class Mixed:
         self._done.pop(ticket, None)
 
 
+@checked
 def run_mixed(
     requests: Sequence[Request | tuple[Sampler, Tensor] | tuple[Sampler, Tensor, Mapping[str, Any]]],
     model: Denoiser,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
@@ -42,6 +43,7 @@ class ParallelResult:
     seconds: float
 
 
+@checked
 @torch.no_grad()
 def run_parallel(
     plan: Sampler,

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
+from fewstep.core.pictures import as_pictures, data_shape
 from fewstep.core.sampler import Sampler
 from fewstep.sampling.auto import facts
 from fewstep.sampling.brownian import BrownianNoise
@@ -25,7 +27,7 @@ def choose_plan(
     steps: int | None = None,
     nfe: int | None = None,
     solver: str | Callable[..., Any] | None = None,
-    timesteps: str | Sequence[float] | None = None,
+    timesteps: str | Sequence[float] | Callable[..., list[float]] | None = None,
     strength: float = 1.0,
     **options: Any,
 ) -> Sampler:
@@ -58,6 +60,15 @@ def choose_plan(
     return make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while samples were drawn: `samples` `(k, *shape)` are those of the batches that were done, k >= 1."""
+
+    def __init__(self, samples: Tensor):
+        super().__init__(f"{len(samples)} samples were done")
+        self.samples = samples
+
+
+@checked
 def sample(
     model: Denoiser,
     n: int,
@@ -65,14 +76,14 @@ def sample(
     steps: int | None = None,
     nfe: int | None = None,
     solver: str | Callable[..., Any] | None = None,
-    timesteps: str | Sequence[float] | None = None,
+    timesteps: str | Sequence[float] | Callable[..., list[float]] | None = None,
     plan: Sampler | None = None,
     seed: int = 0,
     first: int = 0,
     seeds: Sequence[int | tuple[int, int]] | None = None,
     shape: Sequence[int] | None = None,
     batch_size: int = 256,
-    init: Tensor | None = None,
+    init: Any = None,
     strength: float = 1.0,
     options: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -92,20 +103,19 @@ def sample(
         seeds: one seed per sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives.
             A pair `(seed, number)` is sample `number` of that seed.
         shape: one sample's shape, for denoisers that take any.
-        init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
-            begin.
+        init, strength: start from clean data, noised to where the last `strength` of the steps begin: one picture for
+            all or n of them, as tensors, arrays, Pillow pictures or paths (`fewstep.core.pictures.as_pictures`).
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.sampler.Sampler.run`.
         brownian: take the steps' noise from one Brownian path per sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
         **condition: `label=3`, `text="a red circle"`, `y=picture`: one for all samples, or one per sample.
 
     Raises:
-        ValueError: as `fs.plan` and `Plan.run`; n below 1; init and strength that do not belong together.
+        Interrupted: a KeyboardInterrupt that holds the samples of the batches which were done.
+        ValueError: an argument of the wrong kind; as `fs.plan` and `Plan.run`; n below 1; init and strength that do not
+            belong together.
     """
-    if isinstance(n, bool) or int(n) != n or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    n, batch_size = check_whole("n", n), check_whole("batch_size", batch_size)
     size = tuple(shape) if shape is not None else model.shape
     if size is None:
         raise ValueError("this denoiser takes any shape: say which, with shape=(...)")
@@ -115,8 +125,11 @@ def sample(
         raise ValueError("strength below 1 starts from a clean batch: give init=(n, *shape)")
     if init is not None and plan is None and strength == 1.0:
         raise ValueError("at strength 1 nothing of init is left: give a strength below 1")
-    if init is not None and len(init) != n:
-        raise ValueError(f"init must hold {n} samples, got shape {tuple(init.shape)}")
+    if init is not None:
+        init = as_pictures(init, "init", data_shape(model) or (None if model.shape else size), model.value_range)
+        if len(init) not in (1, n):
+            raise ValueError(f"init must hold one sample or {n} samples, got shape {tuple(init.shape)}")
+        init = init.expand(n, *init.shape[1:])
     if seeds is not None and (len(seeds) != n or seed or first or brownian):
         raise ValueError(
             f"seeds must be {n} of them, got {len(seeds)}"
@@ -140,17 +153,22 @@ def sample(
         }
         source = own_seeds[begin:end] if own_seeds is not None else Noise(seed, first + begin)
         normal = functools.partial(source.normal, shape=(end - begin, *size), device=device, dtype=dtype)
-        state = chosen(
-            model,
-            model.process.start(normal),
-            seed=seed,
-            first=first + begin,
-            init=None if init is None else model.encode(init[begin:end].to(device), **own),
-            dtype=dtype,
-            callback=callback,
-            source=BrownianNoise(chosen, seed, first + begin) if brownian else source,
-            progress=progress,
-            **own,
-        )
-        parts.append(model.decode(state, **own))
+        try:
+            state = chosen(
+                model,
+                model.process.start(normal),
+                seed=seed,
+                first=first + begin,
+                init=None if init is None else model.encode(init[begin:end].to(device), **own),
+                dtype=dtype,
+                callback=callback,
+                source=BrownianNoise(chosen, seed, first + begin) if brownian else source,
+                progress=progress,
+                **own,
+            )
+            parts.append(model.decode(state, **own))
+        except KeyboardInterrupt:
+            if parts:
+                raise Interrupted(torch.cat(parts)) from None
+            raise
     return parts[0] if len(parts) == 1 else torch.cat(parts)

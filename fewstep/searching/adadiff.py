@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.core.files import read_text
 from fewstep.core.methods import Method, card
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
@@ -152,7 +153,7 @@ class Policy:
     def load(cls, path: str | os.PathLike[str]) -> Policy:
         """Read a policy; `ValueError` names the file if it is none."""
         try:
-            data = json.loads(Path(path).read_text("utf-8"))
+            data = json.loads(read_text(path))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']!r}, expected {FORMAT!r}")
             weights = [torch.tensor(w, dtype=torch.float64) for w in data["weights"]]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, made
 from fewstep.core.sampler import Sampler
@@ -45,6 +46,7 @@ def check_names(solvers: Sequence[str], timesteps: Sequence[str]) -> None:
         card(rule, "rule")
 
 
+@checked
 @torch.no_grad()
 def compare(
     model: Denoiser,

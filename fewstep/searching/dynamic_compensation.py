@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fewstep.core.files import read_text
 from fewstep.core.methods import Method
 from fewstep.core.ops import Combine, Evaluate
 from fewstep.core.plan import Plan
@@ -181,7 +182,7 @@ class RatioPredictor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RatioPredictor:
-        return cls.from_json(json.loads(Path(path).read_text("utf-8")))
+        return cls.from_json(json.loads(read_text(path)))
 
 
 def _positions(count: int) -> list[float]:

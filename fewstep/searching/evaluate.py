@@ -16,6 +16,7 @@ from torch import Tensor
 from fewstep.conditions.label import Label
 from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, methods
@@ -47,6 +48,7 @@ WIDEST = 1024  # numbers of a sample compared in pixels: the covariance of more 
 Bar = Callable[[str, int], Any]  # (text, parts) -> a context manager whose value advances it by one part
 
 
+@checked
 def evaluate(
     model: Denoiser,
     plan: Sampler | None = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.files import read_text
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.report.files import write_json
@@ -230,7 +231,7 @@ class Job:
     def _resume(self) -> None:
         assert self.file is not None
         try:
-            data = json.loads(self.file.read_text("utf-8"))
+            data = json.loads(read_text(self.file))
         except ValueError:
             data = None
         if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made, methods
 from fewstep.core.plan import Plan
@@ -56,6 +57,7 @@ def search_names() -> tuple[str, ...]:
     return tuple(method.name for method in methods("search"))
 
 
+@checked
 def search(
     model: Denoiser,
     nfe: int = 8,

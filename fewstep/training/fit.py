@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.arguments import checked
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.ema import EMA
 from fewstep.training.noise_levels import NoiseLevels
@@ -33,6 +34,7 @@ def rows_of(data: Tensor, **condition: Tensor) -> Draw:
     return draw
 
 
+@checked
 def fit(
     denoiser: NetworkDenoiser,
     data: Tensor | Draw,
@@ -65,6 +67,8 @@ def fit(
     Raises:
         ValueError: steps or batch below 1. FloatingPointError: a loss that is not finite, at the end.
     """
+    if isinstance(data, Tensor) and not data.is_floating_point():
+        raise ValueError(f"data must be floats in the denoiser's range, got {data.dtype}")
     objective = objective or Objective(denoiser)
     levels = levels or NoiseLevels(denoiser.process)
     take, device = rows_of(data) if isinstance(data, Tensor) else data, denoiser.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +56,14 @@ class Log:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def last_loss(out: Path) -> float:
+    """The loss of a run's last record; nan where there is none."""
+    path, found = out / FILE, math.nan
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        found = json.loads(line).get("loss", found)
+    return found
 
 
 def check_tensorboard() -> None:

@@ -40,6 +40,8 @@ class Player:
         clip: largest norm of the gradient. every: it plays once in this many iterations, in the last of them.
         average: of the weights, updated after every turn.
         backward: how losses become gradients; by default those of their mean.
+        scaler: of losses in half precision: gradients are unscaled before they are clipped, a turn whose gradients are
+            not finite moves nothing. A `backward` scales its losses itself.
 
     Raises:
         ValueError: nothing to train, a clip that is not positive, every below 1.
@@ -58,6 +60,7 @@ class Player:
         every: int = 1,
         average: EMA | None = None,
         backward: Gradients | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         chosen = module.parameters() if parameters is None else parameters
         self.parameters = [parameter for parameter in chosen if parameter.requires_grad]
@@ -67,6 +70,7 @@ class Player:
             raise ValueError(f"clip must be positive and every at least 1, got {clip} and {every}")
         self.module, self.loss, self.lr, self.betas = module, loss, lr, betas
         self.clip, self.every, self.average, self.backward = clip, every, average, backward
+        self.scaler = scaler
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in self.parameters:
             groups.setdefault(_at(weight_decay, parameter), []).append(parameter)
@@ -84,15 +88,24 @@ class Player:
         self.optimizer.zero_grad()  # what another player's `backward` left here
         losses = self.loss(drawn)
         if self.backward is None:
-            losses.mean().backward(inputs=self.parameters)
+            mean = losses.mean()
+            (mean if self.scaler is None else self.scaler.scale(mean)).backward(inputs=self.parameters)
         else:
             self.backward(losses, drawn, self.parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad()  # frees their memory for the next forward pass
         if self.average is not None:
             self.average.update()
-        return losses.detach(), norm
+        if self.scaler is None:
+            return losses.detach(), norm
+        return losses.detach().nan_to_num(0, 0, 0), norm.nan_to_num(0, 0, 0)  # what overflowed moved nothing
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the module's tensors, of AdamW's moments and of the average.
@@ -171,6 +184,9 @@ def optimise(
             losses_of, norms = ({name: found[which] for name, found in played.items()} for which in (0, 1))
             if watch is not None and watch(Moment(step, drawn, losses_of, norms)) is True:
                 break
+    for name, player in players.items():
+        if player.scaler is not None and player.scaler.get_scale() < 1:
+            raise FloatingPointError(f"the losses of {name!r} overflowed in half precision at every scale")
     for name, total in summed.items():
         if not math.isfinite(total):
             whose = f" of {name!r}" if len(players) > 1 else ""

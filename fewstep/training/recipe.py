@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.core.condition import Condition
 from fewstep.core.errors import suggest
+from fewstep.core.files import read_text
 from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
 from fewstep.data.spec import DataSpec
@@ -113,8 +114,7 @@ class Recipe:
         Raises ValueError for a file that is missing or not TOML, for an unknown or missing key, a wrong type or value.
         """
         try:
-            with open(path, "rb") as file:
-                values = tomllib.load(file)
+            values = tomllib.loads(read_text(path))
         except OSError as error:
             raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

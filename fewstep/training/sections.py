@@ -13,7 +13,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import find, made
 from fewstep.denoisers.network import NetworkDenoiser
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine")
 PLAIN = ("network", "learned-variance", "bridge-network")
 BY_THE_RUN = ("network", "process", "shape", "conditions", "value_range", "data", "coordinates", "args")
@@ -27,6 +27,8 @@ class DataPart:
     uses others (RS2, see `fewstep.training.draws.Draws`). coarse: each picture goes with a picture `y`, the same one
     averaged over squares with sides of this many pixels; 0 for none. noise: the standard deviation of the noise in all
     training samples but a share `clean` of them; the objective `ambient` receives the noise level of each.
+    flip: mirror every second picture, by chance. crop: cut random squares of this many pixels out of the pictures
+    (central ones for validation); 0 leaves them whole (`fewstep.data.augment`).
     """
 
     source: str
@@ -41,11 +43,14 @@ class DataPart:
     coarse: int = 0
     noise: float = 0.0
     clean: float = 0.0
+    flip: bool = False
+    crop: int = 0
 
     def __post_init__(self) -> None:
         rules = {
             "share": (0 < self.share <= 1, "above 0 and at most 1"),
             "coarse": (self.coarse >= 0, "at least 0"),
+            "crop": (self.crop >= 0, "at least 0"),
             "noise": (0 <= self.noise < math.inf, "at least 0"),
             "clean": (0 <= self.clean <= 1, "0 to 1"),
         }
@@ -112,7 +117,8 @@ class TrainPart:
     batch: samples per step, over all devices. warmup: steps in which the rate rises linearly to `lr`; after them it is
     "constant" or falls to zero at the last step as half a "cosine". clip: largest norm of the gradient, inf for none.
     ema: decay of the average. condition_dropout: the share of samples whose label or caption is hidden
-    (classifier-free guidance).
+    (classifier-free guidance). accumulate: parts in which a step goes through its batch, for batches that do not fit
+    into memory: the gradients are those of the whole. precision: "fp16" comes with loss scaling.
     multiscale: also count the errors of pictures averaged down, to no fewer than this many pixels; 0 does not.
     log_every, save_every, validate_every: in steps; validate_every = 0 never measures the held-out loss.
     """
@@ -127,6 +133,7 @@ class TrainPart:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     precision: str = "fp32"
+    accumulate: int = 1
     condition_dropout: float = 0.0
     multiscale: int = 0
     seed: int = 0
@@ -150,6 +157,7 @@ class TrainPart:
             "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers of at least 0 and below 1"),
             "condition_dropout": (0 <= self.condition_dropout < 1, "at least 0 and below 1"),
             "multiscale": (self.multiscale >= 0, "at least 0"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "save_every": (self.save_every >= 1, "at least 1"),
             "validate_every": (self.validate_every >= 0, "at least 0"),

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fewstep.conditions.label import Label
 from fewstep.conditions.picture import Picture
-from fewstep.core.condition import Condition
-from fewstep.data.open import is_built_in, open_source
+from fewstep.data.augment import Augment
+from fewstep.data.identity import identity
 from fewstep.data.spec import Dataset
 from fewstep.data.stream import Stream
-from fewstep.denoisers.bridge import BridgeDenoiser, statistics
+from fewstep.denoisers.bridge import BridgeDenoiser
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.ambient import CONDITION, degrade
 from fewstep.training.checkpoint import load_checkpoint, optimizer_tensors, part, restore_optimizer, save_checkpoint
@@ -26,12 +26,13 @@ from fewstep.training.importance import ImportanceLevels
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective
 from fewstep.training.players import Moment, Player, optimise
-from fewstep.training.recipe import DataPart, Recipe, differences
+from fewstep.training.recipe import Recipe, differences
+from fewstep.training.sources import coarse, make_denoiser, open_split
 
 # A resumed run may change these: they set how long and how often, not what a step does.
 FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_every")
 DECILES = 10
-MEASURED = 2048  # samples of a stream that its standard deviation is measured on
+AUGMENTS = 1 << 20  # a stream of chance beside those of the processes
 VALIDATION_DRAWS = 2048  # (image, noise) pairs in the held-out loss, at least
 
 
@@ -54,11 +55,14 @@ class TrainingState:
     def __init__(self, recipe: Recipe, accelerator: Any) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         settings = recipe.train
-        if settings.batch % accelerator.num_processes:
+        if settings.batch % (accelerator.num_processes * settings.accumulate):
+            parts = f" in {settings.accumulate} parts each" if settings.accumulate > 1 else ""
             raise ValueError(
-                f"train.batch = {settings.batch} does not divide among {accelerator.num_processes} processes"
+                f"train.batch = {settings.batch} does not divide among {accelerator.num_processes} processes{parts}"
             )
-        self.data = _open(recipe.data, "train")
+        self.augment = Augment(recipe.data.flip, recipe.data.crop)
+        self.data = self._opened("train")
+        self.identity = identity(self.data)
         if recipe.data.labels and self.data.spec.classes is None:
             raise ValueError(f"data.labels = true, yet {recipe.data.source!r} comes without labels")
         if recipe.data.captions and self.data.spec.text is None:
@@ -67,18 +71,19 @@ class TrainingState:
             raise ValueError(
                 "train.condition_dropout hides labels or captions: it needs data.labels or data.captions = true"
             )
-        held = _open(recipe.data, "validation") if settings.validate_every else None
+        held = self._opened("validation") if settings.validate_every else None
         assert not isinstance(held, Stream)
         self.held: Dataset | None = held
         self.levels: NoiseLevels = recipe.make_levels()
         torch.manual_seed(settings.seed)
-        self.denoiser = _denoiser(recipe, self.data)
+        self.denoiser = make_denoiser(recipe, self.data)
         self.draws = recipe.make_draws(len(self.data))
         objective = recipe.make_objective(self.denoiser, self._example, self.levels)
         inner = next(module for module in objective.modules() if isinstance(module, Objective))
         self.terms, self.network = inner.modules_of_terms, self.denoiser.network
         self.objective = accelerator.prepare(objective)
         self.ema = recipe.make_average(self.network)
+        self.scaler = torch.amp.GradScaler(accelerator.device.type) if settings.precision == "fp16" else None
         self.player = Player(
             self.network,
             self._losses,
@@ -90,8 +95,13 @@ class TrainingState:
             clip=settings.clip,
             average=self.ema,
             backward=self._backward,
+            scaler=self.scaler,
         )
         self.coupling, self.backward = recipe.make_coupling(), recipe.make_backward()
+        own_way = self.backward is not None or isinstance(self.levels, ImportanceLevels)
+        if own_way and (settings.accumulate > 1 or self.scaler is not None):
+            what = "[backward]" if self.backward is not None else "noise_levels.importance"
+            raise ValueError(f"{what} takes the gradients itself: leave train.accumulate and precision fp16 out")
         if accelerator.num_processes > 1 and (self.backward is not None or isinstance(self.levels, ImportanceLevels)):
             what = "[backward]" if self.backward is not None else "noise_levels.importance"
             raise ValueError(f"{what} depends on every loss: it trains in one process only")
@@ -100,6 +110,12 @@ class TrainingState:
         # loss and count of each decile of the noise levels.
         self.sums = torch.zeros(3 + 2 * DECILES, device=accelerator.device)
         self.first_bad = torch.full((), torch.iinfo(torch.int64).max, device=accelerator.device)
+
+    def _opened(self, split: str) -> Dataset | Stream:
+        """A split of the recipe's data, its pictures as large as they are trained on."""
+        data = open_split(self.recipe.data, split)
+        spec = replace(data.spec, shape=self.augment.shape(data.spec.shape, repr(self.recipe.data.source)))
+        return replace(data, spec=spec) if self.augment.crop else data
 
     def run(self, last: int, watch: Callable[[], bool | None] | None = None) -> None:
         """Steps up to `last`; `watch` is called after each, and ends the run by returning True."""
@@ -129,7 +145,7 @@ class TrainingState:
         settings, device, rank = self.recipe.train, self.accelerator.device, self.accelerator.process_index
         share = batch // self.accelerator.num_processes
         mine = slice(rank * share, (rank + 1) * share)
-        x0, given = self._take(self.step * batch, mine)
+        x0, given = self._take(self.step * batch, mine, self._chance(batch, mine))
         eps = self.denoiser.process.eps(lambda: self.draws.normal(batch, *x0.shape[1:]))[mine]
         if self.coupling is not None:  # within this process's part of the batch
             eps = self.coupling(x0, eps, generator)
@@ -141,24 +157,57 @@ class TrainingState:
         torch.manual_seed(self.draws.step_seed(self.step, rank))  # for dropout layers, which know no other generator
         return Drawn(x0.to(device), eps.to(device), self.levels.quantile(quantile).to(device), condition, quantile)
 
+    def _chance(self, batch: int, mine: slice) -> Tensor | None:
+        """The chance (B, 3) of a step's augmentation: of seed and step alone, so that a resumed run has it too."""
+        if not self.augment:
+            return None
+        generator = torch.Generator().manual_seed(self.draws.step_seed(self.step, AUGMENTS))
+        return torch.rand(batch, 3, generator=generator)[mine]
+
     def _losses(self, drawn: Drawn) -> Tensor:
-        return self.objective(drawn.x0, drawn.eps, drawn.t, drawn.condition)
+        if self.recipe.train.accumulate == 1:
+            return self._forward(drawn, slice(None))
+        # A part's graph is gone before the next part's is made, so its gradients are taken here.
+        count, size = len(drawn.x0), len(drawn.x0) // self.recipe.train.accumulate
+        losses = []
+        for begin in range(0, count, size):
+            last = begin + size == count
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                part = self._forward(drawn, slice(begin, begin + size))
+                self.accelerator.backward(self._scaled(part.sum() / count))
+            losses.append(part.detach())
+        return torch.cat(losses)
+
+    def _forward(self, drawn: Drawn, rows: slice) -> Tensor:
+        device = self.accelerator.device.type
+        condition = {name: value[rows] for name, value in drawn.condition.items()}
+        with torch.autocast(device, torch.float16) if self.scaler is not None else contextlib.nullcontext():
+            losses = self.objective(drawn.x0[rows], drawn.eps[rows], drawn.t[rows], condition)
+        return losses if self.scaler is None else losses.float()
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def _backward(self, losses: Tensor, drawn: Drawn, parameters: Sequence[nn.Parameter]) -> None:
+        if self.recipe.train.accumulate > 1:  # done with the losses
+            return
         if isinstance(self.levels, ImportanceLevels):
             self.levels.backward(losses, drawn.t, parameters)
         elif self.backward is not None:
             self.backward(losses, drawn.t, parameters)
         else:
-            self.accelerator.backward(losses.mean())
+            self.accelerator.backward(self._scaled(losses.mean()))
 
-    def _take(self, seen: int, mine: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        """This process's part of the batch after the first `seen` samples: images, and what goes with them."""
+    def _take(self, seen: int, mine: slice, chance: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's part of the batch after the first `seen` samples: images, and what goes with them. chance: by
+        which they are augmented."""
         if isinstance(self.data, Stream):  # in its own order, by the same number
             images, label = self.data.batch(seen + mine.start, mine.stop - mine.start)
+            images = self.augment(images, chance)
             return self._states(images, {"label": label} if isinstance(label, Tensor) else {})
         rows = self.draws.rows(seen, self.recipe.train.batch)[mine]
         images, given = self.data.batch(rows)
+        images = self.augment(images, chance)
         if self.recipe.data.noise:
             images, level = degrade(images, rows, self.recipe.data.clean, self.recipe.data.noise)
             given = given | {CONDITION: level}
@@ -172,9 +221,13 @@ class TrainingState:
             return images, given
         return self.denoiser.encode(images, **given), given
 
+    def example(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The first samples, at most a batch of them, and what goes with them."""
+        return self._take(0, slice(0, min(count, self.recipe.train.batch)))
+
     def _example(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Two samples and their conditions, where the weights are."""
-        x0, given = self._take(0, slice(0, min(2, self.recipe.train.batch)))
+        x0, given = self.example(2)
         device = next(self.denoiser.network.parameters()).device
         return x0.to(device), {name: given[name].to(device) for name in self.denoiser.conditions}
 
@@ -199,6 +252,10 @@ class TrainingState:
 
     def check_finite(self) -> None:
         """Raises FloatingPointError, naming the step, if a loss or gradient since the start was not finite."""
+        if self.scaler is not None and self.scaler.get_scale() < 1:
+            raise FloatingPointError(
+                f"losses in half precision overflowed at every scale by step {self.step}: train in bf16 or fp32"
+            )
         bad = int(self.accelerator.gather(self.first_bad.view(1)).min())
         if bad <= self.step:
             raise FloatingPointError(
@@ -231,7 +288,8 @@ class TrainingState:
         summed = 0.0
         for start in range(0, total, batch):
             chosen = slice(start, start + batch)
-            x0, given = self._states(*self.held.batch(rows[chosen]))
+            images, given = self.held.batch(rows[chosen])
+            x0, given = self._states(self.augment(images), given)
             eps = self.denoiser.process.eps(lambda x0=x0: torch.randn(x0.shape, generator=generator))  # type: ignore[misc]
             t = self.levels.quantile(shares[chosen]).to(device)
             summed += float(objective(x0.to(device), eps.to(device), t, self._condition(given)).sum())
@@ -255,6 +313,9 @@ class TrainingState:
         tensors |= {f"terms.{name}": value for name, value in self.terms.state_dict().items()}
         moments = optimizer_tensors(self.terms, self.player.optimizer)
         tensors |= {f"terms_optimizer.{name}": value for name, value in moments.items()}
+        if self.scaler is not None:
+            kept = self.scaler.state_dict()
+            tensors["scaler"] = torch.tensor([kept["scale"], kept["_growth_tracker"]], dtype=torch.float64)
         if self.backward is not None:
             tensors |= {f"backward.{name}": value for name, value in self.backward.state().items()}
         return tensors
@@ -267,6 +328,7 @@ class TrainingState:
         facts = {
             "recipe": self.recipe.to_dict(),
             "samples": len(self.data),
+            "data": self.identity,
             "seen": self.step * self.recipe.train.batch,
             "ema_updates": self.ema.updates,
             "elapsed": elapsed,
@@ -290,6 +352,11 @@ class TrainingState:
                 f"the checkpoint {path} was trained on {facts['samples']} samples; "
                 f"{self.recipe.data.source!r} has {len(self.data)} now"
             )
+        if facts.get("data", self.identity) != self.identity:  # older checkpoints do not say
+            raise ValueError(
+                f"the pictures in {self.recipe.data.source!r} are not those that the checkpoint {path} was trained on:"
+                " some were replaced, renamed or moved. Bring them back, or train anew in another folder"
+            )
         self.network.load_state_dict(part(tensors, "network"))
         self.ema.load(part(tensors, "ema"), facts["ema_updates"])
         restore_optimizer(self.network, self.player.optimizer, part(tensors, "optimizer"))
@@ -298,64 +365,13 @@ class TrainingState:
             self.levels.load(part(tensors, "levels"))
         self.terms.load_state_dict(part(tensors, "terms"))
         restore_optimizer(self.terms, self.player.optimizer, part(tensors, "terms_optimizer"))
+        if self.scaler is not None:
+            scale, tracker = tensors["scaler"].tolist()
+            kept = self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
+            self.scaler.load_state_dict(kept)
         if self.backward is not None:
             self.backward.load(part(tensors, "backward"))
         self.step = facts["step"]
         if self.accelerator.is_main_process:  # the sum already includes the other processes
             self.sums.copy_(tensors["sums"])
         return facts["elapsed"]
-
-
-def _open(data: DataPart, split: str) -> Dataset | Stream:
-    if ".tar" in data.source:
-        if split != "train" or data.share != 1 or data.captions or data.noise:
-            what = "validate_every" if split != "train" else "share" if data.share != 1 else "captions"
-            what = "noise" if data.noise else what
-            raise ValueError(f"a stream of shards is no place for {what}: it is read once, in order, for its pictures")
-    return open_source(
-        data.source,
-        split=split,
-        size=data.size,
-        mode=data.mode,
-        labels=data.labels,
-        value_range=data.value_range,
-        validation=data.validation,
-        seed=data.seed,
-    )
-
-
-def _some(data: Dataset | Stream) -> Tensor:
-    """The first pictures, enough to measure their statistics."""
-    count = min(len(data), MEASURED)
-    return data.batch(0, count)[0] if isinstance(data, Stream) else data.batch(torch.arange(count))[0]
-
-
-def _std(data: Dataset | Stream) -> float:
-    return float(_some(data).double().std(correction=0)) if isinstance(data, Stream) else data.std()
-
-
-def coarse(images: Tensor, size: int) -> Tensor:
-    """Pictures (B, C, H, W) averaged over squares of `size` pixels, at their own size."""
-    if images.shape[2] % size or images.shape[3] % size:
-        raise ValueError(f"data.coarse = {size} does not divide pictures of {images.shape[2]}x{images.shape[3]}")
-    mean = F.avg_pool2d(images, size)
-    return mean.repeat_interleave(size, 2).repeat_interleave(size, 3)
-
-
-def _denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
-    network, given, spec = recipe.make_network(data.spec), recipe.denoiser, data.spec
-    measured: dict[str, float] = {}
-    if given.precondition == "edm" and given.data_std is None:
-        measured = {"data_std": _std(data)}
-    elif given.precondition == "bridge" and given.data_std is None:
-        some = _some(data)
-        measured = statistics(some, coarse(some, recipe.data.coarse)) if recipe.data.coarse else {}
-    conditions: dict[str, Condition] = {}
-    if recipe.data.labels and spec.classes:
-        conditions["label"] = Label(spec.classes)
-    if recipe.data.captions and spec.text is not None:
-        conditions["text"] = spec.text
-    if recipe.data.coarse:
-        conditions["y"] = Picture(tuple(spec.shape))
-    name = spec.name if is_built_in(spec.name) else None
-    return recipe.make_denoiser(network, spec, conditions, measured, name)

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
+from fewstep.core.arguments import check_whole, checked
 from fewstep.core.files import claim_folder
 from fewstep.core.methods import Method
 from fewstep.denoisers.folder import save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.checkpoint import checkpoints, load_checkpoint
-from fewstep.training.log import Bar, Log, check_tensorboard, spoken_time
+from fewstep.training.log import Bar, Log, check_tensorboard, last_loss, spoken_time
+from fewstep.training.pictures import check_pictures, write_pictures
 from fewstep.training.recipe import Recipe
 from fewstep.training.state import TrainingState
 
@@ -52,6 +54,7 @@ class Result:
     model: Path | None
 
 
+@checked
 def train(
     recipe: Recipe | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -61,6 +64,7 @@ def train(
     steps: int | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    sample_every: int = 0,
 ) -> Result:
     """Trains the recipe into the folder `out`: `log.jsonl`, `checkpoints/` and, at the end, the averaged `model/`.
 
@@ -68,22 +72,28 @@ def train(
     has the same bits as if it had never stopped (on CUDA as far as its kernels are deterministic). device: "cpu",
     "cuda", "cuda:1"; None takes the best available. steps: stop after this many, with a checkpoint; the schedule stays
     the recipe's. progress: a bar, or lines where there is no terminal. tensorboard: also log to `out/tensorboard`.
+    sample_every: write a grid of samples of the averaged weights to `out/samples` after every so many steps; it changes
+    no bit of the training.
 
     The first Ctrl-C finishes the step, writes a checkpoint and returns; a second one stops at once.
 
-    Raises ValueError for a faulty recipe, a folder that is in use or not writable, nothing to resume or another
-    recipe's checkpoint; FloatingPointError when a loss or gradient is not finite, naming the step.
+    Raises ValueError for a faulty recipe, a folder that is in use or not writable, nothing to resume, another recipe's
+    checkpoint or other pictures than it was trained on; FloatingPointError when a loss or gradient is not finite,
+    naming the step.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(os.fspath(recipe))
     settings, folder = recipe.train, Path(out)
     last = settings.steps if steps is None else steps
     if not 1 <= last <= settings.steps:
         raise ValueError(f"steps must be 1 to {settings.steps}, the recipe's train.steps, got {steps}")
+    check_whole("sample_every", sample_every, 0)
     if tensorboard:
         check_tensorboard()
     newest = _newest(folder, resume)
     with _accelerator(settings.precision, device) as accelerator, _global_generators_kept(accelerator.device):
         state = TrainingState(recipe, accelerator)
+        if sample_every:
+            check_pictures(state)
         spent = state.restore(newest) if newest else 0.0
         if state.step > last:
             raise ValueError(f"{newest} is at step {state.step} already, past the step {last} to stop at")
@@ -95,7 +105,7 @@ def train(
             interrupted = stack.enter_context(_interrupts())
             log = stack.enter_context(Log(folder, state.step, tensorboard)) if main else None
             bar = stack.enter_context(Bar(progress and main, state.step, last))
-            finished, loss = _loop(state, folder, last, spent, interrupted, log, bar)
+            finished, loss = _loop(state, folder, last, spent, interrupted, log, bar, sample_every)
             if not finished:
                 bar.say(f"interrupted: step {state.step} is saved in {folder}; run again with resume to continue")
                 return Result(folder, state.step, loss, None)
@@ -121,6 +131,7 @@ def _loop(
     interrupted: Callable[[], bool],
     log: Log | None,
     bar: Bar,
+    sample_every: int,
 ) -> tuple[bool, float]:
     """Steps up to `last`; returns whether it got there, and the loss."""
     settings, accelerator = state.recipe.train, state.accelerator
@@ -158,12 +169,17 @@ def _loop(
             state.check_finite()
             if log is not None:
                 log.write({"step": step, "validation_loss": state.validation_loss()})
+        if sample_every and step % sample_every == 0:
+            state.check_finite()
+            if accelerator.is_main_process:
+                write_pictures(state, out)
         if step % settings.save_every == 0 or step == last or stop:
             state.save(out, time.monotonic() - began)
         return stop
 
     state.run(last, watch)
-    return state.step == last, state.means()["loss"] if math.isnan(loss) else loss
+    loss = state.means()["loss"] if math.isnan(loss) else loss
+    return state.step == last, last_loss(out) if math.isnan(loss) else loss
 
 
 def _forecast(state: TrainingState, seconds: float, last: int) -> str:

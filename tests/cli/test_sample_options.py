@@ -207,5 +207,32 @@ def test_bad_input(fails, folder, picture, tmp_path, words, message):
     assert not (tmp_path / "samples.png").exists()
 
 
+def test_ctrl_c_keeps_the_samples_that_are_done(fewstep, folder, monkeypatch, tmp_path):
+    import fewstep.cli.sample as command
+    from fewstep.core.plan import Plan
+
+    whole = ("sample", folder, "-n", 5, "--steps", 2, "--label", 1, "--seed", 3, "--out")
+    assert fewstep(*whole, "whole.npz")[0] == 0
+    monkeypatch.setattr(command, "BATCH", 2)
+    left, execute = [0], Plan.execute
+
+    def stopped(self, run):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return execute(self, run)
+
+    monkeypatch.setattr(Plan, "execute", stopped)
+    for batches, out in ((2, "some.npz"), (1, "some")):
+        left[0] = batches
+        code, said, err = fewstep(*whole, out)
+        assert code == 130 and said.startswith(f"{2 * batches} samples in")
+        assert f"interrupted: {2 * batches} of 5 samples were done, and are in {out}" in err
+    torch.testing.assert_close(images("some.npz"), images("whole.npz")[:4], atol=1e-5, rtol=1e-5)
+    assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["00000.png", "00001.png"]
+    code, said, err = fewstep(*whole, "none.npz")
+    assert code == 130 and said == "" and not (tmp_path / "none.npz").exists() and err.endswith("interrupted\n")
+
+
 def test_sizes():
     assert read_size("512x768") == (512, 768) and read_size("64") == (64, 64)

@@ -61,7 +61,7 @@ def test_the_seed_replaces_the_recipes(fewstep, recipe):
 def test_an_interruption_is_130(fewstep, recipe, monkeypatch):
     from fewstep.training import trainer
 
-    monkeypatch.setattr(trainer, "_loop", lambda state, out, last, spent, interrupted, log, bar: (False, 1.0))
+    monkeypatch.setattr(trainer, "_loop", lambda *_: (False, 1.0))
     code, out, err = fewstep("train", recipe, "--out", "run", "--device", "cpu", "--json")
     assert code == 130 and json.loads(out)["model"] is None and "interrupted" in err
 

@@ -21,6 +21,7 @@ from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser
 from fewstep.denoisers.folder import CONFIG, FORMERLY, _fingerprint, load_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.restorer import Restorer
+from fewstep.guidance.known import Region
 from fewstep.networks.mlp import MLP
 from fewstep.networks.unet import UNet
 from fewstep.processes.ddbm import DDBM
@@ -103,6 +104,7 @@ def answers(model: Any, n: int = 3) -> list[torch.Tensor]:
     given = {
         name: torch.randn(n, *kind.shape, generator=generator) if isinstance(kind, Picture) else torch.arange(n) % 3
         for name, kind in model.conditions.items()
+        if not isinstance(kind, Region)  # what is known by itself
     }
     condition = model.check_condition(given, n, x.device)
     found = []

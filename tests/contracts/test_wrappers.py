@@ -39,8 +39,8 @@ MASK[:, :4] = 1.0
 EXAMPLES: dict[str, tuple[Any, Any]] = {
     "cfg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 1.0)),
     "known": (
-        lambda make, model: make(model, PICTURE, MASK),
-        lambda make, model: make(model, PICTURE, torch.zeros_like(MASK)),
+        lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
+        lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),
     ),
     "dynamic-thresholding": (
         lambda make, model: make(model, 0.9, (-0.1, 0.1)),

@@ -74,10 +74,10 @@ def test_pictures_go_with_every_sample():
     "value, message",
     [
         (None, r"this model needs y, a tensor \(2, 3\) or \(B, 2, 3\)"),
-        (torch.zeros(3, 2), r"y must have shape \(4, 2, 3\), got \(3, 2\)"),
-        (torch.zeros(5, 2, 3), r"y must have shape \(4, 2, 3\), got \(5, 2, 3\)"),
-        (torch.zeros(2, 3, dtype=torch.long), r"y must be a float tensor \(4, 2, 3\)"),
-        ("picture", r"y must be a float tensor \(4, 2, 3\), got str"),
+        (torch.zeros(3, 2), r"y must have shape \(2, 3\) or \(B, 2, 3\), got \(3, 2\)"),
+        (torch.zeros(5, 2, 3), r"y must have shape \(2, 3\) or \(4, 2, 3\), got \(5, 2, 3\)"),
+        (torch.zeros(2, 3, dtype=torch.long), r"y must hold floats, or bytes \(uint8\), got torch.int64"),
+        ("picture", r"y names a file that does not exist: 'picture'"),
     ],
 )
 def test_faulty_pictures(value, message):

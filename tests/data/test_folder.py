@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.data.folder import convert
 from fewstep.data.open import open_data
 
 
@@ -96,14 +95,42 @@ def test_folders_without_images_raise(tmp_path):
         open_data(tmp_path, size=0)
 
 
-def test_modes_become_what_was_asked():
-    red = Image.new("RGB", (2, 3), (255, 0, 0))
-    assert np.asarray(convert(red.convert("P"), "RGB"))[0, 0].tolist() == [255, 0, 0]
-    assert np.asarray(convert(Image.new("L", (2, 3), 7), "RGB")).tolist() == [[[7, 7, 7]] * 2] * 3
-    half = Image.new("RGBA", (2, 3), (255, 0, 0, 51))  # one fifth red over white
-    assert np.asarray(convert(half, "RGB"))[0, 0].tolist() == [255, 204, 204]
-    assert np.asarray(convert(Image.new("RGBA", (2, 3), (0, 0, 0, 0)), "L")).tolist() == [[255] * 2] * 3
-    deep = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
-    assert np.asarray(convert(deep, "L")).tolist() == [[0, 1, 255]]
-    with pytest.raises(ValueError, match="floating-point"):
-        convert(Image.new("F", (2, 3)), "L")
+def test_deep_greys_have_one_span_in_every_split(tmp_path):
+    for i, top in enumerate((300, 800, 4095, 2000)):
+        Image.fromarray(np.linspace(0, top, 16).reshape(4, 4).astype(np.uint16)).save(tmp_path / f"{i}.tif")
+    found = {}
+    for split in ("all", "train", "validation"):
+        with pytest.warns(UserWarning, match="0 was taken as black and 4095 as white"):
+            found[split] = open_data(tmp_path, split=split, mode="L", validation=0.25).raw
+    assert torch.equal(torch.cat([found["train"], found["validation"]]), found["all"])
+    assert sorted(found["all"].flatten(1).max(1).values.tolist()) == [18, 50, 125, 255]
+
+
+def test_empty_class_folders_are_said(tmp_path):
+    write(tmp_path / "cat" / "1.png")
+    (tmp_path / "dog").mkdir()
+    with pytest.warns(UserWarning, match="^the subfolders dog hold no picture and are no classes$"):
+        data = open_data(tmp_path, split="all", labels=True)
+    assert data.class_names == ("cat",)
+
+
+def test_captions_beside_pictures(tmp_path):
+    for i in range(4):
+        write(tmp_path / "deep" / f"{i}.png", color=(i, i, i))
+    (tmp_path / "deep" / "0.txt").write_text("A cat, asleep", "utf-8-sig")
+    (tmp_path / "deep" / "1.txt").write_text("a dog\n", "utf-16")
+    (tmp_path / "deep" / "2.txt").write_text("  \n")
+    with pytest.warns(UserWarning, match="^2 pictures have no caption and get an empty one$"):
+        data = open_data(tmp_path, split="all", captions=True)
+    text = data.spec.text
+    assert text.vocabulary == ("a", "asleep", "cat", "dog") and text.length == 3
+    images, given = data.batch(torch.arange(4))
+    greys = (images[:, 0, 0, 0] * 127.5 + 127.6).int().tolist()
+    said = dict(zip(greys, map(text.words, given["text"].tolist()), strict=True))
+    assert said == {0: "a cat asleep", 1: "a dog", 2: "", 3: ""}
+    with pytest.warns(UserWarning, match="no caption"):
+        assert open_data(tmp_path, split="validation", validation=0.5, captions=True).spec.text == text
+    for path in (tmp_path / "deep").glob("*.txt"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of 4 pictures has one: 0.txt would be that of 0.png"):
+        open_data(tmp_path, captions=True)

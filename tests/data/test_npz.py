@@ -79,3 +79,27 @@ def test_pickles_are_refused_and_never_run(tmp_path, name):
 def test_wrong_arrays_raise(tmp_path, arrays, arguments, message):
     with pytest.raises(ValueError, match=message):
         open_data(save(tmp_path, **arrays), **arguments)
+
+
+def test_arrays_without_names_are_those_of_guided_diffusion(tmp_path):
+    images = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
+    np.savez(tmp_path / "samples.npz", images, np.array([0, 1, 2, 1, 0]))
+    data = open_data(tmp_path / "samples.npz", split="all")
+    order = np.random.default_rng(0).permutation(5)
+    assert data.spec.classes == 3 and data.labels.tolist() == np.array([0, 1, 2, 1, 0])[order].tolist()
+    assert torch.equal(data.raw, torch.from_numpy(images[order]).permute(0, 3, 1, 2))
+    np.savez(tmp_path / "alone.npz", images)
+    assert open_data(tmp_path / "alone.npz", split="all").spec.classes is None
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ([1, 2, 3], "are 1 to 3, 3 different ones: the network gets 4 classes, 1 of them without a picture \\(0\\)"),
+        ([0, 0, 9], "the network gets 10 classes, 8 of them without a picture \\(1, 2, 3, 4, 5, ...\\)"),
+    ],
+)
+def test_labels_with_gaps_are_said(tmp_path, labels, said):
+    path = save(tmp_path, images=np.zeros((3, 4, 4), np.uint8), labels=np.array(labels))
+    with pytest.warns(UserWarning, match=said):
+        assert open_data(path, split="all").spec.classes == max(labels) + 1

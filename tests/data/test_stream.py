@@ -111,3 +111,26 @@ def test_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(ValueError, match=r"fewstep\[stream\]"):
         open_stream(tmp_path)
+
+
+def test_gaps_marks_deep_greys_and_what_is_left_out_are_said(tmp_path):
+    def deep(top):
+        out = io.BytesIO()
+        Image.fromarray(np.linspace(0, top, 20).reshape(4, 5).astype(np.uint16)).save(out, "tiff")
+        return out.getvalue()
+
+    files = [
+        ("a.tif", deep(900)),
+        ("a.cls", b"1"),
+        ("b.tif", deep(4095)),
+        ("b.cls", b"\xef\xbb\xbf3"),
+        ("c.tif", deep(7)),
+    ]
+    write(tmp_path / "part.tar", [*files, ("c.cls", b"cat")])
+    with pytest.warns(UserWarning) as caught:
+        stream = open_stream(tmp_path, mode="L", labels=True)
+    said = " | ".join(str(warning.message) for warning in caught)
+    assert "left out 1 samples" in said and "4 classes, 2 of them without" in said and "4095 as white" in said
+    x0, label = stream.batch(0, 2)
+    white = ((x0 + 1) * 127.5).amax((1, 2, 3)).round().int().tolist()
+    assert dict(zip(label.tolist(), white, strict=True)) == {1: 56, 3: 255}

@@ -169,8 +169,8 @@ def rewrite(folder, change) -> None:
             lambda c: c["model"]["process"].update(name="vpp"),
             "config.json: unknown process 'vpp': did you mean 'vp'",
         ),
-        (lambda c: c["model"].update(process=[]), "configuration do not fit"),
-        (lambda c: c["model"].update(network=None), "configuration do not fit"),
+        (lambda c: c["model"].update(process=[]), "process must be a process"),
+        (lambda c: c["model"].update(network=None), "network must be a Module"),
         (lambda c: c["model"].update(conditions=["label"]), "config"),
         (lambda c: c["model"].pop("network"), "configuration do not fit"),
         (

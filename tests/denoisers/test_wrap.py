@@ -141,12 +141,12 @@ def test_a_condition_can_be_fixed():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"process": "vp"}, "process must be a process such as VP"),
+        ({"process": "vp"}, "process must be a process"),
         ({"predicts": "noise"}, "unknown prediction kind 'noise'"),
         ({"time": "sigmas"}, "unknown time 'sigmas': did you mean 'sigma'"),
         ({"scale_input": "edn"}, "unknown input scale 'edn': did you mean 'edm'"),
         ({"data_std": 0.0}, "data_std must be positive, got 0"),
-        ({"function": 3}, "wrap takes a function or a module"),
+        ({"function": 3}, "function must be a function"),
     ],
 )
 def test_bad_input(options, message):

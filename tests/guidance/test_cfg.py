@@ -113,6 +113,53 @@ def test_negative_takes_the_place_of_nothing(case):
         Guided(model, 2.0, negative="blurry")
 
 
+def test_a_negative_of_each_sample_goes_with_the_batch(case):
+    model = case[0]
+    y, away = torch.zeros(2), [1, 0, 1, 1]
+    guided = Guided(model, 2.5, negative={"label": away})
+    draw = lambda model, n=4, **said: fs.sample(model, n, steps=3, label=0, y=y, seed=3, dtype=torch.float64, **said)  # noqa: E731
+    whole = draw(guided)
+    for batch in (1, 3):
+        torch.testing.assert_close(draw(guided, batch_size=batch), whole)
+    for i, label in enumerate(away):
+        torch.testing.assert_close(draw(Guided(model, 2.5, {"label": label}), 1, first=i), whole[i : i + 1])
+    plain = Guided(model, 2.5)
+    torch.testing.assert_close(draw(plain, negative={"label": away}), whole)
+    torch.testing.assert_close(draw(plain, negative_label=away, batch_size=2), whole)
+    both = Guided(model, 2.5, negative={"label": 1})
+    assert torch.equal(draw(both), draw(Guided(model, 2.5), negative={"label": 1}))
+    with pytest.raises(ValueError, match="negative: label must be one number or 3 of them, got shape .4,."):
+        draw(guided, 3)
+    with pytest.raises(ValueError, match="negative: label must be one number or 4 of them"):
+        draw(plain, negative={"label": [1, 0]})
+
+
+def test_requests_with_their_own_negatives_share_calls(case):
+    model = case[0]
+    guided = Guided(model, 2.0, negative={"label": 1})
+    noise = lambda seed, n: fs.Noise(seed).normal(0, (n, 2), dtype=torch.float64)  # noqa: E731
+    y = torch.zeros(2, dtype=torch.float64)
+    requests = [
+        (fs.plan(model.process, "ddim", 4), noise(0, 2), {"label": 0, "y": y, "negative": {"label": [0, 2]}}),
+        (fs.plan(model.process, "dpmpp-2m", 3), noise(1, 1), {"label": 0, "y": y}),
+        (fs.plan(model.process, "heun", 2), noise(2, 3), {"label": 1, "y": y, "guidance": [1.0, 2.0, 4.0]}),
+    ]
+    made = fs.run_mixed(requests, guided, dtype=torch.float64)
+    for samples, (plan, x, given) in zip(made, requests, strict=True):
+        torch.testing.assert_close(samples, plan(guided, x, dtype=torch.float64, **given))
+
+
+def test_negatives_of_another_kind_are_refused(case):
+    for wrong in (3, [], [1, 2], 1.5, object()):
+        with pytest.raises(ValueError, match="negative must be a caption, one for each sample, or a mapping"):
+            Guided(case[0], 2.0, negative=wrong)
+    with pytest.raises(ValueError, match="negative: unknown condition 'labl': did you mean 'label'"):
+        Guided(case[0], 2.0, negative={"labl": 1})
+    for scale in ("3", None, True, [2.0]):
+        with pytest.raises(ValueError, match="the guidance scale must be at least 0 and finite, got"):
+            Guided(case[0], scale)
+
+
 def test_without_a_solver_the_plan_is_one_for_guided_models(case):
     digits = fs.load("digits")
     assert choose_plan(Guided(digits, 2.0)).about["options"]["spectrum"] == "mild, guided"

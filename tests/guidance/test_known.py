@@ -101,7 +101,7 @@ def test_latents_are_known_by_area_and_pixels_pasted_at_full_resolution():
     mask = torch.zeros(6, 10)
     mask[:3, :4] = 1
     guided = Known(model, picture, mask)
-    _, small = guided._in_coordinates(torch.zeros(1, 2, 3, 5), {})
+    _, small = guided._own(torch.zeros(1, 2, 3, 5), {})
     assert small.shape == (1, 1, 3, 5)
     assert torch.equal(small[0, 0], torch.tensor([[1.0, 1, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0.0, 0, 0, 0, 0]]))
     x = fs.sample(guided, 2, steps=3)
@@ -114,8 +114,65 @@ def test_one_picture_a_sample(digits):
     two = torch.stack([picture, -picture])
     x = fs.sample(Known(model, two, mask), 2, steps=2, label=0)
     assert torch.equal(x[..., :5], two[..., :5])
-    with pytest.raises(ValueError, match="one picture for all, or one a sample"):
+    with pytest.raises(ValueError, match="picture must be one for all or 3 of them, one for each sample, got 2"):
         fs.sample(Known(model, two, mask), 3, steps=2, label=0)
+
+
+def each():
+    """Three pictures of a latent model, three masks, and the samples under them."""
+    pictures = torch.linspace(-1, 1, 180).reshape(3, 1, 6, 10)
+    masks = torch.zeros(3, 1, 6, 10)
+    for i in range(3):
+        masks[i, :, : i + 2, :4] = 1
+    return pictures, masks
+
+
+def test_pictures_and_masks_of_each_sample_go_with_the_batch():
+    pictures, masks = each()
+    model = Latent()
+    known = Known(model, pictures, masks)
+    whole = fs.sample(known, 3, steps=3, seed=4)
+    for batch in (1, 2):
+        torch.testing.assert_close(fs.sample(known, 3, steps=3, seed=4, batch_size=batch), whole, atol=1e-6, rtol=0)
+    for i in range(3):
+        alone = fs.sample(Known(model, pictures[i], masks[i]), 1, steps=3, seed=4, first=i)
+        torch.testing.assert_close(whole[i : i + 1], alone, atol=1e-6, rtol=0)
+    plain = Known(model, torch.zeros(1, 6, 10), torch.zeros(6, 10))
+    said = fs.sample(plain, 3, steps=3, seed=4, picture=list(pictures), mask=[m[0].numpy() for m in masks])
+    torch.testing.assert_close(said, whole, atol=1e-6, rtol=0)
+
+
+def test_requests_with_their_own_pictures_share_calls():
+    pictures, masks = each()
+    known = Known(Latent(), pictures[0], masks[0])
+    noise = lambda seed, n: fs.Noise(seed).normal(0, (n, 2, 3, 5))  # noqa: E731
+    requests = [
+        (fs.plan(known.process, "ddim", 4), noise(0, 2), {"picture": pictures[1:], "mask": masks[1:]}),
+        (fs.plan(known.process, "dpmpp-2m", 3), noise(1, 1), {}),
+        (fs.plan(known.process, "heun", 2), noise(2, 1), {"picture": pictures[2]}),
+    ]
+    for made, (plan, x, given) in zip(fs.run_mixed(requests, known), requests, strict=True):
+        torch.testing.assert_close(made, plan(known, x, **given), atol=1e-6, rtol=0)
+
+
+def test_the_encoder_runs_once_in_a_run(monkeypatch):
+    pictures, masks = each()
+    known, calls = Known(Latent(), pictures, masks), []
+    encode = Latent.encode
+    monkeypatch.setattr(Latent, "encode", lambda *args, **named: calls.append(1) or encode(*args, **named))
+    fs.sample(known, 3, steps=5)
+    assert len(calls) == 1
+
+
+def test_what_is_said_for_each_sample_is_counted():
+    pictures, masks = each()
+    with pytest.raises(ValueError, match="there are 3 pictures and 2 masks"):
+        Known(Latent(), pictures, masks[:2])
+    known = Known(Latent(), pictures[0], masks[0])
+    with pytest.raises(ValueError, match="picture must be one for all or 4 of them"):
+        fs.sample(known, 4, steps=2, picture=pictures)
+    with pytest.raises(ValueError, match="mask must be one for all or 4 of them"):
+        fs.sample(known, 4, steps=2, mask=masks)
 
 
 def test_it_goes_with_guidance_and_a_start(digits):
@@ -127,7 +184,7 @@ def test_it_goes_with_guidance_and_a_start(digits):
 
 def test_bad_input(digits):
     model, picture, mask = digits
-    with pytest.raises(ValueError, match="the picture must have shape"):
+    with pytest.raises(ValueError, match="picture must have shape"):
         fs.guide(model, "known", picture=torch.zeros(1, 9, 9), mask=mask)
     with pytest.raises(ValueError, match="the mask must have the picture's shape"):
         fs.guide(model, "known", picture=picture, mask=torch.zeros(4, 8))
@@ -135,5 +192,5 @@ def test_bad_input(digits):
         fs.guide(model, "known", picture=picture, mask=255 * mask)
     with pytest.raises(ValueError, match="'known' needs mask"):
         fs.guide(model, "known", picture=picture)
-    with pytest.raises(ValueError, match="mask must be a tensor, got str"):
+    with pytest.raises(ValueError, match="mask names a file that does not exist: 'mask.png'"):
         fs.guide(model, "known", picture=picture, mask="mask.png")

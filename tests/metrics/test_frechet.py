@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fewstep.core.methods import find
+from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet, gaussian_frechet
+from fewstep.metrics.psnr import psnr
 
 
 def normal(*shape, seed=0):
@@ -126,3 +128,19 @@ def test_bad_input():
         frechet(x, x, "pixel")
     with pytest.raises(ValueError, match=r"\(F, F\)"):
         gaussian_frechet(torch.zeros(3), torch.eye(3), torch.zeros(2), torch.eye(2))
+
+
+def test_bytes_are_not_compared_with_floats():
+    a = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    as_bytes = ((a + 1) * 127.5).to(torch.uint8)
+    for one, other in ((a, as_bytes), (as_bytes, a)):
+        with pytest.raises(ValueError, match="hold floats but .* torch.uint8: bring both to one range first"):
+            frechet(one, other)
+        with pytest.raises(ValueError, match="whole numbers up to .* bring both to one range first"):
+            frechet(one.float(), other.float())
+    assert frechet(as_bytes, as_bytes.flip(0)).value == pytest.approx(0, abs=1e-4)
+    assert frechet(300 * a, a).value > 100  # samples that ran away are measured
+    for metric in (psnr, endpoint_error):
+        with pytest.raises(ValueError, match="bring both to one range first"):
+            metric(a, as_bytes)
+    assert frechet(a.numpy(), a.flip(0).numpy()).value == pytest.approx(0, abs=1e-6)

@@ -116,7 +116,7 @@ def test_a_shift_is_the_flows_formula_applied_once():
         (("ddim", 4), {"nfe": 4}, "give either steps or nfe"),
         (("ddim", 0), {}, "steps must be a whole number of at least 1, got 0"),
         (("ddim",), {"nfe": 0}, "nfe must be a whole number of at least 1, got 0"),
-        (("ddim",), {"nfe": 2.5}, "nfe must be a whole number of at least 1, got 2.5"),
+        (("ddim",), {"nfe": 2.5}, "nfe must be a whole number, got 2.5"),
         (("ddim", 4), {"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         (("ddim", 4), {"strength": math.nan}, "strength must be above 0 and at most 1, got nan"),
         (("ddim", 4), {"shift": -2.0}, "the shift must be a positive number, got -2.0"),

@@ -64,7 +64,7 @@ def test_round_trip_through_json(tmp_path):
         ("lr = 1e-3", "lr = 1e-3\nbetas = [0.9]", "train.betas must be a list of 2 numbers"),
         ("lr = 1e-3", "lr = 1e-3\nwarmup = 101", "train.warmup must be 0 to steps, got 101"),
         ("lr = 1e-3", "lr = 1e-3\nema = 1.0", "train.ema must be"),
-        ("lr = 1e-3", "lr = 1e-3\nprecision = 'fp16'", "unknown train.precision 'fp16': did you mean"),
+        ("lr = 1e-3", "lr = 1e-3\nprecision = 'fp8'", "unknown train.precision 'fp8': did you mean"),
         ("labels = true", "labels = 1", "data.labels must be true or false, got 1"),
         ("labels = true", "size = 2.5", "data.size must be a whole number or a list of 2 numbers or left out"),
         ("[train]", "[noise_levels]\ndraw = 'log-normal'\n[train]", "need a mean and a positive std"),

@@ -1,0 +1,77 @@
+"""What a recipe trains: its data, split by split, and the denoiser that is made for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
+from fewstep.core.condition import Condition
+from fewstep.data.open import is_built_in, open_source
+from fewstep.data.spec import Dataset
+from fewstep.data.stream import Stream
+from fewstep.denoisers.bridge import statistics
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.training.recipe import DataPart, Recipe
+
+MEASURED = 2048  # samples of a stream that its standard deviation is measured on
+
+
+def open_split(data: DataPart, split: str) -> Dataset | Stream:
+    if ".tar" in data.source:
+        if split != "train" or data.share != 1 or data.captions or data.noise:
+            what = "validate_every" if split != "train" else "share" if data.share != 1 else "captions"
+            what = "noise" if data.noise else what
+            raise ValueError(f"a stream of shards is no place for {what}: it is read once, in order, for its pictures")
+    return open_source(
+        data.source,
+        split=split,
+        size=data.size,
+        mode=data.mode,
+        labels=data.labels,
+        captions=data.captions,
+        value_range=data.value_range,
+        validation=data.validation,
+        seed=data.seed,
+    )
+
+
+def _some(data: Dataset | Stream) -> Tensor:
+    """The first pictures, enough to measure their statistics."""
+    count = min(len(data), MEASURED)
+    return data.batch(0, count)[0] if isinstance(data, Stream) else data.batch(torch.arange(count))[0]
+
+
+def _std(data: Dataset | Stream) -> float:
+    return float(_some(data).double().std(correction=0)) if isinstance(data, Stream) else data.std()
+
+
+def coarse(images: Tensor, size: int) -> Tensor:
+    """Pictures (B, C, H, W) averaged over squares of `size` pixels, at their own size."""
+    if images.shape[2] % size or images.shape[3] % size:
+        raise ValueError(f"data.coarse = {size} does not divide pictures of {images.shape[2]}x{images.shape[3]}")
+    mean = F.avg_pool2d(images, size)
+    return mean.repeat_interleave(size, 2).repeat_interleave(size, 3)
+
+
+def make_denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
+    network, given, spec = recipe.make_network(data.spec), recipe.denoiser, data.spec
+    measured: dict[str, float] = {}
+    if given.precondition == "edm" and given.data_std is None:
+        measured = {"data_std": _std(data)}
+        if not measured["data_std"] > 0:
+            raise ValueError(f"all images in {recipe.data.source!r} are of one value: there is nothing to learn")
+    elif given.precondition == "bridge" and given.data_std is None:
+        some = _some(data)
+        measured = statistics(some, coarse(some, recipe.data.coarse)) if recipe.data.coarse else {}
+    conditions: dict[str, Condition] = {}
+    if recipe.data.labels and spec.classes:
+        conditions["label"] = Label(spec.classes)
+    if recipe.data.captions and spec.text is not None:
+        conditions["text"] = spec.text
+    if recipe.data.coarse:
+        conditions["y"] = Picture(tuple(spec.shape))
+    name = spec.name if is_built_in(spec.name) else None
+    return recipe.make_denoiser(network, spec, conditions, measured, name)
