@@ -30,7 +30,7 @@ COUNTS = (*range(1, 13), 15, 20)
 NOISES, LARGE_NOISES, LARGE = 16, 8, 1000  # for samples of more than LARGE numbers
 PLAIN = 4  # every so manieth problem without guidance is in the fit for guided models
 GUIDED_COUNTS = range(1, 11)  # with more evaluations the rows without guidance serve
-BANDS = {9: 4}  # from this many evaluations on, so many weights a row
+BANDS = {9: 4, 13: 6}  # from this many evaluations on, so many weights a row
 
 
 def problems(spectra: set[str], judging: bool, left_out: str = "", first: int = 0) -> dict[str, list[Joint]]:
@@ -85,10 +85,36 @@ def fit_one(n: int, learned_from: list[Joint], iterations: int, starts: list[Any
     band = next((band for least, band in sorted(BANDS.items(), reverse=True) if n >= least), None)
     form = Form(n, band)
     vectors = [form.start(), form.start(-3.3, 2.0), form.start(-2.2, 3.0)]
-    vectors += [form.longer(start) for start in starts]
+    vectors += [form.longer(start) for start in starts] + [form.vector(row) for row in by_hand(n)]
     values = objective(form, learned_from, np.stack(vectors))
     theta, value = fit(form, learned_from, vectors[int(values.argmin())], iterations)
     return form.row(theta), value
+
+
+def by_hand(n: int) -> list[Any]:
+    """Solvers of order 3 on equal steps in log-SNR, then straight to the end, as rows."""
+    import numpy as np
+
+    from fewstep.sampling.build import fixed_plan
+    from fewstep.searching.joint import Form
+    from fewstep.searching.learn import Learner
+    from fewstep.searching.zoo import CLOCK
+
+    found: list[Any] = []
+    if n < 4:
+        return found
+    for last in (3.0, 4.0, 5.0):
+        times = [*(CLOCK.time(float(v)) for v in np.linspace(-4.3, last, n)), 0.0]
+        for solver in ("dpmpp-3m", "unipc-2"):
+            plan = fixed_plan(CLOCK, solver, timesteps=times)
+            if plan.nfe == n:
+                theta = Learner(CLOCK, plan).initial
+                mix = np.zeros((n, n))
+                mix[np.tril_indices(n)] = theta[2 * n + 1 :]
+                rows = tuple(tuple(map(float, mix[i, : i + 1])) for i in range(n))
+                found.append(Form(n).row(np.concatenate([theta[:n], theta[n : 2 * n], np.zeros(n * (n - 1) // 2)])))
+                found[-1] = type(found[-1])(found[-1].log_snr, found[-1].carry, rows)
+    return found
 
 
 def learned_from(found: dict[str, list[Joint]], spectrum: str) -> list[Joint]:
