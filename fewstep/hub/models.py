@@ -36,6 +36,7 @@ def load(
     download: bool = False,
     revision: str | None = None,
     offload: bool = False,
+    long_prompts: bool = False,
 ) -> Any:
     """A model in evaluation mode; `model.plan` is its plan or None.
 
@@ -49,6 +50,7 @@ def load(
         revision: branch, tag or commit of a repository.
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
+        long_prompts: a diffusers model reads prompts beyond its text encoder's length, in several windows of it.
 
     Returns:
         the denoiser that was saved, or a `PipelineDenoiser` for diffusers models.
@@ -69,11 +71,11 @@ def load(
     else:
         raise suggest("model", text, embedded())
     if (path / "model_index.json").is_file():
-        pipeline = _pipeline(path, device, dtype, size, offload)
+        pipeline = _pipeline(path, device, dtype, size, offload, long_prompts)
         if (path / PLAN).is_file():
             pipeline.plan = Plan.load(path / PLAN)
         return pipeline
-    for what, given in (("size", size is not None), ("offload", offload)):
+    for what, given in (("size", size is not None), ("offload", offload), ("long_prompts", long_prompts)):
         if given:
             raise ValueError(f"{what} is for diffusers pipelines, and {path.name} is a model of fewstep's own")
     model = load_model(path)
@@ -88,20 +90,21 @@ def _pipeline(
     dtype: torch.dtype | None,
     size: int | Sequence[int] | None,
     offload: bool,
+    long_prompts: bool,
 ) -> Denoiser:
     from fewstep.hub.components import open_pipeline
     from fewstep.hub.pipeline import PipelineDenoiser
 
     pipeline = open_pipeline(path, dtype)
     if not offload:
-        model = PipelineDenoiser(pipeline, size)
+        model = PipelineDenoiser(pipeline, size, long_prompts=long_prompts)
         return model.to(device) if device is not None else model
     try:
         from accelerate import cpu_offload
     except ImportError:
         raise ImportError("offload needs accelerate: pip install accelerate") from None
     target = torch.device(device or "cpu")
-    model = PipelineDenoiser(pipeline, size, target)
+    model = PipelineDenoiser(pipeline, size, target, long_prompts)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             cpu_offload(part, target)
