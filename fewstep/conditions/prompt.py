@@ -68,6 +68,13 @@ class Encoder:
             # Not in inference mode: what is remembered may be needed with gradients later.
             with torch.inference_mode(False), torch.no_grad():
                 parts = self.encode(new, device) if most == 1 else self.encode(new, device, most)
+            for value in parts.values():
+                if not bool(value.isfinite().all()):
+                    dtype = str(value.dtype).removeprefix("torch.")
+                    raise ValueError(
+                        f"the text encoder's answer is not finite: it overflows in {dtype}; load the model"
+                        " with dtype=torch.bfloat16 or torch.float32"
+                    )
             for row, prompt in enumerate(new):
                 self._known[prompt, most] = {name: value[row] for name, value in parts.items()}
         rows = [self._known[prompt, most] for prompt in prompts]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fewstep.core.methods import Method, methods
+from fewstep.hub.autoencoder import overflows
 
 METHODS = (
     Method(
@@ -132,6 +133,8 @@ def _part(path: Path, name: str, library: str, kind: str, dtype: torch.dtype) ->
     if made is None:
         raise ValueError(f"{path}: {library} has no {kind}, which the component {name} is")
     try:
+        if name == "vae" and overflows(made.load_config(str(folder), local_files_only=True), dtype):
+            dtype = torch.float32
         if not issubclass(made, torch.nn.Module):
             return made.from_pretrained(str(folder), local_files_only=True)
         _check_weights(folder)

@@ -156,7 +156,8 @@ def save(
 
     Anything made of fewstep's own parts is stored as one tree: networks, closed forms, and models that are guided,
     masked, routed and so on. Low-rank adapters are merged into the weights. A `PipelineDenoiser` becomes a
-    diffusers folder, its weights in safetensors, with the plan beside them.
+    diffusers folder, its weights in safetensors, with the plan beside them; its networks are written as they are
+    without adapters (which are merged), compilation and fused projections.
 
     Args:
         plan: by default the model's own.
@@ -165,7 +166,8 @@ def save(
 
     Raises:
         ValueError: a folder that is not empty or not writable; a plan for another process; a denoiser with a part
-            that cannot be saved, such as a function; adapters that depend on the time.
+            that cannot be saved, such as a function; adapters that depend on the time; a pipeline's network whose
+            weights would not load again.
     """
     from fewstep.hub.card import model_card
     from fewstep.training.lora import without_adapters
@@ -184,11 +186,11 @@ def save(
         card = model_card(model, Path(folder).name, plan, figures)
     elif figures:
         raise ValueError("figures go into the card that is made here: give either a card or figures")
-    pipeline = getattr(model, "pipeline", None)
+    pipeline = getattr(model, "saved", None)
     if not hasattr(pipeline, "save_pretrained"):
         return save_model(without_adapters(model), folder, card=card, plan=plan)
     with new_folder(folder) as fresh:
-        pipeline.save_pretrained(fresh, safe_serialization=True)  # type: ignore[union-attr]
+        pipeline.save_pretrained(fresh)  # type: ignore[union-attr]
         if card:
             write(fresh / CARD, card)
         if plan is not None:

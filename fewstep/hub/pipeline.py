@@ -17,6 +17,7 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
 from fewstep.hub.components import families, open_pipeline, unsupported
+from fewstep.hub.saving import Saved
 from fewstep.hub.schedules import open_schedule
 from fewstep.networks.surgery import Block
 from fewstep.sampling.build import fixed_plan
@@ -111,11 +112,16 @@ class PipelineDenoiser(Denoiser):
             self.plan = fixed_plan(self.process, "multistep-consistency", steps, self.timesteps)
         self.eval()
 
+    @property
+    def saved(self) -> Saved:
+        """The pipeline as it is saved."""
+        return Saved(self.pipeline, {self.family.component: self.network})
+
     def config(self) -> dict[str, Any]:
         assert self.shape is not None
         factor = self.autoencoder.factor if self.autoencoder else 1
         size = [self.shape[1] * factor, self.shape[2] * factor]
-        options = {"pipeline": self.pipeline, "size": size, "dtype": str(self.dtype).removeprefix("torch.")}
+        options = {"pipeline": self.saved, "size": size, "dtype": str(self.dtype).removeprefix("torch.")}
         return options | ({"long_prompts": True} if self.long_prompts else {})
 
     @classmethod

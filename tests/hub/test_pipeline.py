@@ -94,6 +94,15 @@ def test_the_network_gets_its_own_dtype(stable):
     assert 0 < float((pictures - whole).abs().max()) < 0.2
 
 
+def test_a_folder_in_float16_keeps_its_autoencoder_in_float32(stable, model):
+    half = fs.load(stable[1], dtype=torch.float16)
+    assert (half.dtype, half.autoencoder.dtype) == (torch.float16, torch.float32)
+    theirs, ours = model.pipeline.vae.state_dict(), half.pipeline.vae.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)  # never rounded
+    pictures = fs.sample(half, 2, text="a cat", steps=2)
+    torch.testing.assert_close(pictures, fs.sample(model, 2, text="a cat", steps=2), rtol=0, atol=0.05)
+
+
 def test_offloaded_weights_give_the_same_pictures(stable, model):
     pytest.importorskip("accelerate")
     away = fs.load(stable[1], device="cpu", offload=True)
