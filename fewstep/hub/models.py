@@ -18,8 +18,6 @@ from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
-# The files fetched from a repository: no pickle, no code.
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 
 
 def embedded() -> list[str]:
@@ -35,6 +33,7 @@ def load(
     size: int | Sequence[int] | None = None,
     download: bool = False,
     revision: str | None = None,
+    variant: str | None = None,
     offload: bool = False,
     long_prompts: bool = False,
 ) -> Any:
@@ -48,6 +47,7 @@ def load(
         size: height and width in pixels of a diffusers model's pictures, or one number for both.
         download: fetch a repository that is not in the local cache; without it there is no network access.
         revision: branch, tag or commit of a repository.
+        variant: of a diffusers model's weights, such as "fp16"; by default those without one, or the only one there is.
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
         long_prompts: a diffusers model reads prompts beyond its text encoder's length, in several windows of it.
@@ -67,16 +67,19 @@ def load(
         if not path.exists():
             raise ValueError(f"there is no model folder {path}; the models that ship are {', '.join(embedded())}")
     elif _repository(text):
-        path = _cached(text, download, revision)
+        from fewstep.hub.repository import repository
+
+        path = repository(text, download, revision, variant)
     else:
         raise suggest("model", text, embedded())
     if (path / "model_index.json").is_file():
-        pipeline = _pipeline(path, device, dtype, size, offload, long_prompts)
+        pipeline = _pipeline(path, device, dtype, size, variant, offload, long_prompts)
         if (path / PLAN).is_file():
             pipeline.plan = Plan.load(path / PLAN)
         return pipeline
-    for what, given in (("size", size is not None), ("offload", offload), ("long_prompts", long_prompts)):
-        if given:
+    only = {"size": size, "variant": variant, "offload": offload, "long_prompts": long_prompts}
+    for what, given in only.items():
+        if given not in (None, False):
             raise ValueError(f"{what} is for diffusers pipelines, and {path.name} is a model of fewstep's own")
     model = load_model(path)
     if dtype is not None:
@@ -89,13 +92,14 @@ def _pipeline(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     size: int | Sequence[int] | None,
+    variant: str | None,
     offload: bool,
     long_prompts: bool,
 ) -> Denoiser:
     from fewstep.hub.components import open_pipeline
     from fewstep.hub.pipeline import PipelineDenoiser
 
-    pipeline = open_pipeline(path, dtype)
+    pipeline = open_pipeline(path, dtype, variant)
     if not offload:
         model = PipelineDenoiser(pipeline, size, long_prompts=long_prompts)
         return model.to(device) if device is not None else model
@@ -114,35 +118,6 @@ def _pipeline(
 def _repository(text: str) -> bool:
     """Whether a name has the form of a hub repository, `org/name`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
-
-
-def _cached(name: str, download: bool, revision: str | None) -> Path:
-    """The local folder of a repository: from the cache, or fetched if that is allowed."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise ImportError("a hub repository needs huggingface_hub: pip install 'fewstep[hub]'") from None
-    at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
-    try:
-        found = huggingface_hub.snapshot_download(
-            name, revision=revision, local_files_only=not download, allow_patterns=PATTERNS
-        )
-    except errors.GatedRepoError:
-        raise ValueError(f"the repository {at} is gated: accept its terms on its page and log in first") from None
-    except errors.RevisionNotFoundError:
-        raise ValueError(f"the repository {name!r} has no revision {revision!r}") from None
-    except errors.RepositoryNotFoundError:
-        raise ValueError(f"there is no repository {at} on the hub, or it is private and needs a login") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
-        if not download:
-            raise ValueError(
-                f"there is no folder {name}, and the repository {at} is not in the local cache: give download=True to"
-                " fetch it from the hub"
-            ) from None
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"the repository {at} could not be fetched, is there a network? {reason}") from None
-    return Path(found)
 
 
 def save(
