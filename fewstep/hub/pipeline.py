@@ -17,6 +17,8 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
 from fewstep.hub.components import families, open_pipeline, unsupported
+from fewstep.hub.inpainting import Pictured
+from fewstep.hub.needs import check_channels
 from fewstep.hub.saving import Saved
 from fewstep.hub.schedules import open_schedule
 from fewstep.networks.surgery import Block
@@ -78,8 +80,8 @@ class PipelineDenoiser(Denoiser):
             they are cut, with a warning that says what is lost.
 
     Raises:
-        ValueError: an unsupported pipeline or scheduler class, a size that network or autoencoder cannot take, long
-            prompts for a model that reads none.
+        ValueError: an unsupported pipeline or scheduler class, a size that network or autoencoder cannot take, a
+            network that needs more than the pipeline gives it, long prompts for a model that reads none.
     """
 
     def __init__(
@@ -101,11 +103,15 @@ class PipelineDenoiser(Denoiser):
         self.network = getattr(pipeline, self.family.component)
         rest = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         self.autoencoder = Autoencoder(rest.pop("vae")) if rest.get("vae") is not None else None
+        if self.autoencoder is not None:
+            check_channels(self.kind, self.family.component, self.family.channels, self.autoencoder.channels)
         self.parts = nn.ModuleDict({name: part for name, part in rest.items() if name != self.family.component})
         self.schedule = open_schedule(pipeline.scheduler)
         self.process, self.predicts = self.schedule.process, self.schedule.predicts
         self.conditions, self.value_range = dict(self.family.conditions), (-1.0, 1.0)
         self.shape = self._latents(size)
+        if isinstance(self.family, Pictured) and self.autoencoder is not None:
+            self.conditions |= self.family.pictures(self.shape, self.autoencoder)
         self.timesteps = self.schedule.rule(self.family.grid(self.shape))
         self.plan = self.schedule.plan
         if (steps := CONSISTENT.get(self.schedule.name)) and self.timesteps is not None:
@@ -183,8 +189,11 @@ class PipelineDenoiser(Denoiser):
         return super().describe() | about
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """As for every denoiser; the further tensors of a prompt follow from `text`."""
-        return super().check_condition(complete(self.conditions, condition), batch, device)
+        """As for every denoiser; the further tensors of a prompt follow from `text`, and pictures are encoded."""
+        named = complete(self.conditions, condition)
+        if isinstance(self.family, Pictured) and self.family.reads and self.autoencoder is not None:
+            named = self.family.encoded(named, self.conditions, self.autoencoder)
+        return super().check_condition(named, batch, device)
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return data if self.autoencoder is None else self.autoencoder.encode(data)

@@ -14,6 +14,7 @@ from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import stage_blocks
 from fewstep.hub.long_prompts import attended, in_windows, measured, windows
+from fewstep.hub.needs import check_unet, check_width
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -53,14 +54,18 @@ class StableDiffusion:
     component = "unet"
     largest = None
     multiple = 1
+    added: tuple[str | None, ...] = (None, "text")
 
     def __init__(self, pipeline: Any, long_prompts: bool = False):
-        config = pipeline.unet.config
+        config, kind = pipeline.unet.config, type(pipeline).__name__
+        check_unet(kind, config, self.added)
+        check_width(kind, config, [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")])
         self.long, self.limit = long_prompts, self._tokenizer(pipeline).model_max_length
         self.pipeline, self.size, self.channels = pipeline, _sides(config.sample_size or 64), config.in_channels
         self.distilled = config.time_cond_proj_dim
+        width = config.encoder_hid_dim if config.encoder_hid_dim_type == "text_proj" else config.cross_attention_dim
         encoder = Encoder(self._encode, measured(self._tokenizer(pipeline), self.limit, long_prompts, self._converted))
-        self.conditions: dict[str, Condition] = {"text": Prompt(encoder, "text", 3, config.cross_attention_dim)}
+        self.conditions: dict[str, Condition] = {"text": Prompt(encoder, "text", 3, width)}
         if self.distilled:
             self.conditions["guidance"] = Number(default=7.5)
 
@@ -110,11 +115,19 @@ class StableDiffusionXL(StableDiffusion):
     """The same with `pooled`, the second encoder's summary of the prompt, and six numbers: the original size that the
     picture should seem to have had, where it was cropped (nowhere), and its size."""
 
+    added = (None, "text", "text_time")
+
     def __init__(self, pipeline: Any, long_prompts: bool = False):
         super().__init__(pipeline, long_prompts)
         text = self.conditions["text"]
         assert isinstance(text, Prompt)
-        self.factor = pipeline.vae_scale_factor
+        self.factor, config = pipeline.vae_scale_factor, pipeline.unet.config
+        told = 6 * (config.addition_time_embed_dim or 0) + pipeline.text_encoder_2.config.projection_dim
+        if config.addition_embed_type == "text_time" and config.projection_class_embeddings_input_dim != told:
+            raise ValueError(
+                f"the unet is told of the picture by {config.projection_class_embeddings_input_dim} numbers, and a"
+                f" {type(pipeline).__name__} gives it {told}: the prompt's summary and six numbers of sizes"
+            )
         self.conditions["pooled"] = Prompt(text.encoder, "pooled", 2, pipeline.text_encoder_2.config.projection_dim)
         self._sizes: dict[tuple[int, int, int, torch.device], Tensor] = {}
 
