@@ -50,7 +50,7 @@ def is_pipeline(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences warnings of diffusers and transformers about what is checked here and raised as an error."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -118,7 +118,7 @@ def open_pipeline(folder: Path, dtype: torch.dtype | None = None, variant: str |
             raise ValueError(
                 f"{path} has no weights of the variant {variant!r}{known}: leave variant out for the usual"
             )
-    with _quiet():
+    with quiet():
         for name, parameter in list(parameters.items())[1:]:
             entry = index.get(name)
             if name in named:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def embedded() -> list[str]:
 
 
 def load(
-    name: str | os.PathLike[str],
+    name: Any,
     device: str | torch.device | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -34,20 +35,25 @@ def load(
     download: bool = False,
     revision: str | None = None,
     variant: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    lora: Mapping[str | os.PathLike[str], float] | None = None,
     offload: bool = False,
     long_prompts: bool = False,
 ) -> Any:
     """A model in evaluation mode; `model.plan` is its plan or None.
 
     Args:
-        name: an embedded model (`"digits"`), a folder that fewstep or diffusers saved, or a repository of the hub
-            (`"org/name"`). A plain name is an embedded model; an existing folder, or anything that cannot be a
-            repository, is a path.
+        name: an embedded model (`"digits"`), a folder that fewstep or diffusers saved, a safetensors file that holds a
+            whole Stable Diffusion, or a repository of the hub (`"org/name"`). A plain name is an embedded model; an
+            existing folder or file, or anything that cannot be a repository, is a path. Or a diffusers pipeline, which
+            is used as it is: nothing is copied, and a device, dtype or adapter given here is the pipeline's as well.
         dtype: of the networks' weights, by default their own (float32 for diffusers folders).
         size: height and width in pixels of a diffusers model's pictures, or one number for both.
         download: fetch a repository that is not in the local cache; without it there is no network access.
         revision: branch, tag or commit of a repository.
         variant: of a diffusers model's weights, such as "fp16"; by default those without one, or the only one there is.
+        config: for a single file, a folder in diffusers' layout or a repository that says what it is made of.
+        lora: files or folders of low-rank adapters for a diffusers model, each with its weight, `{"style": 0.8}`.
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
         long_prompts: a diffusers model reads prompts beyond its text encoder's length, in several windows of it.
@@ -57,12 +63,20 @@ def load(
 
     Raises:
         ValueError: an unknown name (close ones offered), a folder that is not a model or is damaged, an unsupported
-            pipeline, a missing component, weights that do not fit, a repository that does not exist.
+            pipeline, a missing component, weights that do not fit, a repository that does not exist, an adapter for
+            another network.
+        TypeError: something that is neither a name, a path nor a pipeline.
     """
+    opening = _Opening(device, dtype, size, variant, config, lora or {}, offload, long_prompts)
+    if not isinstance(name, str | os.PathLike):
+        if not hasattr(name, "components") or not hasattr(name, "save_pretrained"):
+            raise TypeError(f"a model is a name, a path or a diffusers pipeline, got {type(name).__name__}")
+        opening.only("this is one already", variant=True, config=True)
+        return opening.model(name if dtype is None else name.to(dtype))
     text = os.fspath(name)
     if text in embedded():
         path = EMBEDDED / text
-    elif isinstance(name, Path) or Path(text).is_dir() or (os.sep in text and not _repository(text)):
+    elif isinstance(name, Path) or Path(text).exists() or (os.sep in text and not _repository(text)):
         path = Path(text)
         if not path.exists():
             raise ValueError(f"there is no model folder {path}; the models that ship are {', '.join(embedded())}")
@@ -72,47 +86,68 @@ def load(
         path = repository(text, download, revision, variant)
     else:
         raise suggest("model", text, embedded())
+    if path.is_file():
+        from fewstep.hub.single_file import open_single_file
+
+        opening.only(f"{path.name} is a single file", variant=True)
+        return opening.model(open_single_file(path, config, dtype, download, revision))
+    opening.only(f"{path.name} is a folder", config=True)
     if (path / "model_index.json").is_file():
-        pipeline = _pipeline(path, device, dtype, size, variant, offload, long_prompts)
+        from fewstep.hub.components import open_pipeline
+
+        pipeline = opening.model(open_pipeline(path, dtype, variant))
         if (path / PLAN).is_file():
             pipeline.plan = Plan.load(path / PLAN)
         return pipeline
-    only = {"size": size, "variant": variant, "offload": offload, "long_prompts": long_prompts}
-    for what, given in only.items():
-        if given not in (None, False):
-            raise ValueError(f"{what} is for diffusers pipelines, and {path.name} is a model of fewstep's own")
+    own = f"{path.name} is a model of fewstep's own"
+    opening.only(own, variant=True, size=True, lora=True, offload=True, long_prompts=True)
     model = load_model(path)
     if dtype is not None:
         model.to(dtype)
     return model.to(device) if device is not None else model
 
 
-def _pipeline(
-    path: Path,
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-    size: int | Sequence[int] | None,
-    variant: str | None,
-    offload: bool,
-    long_prompts: bool,
-) -> Denoiser:
-    from fewstep.hub.components import open_pipeline
-    from fewstep.hub.pipeline import PipelineDenoiser
+@dataclass(frozen=True)
+class _Opening:
+    """What `load` was asked for."""
 
-    pipeline = open_pipeline(path, dtype, variant)
-    if not offload:
-        model = PipelineDenoiser(pipeline, size, long_prompts=long_prompts)
-        return model.to(device) if device is not None else model
-    try:
-        from accelerate import cpu_offload
-    except ImportError:
-        raise ImportError("offload needs accelerate: pip install accelerate") from None
-    target = torch.device(device or "cpu")
-    model = PipelineDenoiser(pipeline, size, target, long_prompts)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            cpu_offload(part, target)
-    return model
+    device: str | torch.device | None
+    dtype: torch.dtype | None
+    size: int | Sequence[int] | None
+    variant: str | None
+    config: str | os.PathLike[str] | None
+    lora: Mapping[str | os.PathLike[str], float]
+    offload: bool
+    long_prompts: bool
+
+    def only(self, what: str, **refused: bool) -> None:
+        """`ValueError` for one of these options where it is given; `what` says why."""
+        for option in refused:
+            if getattr(self, option) not in (None, False, {}):
+                meant = {"config": "single files", "variant": "folders of diffusers pipelines"}
+                raise ValueError(f"{option} is for {meant.get(option, 'diffusers pipelines')}, and {what}")
+
+    def model(self, pipeline: Any) -> Denoiser:
+        """The denoiser of a diffusers pipeline."""
+        from fewstep.hub.pipeline import PipelineDenoiser
+
+        if self.lora:
+            from fewstep.hub.lora import add_adapters
+
+            add_adapters(pipeline, self.lora)
+        if not self.offload:
+            model = PipelineDenoiser(pipeline, self.size, long_prompts=self.long_prompts)
+            return model.to(self.device) if self.device is not None else model
+        try:
+            from accelerate import cpu_offload
+        except ImportError:
+            raise ImportError("offload needs accelerate: pip install accelerate") from None
+        target = torch.device(self.device or "cpu")
+        model = PipelineDenoiser(pipeline, self.size, target, self.long_prompts)
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                cpu_offload(part, target)
+        return model
 
 
 def _repository(text: str) -> bool:

@@ -49,6 +49,29 @@ def repository(name: str, download: bool = False, revision: str | None = None, v
     return fetch(OWN)
 
 
+def configuration(name: str, download: bool = False, revision: str | None = None) -> Path:
+    """The local folder of a pipeline's repository with its configurations and tokenizers, without weights.
+
+    Raises:
+        ValueError: as `repository`.
+    """
+    fetch = _Fetch(name, download, revision)
+    folder = fetch([INDEX])
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"the repository {fetch.at} holds no {INDEX}")
+    parts = components(read_index(folder))
+    if download:
+        return fetch(
+            [
+                INDEX,
+                *(f"{part}/{file}" for part, (_, kind) in parts.items() for file in _files(kind) or ["config.json"]),
+            ]
+        )
+    if lacking := [part for part in parts if not (folder / part).is_dir()]:
+        raise ValueError(f"the repository {fetch.at} is in the local cache without {lacking[0]}/")
+    return folder
+
+
 def _ours(path: Path) -> bool:
     try:
         return str(json.loads(path.read_text("utf-8")).get("format")).startswith("fewstep")

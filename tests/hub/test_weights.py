@@ -63,5 +63,5 @@ def test_the_variant_where_there_is_one(tiny, tmp_path):
     assert torch.equal(other.network.conv_in.bias, usual.network.conv_in.bias + 1)
     with pytest.raises(ValueError, match="has no weights of the variant 'fp16': leave variant out"):
         fs.load(folder, variant="fp16")
-    with pytest.raises(ValueError, match="variant is for diffusers pipelines"):
+    with pytest.raises(ValueError, match="variant is for folders of diffusers pipelines"):
         fs.load("digits", variant="fp16")
