@@ -54,7 +54,7 @@ def add_adapters(pipeline: Any, adapters: Mapping[str | os.PathLike[str], float]
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
             raise ValueError(f"the weight of an adapter must be a finite number, got {weight!r} for {given}")
         file = _file(Path(given))
-        name = next(own for n in range(len(taken) + 1) if (own := f"lora_{n}") not in taken)
+        name = next(free for n in range(len(taken) + 1) if (free := f"lora_{n}") not in taken)
         taken.add(name)
         tensors, alphas = _read(pipeline, file)
         if lost := sorted({key.partition(".")[0] for key in tensors} - set(networks)):
