@@ -127,18 +127,19 @@ def _check(name: str, network: Any) -> None:
             f"the weights of the component {name} are offloaded: load the model without offload to save it"
         )
     with torch.device("meta"):
-        fresh = kind.from_config(network.config) if hasattr(kind, "from_config") else kind(network.config)
-    expected, own = (_shapes(module.state_dict()) for module in (fresh, network))
-    if lost := [key for key in own if key not in expected]:
+        own = copy.deepcopy(network.config)  # which transformers writes into
+        fresh = kind.from_config(own) if hasattr(kind, "from_config") else kind(own)
+    expected, has = (_shapes(module.state_dict()) for module in (fresh, network))
+    if lost := [key for key in has if key not in expected]:
         raise ValueError(
             f"the component {name} cannot be saved: loading would not find a place for {lost[0]}{_more(lost)};"
             " what was put into the network must be merged or removed first"
         )
-    if wrong := [key for key in expected if own.get(key) != expected[key]]:
-        has = f"of shape {own[wrong[0]]}" if wrong[0] in own else "missing"
+    if wrong := [key for key in expected if has.get(key) != expected[key]]:
+        there = f"of shape {has[wrong[0]]}" if wrong[0] in has else "missing"
         raise ValueError(
             f"the component {name} cannot be saved: loading expects {wrong[0]} of shape {expected[wrong[0]]}, which is"
-            f" {has}{_more(wrong)}"
+            f" {there}{_more(wrong)}"
         )
 
 

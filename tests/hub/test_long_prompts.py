@@ -8,6 +8,7 @@ from sampled import sampled
 
 import fewstep as fs
 from fewstep.hub.long_prompts import measured, windows
+from fewstep.sampling.mixed import run_mixed
 
 pytest.importorskip("diffusers")
 from claims.pipelines import clip_tokenizer, matching, t5_tokenizer  # noqa: E402
@@ -120,6 +121,16 @@ def test_a_tensor_of_more_tokens_is_guided(tiny):
     text = model.check_condition({"text": ["a cat", "a dog"]}, 2, model.device)["text"]
     twice = torch.cat([text, text], 1)  # attention sees the same
     torch.testing.assert_close(drawn(model, twice, 3.0), drawn(model, text, 3.0), rtol=0, atol=1e-5)
+
+
+def test_requests_of_different_lengths_are_served_as_alone(tiny):
+    _, folder = tiny(CLIP[0], matching("ddim", CLIP[0]))
+    model = fs.guide(fs.load(folder, long_prompts=True), "cfg", scale=3.0)
+    texts, made = [SHORT, LONG, "a dog"], fs.plan(model.process, "ddim", 2, model.timesteps)
+    noises = [fs.Noise(i).normal(0, (1, *model.shape)) for i in range(3)]
+    found = run_mixed([(made, noise, {"text": text}) for noise, text in zip(noises, texts, strict=True)], model)
+    for one, noise, text in zip(found, noises, texts, strict=True):
+        torch.testing.assert_close(one, made(model, noise, text=text), rtol=0, atol=1e-5)
 
 
 def test_models_that_read_none(tiny):
