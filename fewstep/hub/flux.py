@@ -13,7 +13,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import joint_blocks
-from fewstep.hub.long_prompts import measured
+from fewstep.hub.long_prompts import measured, quietly
 from fewstep.hub.stable_diffusion_3 import shift_by_size
 from fewstep.networks.surgery import Block
 
@@ -58,7 +58,7 @@ class Flux:
     def __init__(self, pipeline: Any, long_prompts: bool = False):
         config = pipeline.transformer.config
         self.pipeline, self.size, self.channels = pipeline, (pipeline.default_sample_size,) * 2, config.in_channels // 4
-        encoder = Encoder(self._encode, measured(pipeline.tokenizer_2, TOKENS, long_prompts))
+        encoder = Encoder(quietly(self._encode), measured(pipeline.tokenizer_2, TOKENS, long_prompts))
         self.conditions: dict[str, Condition] = {
             "text": Prompt(encoder, "text", 3, config.joint_attention_dim),
             "pooled": Prompt(encoder, "pooled", 2, config.pooled_projection_dim),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.conditions.prompt import Measure
+from fewstep.conditions.prompt import Encode, Measure
 from fewstep.core.methods import Method
+from fewstep.hub.components import quiet
 
 METHODS = (
     Method(
@@ -37,6 +39,17 @@ def measured(
         return Measure(1, str(tokenizer.decode(tokens[room:])).strip() if len(tokens) > room else "")
 
     return measure
+
+
+def quietly(encode: Encode) -> Encode:
+    """The same without what diffusers and transformers log of prompts that are cut, which is said here already."""
+
+    @functools.wraps(encode)
+    def encoded(*given: Any) -> Mapping[str, Tensor]:
+        with quiet():
+            return encode(*given)
+
+    return encoded
 
 
 def windows(tokenizer: Any, prompts: list[str], count: int) -> tuple[Tensor, Tensor]:

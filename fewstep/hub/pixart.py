@@ -13,7 +13,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import transformer_blocks
-from fewstep.hub.long_prompts import measured
+from fewstep.hub.long_prompts import measured, quietly
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -46,7 +46,7 @@ class PixArt:
         self.size, self.channels, self.multiple = (config.sample_size,) * 2, config.in_channels, config.patch_size
         self.told_size = bool(pipeline.transformer.use_additional_conditions)
         self.tokens = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
-        encoder = Encoder(self._encode, measured(pipeline.tokenizer, self.tokens, long_prompts, self._cleaned))
+        encoder = Encoder(quietly(self._encode), measured(pipeline.tokenizer, self.tokens, long_prompts, self._cleaned))
         self.conditions: Mapping[str, Condition] = {
             "text": Prompt(encoder, "text", 3, config.caption_channels),
             "mask": Prompt(encoder, "mask", 2),

@@ -13,7 +13,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import stage_blocks
-from fewstep.hub.long_prompts import attended, in_windows, measured, windows
+from fewstep.hub.long_prompts import attended, in_windows, measured, quietly, windows
 from fewstep.hub.needs import check_unet, check_width
 from fewstep.networks.surgery import Block
 
@@ -64,7 +64,9 @@ class StableDiffusion:
         self.pipeline, self.size, self.channels = pipeline, _sides(config.sample_size or 64), config.in_channels
         self.distilled = config.time_cond_proj_dim
         width = config.encoder_hid_dim if config.encoder_hid_dim_type == "text_proj" else config.cross_attention_dim
-        encoder = Encoder(self._encode, measured(self._tokenizer(pipeline), self.limit, long_prompts, self._converted))
+        encoder = Encoder(
+            quietly(self._encode), measured(self._tokenizer(pipeline), self.limit, long_prompts, self._converted)
+        )
         self.conditions: dict[str, Condition] = {"text": Prompt(encoder, "text", 3, width)}
         if self.distilled:
             self.conditions["guidance"] = Number(default=7.5)

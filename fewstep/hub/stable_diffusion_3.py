@@ -12,7 +12,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import joint_blocks
-from fewstep.hub.long_prompts import measured
+from fewstep.hub.long_prompts import measured, quietly
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -60,7 +60,7 @@ class StableDiffusion3:
         tokenizer, limit = pipeline.tokenizer_3, TOKENS  # what reads the most of a prompt
         if pipeline.text_encoder_3 is None:
             tokenizer, limit = pipeline.tokenizer, pipeline.tokenizer.model_max_length
-        encoder = Encoder(self._encode, measured(tokenizer, limit, long_prompts))
+        encoder = Encoder(quietly(self._encode), measured(tokenizer, limit, long_prompts))
         self.conditions: Mapping[str, Condition] = {
             "text": Prompt(encoder, "text", 3, config.joint_attention_dim),
             "pooled": Prompt(encoder, "pooled", 2, config.pooled_projection_dim),

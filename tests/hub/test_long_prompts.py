@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from sampled import sampled
@@ -50,11 +52,14 @@ def test_what_is_cut_off(tokenizer, limit):
 
 
 @pytest.mark.parametrize("kind", [*CLIP, "PixArtSigmaPipeline"])
-def test_what_is_cut_off_is_said(kind, tiny):
+def test_what_is_cut_off_is_said_once(kind, tiny, caplog, monkeypatch):
+    for library in ("diffusers", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
     _, folder = tiny(kind, matching("ddim", kind))
     text = " ".join(["cat"] * (14 if kind in CLIP else 299))
     with pytest.warns(UserWarning, match="is longer than the text encoder reads, and 'dog' is cut off"):
         fs.load(folder).check_condition({"text": [text, f"{text} dog"]}, 2, torch.device("cpu"))
+    assert not [record for record in caplog.records if "trunc" in record.message or "longer" in record.message]
 
 
 @sampled("kind", CLIP)
