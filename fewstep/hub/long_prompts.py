@@ -10,17 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.conditions.prompt import Encode, Measure
-from fewstep.core.methods import Method
 from fewstep.hub.components import quiet
-
-METHODS = (
-    Method(
-        "long-prompts",
-        kind="import",
-        claim="prompts beyond the encoder's length, read in several windows of it; otherwise what is cut is said",
-        use="measured",
-    ),
-)
 
 
 def measured(

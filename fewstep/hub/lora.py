@@ -14,20 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from fewstep.core.methods import Method
 from fewstep.hub.checkpoints import read_weights
 from fewstep.hub.components import families, unsupported
-
-METHODS = (
-    Method(
-        "lora-files",
-        kind="import",
-        paper="LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021)",
-        arxiv="2106.09685",
-        claim="adapters of diffusers, PEFT and kohya on a loaded pipeline, several of them at their weights",
-        use="add_adapters",
-    ),
-)
 
 DESCRIBED = "adapter_config.json"  # beside the weights that PEFT saves
 USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")

@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep.core.methods import Method
-
-METHODS = (
-    Method(
-        "network-needs",
-        kind="import",
-        claim="a network that needs more than its pipeline gives it is refused when it is loaded",
-        use="check_unet",
-    ),
-)
-
 # Pipelines whose UNet takes so many channels beside four of latents, and what these hold.
 FURTHER = {
     1: "a depth map (StableDiffusionDepth2ImgPipeline, which is not supported)",

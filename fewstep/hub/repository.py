@@ -8,19 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.core.methods import Method
 from fewstep.denoisers.folder import CONFIG, EXPERTS, PARTS, PLAN, WEIGHTS
 from fewstep.hub.components import INDEX, components, read_index
 from fewstep.hub.weights import chosen_variant, variants, weight_files
-
-METHODS = (
-    Method(
-        "hub-repository",
-        kind="import",
-        claim="of a repository only what is loaded is fetched: one variant of its networks, in safetensors",
-        use="repository",
-    ),
-)
 
 # What is loaded of a repository in fewstep's own format. No pickle, no code.
 _KEPT = (CONFIG, WEIGHTS, PLAN)

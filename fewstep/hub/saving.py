@@ -10,17 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.methods import Method
-
-METHODS = (
-    Method(
-        "diffusers-saving",
-        kind="export",
-        claim="adapted, compiled and fused networks of a pipeline are saved as what loads again, or refused",
-        use="Saved",
-    ),
-)
-
 # Projections that diffusers fuses into one, by the name of that one, in the order of its rows.
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),

@@ -9,19 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fewstep.core.methods import Method
 from fewstep.hub.checkpoints import PICKLES
 from fewstep.hub.components import LEFT_OUT, components, quiet, read_index
 from fewstep.hub.repository import configuration
-
-METHODS = (
-    Method(
-        "single-file",
-        kind="import",
-        claim="a whole Stable Diffusion in one safetensors file, converted by diffusers",
-        use="open_single_file",
-    ),
-)
 
 
 def open_single_file(

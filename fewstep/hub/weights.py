@@ -6,17 +6,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fewstep.core.methods import Method
-
-METHODS = (
-    Method(
-        "weight-variants",
-        kind="import",
-        claim="of several variants of a network's weights the one asked for, or the only one there is",
-        use="chosen_variant",
-    ),
-)
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, and as diffusers wrote them before,
 # model-00001-of-00002.fp16.safetensors

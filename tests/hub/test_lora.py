@@ -1,4 +1,4 @@
-"""Adapters from files ("lora-files") in the formats of diffusers, PEFT and kohya, against the same merged by hand."""
+"""Adapters from files in the formats of diffusers, PEFT and kohya, against the same merged by hand."""
 
 from __future__ import annotations
 

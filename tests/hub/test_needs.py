@@ -1,4 +1,4 @@
-"""Networks that need more than they are given ("network-needs") are refused when they are loaded."""
+"""Networks that need more than they are given are refused when they are loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories of the hub ("hub-repository"): what is fetched of them, and a cache that others filled."""
+"""Repositories of the hub: what is fetched of them, and a cache that others filled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pipelines whose networks were adapted, compiled or fused ("diffusers-saving") load again as they were."""
+"""Pipelines whose networks were adapted, compiled or fused load again as they were."""
 
 from __future__ import annotations
 

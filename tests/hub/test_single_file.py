@@ -1,4 +1,4 @@
-"""A whole Stable Diffusion in one file ("single-file"), and a pipeline object as a model."""
+"""A whole Stable Diffusion in one file, and a pipeline object as a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variants of weights, alone and in shards ("weight-variants")."""
+"""Variants of weights, alone and in shards."""
 
 from __future__ import annotations
 
