@@ -130,6 +130,13 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 
+# Pipelines on a UNet that is given a picture beside the latents: what they are otherwise, and its channels.
+PICTURED = {
+    "StableDiffusionInpaintPipeline": ("StableDiffusionPipeline", 9),
+    "StableDiffusionXLInpaintPipeline": ("StableDiffusionXLPipeline", 9),
+    "StableDiffusionInstructPix2PixPipeline": ("StableDiffusionPipeline", 8),
+}
+
 
 def network(kind: str, seed: int, **options: Any) -> Any:
     """A network of diffusers with seeded weights."""
@@ -158,6 +165,15 @@ def _parts(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """All that a pipeline is made of but its scheduler."""
     if kind in PIXELS:
         return {"unet": unet2d(**options)}
+    if kind in PICTURED:
+        base, channels = PICTURED[kind]
+        parts = _parts(base, {"in_channels": channels} | options)
+        # A posterior that is a point: diffusers draws from it, and fewstep takes its mode.
+        parts["vae"] = kl()
+        with torch.no_grad():
+            parts["vae"].quant_conv.weight[4:] = 0
+            parts["vae"].quant_conv.bias[4:] = -30
+        return {name: part for name, part in parts.items() if name != "add_watermarker"}
     name, seed, settings = NETWORKS["PixArt" if kind.startswith("PixArt") else kind]
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     made = network(name, seed, **(settings | options))

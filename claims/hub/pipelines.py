@@ -123,12 +123,38 @@ def _unet(seed: int, solver: str) -> Outcome:
     return Outcome(float((made(model, noise) - x).abs().max()), 1e-4, "a tolerance", about)
 
 
+@experiment
+def _pictured(seed: int, kind: str) -> Outcome:
+    """A network that is given a picture beside the latents, in diffusers and here, at guidance 4."""
+    pipeline = tiny(kind, matching("ddim", kind))
+    model, steps, scale = reopened(pipeline), 5, 4.0
+    made, noise = plan(model.process, "ddim", steps, model.timesteps), Noise(seed).normal(0, (1, *model.shape))
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    mask = (torch.arange(16) > 6).float().expand(1, 1, 16, 16)
+    masked = "mask" in model.conditions
+    told = {"mask_image": mask, "strength": 1.0, "height": 16, "width": 16} if masked else {"image_guidance_scale": 1.0}
+    options = {"latents": noise * made.start[1], "num_inference_steps": steps, "guidance_scale": scale}
+    theirs = pipeline("a cat", image=picture, output_type="pt", **told, **options).images
+    given = {"picture": picture * 2 - 1} | ({"mask": mask} if masked else {})
+    ours = model.decode(made(guide(model, "cfg", scale=scale), noise, text="a cat", **given)) / 2 + 0.5
+    about = f"{kind} with random weights, guidance {scale:g}, {steps} steps of ddim, float32; the largest difference"
+    return Outcome(float((ours.clamp(0, 1) - theirs).abs().max()), 1e-4, "a tolerance", about)
+
+
+PICTURED = {
+    "inpainting-pipeline": "StableDiffusionInpaintPipeline",
+    "inpainting-xl-pipeline": "StableDiffusionXLInpaintPipeline",
+    "instruct-pix2pix-pipeline": "StableDiffusionInstructPix2PixPipeline",
+}
+
 CLAIMS = (
     slow("autoencoder", "tiles bound the memory of decoding a large picture", _memory),
     slow("autoencoder", "no step across the border of a tile is larger than those inside", _seam),
     slow("dit-pipeline", "ddim draws what diffusers draws, guidance included", _dit),
     slow("diffusers-folder", "a damaged folder is refused with one line", _refused),
     *same_pictures("flux-pipeline", "FluxPipeline"),
+    *(slow(method, "draws the picture of diffusers, from the same picture", _pictured(kind))
+      for method, kind in PICTURED.items()),
     slow("diffusers-pipeline", "dpmpp-3m is nearer to the exact samples than the DDIM it came with", _fewer),
     *same_pictures("pixart-pipeline", "PixArtAlphaPipeline"),
     *same_pictures("pixart-pipeline", "PixArtSigmaPipeline"),

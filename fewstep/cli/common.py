@@ -47,6 +47,16 @@ Tile = Annotated[
     int | None, typer.Option(help="Decode latents in tiles of so many pixels: large pictures in little memory.")
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a hub model that is not in the local cache.")]
+Variant = Annotated[str | None, typer.Option(help="Variant of a diffusers model's weights, such as fp16.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[=WEIGHT]", help="An adapter for a diffusers model, at a weight [default: 1]; repeatable."
+    ),
+]
+LongPrompts = Annotated[
+    bool, typer.Option("--long-prompts", help="Read all of prompts that are longer than the text encoder.")
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -61,6 +71,9 @@ def open_model(
     offload: bool = False,
     tile: int | None = None,
     compiled: bool = False,
+    variant: str | None = None,
+    lora: Sequence[str] | None = None,
+    long_prompts: bool = False,
 ) -> Any:
     """The model on a device that exists, as the options of the command line ask; `ValueError` otherwise."""
     from fewstep.hub.models import load
@@ -69,6 +82,9 @@ def open_model(
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     options: dict[str, Any] = {"download": True} if download else {}
     options |= {"offload": True} if offload else {}
+    options |= {"long_prompts": True} if long_prompts else {}
+    options |= {"variant": variant} if variant is not None else {}
+    options |= {"lora": read_adapters(lora)} if lora else {}
     if dtype is not None:
         import torch
 
@@ -88,6 +104,20 @@ def open_model(
     if compiled:
         model.network.compile()
     return model
+
+
+def read_adapters(given: Sequence[str]) -> dict[str, float]:
+    """Files and weights of "style.safetensors=0.8" and "style.safetensors"."""
+    found: dict[str, float] = {}
+    for text in given:
+        file, sign, weight = text.rpartition("=")
+        if not sign or Path(text).exists():
+            file, weight = text, "1"
+        try:
+            found[file] = float(weight)
+        except ValueError:
+            raise ValueError(f"--lora takes FILE or FILE=WEIGHT, such as style.safetensors=0.8, got {text!r}") from None
+    return found
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -111,6 +112,7 @@ def _one_line(error: Exception) -> str:
 
 def main() -> None:
     """The entry point: exit code 0, 2 for an error, 130 after Ctrl-C."""
+    warnings.formatwarning = lambda message, *_, **__: f"fewstep: {' '.join(str(message).split())}\n"
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.exit(run([word for word in arguments if word != "--debug"], debug))

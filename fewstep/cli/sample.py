@@ -56,6 +56,9 @@ def sample(
     compiled: common.Compile = False,
     offload: common.Offload = False,
     download: common.Download = False,
+    variant: common.Variant = None,
+    lora: common.Lora = None,
+    long_prompts: common.LongPrompts = False,
     out: Annotated[
         Path, typer.Option(help="A .png (one grid), an .npz (arrays), or a folder (one PNG per sample).")
     ] = Path("samples.png"),
@@ -89,16 +92,17 @@ def sample(
     pictures.check_out(out, force)
     said = [*(prompt or []), *(pictures.read_prompts(prompts) if prompts is not None else [])]
     base: Denoiser = common.open_model(
-        model, device, dtype=dtype, size=size, download=download, offload=offload, tile=tile, compiled=compiled
-    )
+        model, device, dtype=dtype, size=size, download=download, offload=offload, tile=tile, compiled=compiled,
+        variant=variant, lora=lora, long_prompts=long_prompts,
+    )  # fmt: skip
     total = count * max(1, len(said))
-    condition = _condition(base, label, said, count)
+    condition = _condition(base, label, said, count) | _pictures(base, init, mask, strength)
     base.check_condition(condition, total, base.device)
     opened = common.guided(base, guidance, negative)
     start, share = None, 1.0
-    if init is not None:
+    if init is not None and "picture" not in base.conditions:
         opened, start, share = _start(base, opened, init, mask, strength)
-    elif mask is not None or strength is not None:
+    elif init is None and (mask is not None or strength is not None):
         raise ValueError("--mask and --strength go with a picture to start from: give --init")
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share)
 
@@ -174,6 +178,17 @@ def _condition(model: Denoiser, label: int | None, prompts: list[str], n: int) -
     if prompts:
         asked["text"] = prompts[0] if len(prompts) == 1 else [text for text in prompts for _ in range(n)]
     return asked
+
+
+def _pictures(base: Denoiser, init: Path | None, mask: Path | None, strength: float | None) -> dict[str, Any]:
+    """The pictures that go into the network of a model that reads some."""
+    if "picture" not in base.conditions:
+        return {}
+    if init is None or (mask is None) == ("mask" in base.conditions) or strength is not None:
+        wanted = "--init and --mask" if "mask" in base.conditions else "--init, and no --mask"
+        raise ValueError(f"this model's network reads the picture itself: give {wanted}, without --strength")
+    found = {"picture": pictures.read_picture(init, base)}
+    return found | ({"mask": pictures.read_picture(mask, base, grey=True)} if mask is not None else {})
 
 
 def _start(

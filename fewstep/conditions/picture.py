@@ -43,3 +43,27 @@ class Picture:
         if len(rows) not in (1, batch):
             raise ValueError(f"{name} must have shape ({wanted}) or ({batch}, {wanted}), got {tuple(rows.shape)}")
         return rows.expand(batch, *self.shape).to(device)
+
+
+@dataclass(frozen=True)
+class Encoded(Picture):
+    """A picture of a shape that the network is given in other coordinates, in the shape `inside`; both are taken."""
+
+    inside: tuple[int, ...] = ()
+
+    def outside(self, value: Any) -> bool:
+        """Whether a value is given and is not in the network's coordinates yet."""
+        return value is not None and not (isinstance(value, Tensor) and tuple(value.shape[-3:]) == self.inside)
+
+    def rows(self, name: str, value: Any) -> Tensor:
+        """A value in pixels as `(1 or its own number, *shape)`; `ValueError` as `check`."""
+        count = len(value) if isinstance(value, Tensor) and value.ndim == len(self.shape) + 1 else 1
+        return Picture.check(
+            self, name, value, count, value.device if isinstance(value, Tensor) else torch.device("cpu")
+        )
+
+    def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
+        """The condition as `(batch, *inside)`, from a value in these coordinates."""
+        if self.outside(value) or value is None:
+            return super().check(name, value, batch, device)
+        return Picture(self.inside).check(name, value, batch, device)

@@ -2,38 +2,104 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 REMEMBERED = 256  # prompts
+SHOWN = 60  # characters of a prompt in a warning
 
-# encode(prompts, device) -> the parts of each, as rows; None is the empty prompt, where a family has its own
-Encode = Callable[[list[str | None], torch.device], Mapping[str, Tensor]]
+# encode(prompts, device) -> the parts of each, as rows; None is the empty prompt, where a family has its own. For
+# prompts that take several windows of the encoder's length, encode(prompts, device, windows).
+Encode = Callable[..., Mapping[str, Tensor]]
+
+# Tokenizers keep how they pad and cut in themselves, and several pipelines may share one.
+_ENCODING = threading.RLock()
+
+
+class Measure(NamedTuple):
+    """A prompt beside what its encoder reads: the windows it takes, and what is cut off."""
+
+    windows: int = 1
+    cut: str = ""
 
 
 class Encoder:
-    """Prompts to tensors by `encode`, each prompt once; the last few hundred are remembered."""
+    """Prompts to tensors by `encode`, each prompt once; the last few hundred are remembered. Threads may share it.
 
-    def __init__(self, encode: Encode):
-        self.encode = encode
-        self._known: dict[str | None, dict[str, Tensor]] = {}
+    measure: how long a prompt is; what is cut off one is said in a warning, once per prompt. Prompts of one call are
+    encoded in as many windows as the longest of them takes.
+    """
 
-    @torch.no_grad()
+    def __init__(self, encode: Encode, measure: Callable[[str], Measure] | None = None):
+        self.encode, self.measure = encode, measure
+        self._known: dict[tuple[str | None, int], dict[str, Tensor]] = {}
+        self._windows: dict[str | None, int] = {}
+
     def __call__(self, prompts: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
         """The parts of the prompts, each `(len(prompts), ...)`, on the device."""
-        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
-            parts = self.encode(new, device)
-            for row, prompt in enumerate(new):
-                self._known[prompt] = {name: value[row] for name, value in parts.items()}
-        rows = [self._known[prompt] for prompt in prompts]
-        while len(self._known) > REMEMBERED:
-            del self._known[next(iter(self._known))]
+        rows = self._remembered(prompts)
+        if rows is None:
+            with _ENCODING:
+                rows = self._remembered(prompts) or self._encoded(prompts, device)
         if len(rows) == 1:  # a view, which a whole batch shares
             return {name: value[None].to(device) for name, value in rows[0].items()}
         return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+
+    def _remembered(self, prompts: Sequence[str | None]) -> list[dict[str, Tensor]] | None:
+        """The parts of each prompt, if all are known; other threads may add and forget some meanwhile."""
+        windows = [self._windows.get(prompt) for prompt in prompts]
+        most = max((n for n in windows if n is not None), default=1)
+        rows = [self._known.get((prompt, most)) for prompt in prompts]
+        found = [row for row in rows if row is not None]
+        return found if len(found) == len(rows) and None not in windows else None
+
+    def _encoded(self, prompts: Sequence[str | None], device: torch.device) -> list[dict[str, Tensor]]:
+        """The parts of each prompt, those that are new encoded together. One thread at a time."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._windows:
+                self._windows[prompt] = self._measured(prompt)
+        most = max(self._windows[prompt] for prompt in prompts)
+        if new := [prompt for prompt in dict.fromkeys(prompts) if (prompt, most) not in self._known]:
+            # Not in inference mode: what is remembered may be needed with gradients later.
+            with torch.inference_mode(False), torch.no_grad():
+                parts = self.encode(new, device) if most == 1 else self.encode(new, device, most)
+            for value in parts.values():
+                if not bool(value.isfinite().all()):
+                    dtype = str(value.dtype).removeprefix("torch.")
+                    raise ValueError(
+                        f"the text encoder's answer is not finite: it overflows in {dtype}; load the model"
+                        " with dtype=torch.bfloat16 or torch.float32"
+                    )
+            for row, prompt in enumerate(new):
+                self._known[prompt, most] = {name: value[row] for name, value in parts.items()}
+        rows = [self._known[prompt, most] for prompt in prompts]
+        _forget(self._known)
+        _forget(self._windows)
+        return rows
+
+    def _measured(self, prompt: str | None) -> int:
+        if self.measure is None or not prompt:
+            return 1
+        windows, cut = self.measure(prompt)
+        if cut:
+            shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}..."
+            warnings.warn(
+                f"the prompt {shown!r} is longer than the text encoder reads, and {cut!r} is cut off;"
+                " load the model with long_prompts=True (--long-prompts) to have all of it read",
+                stacklevel=2,
+            )
+        return windows
+
+
+def _forget(memory: dict[Any, Any]) -> None:
+    """Leave only what was added last."""
+    for old in list(memory)[: max(0, len(memory) - REMEMBERED)]:
+        del memory[old]
 
 
 class Prompt:

@@ -53,7 +53,7 @@ class Negative:
 
 class Guided(Wrapper):
     """`empty + scale (conditional - empty)`, both in one call of twice the batch (Ho and Salimans, equation 6, whose w
-    is `scale - 1`).
+    is `scale - 1`), or in one call each where the prompts differ in length.
 
     The condition `guidance` sets the scale for a run, for each sample (a list), or for each evaluation (the numbers of
     a plan, `fs.plan(..., guidance=[...])`); without it `scale` holds. For a model that has a condition `guidance` of
@@ -183,11 +183,16 @@ class Guided(Wrapper):
         if plain:
             return ask(self.model, x, t, given, condition)
         empty = away or self._empty_condition(condition, len(x), x.device)
-        both = {name: torch.cat([value, empty.get(name, value)]) for name, value in condition.items()}
-        twice = None if given is None or memory is None else Together([given, memory.branch("empty")])
-        times = t if t.ndim == 0 else torch.cat([t, t])
-        answer = ask(self.model, torch.cat([x, x]), times, twice, both)
-        conditional, nothing = answer.value.chunk(2)
+        apart = None if memory is None else memory.branch("empty")
+        if all(value.shape == condition[name].shape for name, value in empty.items()):
+            both = {name: torch.cat([value, empty.get(name, value)]) for name, value in condition.items()}
+            twice = None if given is None or apart is None else Together([given, apart])
+            times = t if t.ndim == 0 else torch.cat([t, t])
+            answer = ask(self.model, torch.cat([x, x]), times, twice, both)
+            conditional, nothing = answer.value.chunk(2)
+        else:  # prompts of another length, which share no call
+            answer = ask(self.model, x, t, given, condition)
+            conditional, nothing = answer.value, ask(self.model, x, t, apart, condition | empty).to(answer.kind)
         weight: Any = scale if scale is not None else expand(scales, x).to(nothing.dtype)
         # The answer's other fields are those of the conditional half.
         return answer.part(slice(len(x))).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)

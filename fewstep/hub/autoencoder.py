@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.core.methods import Method
+from fewstep.core.sampler import is_finite
 
 METHODS = (
     Method(
@@ -27,8 +29,12 @@ OVERLAP = {"AutoencoderKL": 4, "AutoencoderDC": 4, "AutoencoderTiny": 8}
 class Autoencoder(nn.Module):
     """A diffusers autoencoder with its scaling: latents `(z - shift) scaling`, or `(z - mean) / std scaling`.
 
+    One whose configuration says `force_upcast` overflows in float16: it computes in float32 then, whatever the rest of
+    its model does.
+
     Args:
-        vae: AutoencoderKL, AutoencoderTiny or AutoencoderDC.
+        vae: AutoencoderKL, AutoencoderTiny or AutoencoderDC. In float16, one that would overflow is copied, and left
+            as it is.
         tile: side in pixels of the tiles in which larger pictures are encoded and decoded, one picture at a time, so
             that memory does not grow with them; None for whole pictures.
 
@@ -44,7 +50,10 @@ class Autoencoder(nn.Module):
         kind = type(vae).__name__
         if kind not in OVERLAP:
             raise ValueError(f"unsupported autoencoder {kind!r}; supported: {', '.join(sorted(OVERLAP))}")
-        self.vae, config = vae, vae.config
+        config = vae.config
+        if overflows(config, next(vae.parameters()).dtype):
+            vae = copy.deepcopy(vae).float()
+        self.vae = vae
         self.factor = _factor(vae)
         self.channels: int = config.latent_channels
         self.pixel_channels: int = config.in_channels
@@ -83,13 +92,21 @@ class Autoencoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Autoencoder:
+        """As every module, at the end in float32 where float16 would overflow: `model.half()` comes by here."""
+        super()._apply(fn, recurse)
+        if overflows(self.vae.config, self.dtype):
+            self.vae.float()
+        return self
+
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents `(B, channels, H / factor, W / factor)` of pictures `(B, C, H, W)` in [-1, 1]: the mode of the
         posterior, where the autoencoder has one, not a draw from it.
 
         Raises:
-            ValueError: another number of channels, sides that are not multiples of the factor.
+            ValueError: another number of channels, sides that are not multiples of the factor, latents that are not
+                finite.
         """
         if pictures.ndim != 4 or pictures.shape[1] != self.pixel_channels:
             raise ValueError(f"the autoencoder takes (B, {self.pixel_channels}, H, W), got {tuple(pictures.shape)}")
@@ -103,20 +120,41 @@ class Autoencoder(nn.Module):
             answer = self.vae.encode(x.to(self.dtype), return_dict=False)[0]
             return answer if isinstance(answer, Tensor) else answer.mode()
 
-        z = self._each(part, pictures).to(pictures.dtype)
+        z = self._finite(self._each(part, pictures), "latents", pictures).to(pictures.dtype)
         return (z - self.shift) / self.spread * self.scaling
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `(B, C, H factor, W factor)` of latents `(B, channels, H, W)`; `ValueError` for other channels."""
+        """Pictures `(B, C, H factor, W factor)` of latents `(B, channels, H, W)`.
+
+        Raises:
+            ValueError: another number of channels, pictures that are not finite.
+        """
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"the autoencoder decodes (B, {self.channels}, H, W), got {tuple(latents.shape)}")
         z = latents * self.spread / self.scaling + self.shift
-        return self._each(lambda part: self.vae.decode(part.to(self.dtype), return_dict=False)[0], z).to(latents.dtype)
+        pictures = self._each(lambda part: self.vae.decode(part.to(self.dtype), return_dict=False)[0], z)
+        return self._finite(pictures, "pictures", latents).to(latents.dtype)
+
+    def _finite(self, made: Tensor, what: str, given: Tensor) -> Tensor:
+        """What was made, unless it is not finite: `ValueError`."""
+        if is_finite(made):
+            return made
+        if not is_finite(given):
+            raise ValueError("what the autoencoder was given is not finite")
+        dtype = str(self.dtype).removeprefix("torch.")
+        advice = "; model.autoencoder.to(torch.float32) lets it compute in float32" if dtype != "float32" else ""
+        raise ValueError(f"the autoencoder's {what} are not finite: it overflows in {dtype}{advice}")
 
     def _each(self, function: Any, x: Tensor) -> Tensor:
         """The function of the whole batch or, with tiles, of one picture at a time."""
         return function(x) if self.tile is None else torch.cat([function(one) for one in x.split(1)])
+
+
+def overflows(config: Any, dtype: torch.dtype) -> bool:
+    """Whether an autoencoder of this configuration says that it overflows in the dtype, as `force_upcast` does of
+    float16."""
+    return dtype == torch.float16 and bool(config.get("force_upcast"))
 
 
 def _factor(vae: Any) -> int:

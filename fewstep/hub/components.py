@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from fewstep.core.methods import Method, methods
+from fewstep.hub.autoencoder import overflows
+from fewstep.hub.weights import chosen_variant, variants
 
 METHODS = (
     Method(
@@ -29,7 +31,6 @@ INDEX = "model_index.json"
 # Parts that no picture depends on: they check or watermark finished ones, or take pictures as prompts.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 PLANS = "fewstep.hub.plan_scheduler"  # our scheduler, of a pipeline that was saved with a plan in it
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def is_pipeline(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences warnings of diffusers and transformers about what is checked here and raised as an error."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -79,13 +80,25 @@ def read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def open_pipeline(folder: Path, dtype: torch.dtype | None = None) -> Any:
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The components that an index names and that are loaded, each with its library and class."""
+    return {
+        name: (str(entry[0]), str(entry[1]))
+        for name, entry in index.items()
+        if isinstance(entry, list) and entry[0] is not None and name not in LEFT_OUT
+    }
+
+
+def open_pipeline(folder: Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Any:
     """The diffusers pipeline of a folder, on the CPU; its weights in `dtype`, by default float32.
+
+    variant: of the weights, such as "fp16", for the components that have it; by default those without one, or the
+    only one there is.
 
     Raises:
         ImportError: without diffusers.
         ValueError: an unsupported pipeline class, a missing component, weights that are pickles, of another network or
-            damaged.
+            damaged; several variants of them, or none of the one asked for.
     """
     path = Path(folder)
     index = read_index(path)
@@ -97,11 +110,19 @@ def open_pipeline(folder: Path, dtype: torch.dtype | None = None) -> Any:
     kind = getattr(diffusers, index["_class_name"])
     parameters = inspect.signature(kind.__init__).parameters
     parts: dict[str, Any] = {}
-    with _quiet():
+    named = components(index)
+    if variant is not None:
+        there = {one for name in named if (path / name).is_dir() for one in variants(_files(path / name)) if one}
+        if variant not in there:
+            known = f"; there are {', '.join(sorted(there))}" if there else ""
+            raise ValueError(
+                f"{path} has no weights of the variant {variant!r}{known}: leave variant out for the usual"
+            )
+    with quiet():
         for name, parameter in list(parameters.items())[1:]:
             entry = index.get(name)
-            if isinstance(entry, list) and entry[0] is not None and name not in LEFT_OUT:
-                parts[name] = _part(path, name, str(entry[0]), str(entry[1]), dtype or torch.float32)
+            if name in named:
+                parts[name] = _part(path, name, *named[name], dtype or torch.float32, variant)
             elif isinstance(entry, list) or (name in LEFT_OUT and parameter.default is inspect.Parameter.empty):
                 parts[name] = None  # empty on purpose, or not needed here
             elif entry is not None:
@@ -121,7 +142,11 @@ def open_pipeline(folder: Path, dtype: torch.dtype | None = None) -> Any:
     return pipeline
 
 
-def _part(path: Path, name: str, library: str, kind: str, dtype: torch.dtype) -> Any:
+def _files(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
+def _part(path: Path, name: str, library: str, kind: str, dtype: torch.dtype, variant: str | None) -> Any:
     """One component: a network with its weights, a scheduler or a tokenizer."""
     if library not in ("diffusers", "transformers", PLANS):
         raise ValueError(f"{path}: the component {name} is code of its own ({library!r}), which is never run")
@@ -132,13 +157,17 @@ def _part(path: Path, name: str, library: str, kind: str, dtype: torch.dtype) ->
     if made is None:
         raise ValueError(f"{path}: {library} has no {kind}, which the component {name} is")
     try:
+        if name == "vae" and overflows(made.load_config(str(folder), local_files_only=True), dtype):
+            dtype = torch.float32
         if not issubclass(made, torch.nn.Module):
             return made.from_pretrained(str(folder), local_files_only=True)
-        _check_weights(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} has no config.json")
         network, report = made.from_pretrained(
             str(folder),
             local_files_only=True,
             use_safetensors=True,
+            variant=chosen_variant(folder, _files(folder), variant),
             output_loading_info=True,
             **({"torch_dtype": dtype} if library == "diffusers" else {"dtype": dtype}),
             **({"low_cpu_mem_usage": False} if library == "diffusers" else {}),
@@ -154,13 +183,3 @@ def _part(path: Path, name: str, library: str, kind: str, dtype: torch.dtype) ->
                 + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
             )
     return network.eval()
-
-
-def _check_weights(folder: Path) -> None:
-    """`ValueError` unless the folder has a configuration and safetensors."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-        extra = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
-        raise ValueError(f"{folder} has no safetensors{extra}")

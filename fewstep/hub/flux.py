@@ -13,6 +13,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import joint_blocks
+from fewstep.hub.long_prompts import measured, quietly
 from fewstep.hub.stable_diffusion_3 import shift_by_size
 from fewstep.networks.surgery import Block
 
@@ -25,6 +26,9 @@ METHODS = (
         facts={"pipelines": ("FluxPipeline",)},
     ),
 )
+
+
+TOKENS = 512  # that T5 reads of a prompt, as in the pipeline
 
 
 def pack(x: Tensor) -> Tensor:
@@ -42,16 +46,19 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 class Flux:
     """FluxTransformer2DModel `(x, t, text, pooled[, guidance])`; `guidance` is the scale that the network imitates,
-    by default 3.5 as the pipeline's, where it was distilled with one. Guidance by `fs.guide` comes on top of it."""
+    by default 3.5 as the pipeline's, where it was distilled with one. Guidance by `fs.guide` comes on top of it.
+
+    long_prompts: T5 reads twice its usual 512 tokens, or three times and so on, where a prompt of the batch needs them.
+    """
 
     component = "transformer"
     multiple = 2
     largest = None
 
-    def __init__(self, pipeline: Any):
+    def __init__(self, pipeline: Any, long_prompts: bool = False):
         config = pipeline.transformer.config
         self.pipeline, self.size, self.channels = pipeline, (pipeline.default_sample_size,) * 2, config.in_channels // 4
-        encoder = Encoder(self._encode)
+        encoder = Encoder(quietly(self._encode), measured(pipeline.tokenizer_2, TOKENS, long_prompts))
         self.conditions: dict[str, Condition] = {
             "text": Prompt(encoder, "text", 3, config.joint_attention_dim),
             "pooled": Prompt(encoder, "pooled", 2, config.pooled_projection_dim),
@@ -60,18 +67,21 @@ class Flux:
             self.conditions["guidance"] = Number(default=3.5)
         self._places: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
-    def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
-        text, pooled, _ = self.pipeline.encode_prompt([prompt or "" for prompt in prompts], device=device)
+    def _encode(self, prompts: list[str | None], device: torch.device, count: int = 1) -> dict[str, Tensor]:
+        words = [prompt or "" for prompt in prompts]
+        text, pooled, _ = self.pipeline.encode_prompt(words, device=device, max_sequence_length=count * TOKENS)
         return {"text": text, "pooled": pooled}
 
     def _positions(self, x: Tensor) -> Tensor:
         """The place of every token, `(h w, 3)`: 0, its row, its column."""
         key = (x.shape[2] // 2, x.shape[3] // 2, x.device, x.dtype)
-        if key not in self._places:
+        found = self._places.get(key)
+        if found is None:
             rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) for n in key[:2])
             grid = torch.cartesian_prod(rows, columns)
-            self._places = {key: torch.cat((torch.zeros_like(grid[:, :1]), grid), dim=1)}
-        return self._places[key]
+            found = torch.cat((torch.zeros_like(grid[:, :1]), grid), dim=1)
+            self._places = {key: found}  # replaced, never changed: other threads may be reading
+        return found
 
     def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         text = condition["text"].to(x.dtype)

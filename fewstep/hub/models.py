@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
-# The files fetched from a repository: no pickle, no code.
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 
 
 def embedded() -> list[str]:
@@ -30,120 +29,134 @@ def embedded() -> list[str]:
 
 @checked
 def load(
-    name: str | os.PathLike[str],
+    name: Any,
     device: str | torch.device | None = None,
     *,
     dtype: torch.dtype | None = None,
     size: int | Sequence[int] | None = None,
     download: bool = False,
     revision: str | None = None,
+    variant: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    lora: Mapping[str | os.PathLike[str], float] | None = None,
     offload: bool = False,
+    long_prompts: bool = False,
 ) -> Any:
     """A model in evaluation mode; `model.plan` is its plan or None.
 
     Args:
-        name: an embedded model (`"digits"`), a folder that fewstep or diffusers saved, or a repository of the hub
-            (`"org/name"`). A plain name is an embedded model; an existing folder, or anything that cannot be a
-            repository, is a path.
+        name: an embedded model (`"digits"`), a folder that fewstep or diffusers saved, a safetensors file that holds a
+            whole Stable Diffusion, or a repository of the hub (`"org/name"`). A plain name is an embedded model; an
+            existing folder or file, or anything that cannot be a repository, is a path. Or a diffusers pipeline, which
+            is used as it is: nothing is copied, and a device, dtype or adapter given here is the pipeline's as well.
         dtype: of the networks' weights, by default their own (float32 for diffusers folders).
         size: height and width in pixels of a diffusers model's pictures, or one number for both.
         download: fetch a repository that is not in the local cache; without it there is no network access.
         revision: branch, tag or commit of a repository.
+        variant: of a diffusers model's weights, such as "fp16"; by default those without one, or the only one there is.
+        config: for a single file, a folder in diffusers' layout or a repository that says what it is made of.
+        lora: files or folders of low-rank adapters for a diffusers model, each with its weight, `{"style": 0.8}`.
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
+        long_prompts: a diffusers model reads prompts beyond its text encoder's length, in several windows of it.
 
     Returns:
         the denoiser that was saved, or a `PipelineDenoiser` for diffusers models.
 
     Raises:
         ValueError: an unknown name (close ones offered), a folder that is not a model or is damaged, an unsupported
-            pipeline, a missing component, weights that do not fit, a repository that does not exist.
+            pipeline, a missing component, weights that do not fit, a repository that does not exist, an adapter for
+            another network.
+        TypeError: something that is neither a name, a path nor a pipeline.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating one, such as torch.float16, got {dtype}")
+    opening = _Opening(device, dtype, size, variant, config, lora or {}, offload, long_prompts)
+    if not isinstance(name, str | os.PathLike):
+        if not hasattr(name, "components") or not hasattr(name, "save_pretrained"):
+            raise TypeError(f"a model is a name, a path or a diffusers pipeline, got {type(name).__name__}")
+        opening.only("this is one already", variant=True, config=True)
+        return opening.model(name if dtype is None else name.to(dtype))
     text = os.fspath(name)
     if text in embedded():
         path = EMBEDDED / text
-    elif isinstance(name, Path) or Path(text).is_dir() or (os.sep in text and not _repository(text)):
+    elif isinstance(name, Path) or Path(text).exists() or (os.sep in text and not _repository(text)):
         path = Path(text)
         if not path.exists():
             raise ValueError(f"there is no model folder {path}; the models that ship are {', '.join(embedded())}")
     elif _repository(text):
-        path = _cached(text, download, revision)
+        from fewstep.hub.repository import repository
+
+        path = repository(text, download, revision, variant)
     else:
         raise suggest("model", text, embedded())
+    if path.is_file():
+        from fewstep.hub.single_file import open_single_file
+
+        opening.only(f"{path.name} is a single file", variant=True)
+        return opening.model(open_single_file(path, config, dtype, download, revision))
+    opening.only(f"{path.name} is a folder", config=True)
     if (path / "model_index.json").is_file():
-        pipeline = _pipeline(path, device, dtype, size, offload)
+        from fewstep.hub.components import open_pipeline
+
+        pipeline = opening.model(open_pipeline(path, dtype, variant))
         if (path / PLAN).is_file():
             pipeline.plan = Plan.load(path / PLAN)
         return pipeline
-    for what, given in (("size", size is not None), ("offload", offload)):
-        if given:
-            raise ValueError(f"{what} is for diffusers pipelines, and {path.name} is a model of fewstep's own")
+    own = f"{path.name} is a model of fewstep's own"
+    opening.only(own, variant=True, size=True, lora=True, offload=True, long_prompts=True)
     model = load_model(path)
     if dtype is not None:
         model.to(dtype)
     return model.to(device) if device is not None else model
 
 
-def _pipeline(
-    path: Path,
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-    size: int | Sequence[int] | None,
-    offload: bool,
-) -> Denoiser:
-    from fewstep.hub.components import open_pipeline
-    from fewstep.hub.pipeline import PipelineDenoiser
+@dataclass(frozen=True)
+class _Opening:
+    """What `load` was asked for."""
 
-    pipeline = open_pipeline(path, dtype)
-    if not offload:
-        model = PipelineDenoiser(pipeline, size)
-        return model.to(device) if device is not None else model
-    try:
-        from accelerate import cpu_offload
-    except ImportError:
-        raise ImportError("offload needs accelerate: pip install accelerate") from None
-    target = torch.device(device or "cpu")
-    model = PipelineDenoiser(pipeline, size, target)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            cpu_offload(part, target)
-    return model
+    device: str | torch.device | None
+    dtype: torch.dtype | None
+    size: int | Sequence[int] | None
+    variant: str | None
+    config: str | os.PathLike[str] | None
+    lora: Mapping[str | os.PathLike[str], float]
+    offload: bool
+    long_prompts: bool
+
+    def only(self, what: str, **refused: bool) -> None:
+        """`ValueError` for one of these options where it is given; `what` says why."""
+        for option in refused:
+            if getattr(self, option) not in (None, False, {}):
+                meant = {"config": "single files", "variant": "folders of diffusers pipelines"}
+                raise ValueError(f"{option} is for {meant.get(option, 'diffusers pipelines')}, and {what}")
+
+    def model(self, pipeline: Any) -> Denoiser:
+        """The denoiser of a diffusers pipeline."""
+        from fewstep.hub.pipeline import PipelineDenoiser
+
+        if self.lora:
+            from fewstep.hub.lora import add_adapters
+
+            add_adapters(pipeline, self.lora)
+        if not self.offload:
+            model = PipelineDenoiser(pipeline, self.size, long_prompts=self.long_prompts)
+            return model.to(self.device) if self.device is not None else model
+        try:
+            from accelerate import cpu_offload
+        except ImportError:
+            raise ImportError("offload needs accelerate: pip install accelerate") from None
+        target = torch.device(self.device or "cpu")
+        model = PipelineDenoiser(pipeline, self.size, target, self.long_prompts)
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                cpu_offload(part, target)
+        return model
 
 
 def _repository(text: str) -> bool:
     """Whether a name has the form of a hub repository, `org/name`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
-
-
-def _cached(name: str, download: bool, revision: str | None) -> Path:
-    """The local folder of a repository: from the cache, or fetched if that is allowed."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise ImportError("a hub repository needs huggingface_hub: pip install 'fewstep[hub]'") from None
-    at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
-    try:
-        found = huggingface_hub.snapshot_download(
-            name, revision=revision, local_files_only=not download, allow_patterns=PATTERNS
-        )
-    except errors.GatedRepoError:
-        raise ValueError(f"the repository {at} is gated: accept its terms on its page and log in first") from None
-    except errors.RevisionNotFoundError:
-        raise ValueError(f"the repository {name!r} has no revision {revision!r}") from None
-    except errors.RepositoryNotFoundError:
-        raise ValueError(f"there is no repository {at} on the hub, or it is private and needs a login") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
-        if not download:
-            raise ValueError(
-                f"there is no folder {name}, and the repository {at} is not in the local cache: give download=True to"
-                " fetch it from the hub"
-            ) from None
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"the repository {at} could not be fetched, is there a network? {reason}") from None
-    return Path(found)
 
 
 @checked
@@ -158,7 +171,8 @@ def save(
 
     Anything made of fewstep's own parts is stored as one tree: networks, closed forms, and models that are guided,
     masked, routed and so on. Low-rank adapters are merged into the weights. A `PipelineDenoiser` becomes a
-    diffusers folder, its weights in safetensors, with the plan beside them.
+    diffusers folder, its weights in safetensors, with the plan beside them; its networks are written as they are
+    without adapters (which are merged), compilation and fused projections.
 
     Args:
         plan: by default the model's own.
@@ -167,7 +181,8 @@ def save(
 
     Raises:
         ValueError: a folder that is not empty or not writable; a plan for another process; a denoiser with a part
-            that cannot be saved, such as a function; adapters that depend on the time.
+            that cannot be saved, such as a function; adapters that depend on the time; a pipeline's network whose
+            weights would not load again.
     """
     from fewstep.hub.card import model_card
     from fewstep.training.lora import without_adapters
@@ -186,11 +201,11 @@ def save(
         card = model_card(model, Path(folder).name, plan, figures)
     elif figures:
         raise ValueError("figures go into the card that is made here: give either a card or figures")
-    pipeline = getattr(model, "pipeline", None)
+    pipeline = getattr(model, "saved", None)
     if not hasattr(pipeline, "save_pretrained"):
         return save_model(without_adapters(model), folder, card=card, plan=plan)
     with new_folder(folder) as fresh:
-        pipeline.save_pretrained(fresh, safe_serialization=True)  # type: ignore[union-attr]
+        pipeline.save_pretrained(fresh)  # type: ignore[union-attr]
         if card:
             write(fresh / CARD, card)
         if plan is not None:

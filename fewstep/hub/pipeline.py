@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
 from fewstep.hub.autoencoder import Autoencoder
 from fewstep.hub.components import families, open_pipeline, unsupported
+from fewstep.hub.inpainting import Pictured
+from fewstep.hub.needs import check_channels
+from fewstep.hub.saving import Saved
 from fewstep.hub.schedules import open_schedule
 from fewstep.networks.surgery import Block
 from fewstep.sampling.build import fixed_plan
@@ -72,42 +76,65 @@ class PipelineDenoiser(Denoiser):
         pipeline: a diffusers pipeline object.
         size: height and width in pixels, or one number for both; by default those of the network's configuration.
         device: where it computes, for weights that are moved there only when they are used.
+        long_prompts: prompts that are longer than the text encoder are read in several windows of its length; otherwise
+            they are cut, with a warning that says what is lost.
 
     Raises:
-        ValueError: an unsupported pipeline or scheduler class, a size that network or autoencoder cannot take.
+        ValueError: an unsupported pipeline or scheduler class, a size that network or autoencoder cannot take, a
+            network that needs more than the pipeline gives it, long prompts for a model that reads none.
     """
 
-    def __init__(self, pipeline: Any, size: int | Sequence[int] | None = None, device: torch.device | None = None):
+    def __init__(
+        self,
+        pipeline: Any,
+        size: int | Sequence[int] | None = None,
+        device: torch.device | None = None,
+        long_prompts: bool = False,
+    ):
         super().__init__()
         self.kind = type(pipeline).__name__
         if self.kind not in families():
             raise unsupported(self.kind)
-        self.pipeline, self._device = pipeline, device
-        self.family: Family = families()[self.kind].load()(pipeline)
+        self.pipeline, self._device, self.long_prompts = pipeline, device, long_prompts
+        family = families()[self.kind].load()
+        if long_prompts and "long_prompts" not in inspect.signature(family).parameters:
+            raise ValueError(f"a {self.kind} reads no prompts: leave long_prompts out")
+        self.family: Family = family(pipeline, long_prompts=True) if long_prompts else family(pipeline)
         self.network = getattr(pipeline, self.family.component)
         rest = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         self.autoencoder = Autoencoder(rest.pop("vae")) if rest.get("vae") is not None else None
+        if self.autoencoder is not None:
+            check_channels(self.kind, self.family.component, self.family.channels, self.autoencoder.channels)
         self.parts = nn.ModuleDict({name: part for name, part in rest.items() if name != self.family.component})
         self.schedule = open_schedule(pipeline.scheduler)
         self.process, self.predicts = self.schedule.process, self.schedule.predicts
         self.conditions, self.value_range = dict(self.family.conditions), (-1.0, 1.0)
         self.shape = self._latents(size)
+        if isinstance(self.family, Pictured) and self.autoencoder is not None:
+            self.conditions |= self.family.pictures(self.shape, self.autoencoder)
         self.timesteps = self.schedule.rule(self.family.grid(self.shape))
         self.plan = self.schedule.plan
         if (steps := CONSISTENT.get(self.schedule.name)) and self.timesteps is not None:
             self.plan = fixed_plan(self.process, "multistep-consistency", steps, self.timesteps)
         self.eval()
 
+    @property
+    def saved(self) -> Saved:
+        """The pipeline as it is saved."""
+        return Saved(self.pipeline, {self.family.component: self.network})
+
     def config(self) -> dict[str, Any]:
         assert self.shape is not None
         factor = self.autoencoder.factor if self.autoencoder else 1
         size = [self.shape[1] * factor, self.shape[2] * factor]
-        return {"pipeline": self.pipeline, "size": size, "dtype": str(self.dtype).removeprefix("torch.")}
+        options = {"pipeline": self.saved, "size": size, "dtype": str(self.dtype).removeprefix("torch.")}
+        return options | ({"long_prompts": True} if self.long_prompts else {})
 
     @classmethod
     def from_config(cls, options: dict[str, Any], state: Mapping[str, Tensor]) -> PipelineDenoiser:
         """From the folder in which the pipeline was saved."""
-        return cls(open_pipeline(options["pipeline"], getattr(torch, options["dtype"])), options["size"])
+        pipeline = open_pipeline(options["pipeline"], getattr(torch, options["dtype"]))
+        return cls(pipeline, options["size"], long_prompts=options.get("long_prompts", False))
 
     def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
         """The latents' shape for a size in pixels."""
@@ -130,7 +157,7 @@ class PipelineDenoiser(Denoiser):
 
     def sized(self, height: int, width: int) -> PipelineDenoiser:
         """The same model, weights shared, for pictures of another size in pixels."""
-        return PipelineDenoiser(self.pipeline, (height, width), self._device)
+        return PipelineDenoiser(self.pipeline, (height, width), self._device, self.long_prompts)
 
     @property
     def blocks(self) -> dict[str, Block]:
@@ -164,8 +191,11 @@ class PipelineDenoiser(Denoiser):
         return super().describe() | about
 
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """As for every denoiser; the further tensors of a prompt follow from `text`."""
-        return super().check_condition(complete(self.conditions, condition), batch, device)
+        """As for every denoiser; the further tensors of a prompt follow from `text`, and pictures are encoded."""
+        named = complete(self.conditions, condition)
+        if isinstance(self.family, Pictured) and self.family.reads and self.autoencoder is not None:
+            named = self.family.encoded(named, self.conditions, self.autoencoder)
+        return super().check_condition(named, batch, device)
 
     def encode(self, data: Tensor, **condition: Any) -> Tensor:
         return data if self.autoencoder is None else self.autoencoder.encode(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import transformer_blocks
+from fewstep.hub.long_prompts import measured, quietly
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -29,32 +31,46 @@ METHODS = (
 
 
 class PixArt:
-    """PixArtTransformer2DModel `(x, t, text, mask)`; `mask` `(B, tokens)` is 1 at the prompt's own tokens."""
+    """PixArtTransformer2DModel `(x, t, text, mask)`; `mask` `(B, tokens)` is 1 at the prompt's own tokens.
+
+    long_prompts: T5 reads twice its usual tokens (120 for alpha, 300 for sigma), or three times and so on, where a
+    prompt of the batch needs them.
+    """
 
     component = "transformer"
     largest = None
 
-    def __init__(self, pipeline: Any):
+    def __init__(self, pipeline: Any, long_prompts: bool = False):
         config = pipeline.transformer.config
         self.pipeline, self.factor = pipeline, pipeline.vae_scale_factor
         self.size, self.channels, self.multiple = (config.sample_size,) * 2, config.in_channels, config.patch_size
         self.told_size = bool(pipeline.transformer.use_additional_conditions)
-        encoder = Encoder(self._encode)
+        self.tokens = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+        encoder = Encoder(quietly(self._encode), measured(pipeline.tokenizer, self.tokens, long_prompts, self._cleaned))
         self.conditions: Mapping[str, Condition] = {
             "text": Prompt(encoder, "text", 3, config.caption_channels),
             "mask": Prompt(encoder, "mask", 2),
         }
 
-    def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
+    @staticmethod
+    def _clean() -> bool:
+        """Whether captions are cleaned, as in the pipeline itself."""
         from diffusers.utils import is_bs4_available, is_ftfy_available
 
+        return bool(is_bs4_available() and is_ftfy_available())
+
+    def _cleaned(self, prompt: str) -> str:
+        return self.pipeline._text_preprocessing(prompt, clean_caption=self._clean())[0]  # type: ignore[no-any-return]
+
+    def _encode(self, prompts: list[str | None], device: torch.device, count: int = 1) -> dict[str, Tensor]:
         if self.pipeline.text_encoder is None:
             raise ValueError("this pipeline came without a text encoder: give text and mask as tensors")
         text, mask, _, _ = self.pipeline.encode_prompt(
             [prompt or "" for prompt in prompts],
             do_classifier_free_guidance=False,
             device=device,
-            clean_caption=is_bs4_available() and is_ftfy_available(),  # as in the pipeline itself
+            clean_caption=self._clean(),
+            max_sequence_length=count * self.tokens,
         )
         return {"text": text, "mask": mask}
 

@@ -12,6 +12,7 @@ from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import joint_blocks
+from fewstep.hub.long_prompts import measured, quietly
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -35,27 +36,40 @@ def shift_by_size(config: Mapping[str, Any], tokens: int, largest: float) -> flo
     return low + (high - low) / (many - few) * (tokens - few)
 
 
+TOKENS = 256  # that T5 reads of a prompt, as in the pipeline
+
+
 class StableDiffusion3:
-    """SD3Transformer2DModel `(x, 1000 t, text, pooled)`."""
+    """SD3Transformer2DModel `(x, 1000 t, text, pooled)`.
+
+    long_prompts: T5 reads twice its usual 256 tokens, or three times and so on, where a prompt of the batch needs them.
+
+    Raises:
+        ValueError: long prompts for a pipeline without T5.
+    """
 
     component = "transformer"
 
-    def __init__(self, pipeline: Any):
+    def __init__(self, pipeline: Any, long_prompts: bool = False):
         config = pipeline.transformer.config
         self.pipeline, self.patch = pipeline, config.patch_size
         self.size, self.channels, self.multiple = (config.sample_size,) * 2, config.in_channels, config.patch_size
         self.largest = config.pos_embed_max_size * config.patch_size
-        encoder = Encoder(self._encode)
+        if long_prompts and pipeline.text_encoder_3 is None:
+            raise ValueError("only T5 reads long prompts, and this pipeline came without it: leave long_prompts out")
+        tokenizer, limit = pipeline.tokenizer_3, TOKENS  # what reads the most of a prompt
+        if pipeline.text_encoder_3 is None:
+            tokenizer, limit = pipeline.tokenizer, pipeline.tokenizer.model_max_length
+        encoder = Encoder(quietly(self._encode), measured(tokenizer, limit, long_prompts))
         self.conditions: Mapping[str, Condition] = {
             "text": Prompt(encoder, "text", 3, config.joint_attention_dim),
             "pooled": Prompt(encoder, "pooled", 2, config.pooled_projection_dim),
         }
 
-    def _encode(self, prompts: list[str | None], device: torch.device) -> dict[str, Tensor]:
+    def _encode(self, prompts: list[str | None], device: torch.device, count: int = 1) -> dict[str, Tensor]:
         words = [prompt or "" for prompt in prompts]
-        text, _, pooled, _ = self.pipeline.encode_prompt(
-            words, None, None, device=device, do_classifier_free_guidance=False
-        )
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": count * TOKENS}
+        text, _, pooled, _ = self.pipeline.encode_prompt(words, None, None, device=device, **options)
         return {"text": text, "pooled": pooled}
 
     def __call__(self, network: nn.Module, x: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from fewstep.conditions.label import Label
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
 from fewstep.hub.blocks import stage_blocks
+from fewstep.hub.needs import check_channels, check_unet
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -50,6 +51,9 @@ class Unconditional:
 
     def __init__(self, pipeline: Any):
         config = pipeline.unet.config
+        check_unet(type(pipeline).__name__, config)
+        if config.out_channels < config.in_channels:
+            check_channels(type(pipeline).__name__, "unet", config.in_channels, config.out_channels)
         size = config.sample_size
         self.size = (size, size) if isinstance(size, int) else tuple(size or (64, 64))
         self.channels, self.multiple = config.in_channels, 2 ** (len(config.block_out_channels) - 1)

@@ -59,6 +59,11 @@ class _Run:
         except StopIteration as stop:
             self.samples = stop.value
 
+    def joins(self, other: _Run) -> bool:
+        """Whether the two may share a call: not with prompts of different lengths."""
+        both = self.condition.keys() & other.condition.keys()
+        return all(self.condition[name].shape[1:] == other.condition[name].shape[1:] for name in both)
+
     def take(self, value: Tensor, kind: str) -> None:
         self.count += 1
         self._advance((value, kind))
@@ -109,11 +114,11 @@ class Mixed:
         return ticket
 
     def _chosen(self) -> tuple[int, ...]:
-        if self.max_batch is None:
-            return tuple(self._runs)
-        chosen, rows, left = [], 0, len(self._runs)
+        chosen: list[int] = []
+        rows, left = 0, len(self._runs)
         for ticket, run in self._runs.items():
-            if rows + run.rows <= self.max_batch:
+            fits = self.max_batch is None or rows + run.rows <= self.max_batch
+            if fits and (not chosen or self._runs[chosen[0]].joins(run)):
                 chosen.append(ticket)
                 rows += run.rows
         if len(chosen) < left:  # those served now go to the end of the queue
@@ -187,7 +192,8 @@ def run_mixed(
     """Run requests, each `(plan, noise, condition)` or a `Request`, in shared network calls; their samples, in order.
 
     All are checked before the first call: plans of any solver, step count and start, each with its own conditions, for
-    the model's process. The number of calls is the longest plan's, where all fit into `max_batch`.
+    the model's process. The number of calls is the longest plan's, where all fit into `max_batch` and their prompts are
+    encoded in the same length.
 
     Raises:
         ValueError: no requests, and what `Mixed.add` and `Mixed.pop` raise.

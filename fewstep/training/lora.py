@@ -239,7 +239,7 @@ def without_adapters(model: Denoiser) -> Any:
     Raises:
         ValueError: adapters that depend on the time.
     """
-    if not any(hasattr(module, "lora_A") for module in model.modules()):
+    if not any(_adapted(part) for part in model.modules() if isinstance(part, NetworkDenoiser)):
         return model
     made = copy.deepcopy(model)
     for part in made.modules():

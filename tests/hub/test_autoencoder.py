@@ -145,3 +145,36 @@ def test_tiles_bound_the_memory():
 
     base, whole, tiled = peak(128, None), peak(1024, None), peak(1024, 128)
     assert tiled - base < 0.25 * (whole - base), (base, whole, tiled)
+
+
+def overflowing(vae):
+    """The autoencoder with weights within float16, and activations beyond it."""
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.mul_(2e4)
+        vae.decoder.conv_in.bias.mul_(2e4)
+    return vae
+
+
+def test_what_overflows_in_float16_computes_in_float32():
+    vae = overflowing(kl(latents_mean=None))
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    pictures = Autoencoder(vae).decode(latents)
+    moved = Autoencoder(vae).half()
+    assert moved.dtype == torch.float32 and float((moved.decode(latents) - pictures).abs().max()) < 0.02
+    given = overflowing(kl()).half()
+    made = Autoencoder(given)
+    assert next(given.parameters()).dtype == torch.float16 and made.dtype == torch.float32
+    assert float((made.decode(latents) - pictures).abs().max()) < 0.02
+    assert made.decode(latents.half()).dtype == torch.float16
+    assert Autoencoder(kl()).to(torch.bfloat16).dtype == torch.bfloat16  # whose range is float32's
+    assert Autoencoder(kl(force_upcast=False)).half().dtype == torch.float16
+
+
+def test_pictures_that_are_not_finite():
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    unsaid = Autoencoder(overflowing(kl(force_upcast=False))).half()
+    with pytest.raises(ValueError, match=r"pictures are not finite: it overflows in float16; model.autoencoder.to\("):
+        unsaid.decode(latents)
+    assert unsaid.to(torch.float32).decode(latents).isfinite().all()
+    with pytest.raises(ValueError, match="what the autoencoder was given is not finite"):
+        unsaid.decode(latents / 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -93,6 +94,15 @@ def test_the_network_gets_its_own_dtype(stable):
     assert 0 < float((pictures - whole).abs().max()) < 0.2
 
 
+def test_a_folder_in_float16_keeps_its_autoencoder_in_float32(stable, model):
+    half = fs.load(stable[1], dtype=torch.float16)
+    assert (half.dtype, half.autoencoder.dtype) == (torch.float16, torch.float32)
+    theirs, ours = model.pipeline.vae.state_dict(), half.pipeline.vae.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)  # never rounded
+    pictures = fs.sample(half, 2, text="a cat", steps=2)
+    torch.testing.assert_close(pictures, fs.sample(model, 2, text="a cat", steps=2), rtol=0, atol=0.05)
+
+
 def test_offloaded_weights_give_the_same_pictures(stable, model):
     pytest.importorskip("accelerate")
     away = fs.load(stable[1], device="cpu", offload=True)
@@ -105,6 +115,24 @@ def test_a_prompt_for_an_unconditional_model(tiny):
     _, folder = tiny("DDPMPipeline", matching("ddim", "DDPMPipeline"))
     with pytest.raises(ValueError, match="this model is unconditional: it takes no 'text'"):
         fs.sample(fs.load(folder), 2, text="a cat", steps=2)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
+def test_threads_share_a_model(kind, tiny):
+    """Its prompts, which tokenizers encode that are not made for threads, and what it keeps of sizes."""
+    _, folder = tiny(kind, matching("ddim", kind))
+    texts = ["a cat", "the dog", "a red cat", "blue mat", "a photo of a dog", "on the mat", "an", "red"]
+    shared = fs.guide(fs.load(folder), "cfg", scale=3.0)
+    made = fs.plan(shared.process, "ddim", 1, shared.timesteps)
+
+    def draw(i, model=shared):
+        return fs.sample(model, 1 + i % 2, plan=made, seed=i, text=texts[i])
+
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(draw, range(8)))
+    alone = fs.guide(fs.load(folder), "cfg", scale=3.0)
+    for i, picture in enumerate(drawn):
+        assert torch.equal(picture, draw(i, alone)) and torch.equal(picture, draw(i))
 
 
 @pytest.mark.parametrize("size", [(7, 8), (0, 8)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
+from fewstep.guidance.guide import guide
+from fewstep.hub.models import load
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.sample import choose_plan, sample
@@ -144,3 +148,22 @@ def test_any_shape_needs_a_shape():
 def test_messages(n, options, message):
     with pytest.raises(ValueError, match=message):
         sample(PerElement(), n, **options)
+
+
+@pytest.mark.parametrize("name, scale", [("digits", 3.0), ("shapes", None)])
+def test_threads_share_a_model_and_its_plans(name, scale):
+    """Each thread's samples are bit for bit those that it draws alone, at other conditions and other batch sizes."""
+
+    def opened():
+        model = load(name)
+        model = model if scale is None else guide(model, "cfg", scale=scale)
+        return model, [plan(model.process, solver, 2) for solver in ("dpmpp-2m", "dpmpp-2m-sde", "heun")]
+
+    def draw(i, model, plans):
+        told = {"label": i % 10} if name == "digits" else {"text": f"a {['red', 'blue'][i % 2]} circle"}
+        return sample(model, 1 + i % 3, plan=plans[i % 3], seed=i, **told)
+
+    shared, own = opened(), opened()
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda i: draw(i, *shared), range(12)))
+    assert all(torch.equal(one, draw(i, *own)) for i, one in enumerate(drawn))
