@@ -57,10 +57,9 @@ class Encoded(Picture):
 
     def rows(self, name: str, value: Any) -> Tensor:
         """A value in pixels as `(1 or its own number, *shape)`; `ValueError` as `check`."""
-        count = len(value) if isinstance(value, Tensor) and value.ndim == len(self.shape) + 1 else 1
-        return Picture.check(
-            self, name, value, count, value.device if isinstance(value, Tensor) else torch.device("cpu")
-        )
+        if value is None:
+            return Picture.check(self, name, value, 1, torch.device("cpu"))  # which says that it is needed
+        return as_pictures(value, name, self.shape, None)
 
     def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
         """The condition as `(batch, *inside)`, from a value in these coordinates."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.memory import AnyMemory, ask, routed
@@ -129,7 +130,8 @@ def flops(model: Denoiser, names: Collection[str] = ()) -> int:
     tensor = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     x = torch.zeros((1, *model.shape), device=tensor.device, dtype=dtype)
-    condition = model.check_condition({}, 1, tensor.device)
+    pictures = {name: kind for name, kind in model.conditions.items() if isinstance(kind, Picture)}
+    condition = model.check_condition({name: torch.zeros(kind.shape) for name, kind in pictures.items()}, 1, x.device)
     t = torch.tensor(model.process.t_max, device=tensor.device, dtype=dtype)
 
     def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fewstep.conditions.picture import Picture
+from fewstep.conditions.label import Label
 from fewstep.core.bands import Bands
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
@@ -45,7 +45,7 @@ def concentration(model: Denoiser) -> float:
     evaluation of a few noises shows it; a model is asked once, and what it is wrapped in is not.
 
     Raises:
-        ValueError: a model of no known shape.
+        ValueError: a model of no known shape, or that needs a picture.
     """
     while isinstance(model, Wrapper):
         model = model.model
@@ -58,7 +58,9 @@ def concentration(model: Denoiser) -> float:
     log_snr = max(MEASURED_AT - math.log(std), process.log_snr(process.t_max))
     t = process.time(log_snr)
     noise = Noise(0, 0).normal(0, (NOISES, *model.shape), device=model.device, dtype=torch.float32)
-    condition = model.check_condition({}, NOISES, model.device)
+    condition = _unasked(model, NOISES)
+    if condition is None:
+        raise ValueError("this model needs a condition, so its spectrum cannot be measured")
     x = noise * process.sigma(t)
     x0 = model(x, torch.tensor(t, dtype=torch.float64, device=model.device), **condition).x0.double()
     spread = float((x0 - x0.mean(0)).square().sum() / (NOISES - 1) / x0[0].numel())
@@ -80,10 +82,20 @@ def facts(model: Denoiser) -> dict[str, Any]:
 
     The spectrum is None for a model whose samples are not drawn from noise alone (a restorer), or that takes any shape.
     """
-    pictures = any(isinstance(kind, Picture) for kind in model.conditions.values())
-    if model.shape is None or pictures or not from_noise(model.process):
+    if model.shape is None or not from_noise(model.process) or _unasked(model, 1) is None:
         return {"spectrum": None}
     return {"data_std": data_std(model), "spectrum": spectrum(model)}
+
+
+def _unasked(model: Denoiser, n: int) -> dict[str, Any] | None:
+    """Conditions of n samples of which nothing is asked, or one class throughout; None where something else must be."""
+    one = {name: 0 for name, kind in model.conditions.items() if isinstance(kind, Label)}
+    for asked in ({}, one):
+        try:
+            return dict(model.check_condition(asked, n, model.device))
+        except ValueError:
+            continue
+    return None
 
 
 def from_noise(process: Process) -> bool:

@@ -140,7 +140,7 @@ def test_k_diffusions_configuration_and_labels(files):
     inner = Net()
     model = load_checkpoint(inner, path, config, prefix="ema.")
     assert model.shape == (2, 8, 4) and model.process.t_max == 10.0 and model.conditions["label"].classes == 3
-    fs.sample(model, 2, steps=1, label=[2, 0])
+    fs.sample(model, 2, steps=1, label=[2, 0], solver="ddim")
     assert inner.label.tolist() == [2, 0] and inner.seen[0] == 10.0
     inner = Net()
     model = load_checkpoint(inner, path, {"precondition": "VPPrecond", "classes": 3, "shape": (2, 8, 4)}, prefix="ema.")
