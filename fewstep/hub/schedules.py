@@ -208,12 +208,12 @@ class OwnGrid:
     def placed(self, process: Process, steps: int, end: str = "zero", trailing: bool = False) -> list[float]:
         """`steps + 1` times as diffusers places them, by its trailing spacing where asked and where it has one."""
         evaluations, last = self._places(process, steps, trailing)
-        if end == "min":
-            last = max(last, process.t_min)
-        if not evaluations[-1] > last:
+        low = process.t_min if end == "min" else -math.inf
+        if not evaluations[-1] > max(last, low):
             # That evaluation is at the end itself and changes nothing: take one step more, and drop it.
-            evaluations = self._places(process, steps + 1, trailing)[0][:-1]
-        return [*evaluations, last]
+            evaluations, last = self._places(process, steps + 1, trailing)
+            evaluations = evaluations[:-1]
+        return [*evaluations, max(last, low)]
 
     def _places(self, process: Process, steps: int, trailing: bool = False) -> tuple[list[float], float]:
         """The times at which diffusers evaluates, and where it ends."""

@@ -31,8 +31,8 @@ def choose_plan(
 ) -> Sampler:
     """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
-    The solver is by default the model's (`model.solver`, as under guidance), and the times are those
-    of its own scheduler (`model.timesteps`, by name "own"), where it has them.
+    The solver is by default the model's (`model.solver`, as under guidance, or that of a distilled model's plan), and
+    the times are those of its own scheduler (`model.timesteps`, by name "own"), where it has them.
     """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
@@ -46,9 +46,11 @@ def choose_plan(
     adaptive = isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive")
     if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
+    # A consistency model is sampled by jumps to x0 alone, in however many steps.
+    distilled = own.name if own is not None and own.name == "multistep-consistency" else None
     return make_plan(
         model.process,
-        solver if solver is not None else model.solver or DEFAULT_SOLVER,
+        solver if solver is not None else model.solver or distilled or DEFAULT_SOLVER,
         steps,
         rule if rule is not None else DEFAULT_TIMES,
         nfe=nfe,
@@ -91,8 +93,8 @@ def sample(
         seeds: one seed per sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives.
             A pair `(seed, number)` is sample `number` of that seed.
         shape: one sample's shape, for denoisers that take any.
-        init, strength: start from a clean batch of data `(n, ...)`, noised to where the last `strength` of the steps
-            begin.
+        init, strength: start from a clean batch of data `(n, ...)`, noised to the level that the share `strength` of
+            the grid leaves: the same for every number of steps, all of which lie below it (`fs.plan`).
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.sampler.Sampler.run`.
         brownian: take the steps' noise from one Brownian path per sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
@@ -112,7 +114,8 @@ def sample(
         raise ValueError("a plan holds its solver, times and strength already: give either plan or those")
     if init is None and strength != 1.0:
         raise ValueError("strength below 1 starts from a clean batch: give init=(n, *shape)")
-    if init is not None and plan is None and strength == 1.0:
+    listed = timesteps is not None and not isinstance(timesteps, str) and not callable(timesteps)
+    if init is not None and plan is None and strength == 1.0 and not listed:
         raise ValueError("at strength 1 nothing of init is left: give a strength below 1")
     if init is not None and len(init) != n:
         raise ValueError(f"init must hold {n} samples, got shape {tuple(init.shape)}")

@@ -159,6 +159,28 @@ def test_one_or_two_steps_begin_at_full_noise(name, options, steps, expected):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    "name,options,half",
+    [
+        ("DDIMScheduler", {"steps_offset": 1}, 499),
+        ("DDIMScheduler", {"timestep_spacing": "trailing"}, 499),
+        ("EulerDiscreteScheduler", {}, 499),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}, 499),
+        ("LCMScheduler", {}, 499),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 0.75),
+    ],
+)
+def test_a_share_of_their_own_grid(name, options, half, recwarn):
+    """That of diffusers' image-to-image in the limit of many steps, for one step as well."""
+    own = open_schedule(getattr(diffusers, name)(**options))
+    for steps in (1, 2, 3, 20):
+        times = make_times(own.process, steps, own.rule(), share=0.5)
+        assert len(times) == steps + 1 and times[0] == pytest.approx(half, rel=3e-3)
+    below = own.rule()(own.process, 40)[20:]
+    assert times == pytest.approx(below, abs=0.026 * own.process.t_max)
+    assert not [one for one in recwarn.list if one.category is UserWarning]
+
+
 @pytest.mark.parametrize("name", ["LCMScheduler", "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_schedulers_that_begin_at_full_noise_say_nothing(name, recwarn):
     own = open_schedule(getattr(diffusers, name)())
