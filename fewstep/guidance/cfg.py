@@ -68,8 +68,9 @@ class Guided(Wrapper):
         for name in self.negative:
             if name not in model.conditions:
                 raise suggest("condition", name, model.conditions)
-        # The empty condition of the last batch: it is the same at every evaluation, and checking it reads tensors.
-        self._empty: tuple[tuple[int, torch.device, frozenset[str]], dict[str, Tensor]] | None = None
+        # The empty condition, one row for all where it is the same for all: checking it at every evaluation would read
+        # tensors, and a count of rows in it would be the only batch size of an exported program.
+        self._empty: tuple[tuple[torch.device, frozenset[str]], dict[str, Tensor]] | None = None
 
     @property
     def carries(self) -> bool:
@@ -119,23 +120,27 @@ class Guided(Wrapper):
         given = None if memory is None else memory.branch("given")
         if plain:
             return ask(self.model, x, t, given, condition)
-        empty = self._empty_condition(condition, len(x), x.device)
+        empty = self._empty_condition(condition, x.shape[0], x.device)
         both = {name: torch.cat([value, empty.get(name, value)]) for name, value in condition.items()}
         twice = None if given is None or memory is None else Together([given, memory.branch("empty")])
         times = t if t.ndim == 0 else torch.cat([t, t])
         answer = ask(self.model, torch.cat([x, x]), times, twice, both)
-        conditional, nothing = answer.value.chunk(2)
+        rows = x.shape[0]  # neither len() nor chunk(): they would fix an exported program's batch
+        conditional, nothing = answer.value[:rows], answer.value[rows:]
         weight: Any = scale if scale is not None else expand(scales, x).to(nothing.dtype)
         # The answer's other fields are those of the conditional half.
-        return answer.part(slice(len(x))).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)
+        return answer.part(slice(rows)).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)
 
     def _empty_condition(self, condition: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
         """The empty conditions; those that go with the sample, a picture or a number, are not among them."""
         kept = {name: value for name, value in condition.items() if not self.model.conditions[name].guides}
-        key = batch, device, frozenset(kept)
-        known = self._empty
-        if known is None or known[0] != key:
-            named = self.model.check_condition(kept | self.negative, batch, device)
+        key, known = (device, frozenset(kept)), self._empty
+        if known is None or known[0] != key or any(len(rows) not in (1, batch) for rows in known[1].values()):
+            try:
+                one = {name: value[:1] for name, value in kept.items()}
+                named = self.model.check_condition(one | self.negative, 1, device)
+            except ValueError:  # what is negative differs from row to row
+                named = self.model.check_condition(kept | self.negative, batch, device)
             apart = {name: value for name, value in named.items() if name not in kept or name in self.negative}
             self._empty = known = key, apart
-        return known[1]
+        return {name: rows.expand(batch, *rows.shape[1:]) for name, rows in known[1].items()}
