@@ -69,6 +69,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     order = 1
     _compatibles = [each.name for each in KarrasDiffusionSchedulers]
+    sigmas: Tensor
 
     @register_to_config
     def __init__(self, plan: str, prediction_type: str = "epsilon", num_train_timesteps: int = 1000):
