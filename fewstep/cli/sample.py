@@ -44,7 +44,8 @@ def sample(
     plan_file: common.PlanFile = None,
     init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much of --init is redrawn, above 0 to 1 [default: 0.6; with --mask 1].")
+        float | None,
+        typer.Option(help="Noise put on --init, as a share of the grid, above 0 to 1 [default: 0.6; with --mask 1]."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="For --init: white is drawn anew, black stays as it is.")] = None,
     brownian: Annotated[

@@ -102,8 +102,8 @@ class Prediction:
     def _rows(self) -> dict[str, Any]:
         """The fields that hold a row for each sample."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        n = len(self.value)
-        return {name: v for name, v in found.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == n}
+        n = self.value.shape[0]  # len() would fix an exported program's batch
+        return {name: v for name, v in found.items() if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n}
 
     def to(self, kind: str) -> Tensor:
         if kind == self.kind:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
+from fewstep.core.mode import evaluating
 from fewstep.core.noise import Noise
 from fewstep.core.process import Process
 from fewstep.denoisers.conventions import (
@@ -255,13 +256,9 @@ def check_denoiser(
     """
     _scalar(model.process)
     rows, noises, named = _batch(model, data, seed, condition or {})
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         probe = Probe(model, named)
         return _with_data(probe, rows, noises) if rows is not None else _without_data(probe, noises)
-    finally:
-        model.train(training)
 
 
 def _with_data(probe: Probe, rows: Tensor, noises: list[Tensor]) -> Report:

@@ -102,8 +102,9 @@ class Guided(Wrapper):
         )
         self.scale, self.takes_scale = float(scale), SCALE in own
         self._parts = tuple(name for name in model.conditions if f"{AWAY}_{name}" in own)
-        # The empty condition of the last batch: it is the same at every evaluation, and checking it reads tensors.
-        self._empty: tuple[tuple[int, torch.device, frozenset[str]], dict[str, Tensor]] | None = None
+        # The empty condition, one row for all where it is the same for all: checking it at every evaluation would read
+        # tensors, and a count of rows in it would be the only batch size of an exported program.
+        self._empty: tuple[tuple[torch.device, frozenset[str]], dict[str, Tensor]] | None = None
 
     @property
     def carries(self) -> bool:
@@ -182,31 +183,34 @@ class Guided(Wrapper):
         away = {name: condition.pop(f"{AWAY}_{name}") for name in self._parts if f"{AWAY}_{name}" in condition}
         if plain:
             return ask(self.model, x, t, given, condition)
-        empty = away or self._empty_condition(condition, len(x), x.device)
+        rows = x.shape[0]  # neither len() nor chunk(): they would fix an exported program's batch
+        empty = away or self._empty_condition(condition, rows, x.device)
         apart = None if memory is None else memory.branch("empty")
-        if all(value.shape == condition[name].shape for name, value in empty.items()):
+        if all(value.shape[1:] == condition[name].shape[1:] for name, value in empty.items()):
             both = {name: torch.cat([value, empty.get(name, value)]) for name, value in condition.items()}
             twice = None if given is None or apart is None else Together([given, apart])
             times = t if t.ndim == 0 else torch.cat([t, t])
             answer = ask(self.model, torch.cat([x, x]), times, twice, both)
-            conditional, nothing = answer.value.chunk(2)
+            conditional, nothing = answer.value[:rows], answer.value[rows:]
         else:  # prompts of another length, which share no call
             answer = ask(self.model, x, t, given, condition)
             conditional, nothing = answer.value, ask(self.model, x, t, apart, condition | empty).to(answer.kind)
         weight: Any = scale if scale is not None else expand(scales, x).to(nothing.dtype)
         # The answer's other fields are those of the conditional half.
-        return answer.part(slice(len(x))).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)
+        return answer.part(slice(rows)).replaced(torch.lerp(nothing, conditional, weight), x=x, t=t)
 
     def _empty_condition(self, condition: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
         """The empty conditions; those that go with the sample, a picture or a number, are not among them."""
-        kept = frozenset(name for name in condition if not self.model.conditions[name].guides)
-        key = batch, device, kept
-        known = self._empty
-        if known is None or known[0] != key:
-            named = self._checked(condition, self.negative, batch, device)
+        kept = {name: value for name, value in condition.items() if not self.model.conditions[name].guides}
+        key, known = (device, frozenset(kept)), self._empty
+        if known is None or known[0] != key or any(len(rows) not in (1, batch) for rows in known[1].values()):
+            try:
+                named = self._checked({name: value[:1] for name, value in kept.items()}, self.negative, 1, device)
+            except ValueError:  # what is negative differs from row to row
+                named = self._checked(kept, self.negative, batch, device)
             apart = {name: value for name, value in named.items() if name not in kept or name in self.negative}
             self._empty = known = key, apart
-        return known[1]
+        return {name: rows.expand(batch, *rows.shape[1:]) for name, rows in known[1].items()}
 
 
 def _named(negative: Any, model: Denoiser) -> dict[str, Any]:

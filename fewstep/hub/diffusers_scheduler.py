@@ -34,7 +34,7 @@ def as_diffusers_scheduler(plan: Plan, like: Any = None) -> PlanScheduler:
     Args:
         like: the pipeline's present scheduler. What the network predicts is read off it, and its noise levels are
             compared with those of the plan's process. Without it the network predicts eps under a `Discrete` process,
-            and `eps - x0` under `Flow`.
+            and `eps - x0` under `Flow`. Further keys of its configuration are kept, for `from_config` of another class.
 
     Raises:
         ImportError: without diffusers.
@@ -59,7 +59,11 @@ def as_diffusers_scheduler(plan: Plan, like: Any = None) -> PlanScheduler:
         if (error.name or "").partition(".")[0] != "diffusers":
             raise
         raise ImportError("a diffusers scheduler needs diffusers: pip install 'fewstep[diffusers]'") from None
-    return PlanScheduler(plan.to_json(), prediction_type=kind, num_train_timesteps=scale)
+    made = PlanScheduler(plan.to_json(), prediction_type=kind, num_train_timesteps=scale)
+    if like is not None:  # its spacing and further keys, for a class that is made from this configuration
+        own = {key: value for key, value in like.config.items() if not key.startswith("_")}
+        made.register_to_config(**{key: value for key, value in own.items() if key not in made.config})
+    return made
 
 
 def _read(like: Any, process: Discrete | Flow) -> tuple[str, int]:

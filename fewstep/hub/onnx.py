@@ -19,6 +19,7 @@ from fewstep.core.condition import Condition, condition_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import write
 from fewstep.core.methods import Method
+from fewstep.core.mode import evaluating
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import process_from_config
@@ -47,14 +48,19 @@ class Bare(nn.Module):
 
 
 def example(model: Denoiser, batch: int) -> dict[str, Tensor]:
-    """Conditions to trace a model with: the empty ones, and zeros where there is none."""
+    """Conditions to trace a model with: the empty ones, and zeros where there is none. Those that a model does without,
+    such as a guided model's scale, are among them by their default, so that what is exported takes them."""
     device = model.device
     pictures = {
         name: torch.zeros(kind.shape, device=device)
         for name, kind in model.conditions.items()
         if isinstance(kind, Picture)
     }
-    return {name: value.contiguous() for name, value in model.check_condition(pictures, batch, device).items()}
+    named = model.check_condition(pictures, batch, device)
+    further = {
+        name: kind.check(name, None, batch, device) for name, kind in model.conditions.items() if name not in named
+    }
+    return {name: value.contiguous() for name, value in (named | further).items()}
 
 
 def as_config(kind: Condition, given: Tensor) -> dict[str, Any]:
@@ -97,7 +103,8 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
     conditions = example(model, 2)
     x, t = torch.zeros(2, *model.shape, device=model.device), torch.full((2,), model.process.t_max, device=model.device)
-    kind = model(x, t, **conditions).kind
+    with evaluating(model):
+        kind = model(x, t, **conditions).kind
     about = {
         "format": FORMAT,
         "process": model.process.config(),
@@ -111,15 +118,14 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
     free: Any = ({0: batch}, {0: batch})
     free += (tuple({0: batch} for _ in conditions),) if conditions else ()
     inputs = (x, t, *conditions.values())
-    training = model.training
     log = logging.getLogger("torch.onnx")
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), evaluating(model):
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                Bare(model, list(conditions)).eval(),
+                Bare(model, list(conditions)).eval(),  # the wrapper's own flag: those of its parts are kept above
                 inputs,
                 input_names=["x", "t", *conditions],
                 output_names=["value"],
@@ -128,10 +134,10 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ValueError(f"this model does not go into ONNX: {str(error).strip().splitlines()[0]}") from error
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(f"this model, a {type(model).__name__}, does not go into ONNX: {line}") from error
     finally:
         log.setLevel(level)
-        model.train(training)
     assert made is not None
     proto = made.model_proto
     proto.metadata_props.add(key=KEY, value=json.dumps(about))

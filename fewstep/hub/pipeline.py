@@ -69,8 +69,8 @@ class PipelineDenoiser(Denoiser):
 
     The process runs on the latents `shape` (on pixels where there is no autoencoder); `encode` and `decode` go through
     `autoencoder`, so that samples are pictures in [-1, 1]. `timesteps` is the grid of the pipeline's own scheduler.
-    Output channels beyond those of the latents (a learned variance) are dropped. Where the scheduler clips x0 the
-    predictions are the clipped x0.
+    Output channels beyond those of the latents (a learned variance) are dropped. Where the scheduler clips or
+    thresholds x0 the predictions are that x0.
 
     Args:
         pipeline: a diffusers pipeline object.
@@ -217,9 +217,9 @@ class PipelineDenoiser(Denoiser):
             answer = Prediction(x0, "x0", x, t, self.process)
         else:
             answer = Prediction(self._call(x, t, condition), self.predicts, x, t, self.process)
-        if (clip := self.schedule.clip) is None:
+        if not self.schedule.finishes:
             return answer
-        return Prediction(answer.x0.clamp(-clip, clip), "x0", x, t, self.process)
+        return Prediction(self.schedule.finished(answer.x0, x, t), "x0", x, t, self.process)
 
 
 def _brief(config: dict[str, Any]) -> dict[str, Any]:

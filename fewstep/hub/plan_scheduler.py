@@ -7,27 +7,28 @@ diffusers finds a component of another library only in a module that is imported
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fewstep.core.errors import suggest
-from fewstep.core.methods import card
 from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import expand
 from fewstep.core.process import process_from_config
 from fewstep.core.program import Rows
 from fewstep.core.table import Table
+from fewstep.hub.replanned import later, recompiled
+from fewstep.hub.schedules import FLOWS, keys
 from fewstep.processes.discrete import Discrete
-from fewstep.sampling.build import fixed_plan as make_plan
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -40,99 +41,67 @@ class PlanSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
-def later(plan: Plan, begin: int) -> Plan:
-    """The plan's solver on its times from evaluation `begin` on, with the same evaluations as the plan has there.
-
-    A solver that begins with extra evaluations, as some of order 3 and above do, begins at the highest lower order
-    that adds none.
-
-    Raises:
-        ValueError: nothing left; a learned plan, or another that its solver's name does not reproduce; an evaluation
-            inside a step.
-    """
-    wanted = [op.t for op in plan.evaluations][begin:]
-    if not wanted:
-        raise ValueError(f"the plan has {plan.nfe} evaluations: it cannot begin after the last of them")
-    if not _is_its_solvers(plan):
-        raise ValueError(
-            f"a {plan.name!r} plan cannot begin in the middle: its coefficients were made for all of its steps;"
-            " use a strength of 1, or a plan of a named solver"
-        )
-    for start in [k for k, t in enumerate(plan.times[:-1]) if math.isclose(t, wanted[0], rel_tol=1e-12)]:
-        for name in _orders(str(plan.about["solver"])):
-            made = _made(plan, name, plan.times[start:])
-            if made is not None and [op.t for op in made.evaluations] == wanted:
-                return made
-    raise ValueError(
-        f"evaluation {begin} of {plan.nfe} is inside a step of {plan.name!r}, where it cannot begin: take a strength"
-        " that leaves out a whole number of steps"
-    )
-
-
-def _orders(name: str) -> Iterator[str]:
-    yield name
-    method, order = card(name, "solver")
-    yield from (f"{method.name}-{p}" for p in range((order or 1) - 1, 0, -1))
-
-
-def _made(plan: Plan, name: str, times: Sequence[float]) -> Plan | None:
-    try:
-        return make_plan(
-            process_from_config(dict(plan.process)),
-            name,
-            timesteps=list(times),
-            **dict(plan.about.get("options", {})),
-        )
-    except ValueError:
-        return None
-
-
-def _is_its_solvers(plan: Plan) -> bool:
-    """Whether the solver that the plan names produces exactly this plan on its times."""
-    made = _made(plan, str(plan.about.get("solver")), plan.times)
-    if made is None or made.table.structure != plan.table.structure:
-        return False
-    return all(
-        math.isclose(one_level(a), one_level(b), rel_tol=1e-9, abs_tol=1e-12)
-        for mine, theirs in zip(plan.table.stages, made.table.stages, strict=True)
-        for row, other in zip(mine.weights, theirs.weights, strict=True)
-        for a, b in zip(row, other, strict=True)
-    )
-
-
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A fewstep plan with the methods that diffusers pipelines call.
 
     The plan fixes the times: `set_timesteps(n)` takes its number of steps or of evaluations, and the pipeline calls
-    the network once for each of `timesteps`, in the network's units. The state is `alpha x0 + sigma eps`, kept in
+    the network once for each of `timesteps`, in the network's units. Another n compiles the plan's solver anew, where
+    the plan names its solver and rule; a learned plan has one n. The state is `alpha x0 + sigma eps`, kept in
     float32 (float64 for a float64 sample); a pipeline whose noise is not multiplied by `init_noise_sigma` (DDIM, DDPM,
     DiT) starts from noise of variance 1, as it does with every scheduler.
+
+    Its configuration has what other classes read, so that `from_config` makes one with the same noise levels: the table
+    as `trained_betas`, or the flow.
+
+    What a plan cannot do: take other timesteps or sigmas than its own; begin inside a step, or anywhere but at its
+    start if it is learned; take eta, which its solver has settled.
 
     Args:
         plan: its JSON, `Plan.to_json()`.
         prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction".
         num_train_timesteps: steps of the table, or the scale of a flow's time.
+
+    Attributes:
+        order: timesteps for each of the `num_inference_steps`, less one for the last (2 for Heun's method, set by its
+            steps).
+        sigmas: `(nfe + 1,)` noise levels sigma / alpha of the evaluations and the end; of a flow, its sigma.
     """
 
     order = 1
+    _compatibles = [each.name for each in KarrasDiffusionSchedulers]
+    sigmas: Tensor
 
     @register_to_config
     def __init__(self, plan: str, prediction_type: str = "epsilon", num_train_timesteps: int = 1000):
         if prediction_type not in KINDS:
             raise suggest("prediction type", prediction_type, KINDS)
-        self.plan = Plan.from_json(plan)
-        self.process = process_from_config(dict(self.plan.process))
+        self.held = Plan.from_json(plan)
+        self.process = process_from_config(dict(self.held.process))
         self.kind = KINDS[prediction_type]
         # The unit of the network's time, in that of the process.
         self.scale = 1 if isinstance(self.process, Discrete) else num_train_timesteps
         if isinstance(self.process, Discrete):
-            self.alphas_cumprod = torch.tensor(self.process.alphas_cumprod, dtype=torch.float64).float()
-        self.init_noise_sigma = _first(self.plan.table)[1] * one_level(self.plan.start[1])
+            table = torch.tensor(self.process.alphas_cumprod, dtype=torch.float64)
+            betas = 1 - table / torch.cat([table.new_ones(1), table[:-1]])
+            self.betas, self.alphas, self.alphas_cumprod = betas.float(), (1 - betas).float(), table.float()
+            others: dict[str, Any] = {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": float(table[-1]) == 0}
+            self.register_to_config(**others, clip_sample=False, thresholding=False)
+        else:
+            self.register_to_config(use_flow_sigmas=True)
+        self.register_to_config(_use_default_values=[])  # those that diffusers leaves out when it makes another class
         self.num_inference_steps: int | None = None
-        self.set_timesteps(self.plan.nfe)
+        self.set_timesteps(self.held.nfe)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes of diffusers that `from_config` can make of this configuration."""
+        flow = not isinstance(self.process, Discrete)
+        reads = "use_flow_sigmas" if flow else "trained_betas"
+        others = [kind for kind in super().compatibles if reads in keys(kind)]
+        return [getattr(diffusers, name) for name in FLOWS] + others if flow else others
 
     @property
     def step_index(self) -> int | None:
@@ -154,33 +123,34 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Begin a run: `timesteps` `(nfe,)` float32.
 
         Args:
-            num_inference_steps: the plan's steps or evaluations.
+            num_inference_steps: the plan's steps or evaluations, or another number of steps (`recompiled`).
             sigmas, timesteps: what some pipelines pass: only the plan's own, or the plain equal steps
                 `1, 1 - 1/n, ...` that flow pipelines always pass and expect the scheduler to replace.
             mu: a flow pipeline's shift for its picture size; the plan includes its shift already, so this is ignored.
 
         Raises:
-            ValueError: a number of steps or times other than the plan's.
+            ValueError: times other than the plan's, or a number of steps for which it cannot be compiled.
         """
-        plan = self.plan
-        steps, nfe = len(plan.times) - 1, plan.nfe
+        given = next((len(values) for values in (timesteps, sigmas) if values is not None), num_inference_steps)
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            raise ValueError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}")
+        plain = [1 - k / given for k in range(given)]
+        if sigmas is not None and given == self.held.nfe + 1 and float(sigmas[-1]) == self.sigmas[-1]:
+            given = self.held.nfe  # with the end
+        plan = self.held if given in (len(self.held.times) - 1, self.held.nfe) else recompiled(self.held, given)
         made = torch.tensor([op.t for op in plan.evaluations], dtype=torch.float32, device=device) * self.scale
-        levels = [one_level(op.scales[1]) for op in plan.evaluations]
-        given = num_inference_steps
-        for name, values, own in (("timesteps", timesteps, made.tolist()), ("sigmas", sigmas, levels)):
-            if values is None:
-                continue
-            given = len(values)
-            plain = [1 - k / given for k in range(given)] if name == "sigmas" else own
-            if given in (steps, nfe) and not (_close(values, own) or _close(values, plain)):
-                raise ValueError(f"the plan holds its own {name}, and cannot take others: leave {name} out")
-        if given not in (steps, nfe):
-            also = f" ({steps} steps)" if steps != nfe else ""
-            raise ValueError(f"this plan makes {nfe} evaluations{also}, so num_inference_steps={given} does not fit it")
-        self.num_inference_steps = given
-        self.timesteps = made
-        if not isinstance(self.process, Discrete):
-            self.sigmas = torch.tensor([*levels, self.process.sigma(plan.times[-1])], device=device)
+        flow = not isinstance(self.process, Discrete)
+        levels = [_level(*op.scales[:2], flow) for op in plan.evaluations]
+        end = _level(self.process.alpha(plan.times[-1]), self.process.sigma(plan.times[-1]), flow)
+        if timesteps is not None and not _close(timesteps, made.tolist()):
+            raise ValueError("the plan holds its own timesteps, and cannot take others: leave timesteps out")
+        if sigmas is not None and not any(_close(sigmas, own) for own in (levels, [*levels, end], plain)):
+            raise ValueError("the plan holds its own sigmas, and cannot take others: leave sigmas out")
+        steps, each = len(plan.times) - 1, -(-plan.nfe // (len(plan.times) - 1))
+        self.order = each if given == steps and plan.nfe in (each * steps, each * steps - each + 1) else 1
+        self.plan, self.num_inference_steps, self.timesteps = plan, given, made
+        self.sigmas = torch.tensor([*levels, end], device=device)
+        self.init_noise_sigma = _first(plan.table)[1] * one_level(plan.start[1])
         self._index: int | None = None
         self._begin: int | None = None
         self._table: Table = plan.table
@@ -195,6 +165,22 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin, self._index, self._rows = begin_index, None, None
         self._table = (later(self.plan, begin_index) if begin_index else self.plan).table
 
+    def index_for_timestep(self, timestep: Any) -> int:
+        """The evaluation at this timestep: of a time that occurs twice, the one that begins a step.
+
+        Raises:
+            ValueError: none of the plan's timesteps.
+        """
+        off = [abs(t - float(timestep)) for t in self.timesteps.tolist()]
+        if not min(off) <= 0.5:  # some pipelines pass whole numbers
+            raise ValueError(f"the plan has no evaluation at timestep {float(timestep):g}: take one of `timesteps`")
+        return max(k for k, one in enumerate(off) if one == min(off))
+
+    def previous_timestep(self, timestep: Any) -> float:
+        """The timestep after this one in a run, at the next lower noise; after the last, that of the plan's end."""
+        index = self.index_for_timestep(timestep) + 1
+        return float(self.timesteps[index]) if index < len(self.timesteps) else self.plan.times[-1] * self.scale
+
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample itself: the network takes the state."""
         return sample
@@ -206,6 +192,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         state = torch.promote_types(original_samples.dtype, torch.float32)
         x0, eps = original_samples.to(state), noise.to(original_samples.device, state)
         return (expand(alpha, x0) * x0 + expand(sigma, x0) * eps).to(original_samples.dtype)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha noise - sigma x0` `(B, *shape)` at times `(B,)` in the network's units; of a flow, `noise - x0`."""
+        if not isinstance(self.process, Discrete):
+            return noise - sample
+        t = timesteps.to(sample.device, torch.float64) / self.scale
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        return expand(alpha, sample) * noise - expand(sigma, sample) * sample
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise`, as flow pipelines call it."""
@@ -228,7 +222,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         moved along, by the least change of the states before that would have led to it.
 
         Args:
-            timestep: ignored; the plan counts its evaluations.
+            timestep: at a run's first call, where it begins if `set_begin_index` has not said so: one of `timesteps`.
+                Afterwards the plan counts its evaluations.
             generator: of the noise of stochastic plans, one for all or one per sample.
             eta, use_clipped_model_output: DDIMPipeline's; the plan has its own noise, and only the defaults are
                 accepted.
@@ -243,6 +238,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"the network's answer has shape {tuple(model_output.shape)}, the sample {tuple(sample.shape)}"
             )
         if self._rows is None:
+            if self._begin is None and float(timestep) != float(self.timesteps[0]):
+                self.set_begin_index(self.index_for_timestep(timestep))
             self._index = self._begin or 0
             self._rows = _Rows(self._table, self.kind, sample)
         assert self._index is not None
@@ -252,6 +249,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clean = self._rows.clean(model_output, sample) if return_dict else None
         previous = self._rows.advance(model_output, sample, generator)
         return (previous,) if clean is None else PlanSchedulerOutput(previous, clean)
+
+
+def _level(alpha: Any, sigma: Any, flow: bool) -> float:
+    """A noise level as schedulers list it: sigma / alpha, and sigma of a flow."""
+    return one_level(sigma) if flow else one_level(sigma) / max(one_level(alpha), 2.0**-12)
 
 
 def _close(values: Sequence[float], own: Sequence[float]) -> bool:

@@ -19,6 +19,7 @@ from fewstep.core.condition import condition_from_config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import write
 from fewstep.core.methods import Method
+from fewstep.core.mode import evaluating
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan, as_plan
 from fewstep.core.run import check_given
@@ -132,7 +133,8 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
     noise = torch.zeros(size, *model.shape, device=model.device)
     steps = torch.zeros(draws, size, *model.shape, device=model.device)
     first = torch.tensor(plan.evaluations[0].t, device=model.device)
-    kind = model(noise, first, **conditions).kind
+    with evaluating(model):
+        kind = model(noise, first, **conditions).kind
     about = {
         "format": FORMAT,
         "plan": plan.to_json(),
@@ -147,15 +149,13 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
         any_batch = torch.export.Dim("batch")
         free = ({0: any_batch}, {1: any_batch})
         free += (tuple({0: any_batch} for _ in conditions),) if conditions else ()
-    training = model.training
+    whole = _Program(plan, model, kind, tuple(conditions))
     try:
-        whole = _Program(plan, model, kind, tuple(conditions)).eval()
-        made = torch.export.export(whole, (noise, steps, *conditions.values()), dynamic_shapes=free)
+        with evaluating(whole):
+            made = torch.export.export(whole, (noise, steps, *conditions.values()), dynamic_shapes=free)
     except Exception as error:  # its errors share no class
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"torch.export cannot follow this model: {line}") from error
-    finally:
-        model.train(training)
+        raise ValueError(f"torch.export cannot follow this model, a {type(model).__name__}: {line}") from error
     file = io.BytesIO()
     made._example_inputs = None  # they would be stored as a pickle
     made._guards_code = []  # text that loading would execute; `SamplingProgram` checks shapes itself

@@ -65,7 +65,9 @@ def plan(
         timesteps: a rule's name, a function, or an explicit list of decreasing times (then `steps` is not needed); the
             solver's own, or "log-snr", by default.
         end: "zero" ends at the clean sample, "min" at the process's smallest noise.
-        strength: start in the middle: the last `round(strength * steps)` steps of the grid (image-to-image).
+        strength: start in the middle (image-to-image), at the noise level where this share of the rule's grid is left,
+            counted in ever more steps: the same level for every number of steps, all of which lie below it. An explicit
+            list is entered at that share of its steps, and so has fewer.
         shift: resolution shift of the grid (`Shifted`), not of the process the network was trained on.
         guidance: a guidance scale that the plan passes to the model (`fs.guide`) at its evaluations, one for all or one
             for each; None leaves the model's own. 1 is no guidance, in a call of half the rows.
@@ -117,21 +119,20 @@ def plan(
     if shift is None or explicit:
         if explicit and shift is not None:
             raise ValueError("explicit times are used as they stand: shift them yourself, or name a rule")
-        times = make_times(process, steps, timesteps, end)
+        times = make_times(process, steps, timesteps, end, strength)
     else:
         if isinstance(process, Shifted):
             raise ValueError(f"the process is already shifted by {process.shift}: a shift is applied exactly once")
         shifted = _Clock(process, shift)
-        times = make_times(shifted, steps, timesteps, end)
+        times = make_times(shifted, steps, timesteps, end, strength)
         ends = {shifted.t_max: process.t_max, shifted.t_min: process.t_min, process.t_zero: process.t_zero}
-        times = [ends[t] if t in (times[0], times[-1]) else process.time(shifted.log_snr(t)) for t in times]
+        outer = ends.keys() & {times[0], times[-1]}
+        times = [ends[t] if t in outer else process.time(shifted.log_snr(t)) for t in times]
         times = check_times(process, times)
-    kept = max(1, round(strength * steps))
-    times = times[steps - kept :]
     rule = (
         timesteps if isinstance(timesteps, str) else "explicit" if explicit else getattr(timesteps, "__name__", "rule")
     )
-    about: dict[str, Any] = {"solver": name, "timesteps": rule, "steps": kept, "end": end}
+    about: dict[str, Any] = {"solver": name, "timesteps": rule, "steps": len(times) - 1, "end": end}
     about |= {key: value for key, value in (("shift", shift), ("strength", strength)) if value not in (None, 1.0)}
     about |= {"options": options} if options else {}
     facts = method.facts if method is not None else {}
@@ -177,7 +178,7 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
         steps = max(1, min(steps - 1, steps * nfe // candidate.nfe))
         candidate = make(steps=steps)
     # Evaluations never fall as steps grow; the bound is for a solver that needs fewer than one per step.
-    while steps * rest.get("strength", 1.0) < nfe + 1:
+    while steps < nfe + 1:
         try:
             larger = make(steps=steps + 1)
         except ValueError:  # a rule that cannot place more

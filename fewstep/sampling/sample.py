@@ -33,8 +33,8 @@ def choose_plan(
 ) -> Sampler:
     """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
-    Where no solver is named it is the model's (`model.solver`), else what does best over many kinds of models
-    (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's own scheduler (`model.timesteps`,
+    Where no solver is named it is the model's (`model.solver`, or that of a distilled model's plan), else what does
+    best over many kinds of models (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's own scheduler (`model.timesteps`,
     by name "own"), where it has them.
     """
     own = model.plan
@@ -42,7 +42,9 @@ def choose_plan(
     if own is not None and not asked and strength == 1.0 and steps in (None, own.nfe) and nfe in (None, own.nfe):
         return own
     solver = None if isinstance(solver, str) and solver == "auto" else solver
-    named = solver if solver is not None else model.solver
+    # A consistency model is sampled by jumps to x0 alone, in however many steps.
+    distilled = own.name if own is not None and own.name == "multistep-consistency" else None
+    named = solver if solver is not None else model.solver or distilled
     universal = named in (None, "universal")
     rule: Any = timesteps
     if isinstance(rule, str) and rule == "own":
@@ -103,8 +105,9 @@ def sample(
         seeds: one seed per sample, n of them, in place of seed and first: sample i is what `seed=seeds[i], n=1` gives.
             A pair `(seed, number)` is sample `number` of that seed.
         shape: one sample's shape, for denoisers that take any.
-        init, strength: start from clean data, noised to where the last `strength` of the steps begin: one picture for
-            all or n of them, as tensors, arrays, Pillow pictures or paths (`fewstep.core.pictures.as_pictures`).
+        init, strength: start from clean data, noised to the level that the share `strength` of the grid leaves: the
+            same for every number of steps, all of which lie below it (`fs.plan`). One picture for all or n of them, as
+            tensors, arrays, Pillow pictures or paths (`fewstep.core.pictures.as_pictures`).
         callback: `callback(evaluation, t, x, prediction)`, see `fewstep.core.sampler.Sampler.run`.
         brownian: take the steps' noise from one Brownian path per sample, so that another step count gives nearly the
             same picture (stochastic plans; needs torchsde).
@@ -123,7 +126,8 @@ def sample(
         raise ValueError("a plan holds its solver, times and strength already: give either plan or those")
     if init is None and strength != 1.0:
         raise ValueError("strength below 1 starts from a clean batch: give init=(n, *shape)")
-    if init is not None and plan is None and strength == 1.0:
+    listed = timesteps is not None and not isinstance(timesteps, str) and not callable(timesteps)
+    if init is not None and plan is None and strength == 1.0 and not listed:
         raise ValueError("at strength 1 nothing of init is left: give a strength below 1")
     if init is not None:
         init = as_pictures(init, "init", data_shape(model) or (None if model.shape else size), model.value_range)

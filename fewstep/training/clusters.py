@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
+from fewstep.core.mode import evaluating
 from fewstep.core.process import Process
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.noise_levels import FURTHEST
@@ -122,11 +123,9 @@ def level_losses(
 ) -> Tensor:
     """Mean loss over data (N, *shape) at each time of levels (L,): (L,) float64. All levels share the same noise."""
     eps, named = _level_rows(denoiser, data, seed, **condition)
-    training = denoiser.training
-    denoiser.eval()
     measured = objective or Objective(denoiser)
-    found = [measured(data, eps, t.double().expand(len(data)), named).double().mean() for t in levels]
-    denoiser.train(training)
+    with evaluating(denoiser):
+        found = [measured(data, eps, t.double().expand(len(data)), named).double().mean() for t in levels]
     return torch.stack(found)
 
 

@@ -107,8 +107,10 @@ def test_steps_or_evaluations_and_nothing_else(unet):
     assert made.nfe == 9
     by_steps = run_pipeline(diffusers.DDIMPipeline, unet, made, 5)
     assert torch.equal(by_steps, run_pipeline(diffusers.DDIMPipeline, unet, made, 9))
-    with pytest.raises(ValueError, match=r"makes 9 evaluations \(5 steps\), so num_inference_steps=7 does not fit"):
-        run_pipeline(diffusers.DDIMPipeline, unet, made, 7)
+    other = run_pipeline(diffusers.DDIMPipeline, unet, made, 7)  # compiled anew
+    assert torch.equal(other, run_pipeline(diffusers.DDIMPipeline, unet, plan(TABLE, "heun", 7), 7))
+    with pytest.raises(ValueError, match=r"makes 9 evaluations \(5 steps\), so num_inference_steps=7 does not fit it"):
+        run_pipeline(diffusers.DDIMPipeline, unet, learned(made), 7)
 
 
 def learned(made: Plan) -> Plan:
@@ -426,8 +428,11 @@ def test_what_flow_pipelines_pass_along():
     assert scheduler.sigmas[-1] == 0 and len(scheduler.sigmas) == 5 and scheduler.init_noise_sigma == 1.0
     with pytest.raises(ValueError, match="the plan holds its own sigmas, and cannot take others"):
         scheduler.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.1])
+    scheduler.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    assert scheduler.plan == plan(Flow(), "dpmpp-2m", 3, shift=3.0)
     with pytest.raises(ValueError, match="makes 4 evaluations, so num_inference_steps=3 does not fit it"):
-        scheduler.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+        learned(made).as_diffusers_scheduler().set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="the plan holds its own timesteps"):
         scheduler.set_timesteps(timesteps=[1000, 600, 400, 200])
 
@@ -543,8 +548,10 @@ def test_steps_that_do_not_fit():
         scheduler.step(x, 0, x, eta=0.5)
     with pytest.raises(ValueError, match=r"answer has shape \(2, 6\), the sample \(2, 3\)"):
         scheduler.step(torch.randn(2, 6), 0, x)
-    for _ in range(2):
-        x = scheduler.step(x, 0, x, return_dict=False)[0]
+    with pytest.raises(ValueError, match="no evaluation at timestep 500: take one of `timesteps`"):
+        scheduler.step(x, 500, x)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x, return_dict=False)[0]
     with pytest.raises(ValueError, match="all 2 evaluations of the plan are made"):
         scheduler.step(x, 0, x)
     with pytest.raises(ValueError, match="unknown prediction type 'epsilom': did you mean 'epsilon'"):

@@ -119,6 +119,77 @@ def test_an_evaluation_at_the_end_itself_is_left_out():
     assert made.rule()(made.process, 4) == [800, 600, 400, 200, 0]
 
 
+@pytest.mark.parametrize("name", ["Euler", "EulerAncestral", "UniPCMultistep", "DPMSolverMultistep"])
+def test_a_last_step_that_stands_for_zero(name):
+    """2^-24 in place of 0: the steps just before it, which lie below, are lifted, and the others are as they were."""
+    name += "DiscreteScheduler" if "Euler" in name else "Scheduler"
+    made = getattr(diffusers, name)(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", **LINEAR
+    )
+    table, own = made.alphas_cumprod.double().numpy(), open_schedule(made)
+    found = np.array(own.process.alphas_cumprod)
+    assert table[-1] == 2**-24 > table[-2] and (np.diff(found) < 0).all()
+    assert (found[:-4] == table[:-4]).all() and found[-1] == table[-1]
+    assert make_times(own.process, 4, own.rule()) == [999, 749, 499, 249, -1]
+
+
+def test_pure_noise_says_nothing_to_a_network_that_predicts_it():
+    made = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(ValueError, match="begins at pure noise .*'epsilon' says nothing"):
+        open_schedule(made).rule()
+    assert open_schedule(made | {"prediction_type": "v_prediction"}).rule() is not None
+
+
+@pytest.mark.parametrize(
+    "name,options,steps,expected",
+    [
+        ("DDIMScheduler", {"steps_offset": 1}, 1, [999, -1]),
+        ("DDIMScheduler", {"steps_offset": 1}, 2, [999, 499, -1]),
+        ("EulerDiscreteScheduler", {}, 1, [999, -1]),  # linspace, whose only step is 0
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}, 2, [999, 499, -1]),
+        ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, 1, [999, -1]),
+        ("EDMEulerScheduler", {"sigma_schedule": "exponential"}, 1, [80, 0]),
+    ],
+)
+def test_one_or_two_steps_begin_at_full_noise(name, options, steps, expected):
+    own = open_schedule(getattr(diffusers, name)(**options))
+    with pytest.warns(UserWarning, match=f"{name} would begin {steps} step.* below full noise") as caught:
+        assert make_times(own.process, steps, own.rule()) == pytest.approx(expected)
+    (text,) = [str(one.message) for one in caught if one.category is UserWarning]
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "name,options,half",
+    [
+        ("DDIMScheduler", {"steps_offset": 1}, 499),
+        ("DDIMScheduler", {"timestep_spacing": "trailing"}, 499),
+        ("EulerDiscreteScheduler", {}, 499),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}, 499),
+        ("LCMScheduler", {}, 499),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 0.75),
+    ],
+)
+def test_a_share_of_their_own_grid(name, options, half, recwarn):
+    """That of diffusers' image-to-image in the limit of many steps, for one step as well."""
+    own = open_schedule(getattr(diffusers, name)(**options))
+    for steps in (1, 2, 3, 20):
+        times = make_times(own.process, steps, own.rule(), share=0.5)
+        assert len(times) == steps + 1 and times[0] == pytest.approx(half, rel=3e-3)
+    below = own.rule()(own.process, 40)[20:]
+    assert times == pytest.approx(below, abs=0.026 * own.process.t_max)
+    assert not [one for one in recwarn.list if one.category is UserWarning]
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_schedulers_that_begin_at_full_noise_say_nothing(name, recwarn):
+    own = open_schedule(getattr(diffusers, name)())
+    for steps in (1, 2):
+        assert make_times(own.process, steps, own.rule())[0] >= 0.99 * own.process.t_max
+    make_times(own.process, 3, open_schedule(diffusers.DDIMScheduler()).rule()) if "Flow" not in name else None
+    assert not [one for one in recwarn.list if one.category is UserWarning]
+
+
 def test_the_smallest_noise_as_the_end():
     made = open_schedule(diffusers.DDIMScheduler(steps_offset=1, **LINEAR))
     assert make_times(made.process, 4, made.rule(), end="min") == [751, 501, 251, 1, 0]
@@ -147,7 +218,8 @@ def test_flows(name, shift):
 def test_dynamic_shift():
     own = open_schedule(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
     sigmas = [1.0, 0.75, 0.5, 0.25]
-    times = own.rule(lambda steps: {"mu": math.log(2.0), "sigmas": sigmas})(own.process, 4)
+    rule = own.rule(lambda steps: {"mu": math.log(2.0), "sigmas": [1 - k / steps for k in range(steps)]})
+    times = rule(own.process, 4)
     np.testing.assert_allclose(times, [2 * s / (1 + s) for s in sigmas] + [0], rtol=1e-6)
 
 
@@ -179,7 +251,14 @@ def test_every_supported_class_gives_a_valid_grid_from_its_configuration(name):
         ({}, "unsupported scheduler 'None'"),
         ({"_class_name": "DDIMScheduler", "prediction_type": "noise"}, "unknown prediction_type 'noise'"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "cubic"}, "DDIMScheduler cannot be used: cubic"),
-        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type 'continuous'"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", "prediction_type": "v_prediction"},
+            "timestep_type 'continuous'",
+        ),
+        (
+            {"_class_name": "DDIMScheduler", "trained_betas": [0.1] * 5},
+            "5 trained_betas, but num_train_timesteps is 1000",
+        ),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
     ],
 )

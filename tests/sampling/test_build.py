@@ -73,12 +73,32 @@ def test_explicit_times():
     assert plan(VP(), "ddim", 2, [0.8, 0.5, 0.1]) == made
 
 
-def test_strength_is_the_last_part_of_the_grid():
-    whole = plan(VP(), "dpmpp-2m", 10)
-    for strength, kept in ((0.5, 5), (0.31, 3), (0.01, 1), (1.0, 10)):
-        made = plan(VP(), "dpmpp-2m", 10, strength=strength)
-        assert made.times == whole.times[10 - kept :] and made.nfe == kept
-        assert made.start == (VP().alpha(made.times[0]), VP().sigma(made.times[0]))
+def test_strength_is_the_noise_level_of_the_start():
+    """The same for every number of steps, all below it; in time for `uniform`, in log-SNR for `log-snr`."""
+    process = VP()
+    low, high = process.log_snr(process.t_max), process.log_snr(process.t_min)
+    for strength in (0.01, 0.31, 0.5, 0.999):
+        level = process.time(high + strength * (low - high))
+        for steps in (1, 2, 10):
+            made = plan(process, "dpmpp-2m", steps, strength=strength)
+            assert made.times[0] == level and made.nfe == steps
+            assert made.start == (process.alpha(level), process.sigma(level))
+    share = process.t_min + 0.4 * (process.t_max - process.t_min)
+    assert plan(process, "ddim", 7, "uniform", strength=0.4).times[0] == share
+    # Where the share is a whole number of steps of a larger grid, those are the steps.
+    for rule in ("log-snr", "karras", "uniform", "quadratic", "beta"):
+        whole = plan(process, "ddim", 20, rule, end="min").times
+        assert plan(process, "ddim", 5, rule, strength=0.25, end="min").times == pytest.approx(whole[15:])
+    assert plan(process, "ddim", 10, strength=1.0).times == plan(process, "ddim", 10).times
+
+
+def test_strength_with_a_shift_and_with_explicit_times():
+    for steps in (1, 6):  # s t / (1 + (s - 1) t) at t = 0.5
+        made = plan(Flow(), "euler", steps, "uniform", shift=3.0, strength=0.5)
+        assert made.nfe == steps and made.times[0] == pytest.approx(0.75, abs=1e-3)
+    made = plan(VP(), "ddim", timesteps=[0.8, 0.6, 0.2, 0.0], strength=0.5)
+    assert made.times == pytest.approx((0.4, 0.2, 0.0)) and made.about["steps"] == 2
+    assert plan(VP(), "ddim", timesteps=[0.8, 0.6, 0.3, 0.0], strength=2 / 3).times == pytest.approx((0.6, 0.3, 0.0))
 
 
 def test_a_shift_is_the_flows_formula_applied_once():

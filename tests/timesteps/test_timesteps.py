@@ -147,6 +147,39 @@ def test_a_start_at_pure_noise_is_spaced_from_just_below():
     np.testing.assert_allclose(np.diff(level), np.diff(level)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.name}-{PROCESSES.index(p)}")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_share_begins_at_one_level_whatever_the_steps(rule, process):
+    """Exactly one, which rises with the share, and every count of steps from there to either end."""
+    firsts = []
+    for share in (0.001, 0.3, 0.99):
+        grids = [make_times(process, n, rule, end, share) for n in (1, 2, 7, 50) for end in ("zero", "min")]
+        assert [len(grid) - 1 for grid in grids] == [1, 1, 2, 2, 7, 7, 50, 50]
+        assert len({grid[0] for grid in grids}) == 1
+        firsts.append(grids[0][0])
+    assert firsts == sorted(set(firsts)) and process.t_min < firsts[0] and firsts[-1] < process.t_max
+
+
+def test_a_share_of_a_function_and_of_a_list():
+    def squares(process, steps, end):
+        return [process.t_max * (1 - k / steps) ** 2 for k in range(steps + (end == "zero"))] + (
+            [] if end == "zero" else [process.t_min]
+        )
+
+    for n in (1, 3, 10):
+        times = make_times(Flow(), n, squares, "zero", 0.5)
+        assert times == pytest.approx([0.25 * (1 - k / n) ** 2 for k in range(n + 1)], abs=1e-3)
+    assert make_times(Flow(), 4, [1, 0.5, 0.25, 0.1, 0.0], share=0.625) == pytest.approx([0.375, 0.25, 0.1, 0.0])
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 0"):
+        make_times(Flow(), 4, "uniform", "zero", 0)
+
+    def only_three(process, steps, end):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="the rule 'only_three' cannot begin in the middle here"):
+        make_times(Flow(), 4, only_three, "zero", 0.5)
+
+
 def test_explicit_lists_and_functions():
     assert make_times(VP(), 99, [1, 0.5, 0.25]) == [1.0, 0.5, 0.25]
     assert make_times(VP(), 2, np.array([0.9, 0.5, 0.0])) == [0.9, 0.5, 0.0]
