@@ -47,8 +47,7 @@ def concentration(model: Denoiser) -> float:
     Raises:
         ValueError: a model of no known shape, or that needs a picture.
     """
-    while isinstance(model, Wrapper):
-        model = model.model
+    model = _innermost(model)
     if model in _concentrations:
         return _concentrations[model]
     if model.shape is None:
@@ -82,9 +81,17 @@ def facts(model: Denoiser) -> dict[str, Any]:
 
     The spectrum is None for a model whose samples are not drawn from noise alone (a restorer), or that takes any shape.
     """
-    if model.shape is None or not from_noise(model.process) or _unasked(model, 1) is None:
+    inner = _innermost(model)
+    if inner.shape is None or not from_noise(model.process) or _unasked(inner, 1) is None:
         return {"spectrum": None}
     return {"data_std": data_std(model), "spectrum": spectrum(model)}
+
+
+def _innermost(model: Denoiser) -> Denoiser:
+    """What all wrappers are around: they may hold values of each sample, which a measurement has not."""
+    while isinstance(model, Wrapper):
+        model = model.model
+    return model
 
 
 def _unasked(model: Denoiser, n: int) -> dict[str, Any] | None:

@@ -34,8 +34,8 @@ def choose_plan(
     """The plan for a call: the model's own if it has one and nothing else is requested, else one built from the names.
 
     Where no solver is named it is the model's (`model.solver`, or that of a distilled model's plan), else what does
-    best over many kinds of models (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's own scheduler (`model.timesteps`,
-    by name "own"), where it has them.
+    best over many kinds of models (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's
+    own scheduler (`model.timesteps`, by name "own"), where it has them.
     """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
