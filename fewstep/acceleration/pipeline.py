@@ -16,6 +16,7 @@ from fewstep.acceleration.verdict import judge
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
+from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank
@@ -244,6 +245,7 @@ def _search(
         "nfe": plan.nfe,
         "metric": metric,
         "seed": seed,
+        "noise_version": VERSION,
         "noises": {"train": len(train), "held_out": len(held_out), "verdict": len(unseen.problem)},
         "reference_nfe": REFERENCE_NFE,
         "reference_error": error,

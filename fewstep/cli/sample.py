@@ -101,6 +101,7 @@ def sample(
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share)
 
     from fewstep import __version__
+    from fewstep.core.noise import VERSION
     from fewstep.sampling.sample import sample as draw
 
     batches = -(-total // BATCH)
@@ -127,6 +128,7 @@ def sample(
         "nfe": plan.nfe,
         "n": count,
         "seed": None if seeds else seed,
+        "noise_version": VERSION,
         "label": label,
         "prompt": said[0] if len(said) == 1 else said or None,
         "guidance": guidance,

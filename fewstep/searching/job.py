@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.report.files import write_json
@@ -68,6 +69,7 @@ class Job:
             "method": method,
             "nfe": nfe,
             "seed": seed,
+            "noise_version": VERSION,
             "noises": noises,
             "reference_nfe": reference_nfe,
             "process": self.process.config(),
