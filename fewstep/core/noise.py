@@ -23,22 +23,25 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Word = TypeVar("Word", int, Tensor)
 
 VERSION = 2  # of the numbers that a seed stands for; saved wherever a seed is
 
 _GAMMA, _FIRST, _SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _PART = 1 << 14  # elements of a sample under one key
 _AHEAD = 64  # draws whose keys are made at once
-_BLOCK = 1 << 18  # normals made at once on a CPU, in scratch memory of 8 bytes each; four times as many elsewhere
+_BLOCK = 1 << 17  # normals made at once on a CPU, in scratch memory of 8 bytes each; four times as many elsewhere
 
 
-def split_mix(z: Tensor, index: Tensor) -> Tensor:
-    """The outputs number `index` of SplitMix64 from states z, both int64 (they broadcast against each other)."""
+def split_mix(z: Word, index: Word) -> Word:
+    """The outputs number `index` of SplitMix64 from states z: int64 that broadcast, or integers, whose low 64 bits
+    count."""
     z = z + index * _GAMMA
     z = (z ^ ((z >> 30) & (1 << 34) - 1)) * _FIRST  # the shift is arithmetic, so its upper bits are masked
     z = (z ^ ((z >> 27) & (1 << 37) - 1)) * _SECOND
@@ -125,7 +128,7 @@ class Noise:
         self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
     ) -> Iterator[Tensor]:
         """`normal` of each draw in turn; each is a view that later ones overwrite."""
-        seed = torch.full((1,), _signed(self.seed), device=device)
+        seed = torch.cat([torch.full((1, 1), lane, device=device) for lane in _lanes(self.seed)])  # no copy to wait for
         yield from _stream(seed, torch.arange(self.first, self.first + shape[0], device=device), draws, shape, dtype)
 
 
@@ -157,7 +160,7 @@ class Seeds:
         """`normal` of each draw in turn; each is a view that later ones overwrite."""
         if shape[0] != len(self.seeds):
             raise ValueError(f"there are {len(self.seeds)} seeds for a batch of {shape[0]}")
-        seeds = torch.tensor([_signed(seed) for seed in self.seeds], dtype=torch.int64, device=device)
+        seeds = torch.tensor([_lanes(seed) for seed in self.seeds], dtype=torch.int64, device=device).view(-1, 2).T
         numbers = torch.tensor(self.numbers, dtype=torch.int64, device=device)
         yield from _stream(seeds, numbers, draws, shape, dtype)
 
@@ -172,22 +175,23 @@ def stream(
     return (source.normal(draw, shape, device, dtype) for draw in draws)
 
 
-def _signed(seed: int) -> int:
-    """The low 64 bits of a whole number, as those of an int64."""
-    return (operator.index(seed) + (1 << 63)) % (1 << 64) - (1 << 63)
+def _lanes(seed: int) -> list[int]:
+    """The two states of 64 bits that a seed stands for, as those of int64."""
+    made = [split_mix(operator.index(seed), lane) for lane in (1, 2)]
+    return [(state + (1 << 63)) % (1 << 64) - (1 << 63) for state in made]
 
 
 def _stream(
     seed: Tensor, sample: Tensor, draws: Iterable[int], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """The draws of samples `(B,)` under seeds, `(1,)` or `(B,)`."""
+    """The draws of samples `(B,)` under the lanes of seeds, `(2, 1)` or `(2, B)`."""
     size, device = math.prod(shape[1:]), sample.device
     parts = max(1, -(-size // _PART))
     words = 4 * max(1, -(-size // (16 * parts)))  # 32 bits make four normals, and words turn by fours
     rows = len(sample) * parts  # of a draw
     most = max(1, _BLOCK * (1 if device.type == "cpu" else 4) // (4 * words))
-    lanes, part = torch.arange(1, 3, device=device).unsqueeze(1), torch.arange(parts, device=device)
-    own = split_mix(split_mix(seed, lanes), sample + 1).view(2, 1, -1, 1)
+    part = torch.arange(parts, device=device)
+    own = split_mix(seed, sample + 1).view(2, 1, -1, 1)
     made, blocks, thread = torch.empty(0, device=device), [], 0
     for some in _consecutive(draws):
         draw = torch.arange(some.start, some.stop, device=device).view(-1, 1, 1)
