@@ -64,9 +64,9 @@ def _stochastic(rows: list[dict[str, Any]]) -> str:
     return (
         "## What noise costs\n\nThe least microseconds of CPU time a step with a null network, 20 steps, one thread,"
         f" over {stochastic.ROUNDS} interleaved rounds; over the loop of second order by hand, and over the"
-        " deterministic twin of the same structure. Other work of the machine slows memory and caches, and so only adds to a time."
-        " By hand with randn is that loop with one call of torch.randn_like a step, which every stochastic solver of"
-        " k-diffusion makes at least.\n\n" + table(columns, cells)
+        " deterministic twin of the same structure. Other work of the machine slows memory and caches, and so only"
+        " adds to a time. By hand with randn is that loop with one call of torch.randn_like a step, which every"
+        " stochastic solver of k-diffusion makes at least.\n\n" + table(columns, cells)
     )
 
 
