@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import diffusers_overhead, executors, imports, learned, overhead, restoration, training
+from benchmarks import diffusers_overhead, executors, imports, learned, overhead, restoration, stochastic, training
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -44,6 +44,29 @@ def _overhead(rows: list[dict[str, Any]]) -> str:
         "## Time of the loop beyond the network\n\nMicroseconds an evaluation (median) with a null network that"
         " predicts eps, 20 steps, one thread; and the ratio to a loop of DPM-Solver++ 2M written by"
         " hand, in the same run.\n\n" + table(columns, cells)
+    )
+
+
+def _stochastic(rows: list[dict[str, Any]]) -> str:
+    by: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault(row["loop"], {})[row["shape"]] = row
+    cells = []
+    for name, shapes in by.items():
+        line = [name, stochastic.TWINS.get(name, "")]
+        for shape in overhead.SHAPES:
+            row = shapes[shape]
+            twin = f"{row['times_twin']:.1f}" if row["times_twin"] else ""
+            line += [f"{row['us']:.0f}", f"{row['times_floor']:.1f}", twin]
+        cells.append(line)
+    columns = ["loop", "twin"]
+    columns += [c for shape in overhead.SHAPES for c in (f"{shape}: us", "times floor", "times twin")]
+    return (
+        "## What noise costs\n\nThe least microseconds of CPU time a step with a null network, 20 steps, one thread,"
+        f" over {stochastic.ROUNDS} interleaved rounds; over the loop of second order by hand, and over the"
+        " deterministic twin of the same structure. Other work of the machine slows memory and caches, and so only"
+        " adds to a time. By hand with randn is that loop with one call of torch.randn_like a step, which every"
+        " stochastic solver of k-diffusion makes at least.\n\n" + table(columns, cells)
     )
 
 
@@ -150,6 +173,7 @@ def _diffusers(rows: list[dict[str, Any]]) -> str:
 
 SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], str]]] = {
     "overhead": (overhead.measure, _overhead),
+    "stochastic": (stochastic.measure, _stochastic),
     "imports": (imports.measure, _imports),
     "learned": (learned.measure, _learned),
     "executors": (executors.measure, _executors),
@@ -168,8 +192,17 @@ def place(name: str, text: str) -> None:
     write_text(RESULTS, new)
 
 
+def _cpu() -> str:
+    """The CPU's name where the system tells it, and its architecture."""
+    try:
+        named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        named = None
+    return f"{named[1]}, {platform.machine()}" if named else platform.machine() + " CPU"
+
+
 def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}, {date.today().isoformat()}"
 
 

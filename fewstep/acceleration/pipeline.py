@@ -17,6 +17,7 @@ from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
+from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, fitted, hand_made, rank
@@ -256,6 +257,7 @@ def _search(
         "nfe": plan.nfe,
         "metric": metric,
         "seed": seed,
+        "noise_version": VERSION,
         "noises": {"train": len(train), "held_out": len(held_out), "verdict": len(unseen.problem)},
         "reference_nfe": REFERENCE_NFE,
         "reference_error": error,

@@ -108,6 +108,7 @@ def sample(
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share)
 
     from fewstep import __version__
+    from fewstep.core.noise import VERSION
     from fewstep.sampling.sample import Interrupted
     from fewstep.sampling.sample import sample as draw
 
@@ -138,6 +139,7 @@ def sample(
         "nfe": plan.nfe,
         "n": count,
         "seed": None if seeds else seed,
+        "noise_version": VERSION,
         "label": label,
         "prompt": said[0] if len(said) == 1 else said or None,
         "guidance": guidance,

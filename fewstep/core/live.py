@@ -7,6 +7,7 @@ can run only this way: it is a `Loop`, a sampler without operations or a table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fewstep.core.memory import Memory, ask
 from fewstep.core.model import Callback, Model
-from fewstep.core.noise import Noise, Source
+from fewstep.core.noise import Noise, Source, stream
 from fewstep.core.ops import Number, in_band
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process, process_from_config
@@ -46,7 +47,8 @@ class Live:
     ):
         self.counting, self.memory = counting, memory
         self.model, self.process, self.source, self.condition = model, process, source, dict(condition)
-        self._start, self._callback, self._draws = x, callback, 0
+        self._start, self._callback = x, callback
+        self._drawn = stream(source, itertools.count(1), tuple(x.shape), x.device, x.dtype)
         self.nfe = 0
         self.made = torch.zeros(len(x), dtype=torch.long, device=x.device)
         self.report: dict[str, Any] = {}
@@ -89,9 +91,7 @@ class Live:
 
     def noise(self, a: float | None = None, b: float | None = None) -> Tensor:
         """Fresh standard normal noise `(B, *shape)` from the samples' own stream."""
-        self._draws += 1
-        x = self._start
-        return self.source.normal(self._draws, tuple(x.shape), x.device, x.dtype)
+        return next(self._drawn).clone()
 
 
 class _Zero:

@@ -1,74 +1,93 @@
 """Noise that belongs to the sample, not to the batch: a counter-based generator in tensor operations.
 
-Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by the seed, its counter made
-of (position in the sample, number of the draw, number of the sample). So draw k of sample i is a function of
-(seed, i, k) alone: the same in a batch of 1 or 8, on one device or four. Normals follow by Box-Muller. The logarithm,
-sine and cosine are our own polynomials of exactly rounded operations (+, *, /, sqrt), because library versions of
-these functions differ in the last bit between devices and between vector and scalar code.
+Draw k of sample i is a function of (seed, i, k) and of the sample's size alone: the same in a batch of 1 or 8, on one
+device or four. All arithmetic is on integers or exact, so the bits are the same wherever it is done.
+
+1. A key of 128 bits for each seed, sample, draw and part of 16384 elements: the finaliser of SplitMix64 (Steele et al.,
+   "Fast splittable pseudorandom number generators", 2014), once for each of the seed, the sample, and the other two.
+2. A fixed random word for each place in a part is scrambled by the key: two rounds of a product, an exclusive or, and
+   the upper half added to the lower.
+3. Each 16 bits of a word look up two numbers, both quantiles of the normal law (2^15 of them), in orders that leave
+   the two without correlation.
+4. Four such numbers, each of another look-up, turn into four normals by an orthogonal matrix of entries 1/2 and -1/2.
+   So a normal is the sum of four independent quantiles, one of 2^60: it reaches to 8 standard deviations, and its
+   moments to the eighth are the law's within the error of 10^8 draws.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from statistics import NormalDist
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_MASK = 0xFFFFFFFF
+Word = TypeVar("Word", int, Tensor)
+
+VERSION = 2  # of the numbers that a seed stands for; saved wherever a seed is
+
+_GAMMA, _FIRST, _SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_PART = 1 << 14  # elements of a sample under one key
+_AHEAD = 64  # draws whose keys are made at once
+_BLOCK = 1 << 17  # normals made at once on a CPU, in scratch memory of 8 bytes each; four times as many elsewhere
 
 
-def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int] | tuple[Tensor, Tensor]
-) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox-4x32 on int64 tensors that hold 32-bit words (they broadcast against each other)."""
-    c0, c1, c2, c3 = counter
-    k0: int | Tensor
-    k1: int | Tensor
-    k0, k1 = key
-    for _ in range(10):
-        # int64 products wrap, but their 64 bits are right; the shift is arithmetic, so the high word is masked.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (p1 >> 32).bitwise_and_(_MASK).bitwise_xor(c1).bitwise_xor_(k0),
-            p1 & _MASK,
-            (p0 >> 32).bitwise_and_(_MASK).bitwise_xor(c3).bitwise_xor_(k1),
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+def split_mix(z: Word, index: Word) -> Word:
+    """The outputs number `index` of SplitMix64 from states z: int64 that broadcast, or integers, whose low 64 bits
+    count."""
+    z = z + index * _GAMMA
+    z = (z ^ ((z >> 30) & (1 << 34) - 1)) * _FIRST  # the shift is arithmetic, so its upper bits are masked
+    z = (z ^ ((z >> 27) & (1 << 37) - 1)) * _SECOND
+    return z ^ ((z >> 31) & (1 << 33) - 1)
 
 
-def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
-    y = torch.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        y.mul_(x).add_(c)  # two roundings on every device: never one fused multiply-add
-    return y
+def _two_words(z: Tensor) -> Tensor:
+    """The lower and the upper half of int64 as int32, `(2, *shape)`."""
+    return torch.stack((z.to(torch.int32), (z >> 32).to(torch.int32)))
 
 
-# log m = 2 atanh((m - 1) / (m + 1)), |s| <= 0.172 on [sqrt(1/2), sqrt(2)]: nine terms leave 1e-15.
-_ATANH = [2 / (2 * k + 1) for k in range(9)]
-# Taylor series about 0 on [-pi, pi]: fifteen terms leave 1e-15. No reduction, hence no selection, which is slower.
-_SIN = [(-1) ** k / math.factorial(2 * k + 1) for k in range(15)]
-_COS = [(-1) ** k / math.factorial(2 * k) for k in range(15)]
+@functools.cache
+def _places(device: torch.device) -> Tensor:
+    """(4096,) int32: the word of each place in a part."""
+    numbers = split_mix(torch.zeros(1, dtype=torch.int64), torch.arange(1, _PART // 8 + 1))
+    return _two_words(numbers).view(-1).to(device)
 
 
-def _log(u: Tensor) -> Tensor:
-    mantissa, exponent = torch.frexp(u)  # exact: mantissa in [1/2, 1)
-    mantissa.mul_(math.sqrt(2))
-    s = (mantissa - 1).div_(mantissa.add_(1))
-    return _polynomial(s * s, _ATANH).mul_(s).add_(exponent.double().sub_(0.5).mul_(math.log(2)))
+def half_normal() -> np.ndarray:
+    """(16384,) float64: the means of as many equally likely parts of the law of |z|, scaled to a mean square of 1.
+
+    They are multiples of 2^-20: none lies so close to the middle of two that the last bit of a library's logarithm or
+    exponential would show.
+    """
+    return np.round(half_normal_means() * 2.0**20) * 2.0**-20
 
 
-def _circle(turn: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of `2 pi turn`, turn in [-1/2, 1/2]."""
-    angle = turn * (2 * math.pi)
-    square = angle * angle
-    return _polynomial(square, _COS), _polynomial(square, _SIN).mul_(angle)
+def half_normal_means() -> np.ndarray:
+    """`half_normal` before it is rounded."""
+    edges = np.array([0.0, *(NormalDist().inv_cdf((_PART + j) / (2 * _PART)) for j in range(1, _PART))])
+    density = np.append(np.exp(-edges * edges / 2), 0.0)
+    means = density[:-1] - density[1:]
+    return np.asarray(means / math.sqrt(np.mean(means**2)))
+
+
+@functools.cache
+def _pairs(device: torch.device) -> Tensor:
+    """(65536,) complex64: the two numbers, halved, that each 16 bits look up.
+
+    The bits are two signs, and a place among the quantiles of |z|, whose partner follows by a lattice: of all of them
+    the one with the smallest correlations between powers of the two up to the sixth (2e-5 between the squares).
+    """
+    half = half_normal() / 2
+    a, b = half, half[(2815 * np.arange(_PART) + 11000) % _PART]
+    real, imaginary = np.concatenate((a, -a, a, -a)), np.concatenate((b, b, -b, -b))
+    return torch.complex(torch.from_numpy(real).float(), torch.from_numpy(imaginary).float()).to(device)
 
 
 class Source(Protocol):
@@ -85,7 +104,8 @@ class Source(Protocol):
 class Noise:
     """The noise of samples `first, first + 1, ...` under one seed (any Python int; its low 64 bits count).
 
-    Draw 0 is the initial noise of a run, draws 1, 2, ... are those of its steps.
+    Draw 0 is the initial noise of a run, draws 1, 2, ... are those of its steps. The numbers are float32; in another
+    dtype they are the same ones, converted.
     """
 
     seed: int = 0
@@ -102,9 +122,14 @@ class Noise:
         self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normals of `shape` `(B, *sample)`, row i those of sample `first + i`."""
-        sample = torch.arange(self.first, self.first + shape[0], device=device).unsqueeze(1)
-        seed = operator.index(self.seed) & 0xFFFFFFFFFFFFFFFF
-        return _normals(sample, (seed & _MASK, seed >> 32), draw, shape).to(dtype)
+        return next(self.stream((draw,), shape, device, dtype))
+
+    def stream(
+        self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """`normal` of each draw in turn; each is a view that later ones overwrite."""
+        seed = torch.cat([torch.full((1, 1), lane, device=device) for lane in _lanes(self.seed)])  # no copy to wait for
+        yield from _stream(seed, torch.arange(self.first, self.first + shape[0], device=device), draws, shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -127,31 +152,126 @@ class Seeds:
         self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normals of `shape` `(B, *sample)`, B being the number of seeds."""
+        return next(self.stream((draw,), shape, device, dtype))
+
+    def stream(
+        self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """`normal` of each draw in turn; each is a view that later ones overwrite."""
         if shape[0] != len(self.seeds):
             raise ValueError(f"there are {len(self.seeds)} seeds for a batch of {shape[0]}")
-        seeds = [operator.index(seed) & 0xFFFFFFFFFFFFFFFF for seed in self.seeds]
-        low, high = ([[word] for word in words] for words in ([s & _MASK for s in seeds], [s >> 32 for s in seeds]))
-        key = torch.tensor(low, device=device), torch.tensor(high, device=device)
-        sample = torch.tensor(self.numbers, device=device).unsqueeze(1)
-        return _normals(sample, key, draw, shape).to(dtype)
+        seeds = torch.tensor([_lanes(seed) for seed in self.seeds], dtype=torch.int64, device=device).view(-1, 2).T
+        numbers = torch.tensor(self.numbers, dtype=torch.int64, device=device)
+        yield from _stream(seeds, numbers, draws, shape, dtype)
 
 
-def _normals(sample: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor], draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normals of `shape`, float64: of draw `draw` of samples `(B, 1)` under a key, one for all or `(B, 1)`."""
+def stream(
+    source: Source, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """A source's draws in turn, of `Noise` and `Seeds` several at once, which costs less; each is a view that later
+    ones may overwrite."""
+    if isinstance(source, Noise | Seeds):
+        return source.stream(draws, shape, device, dtype)
+    return (source.normal(draw, shape, device, dtype) for draw in draws)
+
+
+def _lanes(seed: int) -> list[int]:
+    """The two states of 64 bits that a seed stands for, as those of int64."""
+    made = [split_mix(operator.index(seed), lane) for lane in (1, 2)]
+    return [(state + (1 << 63)) % (1 << 64) - (1 << 63) for state in made]
+
+
+def _stream(
+    seed: Tensor, sample: Tensor, draws: Iterable[int], shape: tuple[int, ...], dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """The draws of samples `(B,)` under the lanes of seeds, `(2, 1)` or `(2, B)`."""
     size, device = math.prod(shape[1:]), sample.device
-    blocks = (size + 3) // 4  # one counter gives four words: two pairs of normals
-    position = torch.arange(blocks, device=device).unsqueeze(0)
-    words = philox(
-        (
-            position,  # the four broadcast against each other, and are full after two rounds
-            torch.full((1, 1), draw, device=device, dtype=torch.int64),
-            sample & _MASK,
-            sample >> 32,
-        ),
-        key,
-    )
-    bits = torch.cat(words, dim=1).double()  # (B, 4 blocks): the first half gives radii, the second angles
-    radius = _log(bits[:, : 2 * blocks].add_(0.5).mul_(2.0**-32)).mul_(-2).sqrt_()
-    c, s = _circle(bits[:, 2 * blocks :].mul_(2.0**-32).sub_(0.5))
-    normals = torch.cat((c.mul_(radius), s.mul_(radius)), dim=1)
-    return normals[:, :size].reshape(shape)
+    parts = max(1, -(-size // _PART))
+    words = 4 * max(1, -(-size // (16 * parts)))  # 32 bits make four normals, and words turn by fours
+    rows = len(sample) * parts  # of a draw
+    most = max(1, _BLOCK * (1 if device.type == "cpu" else 4) // (4 * words))
+    part = torch.arange(parts, device=device)
+    own = split_mix(seed, sample + 1).view(2, 1, -1, 1)
+    made, blocks, thread = torch.empty(0, device=device), [], 0
+    for some in _consecutive(draws):
+        draw = torch.arange(some.start, some.stop, device=device).view(-1, 1, 1)
+        keys = _two_words(split_mix(own, (draw << 32) + part)).view(4, -1, 1)
+        keys[:2] |= 1  # the multipliers
+        for begin, end in _even(len(some), max(1, most // max(1, rows))):
+            if len(made) != (end - begin) * rows or thread != threading.get_ident():  # the scratch is a thread's own
+                made = torch.empty(((end - begin) * rows, 4 * words), device=device)
+                blocks, thread = _blocks(made, most), threading.get_ident()
+            for first, last, block in blocks:
+                block(keys[:, begin * rows + first : begin * rows + last])
+            normals = made.view(end - begin, len(sample), parts * 4 * words)[:, :, :size]
+            yield from normals.to(dtype).reshape(end - begin, *shape)
+
+
+def _consecutive(draws: Iterable[int]) -> Iterator[range]:
+    """The draws in stretches of consecutive ones."""
+    some = range(0)
+    for draw in draws:
+        if some and (draw != some.stop or len(some) == _AHEAD):
+            yield some
+            some = range(0)
+        some = range(some.start if some else draw, draw + 1)
+    if some:
+        yield some
+
+
+def _even(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """`count` things in as few stretches of at most `most` as there can be, of lengths that differ by one at most."""
+    stretches = -(-count // most)
+    ends = [count * k // stretches for k in range(1, stretches + 1)]
+    return zip([0, *ends], ends, strict=False)
+
+
+class _Block:
+    """Fills `out` `(R, 4 * words)` with the normals of keys `(4, R, 1)`, in scratch memory `(2, R * 4 * words)`."""
+
+    def __init__(self, out: Tensor, scratch: Tensor):
+        rows, words = len(out), out.shape[1] // 4
+        self.places, self.pairs = _places(out.device)[:words], _pairs(out.device)
+        self.half = torch.full((), 16, dtype=torch.int32, device=out.device)
+        one, two = scratch
+        self.word, self.upper, *_ = one.view(torch.int32).view(4, rows, words)
+        self.halves, self.index = self.word.view(torch.uint16).view(-1), one.view(torch.int32)[2 * rows * words :]
+        self.found = two.view(torch.complex64)
+        self.terms = two.view(rows, 2, 2 * words).unbind(1)
+        self.sums = one.view(2, rows, 2 * words).unbind()  # where words and indices were
+        self.terms2 = one.view(2, rows, 2, words).unbind(2)
+        self.sums2 = out.view(rows, 2, 2, words).transpose(0, 2).unbind(1)
+
+    def __call__(self, keys: Tensor) -> None:
+        word, upper, half = self.word, self.upper, self.half
+        multiplier, multiplier2, mask, _ = keys
+        torch.mul(self.places, multiplier, out=word).bitwise_xor_(mask)
+        word.add_(torch.bitwise_right_shift(word, half, out=upper))  # arithmetic: nearly one to one
+        word.mul_(multiplier2)
+        word.add_(torch.bitwise_right_shift(word, half, out=upper))
+        self.index.copy_(self.halves)
+        torch.index_select(self.pairs, 0, self.index, out=self.found)
+        torch.add(*self.terms, out=self.sums[0])
+        torch.sub(*self.terms, out=self.sums[1])
+        torch.add(*self.terms2, out=self.sums2[0])
+        torch.sub(*self.terms2, out=self.sums2[1])
+
+
+def _blocks(made: Tensor, most: int) -> list[tuple[int, int, _Block]]:
+    """What fills all rows, at most so many at a time: the first row, the last one, and how."""
+    width, device = made.shape[1], made.device
+    scratch = _scratch(min(most, len(made)) * width, device)
+    return [(i, j, _Block(made[i:j], scratch[:, : (j - i) * width])) for i, j in _even(len(made), most)]
+
+
+_kept = threading.local()
+
+
+def _scratch(size: int, device: torch.device) -> Tensor:
+    """`(2, size)`; on a CPU the thread's own, kept: the first touch of new memory costs more than the normals."""
+    if device.type != "cpu":
+        return torch.empty((2, size), device=device)
+    if getattr(_kept, "scratch", None) is None or _kept.scratch.shape[1] < size:
+        with torch.inference_mode(False):  # what is made in that mode could not be overwritten outside
+            _kept.scratch = torch.empty((2, size))
+    return _kept.scratch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.core.noise import Source
+from fewstep.core.noise import Source, stream
 from fewstep.core.table import Bound, Table, Weight
 
 
@@ -114,12 +115,17 @@ def program(table: Table, start: Tensor, source: Source) -> Program:
     """
     rows = Rows(table, start)
     rows.state[0][0].copy_(start)
-    batch, device, dtype = len(start), start.device, start.dtype
+    shape, device, dtype = tuple(start.shape), start.device, start.dtype
     del start
     told: list[Mapping[str, Tensor]] = [{}] * len(table.evaluations)
     if (given := table.given(device, dtype)) is not None:
-        told = [{name: value.expand(batch) for name, value in own.items()} for own in given]
-    draw, advance = source.normal, rows.advance
+        told = [{name: value.expand(shape[0]) for name, value in own.items()} for own in given]
+    numbers = [number for stage in table.stages for number, _ in stage.draws]
+    drawn, advance = stream(source, numbers, shape, device, dtype), rows.advance
+
+    def draw(*_: Any) -> Tensor:  # a table draws in the order of its stages
+        return next(drawn)
+
     if table.stages and table.stages[0].evaluate is None:  # what comes before the first evaluation
         advance(None, "", draw)
     for t, own in zip(table.times(device, dtype), told, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
-from fewstep.core.noise import Noise
+from fewstep.core.noise import Noise, Seeds
 from fewstep.core.prediction import expand
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
@@ -38,19 +38,6 @@ class Chains:
     samples: Tensor
     levels: Tensor
     nfe_per_sample: float
-
-
-@dataclass(frozen=True)
-class _Rows(Noise):
-    """The noise of some samples of a batch, wherever they stand in it."""
-
-    rows: tuple[int, ...] = ()
-
-    def normal(
-        self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        last = max(self.rows) + 1
-        return super().normal(draw, (last, *shape[1:]), device, dtype)[list(self.rows)]
 
 
 @torch.no_grad()
@@ -195,7 +182,7 @@ def _finish(
             model,
             y[rows] * scale,
             dtype=y.dtype,
-            source=_Rows(seed, first, tuple(rows.tolist())),
+            source=Seeds((seed,) * len(rows), tuple((first + rows).tolist())),
             **{name: value[rows] for name, value in condition.items()},
         )
         out[rows] = result.samples

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, made
+from fewstep.core.noise import VERSION
 from fewstep.core.sampler import Sampler
 from fewstep.data.spec import Dataset
 from fewstep.metrics.endpoint import endpoint_error
@@ -143,6 +144,7 @@ def compare(
     figures = {
         "noises": noises,
         "seed": seed,
+        "noise_version": VERSION,
         "reference_nfe": reference_nfe,
         "reference_error": error_estimate(model, problem, reference_nfe),
         "frechet_against": "the reference's samples" if real is None else "real images",

@@ -20,7 +20,7 @@ from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, methods
-from fewstep.core.noise import Noise
+from fewstep.core.noise import VERSION, Noise
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.data.open import is_built_in, open_built_in
@@ -114,6 +114,7 @@ def evaluate(
         "about": dict(chosen.about),
         "n": n,
         "seed": seed,
+        "noise_version": VERSION,
         "planned_nfe": chosen.nfe,
         "actual_nfe": nfe,
         "seconds": seconds,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import read_text
+from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.report.files import write_json
@@ -69,6 +70,7 @@ class Job:
             "method": method,
             "nfe": nfe,
             "seed": seed,
+            "noise_version": VERSION,
             "noises": noises,
             "reference_nfe": reference_nfe,
             "process": self.process.config(),

@@ -13,6 +13,7 @@ import torch
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made, methods
+from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.spec import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
@@ -139,6 +140,7 @@ def search(
         "reference_error": error_estimate(model, job.held_out, reference_nfe),
         "noises": noises,
         "seed": seed,
+        "noise_version": VERSION,
     }
     return Found(model, plan, method, rows, spent, seconds_spent, job.history, figures, job.result, finished)
 

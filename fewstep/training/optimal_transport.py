@@ -31,7 +31,7 @@ METHODS = (
     ),
 )
 
-FORMAT = "fewstep-ot-start-1"
+FORMAT = "fewstep-ot-start-2"  # the atoms' noise is made again from the seed: another noise is another format
 ROWS = 16_384  # points whose products with all atoms are held in memory at once
 FAR = 1e9  # the centre of a cell that no draw fell into
 

@@ -14,10 +14,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_is_bit_identical_to_the_cpus(dtype):
-    shape = (8, 3, 17, 5)
-    for draw in (0, 3):
-        cpu = fs.Noise(5, 2).normal(draw, shape, "cpu", dtype)
-        assert torch.equal(fs.Noise(5, 2).normal(draw, shape, "cuda", dtype).cpu(), cpu)
+    for shape in ((8, 3, 17, 5), (3, 1), (20, 4, 64, 64), (2, 3, 100, 100)):
+        for draw in (0, 3):
+            cpu = fs.Noise(5, 2).normal(draw, shape, "cpu", dtype)
+            assert torch.equal(fs.Noise(5, 2).normal(draw, shape, "cuda", dtype).cpu(), cpu)
 
 
 @pytest.mark.parametrize("name", solver_names())
