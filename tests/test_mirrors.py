@@ -52,6 +52,7 @@ ELSEWHERE = {
     "core/unrolled.py": ("contracts/test_sampling.py", "fewstep.core.unrolled"),
     "data/captions.py": ("data/test_shapes.py", "fewstep.data.captions"),
     "data/open.py": ("contracts/test_data.py", "fewstep.data.open"),
+    "data/spec.py": ("data/test_dataset.py", "fewstep.data.spec"),
     "data/shapes_render.py": ("data/test_shapes.py", "fewstep.data.shapes_render"),
     "denoisers/conventions.py": ("denoisers/test_checks.py", "conventions"),
     "denoisers/detail.py": ("training/test_single_image.py", "detail"),

@@ -12,8 +12,8 @@ from claims.problems import mixture
 from claims.restored import TASKS, plan_of, restorer
 from fewstep.acceleration.pipeline import Accelerated, accelerate
 from fewstep.core.sampler import Sampler
+from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.digits import load
-from fewstep.data.spec import Dataset, DataSpec
 from fewstep.searching.evaluate import evaluate
 from fewstep.searching.reference import reference_plan
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from claims.common import Claim, Outcome, compared
 from fewstep.data.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Spec, Thing, detokenize, parse, tokenize
+from fewstep.data.dataset import split_rows
 from fewstep.data.digits import load
 from fewstep.data.open import open_data
 from fewstep.data.shapes import held_out, scenes
-from fewstep.data.spec import split_rows
 from fewstep.data.stream import Stream, open_stream
 
 PICTURES = 60

@@ -19,7 +19,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.searching.candidates import Candidate, fitted, hand_made, rank
 from fewstep.searching.job import Job
 from fewstep.searching.learn import learn

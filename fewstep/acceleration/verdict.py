@@ -14,7 +14,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import methods
 from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import fixed_plan as make_plan

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.data.spec import Dataset, DataSpec, check_size
+from fewstep.data.dataset import Dataset, DataSpec, check_size
 
 METHODS = (
     Method(

@@ -17,7 +17,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.files import read_text
 from fewstep.core.methods import Method
 from fewstep.core.pictures import MODES, Deep, Span, read, say, span_of
-from fewstep.data.spec import Dataset, DataSpec, split_rows
+from fewstep.data.dataset import Dataset, DataSpec, split_rows
 from fewstep.data.walk import CAPTION, found_below
 
 METHODS = (

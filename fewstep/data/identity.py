@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data.spec import Dataset, Drawn
+from fewstep.data.dataset import Dataset, Drawn
 from fewstep.data.stream import Stream
 
 FEW = 8  # samples that stand for data which are not in memory

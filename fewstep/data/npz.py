@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fewstep.core.methods import Method
-from fewstep.data.spec import Dataset, DataSpec, classes_of, split_rows
+from fewstep.data.dataset import Dataset, DataSpec, classes_of, split_rows
 
 METHODS = (
     Method(

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card, methods
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.data.stream import Stream
 from fewstep.data.walk import has_pictures
 

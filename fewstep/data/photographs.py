@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.pictures import MODES
-from fewstep.data.spec import Dataset, DataSpec
+from fewstep.data.dataset import Dataset, DataSpec
 
 METHODS = (
     Method(

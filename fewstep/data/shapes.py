@@ -36,8 +36,8 @@ from fewstep.data.captions import (
     parse,
     tokenize,
 )
+from fewstep.data.dataset import SPLITS, DataSpec, Drawn, check_size
 from fewstep.data.shapes_render import RADII, REACH, SIDE, render
-from fewstep.data.spec import SPLITS, DataSpec, Drawn, check_size
 
 METHODS = (
     Method(

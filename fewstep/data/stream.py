@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.pictures import MODES, Deep, Span, depth, read, say, span_of, suffixes
-from fewstep.data.spec import DataSpec, classes_of
+from fewstep.data.dataset import DataSpec, classes_of
 
 METHODS = (
     Method(

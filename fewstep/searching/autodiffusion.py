@@ -13,7 +13,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable
 from fewstep.metrics.frechet import frechet
 from fewstep.searching.candidates import score

@@ -16,7 +16,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, made
 from fewstep.core.noise import VERSION
 from fewstep.core.sampler import Sampler
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import plan as make_plan

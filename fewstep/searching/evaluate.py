@@ -23,8 +23,8 @@ from fewstep.core.methods import Method, card, methods
 from fewstep.core.noise import VERSION, Noise
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
+from fewstep.data.dataset import Dataset
 from fewstep.data.open import is_built_in, open_built_in
-from fewstep.data.spec import Dataset
 from fewstep.metrics.features import find_features
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import choose_plan

@@ -17,7 +17,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import read_text
 from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.report.files import write_json
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.candidates import score

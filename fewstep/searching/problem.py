@@ -18,8 +18,8 @@ from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.sampler import Sampler
+from fewstep.data.dataset import Dataset
 from fewstep.data.open import is_built_in, open_built_in, open_data, reader
-from fewstep.data.spec import Dataset
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.problem import Problem, draw, run_all
 from fewstep.searching.shared import run_shared

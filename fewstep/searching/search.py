@@ -15,7 +15,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made, methods
 from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
-from fewstep.data.spec import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job, OutOfBudget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep.data.spec import DataSpec
+from fewstep.data.dataset import DataSpec
 from fewstep.training.recipe import Recipe
 
 FINEST = 16  # pixels of the network's first level: larger pictures are folded into channels

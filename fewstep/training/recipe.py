@@ -20,7 +20,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.files import read_text
 from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
-from fewstep.data.spec import DataSpec
+from fewstep.data.dataset import DataSpec
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.couplings import coupling
 from fewstep.training.draws import Draws

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from fewstep.conditions.label import Label
 from fewstep.conditions.picture import Picture
 from fewstep.core.condition import Condition
+from fewstep.data.dataset import Dataset
 from fewstep.data.open import is_built_in, open_source
-from fewstep.data.spec import Dataset
 from fewstep.data.stream import Stream
 from fewstep.denoisers.bridge import statistics
 from fewstep.denoisers.network import NetworkDenoiser

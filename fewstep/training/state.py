@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fewstep.conditions.picture import Picture
 from fewstep.data.augment import Augment
+from fewstep.data.dataset import Dataset
 from fewstep.data.identity import identity
-from fewstep.data.spec import Dataset
 from fewstep.data.stream import Stream
 from fewstep.denoisers.bridge import BridgeDenoiser
 from fewstep.denoisers.network import NetworkDenoiser

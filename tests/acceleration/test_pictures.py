@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep.data.spec import Dataset, DataSpec
+from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.denoisers.bridge import BridgeDenoiser
 from fewstep.processes.ddbm import DDBM
 

@@ -14,8 +14,8 @@ import torch
 
 from fewstep.conditions.label import Label
 from fewstep.core.methods import Method, methods
+from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.open import described, is_built_in, open_built_in, open_data, open_source, reader
-from fewstep.data.spec import Dataset, DataSpec
 from fewstep.data.stream import Stream
 
 SETS, FORMATS = methods("data"), methods("format")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep.core.methods import Method, methods
+from fewstep.data.dataset import Dataset
 from fewstep.data.open import open_built_in
-from fewstep.data.spec import Dataset
 from fewstep.metrics.common import Result
 from fewstep.searching.evaluate import NEEDS, metric_names
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.identity import identity
 from fewstep.data.open import open_data
-from fewstep.data.spec import Dataset, DataSpec
 
 
 def test_every_picture_and_label_and_their_order_count():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.data.dataset import DataSpec
 from fewstep.data.open import open_data
-from fewstep.data.spec import DataSpec
 
 
 def save(folder, **arrays):

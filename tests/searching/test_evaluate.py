@@ -13,9 +13,9 @@ from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.data import digits
+from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.open import open_data
 from fewstep.data.shapes import render_caption
-from fewstep.data.spec import Dataset, DataSpec
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP

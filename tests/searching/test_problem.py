@@ -13,9 +13,9 @@ from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
+from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.open import open_data
 from fewstep.data.shapes import draw as draw_shapes
-from fewstep.data.spec import Dataset, DataSpec
 from fewstep.processes.ve import EDM
 from fewstep.searching.problem import conditions, data_for, draw
 

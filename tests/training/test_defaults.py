@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fewstep.conditions.text import Text
+from fewstep.data.dataset import DataSpec
 from fewstep.data.open import open_data
-from fewstep.data.spec import DataSpec
 from fewstep.training.defaults import recipe_for
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import fewstep
-from fewstep.data.spec import DataSpec
+from fewstep.data.dataset import DataSpec
 from fewstep.training.recipe import Recipe, differences
 
 MINIMAL = """

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fewstep.data import digits
+from fewstep.data.dataset import Dataset, DataSpec, split_rows
 from fewstep.data.open import open_data
-from fewstep.data.spec import Dataset, DataSpec, split_rows
 
 
 def test_digits_by_name():
@@ -77,3 +77,10 @@ def test_shares_that_leave_nothing_raise():
         split_rows(3, "validation", 0.1, 0)
     with pytest.raises(ValueError, match="validation must be a share"):
         split_rows(3, "train", 1.0, 0)
+
+
+def test_both_are_under_one_import():
+    import fewstep.data.spec as under
+    from fewstep.data.open import open_data
+
+    assert under.Dataset is Dataset and under.DataSpec is DataSpec and under.open_data is open_data
