@@ -70,3 +70,14 @@ def few_candidates(plans_built_once: Callable[..., Any]) -> Iterator[None]:
         patch.setattr(candidates, "_tried", lambda: FEW)
         patch.setattr(candidates, "make_plan", plans_built_once)
         yield
+
+
+class _Silent:
+    def normal(self, draw, shape, device="cpu", dtype=torch.float32):
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+
+@pytest.fixture
+def silent():
+    """A source of steps' noise that is zero."""
+    return _Silent()
