@@ -57,7 +57,6 @@ ELSEWHERE = {
     "denoisers/detail.py": ("training/test_single_image.py", "detail"),
     "denoisers/restorer.py": ("contracts/test_saving.py", "fewstep.denoisers.restorer"),
     "guidance/guide.py": ("guidance/test_known.py", "guide"),
-    "hub/plan_scheduler.py": ("hub/test_diffusers_scheduler.py", "set_timesteps"),
     "metrics/common.py": ("contracts/test_metrics.py", "fewstep.metrics.common"),
     "processes/discrete.py": ("processes/test_processes.py", "fewstep.processes.discrete"),
     "processes/per_element.py": ("core/test_bands.py", "PerElement"),
