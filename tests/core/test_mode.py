@@ -39,7 +39,7 @@ def test_each_module_has_its_own_flag_again():
     assert (modes(whole), unseen.of.training) == before
 
 
-@pytest.fixture(params=["loaded", "mixed"])
+@pytest.fixture(params=["mixed", pytest.param("loaded", marks=pytest.mark.slow)])
 def guided(request):
     """A guided model whose wrapper is in training mode, as every new module is, and whose network is not."""
     torch.manual_seed(0)

@@ -283,6 +283,7 @@ def assert_same(scheduler, own, rule):
         # Its last evaluation is at the end itself, and changes nothing: ours are those of one step more.
         found = list(loop(scheduler, STEPS + 1))
         found = [row for k, row in enumerate(found) if own.name != "PNDMScheduler" or k != 1][:-1]
+        end = float(scheduler.sigmas[-1]) if hasattr(scheduler, "sigmas") else None
     assert len(found) == STEPS
     for k, (t, level, x, value, x0, sample) in enumerate(found):
         seen = float(own.network_time(torch.tensor(times[k], dtype=torch.float64)))
