@@ -71,8 +71,9 @@ class Accelerated:
         heads = ("sampler", "evaluations", "endpoint error", "median", "on fresh noises, 95 %", "Frechet distance")
         lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in self.rows[:12]:
-            figures = [f"{row[key]:.4g}" if row[key] is not None else "" for key in ("endpoint", "median", "frechet")]
-            between = f"{row['low']:.3g} to {row['high']:.3g}" if row["low"] is not None else ""
+            found = [row.get(key) for key in ("endpoint", "median", "frechet")]
+            figures = [f"{value:.4g}" if value is not None else "" for value in found]
+            between = f"{row['low']:.3g} to {row['high']:.3g}" if row.get("low") is not None else ""
             cells = (row["name"], row["nfe"], figures[0] or "diverged", figures[1], between, figures[2])
             lines.append(f"| {' | '.join(map(str, cells))} |")
         return "\n".join(lines) + "\n"

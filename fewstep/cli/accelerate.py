@@ -70,7 +70,8 @@ def accelerate(
         )
         return
     rows = [row | {"fresh": _between(row)} for row in verdict(found)]
-    columns = [(name, key) for name, key in COLUMNS if key != "accuracy" or any(row[key] is not None for row in rows)]
+    told = any(row.get("accuracy") is not None for row in rows)
+    columns = [(name, key) for name, key in COLUMNS if key != "accuracy" or told]
     common.print_table([name for name, _ in columns], [[row.get(key) for _, key in columns] for row in rows])
     for note in found.notes:
         typer.echo(note)
@@ -80,7 +81,7 @@ def accelerate(
 
 def _between(row: dict[str, Any]) -> str | None:
     """The bounds of a row's error on fresh noises, 95 % sure."""
-    return None if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
+    return f"{row['low']:.3g} to {row['high']:.3g}" if row.get("low") is not None else None
 
 
 def verdict(found: Accelerated, shown: int = SHOWN) -> list[dict[str, Any]]:

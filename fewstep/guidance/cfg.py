@@ -26,7 +26,7 @@ METHODS = (
         arxiv="2207.12598",
         claim="samples follow their label or caption more closely",
         use="Guided",
-        facts={"wraps": True, "changes": ("plan", "solver", "conditions")},
+        facts={"wraps": True, "changes": ("plan", "conditions")},
     ),
 )
 

@@ -250,7 +250,7 @@ def load_checkpoint(
     inside = Preconditioned(network, name, **known, alphas_cumprod=tuple(table) if table else None, classes=classes)
     conditions: dict[str, Condition] = {"label": Label(classes)} if classes else {}
     process = EDM(float(found.get("sigma_min", 0.002)), float(found.get("sigma_max", 80.0)))
-    made = wrap(inside, process, "x0", _shape(found), conditions, time="sigma")
+    made = wrap(inside, process, "x0", _shape(found), conditions, time="sigma", data_std=found.get("sigma_data", 0.5))
     return made.to(device) if device is not None else made
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fewstep.core.arguments import checked
+from fewstep.core.arguments import checked, shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.files import new_folder, write
@@ -66,15 +66,14 @@ def load(
     Raises:
         ValueError: an unknown name (close ones offered), a folder that is not a model or is damaged, an unsupported
             pipeline, a missing component, weights that do not fit, a repository that does not exist, an adapter for
-            another network.
-        TypeError: something that is neither a name, a path nor a pipeline.
+            another network, something that is neither a name, a path nor a pipeline.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating one, such as torch.float16, got {dtype}")
     opening = _Opening(device, dtype, size, variant, config, lora or {}, offload, long_prompts)
     if not isinstance(name, str | os.PathLike):
         if not hasattr(name, "components") or not hasattr(name, "save_pretrained"):
-            raise TypeError(f"a model is a name, a path or a diffusers pipeline, got {type(name).__name__}")
+            raise ValueError(f"name must be a text, a path or a diffusers pipeline, got {shown(name)}")
         opening.only("this is one already", variant=True, config=True)
         return opening.model(name if dtype is None else name.to(dtype))
     text = os.fspath(name)

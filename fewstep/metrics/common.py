@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEW_LEVELS = 16  # whole numbers up to here may be counts or levels as well as bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -60,9 +62,9 @@ def check_same_kind(x: Tensor, real: Tensor, what: str = "samples", other: str =
 
 
 def _bytes(x: Tensor) -> bool:
-    """Whether values are those of bytes: whole numbers from 0 to 255, some of them above 1."""
+    """Whether values are those of bytes: whole numbers from 0 to 255, some of them above `FEW_LEVELS`."""
     low, high = (float(v) for v in x.aminmax())
-    return low >= 0 and 1.5 < high <= 255 and bool((x == x.round()).all())
+    return low >= 0 and FEW_LEVELS < high <= 255 and bool((x == x.round()).all())
 
 
 def check_same_shape(x: Tensor, real: Tensor, what: str = "samples", other: str = "real") -> None:

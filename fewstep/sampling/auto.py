@@ -69,8 +69,10 @@ def concentration(model: Denoiser) -> float:
 
 
 def spectrum(model: Denoiser) -> str:
-    """Which of the universal plans' spectra a model is of."""
-    kind = "steep" if concentration(model) >= STEEP else "mild"
+    """Which of the universal plans' spectra a model is of: "mild" where the scale of its data is a guess."""
+    known = model.facts
+    guessed = known.value_range is None and known.autoencoder is None and known.data_std in (None, DATA_STD)
+    kind = "steep" if not guessed and concentration(model) >= STEEP else "mild"
     if "guidance" in model.conditions:
         return f"{kind}, guided"
     return "small" if math.prod(model.shape or ()) <= SMALL else kind
@@ -84,7 +86,10 @@ def facts(model: Denoiser) -> dict[str, Any]:
     inner = _innermost(model)
     if inner.shape is None or not from_noise(model.process) or _unasked(inner, 1) is None:
         return {"spectrum": None}
-    return {"data_std": data_std(model), "spectrum": spectrum(model)}
+    try:
+        return {"data_std": data_std(model), "spectrum": spectrum(model)}
+    except ValueError:  # a model that refuses to be asked for nothing
+        return {"spectrum": None}
 
 
 def _innermost(model: Denoiser) -> Denoiser:

@@ -105,7 +105,7 @@ def universal_times(
     """
     if not data_std > 0:
         raise ValueError(f"data_std must be positive, got {data_std}")
-    low, high = process.log_snr(process.t_max), process.log_snr(process.t_min)
+    low, high = process.log_snr(process.t_max), process.log_snr(process.t_min) - (GAP if end == "min" else 0.0)
     if low + GAP * steps > high:
         raise ValueError(
             f"'universal' needs a process of more noise levels: {process.name!r} has log-SNR {low:.3g} to {high:.3g}"

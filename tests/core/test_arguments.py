@@ -70,7 +70,7 @@ def model() -> Any:
         (lambda: fs.plan(model(), "ddim", 2), "process must be a process, as model.process is, got a Wrapped"),
         (lambda: fs.plan(VP(), "unipc", 2, order="a"), "order of the solver 'unipc' must be a whole number, got 'a'"),
         (lambda: fs.guide(model(), "known", picture=None, mask=0), "picture must be a tensor"),
-        (lambda: fs.load(None), "name must be a text or a path, got None"),
+        (lambda: fs.load(None), "name must be a text, a path or a diffusers pipeline, got None"),
         (lambda: fs.load("digits", "gpu"), "device must be a device such as 'cpu' or 'cuda:0', got 'gpu'"),
         (lambda: fs.load("digits", dtype=torch.int8), "dtype must be a floating one"),
         (lambda: fs.run_mixed([("ddim", torch.zeros(1, 2))], model()), r"requests\[0\]\[0\] must be a plan"),

@@ -135,7 +135,7 @@ def test_requests_of_different_lengths_are_served_as_alone(tiny):
     noises = [fs.Noise(i).normal(0, (1, *model.shape)) for i in range(3)]
     found = run_mixed([(made, noise, {"text": text}) for noise, text in zip(noises, texts, strict=True)], model)
     for one, noise, text in zip(found, noises, texts, strict=True):
-        torch.testing.assert_close(one, made(model, noise, text=text), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one, made(model, noise, text=text), rtol=1e-5, atol=1e-4)
 
 
 def test_models_that_read_none(tiny):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
@@ -64,7 +65,7 @@ def test_the_data_set_in_other_units_gives_the_same_samples_in_them():
     noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
     means, samples = torch.tensor([[0.5, -0.2], [-0.4, 0.3], [0.1, 0.6]], dtype=F64), []
     for unit in (1.0, 3.0):
-        model = fs.GaussianMixture(torch.ones(3), unit * means, 0.01 * unit**2, EDM())
+        model = GaussianMixture(torch.ones(3), unit * means, 0.01 * unit**2, EDM())
         plan = fs.plan(model.process, "universal", 5, data_std=0.5 * unit)
         samples.append(plan(model, noise, dtype=F64) / unit)
     assert float((samples[0] - samples[1]).abs().max()) < 1e-9
