@@ -19,11 +19,13 @@ from fewstep.sampling.universal import DATA_STD, SPECTRUM, rows
 
 MEASURED_AT = -3.0  # log-SNR relative to the data at which the spectrum is measured
 NOISES = 4
+LATE = "late"  # the spectrum of rows for processes that begin where some of the data is left
 STEEP = 16.0  # from this concentration on
 SMALL = 5  # numbers in a sample, up to which its modes part late, where there is little noise
 REACHED = -1.5  # log-SNR relative to the data below which a process begins at noise
-# Up to this many evaluations: the best solver and rule (docs/auto.json) where a universal plan is not to be had.
+# Up to this many evaluations: a solver and a rule where a universal plan is not to be had (docs/universal.json).
 HAND_MADE = ((8, ("unipc-2", "log-snr")), (math.inf, ("dpmpp-3m", "log-snr")))
+ONE = ("dpmpp-2m", "short")  # a single evaluation from noise to data
 
 _concentrations: WeakKeyDictionary[Denoiser, float] = WeakKeyDictionary()
 
@@ -137,7 +139,10 @@ def automatic(
     if kind is not None and n not in rows()[kind]:  # with more evaluations guidance needs no row of its own
         kind = kind.removesuffix(", guided")
     if whole and kind is not None and n in rows()[kind] and begins < REACHED:
-        if rows()[kind][n].log_snr[0] < begins:  # a row that begins before the process does is worth less than "mild"
-            kind = kind.replace("steep", "mild")
+        late = kind.replace("mild", LATE).replace("steep", LATE)
+        if rows()[kind][n].log_snr[0] < begins and n in rows().get(late, {}):  # the process begins after the row does
+            kind = late
         return "universal", None, {"data_std": std, "spectrum": kind}
+    if whole and n == 1:
+        return *ONE, {}
     return *next((found for most, found in HAND_MADE if n is None or n <= most)), {}

@@ -130,8 +130,9 @@ def universal(
     Args:
         data_std: standard deviation of the data; it moves the times.
         spectrum: how the data's variance is spread over its directions: "mild", or "steep", where a few directions have
-            most of it, as in natural images; "small" for samples of a few numbers; "mild, guided" and "steep, guided"
-            for models under classifier-free guidance.
+            most of it, as in natural images; "small" for samples of a few numbers; "late" for processes that begin
+            where some of the data is left, as Stable Diffusion's; all but "small" with ", guided" behind it for models
+            under classifier-free guidance.
     """
     numbers = row(len(times) - 1, spectrum)
     x = trace.start() * numbers.carry[0]

@@ -79,11 +79,11 @@ def joint(name: str, family: str, model: Denoiser, std: float, n: int, *, seed: 
 class Form:
     """A row of n evaluations as a vector: log-SNRs, carries, and the weights below the diagonal, `band` of them a row.
 
-    The weights of the newest prediction follow: each row of them sums to 1.
+    The weights of the newest prediction follow: each row of them sums to 1. No evaluation lies below `low`.
     """
 
-    def __init__(self, n: int, band: int | None = None):
-        self.n, self.band = n, n if band is None else band
+    def __init__(self, n: int, band: int | None = None, low: float = LOW):
+        self.n, self.band, self.low = n, n if band is None else band, low
         self.pairs = [(i, j) for i in range(n) for j in range(max(0, i - self.band), i)]
         # The state that each number moves first; state n is the result.
         self.first = np.array([*range(n), *range(n), *(i + 1 for i, _ in self.pairs)])
@@ -134,7 +134,7 @@ class Form:
     def clamp(self, theta: np.ndarray) -> np.ndarray:
         """Log-SNRs that rise."""
         theta = theta.copy()
-        theta[0] = max(theta[0], LOW)
+        theta[0] = max(theta[0], self.low)
         for i in range(1, self.n):
             theta[i] = max(theta[i], theta[i - 1] + GAP)
         return theta

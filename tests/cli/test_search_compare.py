@@ -46,7 +46,8 @@ def test_errors_are_one_line(fewstep, tmp_path, arguments, said):
     assert not list(tmp_path.rglob("*.html"))
 
 
-@pytest.mark.parametrize("model", ["a folder", pytest.param("digits", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["a folder", "digits"])
 def test_compare_writes_a_report(fewstep, folder, tmp_path, model):
     out = tmp_path / "compared"
     arguments = (

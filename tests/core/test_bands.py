@@ -135,8 +135,8 @@ def test_each_band_of_independent_elements_ends_where_its_scalar_run_does(name, 
     [
         ("ddim", 1),
         ("dpmpp-2m", 2),
-        ("ab-3", 3),
-        ("dpm-solver-2", 2),
+        pytest.param("ab-3", 3, marks=pytest.mark.slow),
+        pytest.param("dpm-solver-2", 2, marks=pytest.mark.slow),
         pytest.param("dpm-solver-3", 2, marks=pytest.mark.slow),
     ],
 )

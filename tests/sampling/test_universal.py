@@ -17,9 +17,16 @@ from fewstep.searching.candidates import score
 from fewstep.searching.reference import solve
 
 F64 = torch.float64
-COUNTS = (*range(1, 13), 15, 20)
-ALL = [(spectrum, n) for spectrum in ("small", "mild", "steep") for n in COUNTS]
-ALL += [(spectrum, n) for spectrum in ("mild, guided", "steep, guided") for n in range(1, 11)]
+COUNTS = {
+    "small": [*range(1, 13), 15, 20],
+    "mild": [*range(1, 13), 15, 20],
+    "steep": [*range(2, 13), 15],
+    "late": [*range(2, 13), 15, 20],
+    "mild, guided": range(2, 11),
+    "steep, guided": range(2, 11),
+    "late, guided": range(2, 11),
+}
+ALL = [(spectrum, n) for spectrum, counts in COUNTS.items() for n in counts]
 
 
 @pytest.mark.parametrize("spectrum, n", ALL)

@@ -83,6 +83,7 @@ def test_labels_come_in_the_datas_proportions():
     assert out["figures"]["accuracy"]["n"] == len(images) and out["data"] == "digits"
 
 
+@pytest.mark.slow
 def test_the_training_images_themselves():
     """The optimal denoiser of the training images draws training images: the distance is that of real from real."""
     images, _ = digits.load("train")
@@ -172,6 +173,7 @@ class Painter(Denoiser):
         return Prediction(x0.to(x), "x0", x, t, self.process)
 
 
+@pytest.mark.slow
 def test_captions_are_asked_for_and_read_back():
     out = evaluate(Painter(), make_plan(EDM(), "ddim", 2), n=24, metrics=["captions", "frechet"])
     assert out["figures"]["captions"]["value"] == 1.0 and out["features"] == "blocks"

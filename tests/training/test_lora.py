@@ -206,6 +206,7 @@ def alone(model: NetworkDenoiser, made: NetworkDenoiser, name: str) -> NetworkDe
     return single
 
 
+@pytest.mark.slow
 def test_timed_adapters_are_alone_at_their_times_and_blend_between(tmp_path):
     model = denoiser()
     made = timed(model)

@@ -63,6 +63,7 @@ def test_the_reward_rises_and_only_the_encoder_moves(method):
     assert all(parameter.requires_grad for parameter in found.model.parameters())
 
 
+@pytest.mark.slow
 def test_rewards_are_weighted_and_know_the_caption():
     model = denoiser()
 
