@@ -19,6 +19,8 @@ from fewstep.sampling.universal import DATA_STD, SPECTRUM, rows
 
 MEASURED_AT = -3.0  # log-SNR relative to the data at which the spectrum is measured
 NOISES = 4
+GUIDED = ", guided"
+LATER = 0.3  # of log-SNR by which a process may begin after a row
 LATE = "late"  # the spectrum of rows for processes that begin where some of the data is left
 STEEP = 16.0  # from this concentration on
 SMALL = 5  # numbers in a sample, up to which its modes part late, where there is little noise
@@ -76,7 +78,7 @@ def spectrum(model: Denoiser) -> str:
     guessed = known.value_range is None and known.autoencoder is None and known.data_std in (None, DATA_STD)
     kind = "steep" if not guessed and concentration(model) >= STEEP else "mild"
     if "guidance" in model.conditions:
-        return f"{kind}, guided"
+        return kind + GUIDED
     return "small" if math.prod(model.shape or ()) <= SMALL else kind
 
 
@@ -117,6 +119,20 @@ def from_noise(process: Process) -> bool:
     return type(process).start is Process.start and not isinstance(process, Bands)
 
 
+def _row(kind: str, n: int, begins: float) -> str | None:
+    """The spectrum whose row of n evaluations serves a process that begins at log-SNR `begins`, relative to the data.
+
+    A row that begins before the process does would lose its first evaluations, so a late one takes its place.
+    """
+    plain = kind.removesuffix(GUIDED)
+    late = LATE + GUIDED if kind != plain else LATE
+    for name, any_begin in ((kind, False), (late, True), (plain, False), (LATE, True)):
+        row = rows().get(name, {}).get(n)
+        if row is not None and (any_begin or row.log_snr[0] >= begins - LATER):
+            return name
+    return None
+
+
 def automatic(
     process: Process, n: int | None, whole: bool, options: Mapping[str, Any]
 ) -> tuple[str, str | None, dict[str, Any]]:
@@ -136,13 +152,9 @@ def automatic(
     if kind is not None and kind not in rows():
         raise suggest("spectrum", kind, rows())
     begins = process.log_snr(process.t_max) + math.log(std) if from_noise(process) else math.inf
-    if kind is not None and n not in rows()[kind]:  # with more evaluations guidance needs no row of its own
-        kind = kind.removesuffix(", guided")
-    if whole and kind is not None and n in rows()[kind] and begins < REACHED:
-        late = kind.replace("mild", LATE).replace("steep", LATE)
-        if rows()[kind][n].log_snr[0] < begins and n in rows().get(late, {}):  # the process begins after the row does
-            kind = late
-        return "universal", None, {"data_std": std, "spectrum": kind}
+    if whole and n is not None and kind is not None and begins < REACHED:
+        if (found := _row(kind, n, begins)) is not None:
+            return "universal", None, {"data_std": std, "spectrum": found}
     if whole and n == 1:
         return *ONE, {}
     return *next((found for most, found in HAND_MADE if n is None or n <= most)), {}

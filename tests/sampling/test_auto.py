@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.processes.discrete import Discrete
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling import auto
@@ -88,3 +89,14 @@ def test_a_process_that_does_not_begin_at_noise_takes_a_hand_made_solver():
 def test_options_belong_to_a_solver():
     with pytest.raises(ValueError, match="option where no solver is named 'order'"):
         fs.plan(EDM(), steps=5, order=2)
+
+
+def test_a_process_that_begins_late_has_rows_of_its_own():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    table = Discrete(tuple(torch.cumprod(1 - betas, 0).tolist()))  # of Stable Diffusion
+    for spectrum in ("mild", "steep"):
+        made = fs.plan(table, steps=5, data_std=1.0, spectrum=spectrum)
+        assert made.about["options"]["spectrum"] == "late"
+        assert fs.plan(VP(), steps=5, spectrum=spectrum).about["options"]["spectrum"] == spectrum
+    guided = fs.plan(table, steps=5, data_std=1.0, spectrum="mild, guided")
+    assert guided.about["options"]["spectrum"] == "late, guided"
