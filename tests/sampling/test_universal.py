@@ -21,10 +21,10 @@ COUNTS = {
     "small": [*range(1, 13), 15, 20],
     "mild": [*range(1, 13), 15, 20],
     "steep": [*range(2, 13), 15],
-    "late": [*range(2, 13), 15, 20],
+    "late": [*range(2, 9), 10, 12],
     "mild, guided": range(2, 11),
     "steep, guided": range(2, 11),
-    "late, guided": range(2, 11),
+    "late, guided": [4, 5],
 }
 ALL = [(spectrum, n) for spectrum, counts in COUNTS.items() for n in counts]
 
