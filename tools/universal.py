@@ -202,7 +202,7 @@ def judge(counts: list[int]) -> dict[str, Any]:
                     made = fixed_plan(model.process, solver, nfe=count, **options)
                 except ValueError:
                     continue
-                errors[name] = score(made, model, solved)
+                errors[name] = float(f"{score(made, model, solved):.4g}")
             found.append(
                 {"problem": species.name, "family": species.family, "judging": species.judging, "spectrum": kind}
                 | {"evaluations": count, "errors": errors}
@@ -313,7 +313,7 @@ def main() -> None:
         return
     known = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
     known |= judge(given.counts) if given.command == "judge" else {"left_out": leave(given.counts)}
-    write(FIGURES, json.dumps(known, indent=1) + "\n")
+    write(FIGURES, json.dumps(known, separators=(",", ":")).replace('{"problem"', '\n{"problem"') + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan, solver_names
+from fewstep.sampling.sample import choose_plan
 from fewstep.searching.candidates import _QUIET, _tried
 from fewstep.timesteps.grid import make_times
 
@@ -63,17 +64,15 @@ class Exact(Denoiser):
         return Prediction(a * x0 + b * eps, self.kind, x, t, self.process)
 
 
-def _rule(path: str, name: str | None) -> str | Callable[..., list[float]] | None:
+def _rule(path: str, name: str) -> str | Callable[..., list[float]]:
     """The rule's name; for the cosine table a function that lays it over the cut clock."""
-    if path != "cosine" or name is None:
+    if path != "cosine":
         return name
     return lambda process, steps, end: make_times(process_of(path, cut=True), steps, name, end)
 
 
 @functools.cache
-def _plan(
-    path: str, solver: str, rule: str | None, nfe: int, end: str, options: tuple[tuple[str, Any], ...]
-) -> Plan | None:
+def _plan(path: str, solver: str, rule: str, nfe: int, end: str, options: tuple[tuple[str, Any], ...]) -> Plan | None:
     """The plan with the most steps within the budget; None where there is none, or none that comes near it."""
     try:
         made = plan(process_of(path), solver, timesteps=_rule(path, rule), nfe=nfe, end=end, **dict(options))
@@ -82,7 +81,7 @@ def _plan(
     return made if made.nfe >= nfe - 2 else None
 
 
-def _run(path: str, solver: str, rule: str | None, end: str, **options: float) -> Run:
+def _run(path: str, solver: str, rule: str, end: str, **options: float) -> Run:
     def run(problem: Problem, nfe: int) -> Outcome:
         made = _plan(path, solver, rule, nfe, end, tuple(options.items()))
         if made is None:
@@ -100,6 +99,21 @@ def _run(path: str, solver: str, rule: str | None, end: str, **options: float) -
     return run
 
 
+def _automatic(path: str) -> Run:
+    """What `fs.sample` takes where nothing is named."""
+
+    def run(problem: Problem, nfe: int) -> Outcome:
+        process = process_of(path)
+        model = Exact(problem, process, "x0")
+        model.shape = (problem.target.size,)
+        made = choose_plan(model, nfe=nfe)
+        alpha, sigma = made.start
+        x = problem.start(math.inf if alpha == 0 else sigma / alpha, problem.path.scaling)
+        return made(model, x / sigma, dtype=torch.float64, seed=1), 0.0
+
+    return run
+
+
 def solvers(path: str, stochastic: bool) -> list[Solver]:
     """Those that the search tries, without noise; or every stochastic one, the live ones included."""
     cases: list[tuple[str, dict[str, float]]] = []
@@ -109,7 +123,7 @@ def solvers(path: str, stochastic: bool) -> list[Solver]:
             cases.append((name, {}))
         elif not stochastic and (options or not noisy):
             cases.append((name, options))
-    nothing_named = [] if stochastic else [Solver(NAME, AUTO, "its own", _run(path, "auto", None, "zero"))]
+    nothing_named = [] if stochastic else [Solver(NAME, AUTO, "its own", _automatic(path))]
     return nothing_named + [
         Solver(
             NAME,

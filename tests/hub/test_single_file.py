@@ -130,5 +130,5 @@ def test_a_pipeline_object_is_used_as_it_is(original):
     assert fs.load(pipeline, size=32, long_prompts=True).shape == (4, 16, 16)
     with pytest.raises(ValueError, match="variant is for folders of diffusers pipelines, and this is one already"):
         fs.load(pipeline, variant="fp16")
-    with pytest.raises(ValueError, match="name must be a text, a path or a diffusers pipeline, got int"):
+    with pytest.raises(ValueError, match="name must be a text, a path or a diffusers pipeline, got 3"):
         fs.load(3)
