@@ -274,7 +274,7 @@ def _search(
 
 def _projected(model: Denoiser, nfe: int, seed: int, data: Dataset | None) -> list[Plan]:
     """OLSS's plan: another start to learn from, whose coefficients are the model's own already."""
-    if nfe + 2 > OLSS_POINTS or model.carries and "guidance" not in model.conditions:
+    if nfe + 2 > OLSS_POINTS:
         return []
     with Job(model, nfe, method="olss", seed=seed, noises=OLSS_NOISES, data=data) as job:
         olss(job, points=OLSS_POINTS)

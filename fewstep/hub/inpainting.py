@@ -76,6 +76,10 @@ class _Masked(Pictured):
     """`mask` `(1, H, W)` is 1 where the picture is drawn anew and 0 where it is kept, the border at 1/2; of `picture`
     `(3, H, W)` in [-1, 1] the network sees what is kept. A network that takes latents alone has neither condition."""
 
+    def __init__(self, pipeline: Any, long_prompts: bool = False):
+        super().__init__(pipeline, long_prompts)  # type: ignore[call-arg]  # of the family it is mixed into
+        self.read({"mask": 1, "picture": self.pipeline.vae.config.latent_channels})
+
     def encoded(
         self, given: Mapping[str, Any], kinds: Mapping[str, Condition], autoencoder: Autoencoder
     ) -> dict[str, Any]:
@@ -101,14 +105,6 @@ class _Masked(Pictured):
 class Inpainting(_Masked, StableDiffusion):
     """UNet2DConditionModel `(latents, mask, masked latents)` in nine channels, told by `picture` and `mask`."""
 
-    def __init__(self, pipeline: Any, long_prompts: bool = False):
-        super().__init__(pipeline, long_prompts)
-        self.read({"mask": 1, "picture": self.pipeline.vae.config.latent_channels})
-
 
 class InpaintingXL(_Masked, StableDiffusionXL):
     """The same of Stable Diffusion XL."""
-
-    def __init__(self, pipeline: Any, long_prompts: bool = False):
-        super().__init__(pipeline, long_prompts)
-        self.read({"mask": 1, "picture": self.pipeline.vae.config.latent_channels})

@@ -10,9 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.bands import Bands
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
+from fewstep.core.mode import evaluating
 from fewstep.core.noise import Noise
 from fewstep.core.process import Process
 from fewstep.sampling.universal import DATA_STD, SPECTRUM, rows
@@ -29,7 +31,8 @@ REACHED = -1.5  # log-SNR relative to the data below which a process begins at n
 HAND_MADE = ((8, ("unipc-2", "log-snr")), (math.inf, ("dpmpp-3m", "log-snr")))
 ONE = ("dpmpp-2m", "short")  # a single evaluation from noise to data
 
-_concentrations: WeakKeyDictionary[Denoiser, float] = WeakKeyDictionary()
+# By the innermost model: how often its weights had been written, and what was measured then.
+_concentrations: WeakKeyDictionary[Denoiser, tuple[int, float]] = WeakKeyDictionary()
 
 
 def data_std(model: Denoiser) -> float:
@@ -46,14 +49,16 @@ def concentration(model: Denoiser) -> float:
 
     1 where all directions have the same variance, about 100 for natural images. For a covariance C of n numbers it is
     `n tr(C^2) / tr(C)^2`. Under much noise the denoiser of any data is `mean + C z / s` for pure noise `s z`, so one
-    evaluation of a few noises shows it; a model is asked once, and what it is wrapped in is not.
+    evaluation of a few noises shows it; a model is asked once, and again when its weights have been written to. What it
+    is wrapped in is not asked.
 
     Raises:
-        ValueError: a model of no known shape, or that needs a picture.
+        ValueError: a model of no known shape, or that must be given a condition.
     """
     model = _innermost(model)
-    if model in _concentrations:
-        return _concentrations[model]
+    written, (before, known) = _written(model), _concentrations.get(model, (-1, 0.0))
+    if written == before:
+        return known
     if model.shape is None:
         raise ValueError("this denoiser takes any shape: its spectrum cannot be measured")
     std, process = data_std(model), model.process
@@ -62,13 +67,12 @@ def concentration(model: Denoiser) -> float:
     t = process.time(log_snr)
     noise = Noise(0, 0).normal(0, (NOISES, *model.shape), device=model.device, dtype=torch.float32)
     condition = _unasked(model, NOISES)
-    if condition is None:
-        raise ValueError("this model needs a condition, so its spectrum cannot be measured")
     x = noise * process.sigma(t)
-    x0 = model(x, torch.tensor(t, dtype=torch.float64, device=model.device), **condition).x0.double()
+    with evaluating(model):
+        x0 = model(x, torch.tensor(t, dtype=torch.float64, device=model.device), **condition).x0.double()
     spread = float((x0 - x0.mean(0)).square().sum() / (NOISES - 1) / x0[0].numel())
     found = spread * math.exp(-2 * log_snr) / std**4
-    _concentrations[model] = found
+    _concentrations[model] = written, found
     return found
 
 
@@ -85,10 +89,11 @@ def spectrum(model: Denoiser) -> str:
 def facts(model: Denoiser) -> dict[str, Any]:
     """What `automatic` wants to know of a model: options for `fs.plan` where no solver is named.
 
-    The spectrum is None for a model whose samples are not drawn from noise alone (a restorer), or that takes any shape.
+    The spectrum is None for a model whose samples are not drawn from noise alone (it takes a picture), or of any shape.
     """
     inner = _innermost(model)
-    if inner.shape is None or not from_noise(model.process) or _unasked(inner, 1) is None:
+    pictures = any(isinstance(kind, Picture) for kind in inner.conditions.values())
+    if inner.shape is None or pictures or not from_noise(model.process):
         return {"spectrum": None}
     try:
         return {"data_std": data_std(model), "spectrum": spectrum(model)}
@@ -103,15 +108,19 @@ def _innermost(model: Denoiser) -> Denoiser:
     return model
 
 
-def _unasked(model: Denoiser, n: int) -> dict[str, Any] | None:
-    """Conditions of n samples of which nothing is asked, or one class throughout; None where something else must be."""
-    one = {name: 0 for name, kind in model.conditions.items() if isinstance(kind, Label)}
-    for asked in ({}, one):
-        try:
-            return dict(model.check_condition(asked, n, model.device))
-        except ValueError:
-            continue
-    return None
+def _written(model: Denoiser) -> int:
+    """A number that changes when a weight is written to."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def _unasked(model: Denoiser, n: int) -> dict[str, Any]:
+    """Conditions of n samples of which nothing is asked, or one class throughout; `ValueError` where more must be."""
+    try:
+        return dict(model.check_condition({}, n, model.device))
+    except ValueError:
+        one = {name: 0 for name, kind in model.conditions.items() if isinstance(kind, Label)}
+        return dict(model.check_condition(one, n, model.device))
 
 
 def from_noise(process: Process) -> bool:

@@ -251,7 +251,7 @@ def test_one_graph_for_all_schedules_of_a_solver(name, steps):
 @pytest.fixture(scope="module")
 def carried(smooth):
     """From noise, or from the clean samples noised: the exact flow along the times of a plan."""
-    noise, clean = Noise(3).normal(0, (32, 2), "cpu", F64), smooth.sample(32, seed=4)
+    noise, clean = Noise(3).normal(0, (512, 2), "cpu", F64), smooth.sample(512, seed=4)
 
     @cache
     def exact(times: tuple[float, ...], middle: bool):
@@ -273,7 +273,8 @@ def test_a_start_in_the_middle_is_as_accurate_as_a_full_run(name, smooth, carrie
 
     later = plan(process, name, 40, end="min").times[20:]
     assert plan(process, name, 20, strength=0.5, end="min").times == pytest.approx(later)
-    assert relative(0.5, clean) <= 4 * relative(1.0, None)  # few noises: either may be the lucky one
+    # Over all solvers 0.3 to 3.0 times: the first steps are of lower order, and begin where the answers change faster.
+    assert relative(0.5, clean) <= 3.2 * relative(1.0, None)
 
 
 def _refined(times, process, parts: int = 8) -> list[float]:

@@ -33,6 +33,9 @@ def test_a_model_is_asked_once(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda x, t, **c: (calls.append(len(x)), forward(x, t, **c))[1])
     assert auto.concentration(model) == auto.concentration(model)
     assert calls == [auto.NOISES]
+    model.means.mul_(0.5)  # as training does
+    auto.concentration(model)
+    assert calls == [auto.NOISES] * 2
 
 
 @pytest.mark.parametrize(

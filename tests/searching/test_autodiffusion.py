@@ -100,7 +100,7 @@ def test_blocks_that_do_nothing_are_left_out_for_more_evaluations(searched, plan
     assert finished and job.best.nfe == 3
     found = job.result
     assert isinstance(found, Pruned) and found.flops <= found.limit == 3 * flops(planted)
-    assert found.score < 0.9 * job.score  # more evaluations for as many operations
+    assert found.score < 0.8 * job.score  # more evaluations for as many operations
     assert found.plan.nfe > 3
     left_out = [name for names in found.masks.values() for name in names]
     assert left_out.count("busy") < left_out.count("idle") + left_out.count("idler")
