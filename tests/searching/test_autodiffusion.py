@@ -96,11 +96,11 @@ def test_masked_candidates_keep_within_the_operations(planted):
 
 
 def test_blocks_that_do_nothing_are_left_out_for_more_evaluations(searched, planted):
-    job, finished = searched("autodiffusion", planted, 3, masks=True, population=24, generations=14, children=12)
+    job, finished = searched("autodiffusion", planted, 3, masks=True, population=24, generations=30, children=12)
     assert finished and job.best.nfe == 3
     found = job.result
     assert isinstance(found, Pruned) and found.flops <= found.limit == 3 * flops(planted)
-    assert found.score < 0.8 * job.score  # more evaluations for as many operations
+    assert found.score < 0.8 * job.score  # more evaluations for as many operations (0.47 to 0.69 over four seeds)
     assert found.plan.nfe > 3
     left_out = [name for names in found.masks.values() for name in names]
     assert left_out.count("busy") < left_out.count("idle") + left_out.count("idler")
