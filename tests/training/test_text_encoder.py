@@ -93,13 +93,13 @@ def test_rewards_are_weighted_and_know_the_caption():
 def test_the_anchor_holds_the_words():
     model, text = denoiser(), torch.tensor([[1, 4, 0], [3, 2, 4], [0, 0, 0]])
     moved = []
-    for anchor in (0.0, 30.0):
+    for anchor in (0.0, 3.0):
         options = {"steps": 20, "batch": 16, "lr": 1e-2, "every": 20, "fresh": 16, "anchor": anchor}
         tuned = tune_text_encoder(model, redness, CAPTIONS, chain(model), **options).model
         with torch.no_grad():
             cosine = torch.cosine_similarity(tuned.network.text(text), model.network.text(text), dim=2)
         moved.append(float((1 - cosine).mean()))
-    assert 0 < moved[1] < 0.3 * moved[0]
+    assert 1e-4 < moved[1] < 0.1 * moved[0]
 
 
 def test_between_two_encoders():
