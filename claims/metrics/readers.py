@@ -149,6 +149,6 @@ CLAIMS = (
     slow("shapes-verifier", "confirms 98 % of captions under a blur of one pixel",
          _confirmed(VERIFIER_N, _blurred, 0.98, "Gaussian blur of one pixel")),
     slow("shapes-verifier", "denies captions that are wrong in one attribute", _wrong),
-    Claim("shapes-reward", "is higher on right pictures than on those wrong in one attribute", _ranks),
+    slow("shapes-reward", "is higher on right pictures than on those wrong in one attribute", _ranks),
     slow("shapes-reward", "leads pictures to what their captions ask", _ascent),
 )  # fmt: skip

@@ -234,7 +234,7 @@ def _copies(seed: int) -> Outcome:
 
 
 CLAIMS = (
-    Claim("ambient", "the pair of a noisy sample is unbiased at every state above its level", _unbiased),
+    slow("ambient", "the pair of a noisy sample is unbiased at every state above its level", _unbiased),
     slow("ambient", "a tenth clean and the rest noisy beats all noisy", _against("noisy", "all of them noisy")),
     slow("ambient", "a tenth clean and the rest noisy beats the tenth alone",
          _against("tenth", "the clean tenth alone")),

@@ -52,10 +52,12 @@ def test_the_module_runs_and_errors_are_one_line_with_code_2():
     assert done.stderr == "fewstep: unknown model 'digitz': did you mean 'digits'?\n"
 
 
-def test_debug_gives_the_traceback_wherever_it_stands():
-    for words in (("--debug", "info", "digitz"), ("info", "digitz", "--debug")):
-        done = shell(*words)
-        assert done.returncode != 0 and "Traceback" in done.stderr and "ValueError: unknown model" in done.stderr
+@pytest.mark.parametrize(
+    "words", [("info", "digitz", "--debug"), pytest.param(("--debug", "info", "digitz"), marks=pytest.mark.slow)]
+)
+def test_debug_gives_the_traceback_wherever_it_stands(words):
+    done = shell(*words)
+    assert done.returncode != 0 and "Traceback" in done.stderr and "ValueError: unknown model" in done.stderr
 
 
 def test_unknown_options_and_values(fails):

@@ -141,6 +141,7 @@ optimise(players, normal, steps=20, batch=16, seed=1, watch=watch)
 """
 
 
+@pytest.mark.slow
 def test_two_players_killed_in_the_middle_go_on_in_the_same_bits(tmp_path):
     whole = pair()
     optimise(whole, normal, steps=20, batch=16, seed=1)
