@@ -105,7 +105,7 @@ def test_nothing_is_wrong_and_pictures_are_there(browser, report):
 def test_tables_sort_both_ways(browser, report):
     seen = Watched(browser, report)
     tables = seen.page.query_selector_all("table.figures")
-    assert len(tables) == 2
+    assert len(tables) == (3 if "demo" in str(report) else 2)  # the demo folds what diverged into one of its own
     whole = max(tables, key=lambda table: len(table.query_selector_all("tbody tr")))
     heads = [head.inner_text() for head in whole.query_selector_all("th")]
     numbers, names = heads.index("error"), heads.index("sampler")
