@@ -25,7 +25,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.program import Ask, Program, program
 from fewstep.core.run import check_answer, check_given
 from fewstep.core.sampler import begin_run, is_finite, memory_for
-from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.problem import Problem
 
 # Weights times places in a sample, at most, of a small network: there a layer is too short to be shared out, and
 # threads that wait for each other at every layer spend their time spinning. Whole calls are shared out instead.
@@ -87,11 +87,9 @@ def run_shared(
 ) -> list[Ran]:
     """What each plan makes of a problem's noises, in their order; `tick` is called before each call of the network.
 
-    The samples differ from those of `run_all` by the network's rounding in batches of another size. A model that
-    carries a memory for each run gets its runs one by one.
+    The samples differ from those of `run_all` by the network's rounding in batches of another size. Of a model that
+    carries a memory for each run, the runs share calls, and no answers.
     """
-    if model.carries:
-        return [_alone(plan, model, problem) for plan in plans]
     noises, rows = (NOISES, ROWS) if is_small(model) else (MANY, MANY)
     # Neighbours are likely to share: plans on the same times stand together.
     order = sorted(range(len(plans)), key=lambda i: [evaluation.t for evaluation in plans[i].evaluations])
@@ -144,17 +142,6 @@ class Runs:
         new = {name: plan for name, plan in zip(names, plans, strict=True) if name not in self._known}
         self._known |= zip(new, run_shared(list(new.values()), self.model, self.problem), strict=True)
         return [self._known[name] for name in names]
-
-
-def _alone(plan: Plan, model: Denoiser, problem: Problem) -> Ran:
-    begin = time.perf_counter()
-    try:
-        samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
-    except ValueError as error:
-        if "not finite" not in str(error):
-            raise
-        return Ran(None, time.perf_counter() - begin)
-    return Ran(samples, time.perf_counter() - begin)
 
 
 def _key(asked: Ask) -> tuple[object, ...]:
