@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.conditions.negative import Negative
 from fewstep.conditions.number import Number
 from fewstep.conditions.prompt import Prompt
 from fewstep.core.condition import Condition
@@ -33,22 +33,6 @@ METHODS = (
 SCALE = "guidance"  # the condition by which a caller or a plan sets the scale
 AWAY = "negative"  # the condition by which a caller sets what guidance leads away from
 _EACH = "scale of each row"  # its name while rows are routed
-
-
-@dataclass(frozen=True)
-class Negative:
-    """What guidance leads away from in place of a condition's empty value: a condition of the same kind."""
-
-    guides: ClassVar[bool] = False
-    kind: Condition
-    usual: Any = field(compare=False)
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": "negative", "of": self.kind.config()}
-
-    def check(self, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
-        """As the condition itself; None is what the model was guided with."""
-        return self.kind.check(name, self.usual if value is None else value, batch, device)
 
 
 class Guided(Wrapper):

@@ -49,7 +49,8 @@ class Bare(nn.Module):
 
 def example(model: Denoiser, batch: int) -> dict[str, Tensor]:
     """Conditions to trace a model with: the empty ones, and zeros where there is none. Those that a model does without,
-    such as a guided model's scale, are among them by their default, so that what is exported takes them."""
+    such as a guided model's scale, are among them by their default, so that what is exported takes them; one that needs
+    an encoder outside a file, such as a negative prompt, stays inside as it is."""
     device = model.device
     pictures = {
         name: torch.zeros(kind.shape, device=device)
@@ -58,19 +59,30 @@ def example(model: Denoiser, batch: int) -> dict[str, Tensor]:
     }
     named = model.check_condition(pictures, batch, device)
     further = {
-        name: kind.check(name, None, batch, device) for name, kind in model.conditions.items() if name not in named
+        name: kind.check(name, None, batch, device)
+        for name, kind in model.conditions.items()
+        if name not in named and _fits(kind)
     }
     return {name: value.contiguous() for name, value in (named | further).items()}
 
 
-def as_config(kind: Condition, given: Tensor) -> dict[str, Any]:
-    """A condition in a file. One that needs an encoder outside it, such as a prompt, is stored as its tensors."""
-    config = kind.config()
+def as_configs(model: Denoiser, given: dict[str, Tensor]) -> dict[str, Any]:
+    """Conditions in a file. One that needs an encoder outside it, such as a prompt, is stored as its tensors."""
+    return {
+        name: model.conditions[name].config()
+        if _fits(model.conditions[name])
+        else Picture(tuple(tensor.shape[1:])).config()
+        for name, tensor in given.items()
+    }
+
+
+def _fits(kind: Condition) -> bool:
+    """Whether a condition can be made from what a file holds of it."""
     try:
-        condition_from_config(config)
+        condition_from_config(kind.config())
     except ValueError:
-        return Picture(tuple(given.shape[1:])).config()
-    return config
+        return False
+    return True
 
 
 @checked
@@ -111,7 +123,7 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
         "predicts": kind,
         "shape": list(model.shape),
         "value_range": list(model.value_range) if model.value_range else None,
-        "conditions": {name: as_config(each, conditions[name]) for name, each in model.conditions.items()},
+        "conditions": as_configs(model, conditions),
         "plan": model.plan.to_json() if model.plan is not None else None,
     }
     batch = torch.export.Dim("batch")

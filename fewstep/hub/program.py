@@ -25,7 +25,7 @@ from fewstep.core.plan import Plan, as_plan
 from fewstep.core.run import check_given
 from fewstep.core.sampler import Sampler
 from fewstep.core.unrolled import unrolled
-from fewstep.hub.onnx import as_config, example
+from fewstep.hub.onnx import as_configs, example
 
 METHODS = (
     Method(
@@ -142,7 +142,7 @@ def export_program(sampler: Sampler, model: Denoiser, path: str | os.PathLike[st
         "batch": batch,
         "draws": draws,
         "value_range": list(model.value_range) if model.value_range else None,
-        "conditions": {name: as_config(each, conditions[name]) for name, each in model.conditions.items()},
+        "conditions": as_configs(model, conditions),
     }
     free: Any = None
     if batch is None:

@@ -47,6 +47,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "refused": [0.4, 8.1, math.nan, math.inf, True, "3", [], [1.0, 2.0], [1.0, 2.0, math.inf], torch.zeros(3, 1)],
         "empty": 3.5,
     },
+    "negative": {
+        "options": {"of": {"kind": "label", "classes": 7}, "usual": 5},
+        "one": [2, [2], torch.tensor([2], dtype=torch.int32)],
+        "each": [[0, 6, 3], torch.tensor([0, 6, 3])],
+        "refused": [7, -1, 1.5, True, "cat", [1, 2]],
+        "empty": 5,
+    },
 }
 
 
@@ -56,7 +63,7 @@ def made(name: str) -> Any:
 
 
 def test_every_kind_has_an_example():
-    assert {"label", "text", "picture", "number"} <= set(CARDS) and set(EXAMPLES) == set(CARDS)
+    assert {"label", "text", "picture", "number", "negative"} <= set(CARDS) and set(EXAMPLES) == set(CARDS)
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -100,7 +100,7 @@ def test_a_guided_model_goes_into_one_program_of_any_batch(guided, tmp_path):
     guided.eval()
     for count in (1, 5):
         noise = torch.randn(count, 2, 3)
-        for asked in ({"label": 3}, {"label": 3, "guidance": 4.0}):
+        for asked in ({"label": 3}, {"label": 3, "guidance": 4.0}, {"label": 3, "negative_label": 1}):
             torch.testing.assert_close(program(noise, **asked), made(guided, noise, **asked), rtol=1e-5, atol=1e-5)
 
 
@@ -110,7 +110,6 @@ def test_a_guided_model_in_onnx(guided, tmp_path):
     opened = load_onnx(export_onnx(guided, tmp_path / "guided.onnx"))
     guided.eval()
     noise = torch.randn(3, 2, 3)
-    for scale in (None, 4.0):
-        asked = {"label": 2} | ({"guidance": scale} if scale is not None else {})
+    for asked in ({"label": 2}, {"label": 2, "guidance": 4.0}, {"label": 2, "negative_label": 1}):
         found, expected = (plan(Flow(), "ddim", 2)(model, noise, **asked) for model in (opened, guided))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -7,8 +7,10 @@ import torch
 
 from fewstep.conditions.label import Label
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.guidance.guide import guide
 from fewstep.hub.models import load
-from fewstep.hub.onnx import export_onnx, load_onnx
+from fewstep.hub.onnx import as_configs, example, export_onnx, load_onnx
+from fewstep.hub.pipeline import PipelineDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.ve import EDM
@@ -109,3 +111,18 @@ def test_a_unet_of_diffusers(tmp_path):
         up_block_types=("AttnUpBlock2D", "UpBlock2D"))  # fmt: skip
     model = NetworkDenoiser(Call(unet), Discrete.linear(), "eps", (3, 8, 8)).eval()
     agree(model, load_onnx(export_onnx(model, tmp_path / "model.onnx")))
+
+
+def test_a_negative_prompt_stays_inside():
+    """Its encoder is not in the file; what is led away from is what the model was guided with."""
+    pytest.importorskip("diffusers")
+    from claims.pipelines import matching, tiny
+
+    pipeline = PipelineDenoiser(tiny("StableDiffusionPipeline", matching("ddim", "StableDiffusionPipeline")))
+    guided = guide(pipeline, "cfg", scale=3.0, negative="grey")
+    given = example(guided, 2)
+    assert set(given) == {"text", "guidance"}
+    assert {name: kind["kind"] for name, kind in as_configs(guided, given).items()} == {
+        "text": "picture",
+        "guidance": "number",
+    }
