@@ -276,7 +276,8 @@ def _projected(model: Denoiser, nfe: int, seed: int, data: Dataset | None) -> li
     """OLSS's plan: another start to learn from, whose coefficients are the model's own already."""
     if nfe + 2 > OLSS_POINTS:
         return []
-    with Job(model, nfe, method="olss", seed=seed, noises=OLSS_NOISES, data=data) as job:
+    half = REFERENCE_NFE // 2  # exact enough for a start
+    with Job(model, nfe, method="olss", seed=seed, noises=OLSS_NOISES, reference_nfe=half, data=data) as job:
         olss(job, points=OLSS_POINTS)
     return [] if job.best is None else [job.best]
 
