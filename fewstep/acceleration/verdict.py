@@ -18,7 +18,7 @@ from fewstep.data.dataset import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import fixed_plan as make_plan
-from fewstep.searching.candidates import Candidate
+from fewstep.searching.candidates import Candidate, described
 from fewstep.searching.problem import Problem, known_data, own_data
 from fewstep.searching.reference import reference_plan
 from fewstep.searching.shared import Ran, Runs
@@ -46,9 +46,7 @@ def _real(model: Denoiser, problem: Problem, data: Dataset | None) -> _Real:
 def _row(role: str, plan: Sampler, real: _Real) -> dict[str, Any]:
     """A row without figures: that of a plan that diverged."""
     about = plan.about
-    name = f"{about['solver']}, {about.get('timesteps', '')}, to {about.get('end', '')}"
-    if role == "learned":
-        name = f"learned from {about.get('from')}, {about.get('timesteps')}"
+    name = f"learned from {about.get('from')}, {about.get('timesteps')}" if role == "learned" else described(plan)
     return {
         "role": role,
         "name": name,

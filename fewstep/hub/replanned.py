@@ -81,11 +81,13 @@ def recompiled(plan: Plan, steps: int) -> Plan:
     """
     about, also = plan.about, f" ({len(plan.times) - 1} steps)" if len(plan.times) - 1 != plan.nfe else ""
     fixed = f"this plan makes {plan.nfe} evaluations{also}, so num_inference_steps={steps} does not fit it"
-    rule = str(about.get("timesteps"))
-    if not _is_its_solvers(plan) or all(rule != method.name for method in methods("rule")):
-        raise ValueError(f"{fixed}: it is made for its own times, not for a rule that places others")
+    rule: str | None = str(about.get("timesteps"))
     further = {key: about[key] for key in ("end", "shift", "strength") if key in about}
     try:
+        if rule == plan.name and card(plan.name, "solver")[0].facts.get("own_times"):
+            rule = None
+        elif not _is_its_solvers(plan) or all(rule != method.name for method in methods("rule")):
+            raise ValueError("it is made for its own times, not for a rule that places others")
         made = make_plan(process_from_config(dict(plan.process)), plan.name, steps, rule, **further, **_options(plan))
     except ValueError as error:
         raise ValueError(f"{fixed}: {error}") from None

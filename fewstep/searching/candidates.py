@@ -14,6 +14,7 @@ from fewstep.core.methods import card, methods
 from fewstep.core.ops import Combine, Evaluate
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
+from fewstep.core.sampler import Sampler
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.sampling.build import solver_names
 from fewstep.sampling.universal import rows
@@ -36,8 +37,14 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        about = self.plan.about
-        return f"{about['solver']}, {about['timesteps']}, to {about['end']}"
+        return described(self.plan)
+
+
+def described(plan: Sampler) -> str:
+    """A plan's solver, its times (of universal plans, the spectrum) and its end."""
+    about = plan.about
+    times = about.get("options", {}).get("spectrum", about.get("timesteps", ""))
+    return f"{about['solver']}, {times}, to {about.get('end', '')}"
 
 
 def _fingerprint(plan: Plan) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ TABLE = Discrete.linear()
         (Flow(), "heun", {"shift": 3.0, "timesteps": "uniform"}),
         (TABLE, "dpmpp-2m-sde", {"end": "min"}),
         (TABLE, "ddim", {"strength": 0.4, "eta": 0.5}),
+        (TABLE, "universal", {"spectrum": "steep", "data_std": 0.3}),
     ],
 )
 def test_another_number_of_steps_is_what_that_number_compiles_to(process, name, options):
@@ -31,6 +32,8 @@ def test_plans_that_have_one_number_of_steps():
             recompiled(made, 5)
     with pytest.raises(ValueError, match="num_inference_steps=2000 does not fit it: the rule 'leading'"):
         recompiled(plan(TABLE, "ddim", 4, "leading"), 2000)
+    with pytest.raises(ValueError, match="num_inference_steps=40 does not fit it: 'universal' has plans of 1 to 12"):
+        recompiled(plan(TABLE, "universal", 4), 40)
 
 
 def test_later_is_the_solver_on_the_later_times():
