@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,7 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
     torch.set_num_threads(1)  # sums in one order, so that figures repeat
     before, begin = read(path), time.perf_counter()
     entries: list[dict[str, Any]] = []
+    broken: list[str] = []
     rows: dict[str, dict[str, Any]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -100,8 +103,12 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
         task = progress.add_task("claims", total=len(chosen), visible=bool(chosen))
         for claim in chosen:
             progress.update(task, description=claim.name if len(claim.name) < 60 else claim.name[:59] + "…")
-            entries.append(measure(claim))
-            console.print(_show(entries[-1]), highlight=False, soft_wrap=True)
+            try:
+                entries.append(measure(claim))
+                console.print(_show(entries[-1]), highlight=False, soft_wrap=True)
+            except Exception:  # hours of others are not lost for one that breaks
+                broken.append(claim.name)
+                console.print(f"[red]breaks[/] {claim.name}\n{traceback.format_exc()}", highlight=False)
             progress.advance(task)
         if table:
             task = progress.add_task("comparison of solvers", total=len(tables.PROCESSES) * len(tables.solvers()))
@@ -147,6 +154,8 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
     console.print(f"{holding} of {len(entries)} claims hold; {time.perf_counter() - begin:.0f} s; figures in {path}")
     if options.json:
         print(json.dumps({"claims": entries, "tables": made}, indent=2))
+    if broken:
+        sys.exit(f"{len(broken)} of {len(chosen)} claims broke, and keep the figures of before: {'; '.join(broken)}")
 
 
 if __name__ == "__main__":

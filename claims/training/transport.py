@@ -113,7 +113,7 @@ def _plane_error(seed: int, coupling: str) -> Outcome:
 @experiment
 def _digits_error(seed: int, coupling: str) -> Outcome:
     about, unit = f"{DIGITS}; 5 Euler steps, 1000 samples", "Frechet distance in pixels"
-    return _against_base(seed, lambda c, s: digits_error(digits_flow(s, c), s, 5), coupling, about, unit)
+    return _against_base(lambda c, s: digits_error(digits_flow(s, c), s, 5), coupling, about, unit)(seed)
 
 
 def _batch(seed: int, n: int = 256) -> tuple[Tensor, Tensor, torch.Generator]:

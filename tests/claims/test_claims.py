@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import claims.__main__ as harness  # noqa: E402
 from claims.__main__ import EVIDENCE, main, merged, read  # noqa: E402
 from claims.claim import Claim, Outcome, arms, collect, compared, experiment, files  # noqa: E402
 from claims.problems import exact, first_order_start, order, problem, stated  # noqa: E402
@@ -113,6 +114,23 @@ def test_a_run_of_some_claims_keeps_the_others(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["no-such-method"], path)
     assert list(tmp_path.iterdir()) == [path] and path != EVIDENCE
+
+
+def test_a_claim_that_breaks_takes_no_other_with_it(tmp_path, monkeypatch, capsys):
+    path, real = tmp_path / "evidence.json", harness.measure
+
+    def measured(claim):
+        if claim.method == "linspace":
+            raise RuntimeError("broken")
+        return real(claim)
+
+    main(["linspace"], path)
+    before = read(path)["claims"]
+    monkeypatch.setattr(harness, "measure", measured)
+    with pytest.raises(SystemExit, match="1 of 2 claims broke, and keep the figures of before: linspace"):
+        main(["leading", "linspace"], path)
+    assert [entry["method"] for entry in read(path)["claims"]] == ["leading", "linspace"]
+    assert read(path)["claims"][1:] == before and "RuntimeError: broken" in capsys.readouterr().err
 
 
 def test_a_claim_names_a_registered_method():
