@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.common import ENDPOINT, F64, VP, Outcome, Process, compared, endpoint_error, experiment, plan, slow
-from claims.problems import Problem, digits, exact
+from claims.problems import digits, exact
 from claims.searching.grids import problem, search
 from fewstep.hub.models import load
 from fewstep.metrics.digits_classifier import digits_classifier
@@ -18,6 +18,7 @@ from fewstep.searching.adadiff import Policy, adadiff
 from fewstep.searching.candidates import hand_made, rank, score
 from fewstep.searching.job import Job
 from fewstep.searching.learn import learn
+from fewstep.searching.problem import Problem
 from fewstep.searching.reference import solve
 
 NFE, NOISES, UNSEEN = 12, 320, 640
