@@ -23,6 +23,7 @@ PAGES = ("README.md", "docs/choose.md")
 # A script of this folder that measures, and the pages that show it.
 MEASURED = {
     "universal": ("docs/choose.md",),
+    "stochastic": ("docs/choose.md",),
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),

@@ -22,6 +22,7 @@ from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
+from fewstep.sampling.auto import SDE
 from fewstep.sampling.build import plan, solver_names
 from fewstep.sampling.sample import choose_plan
 from fewstep.searching.candidates import _QUIET, _tried
@@ -99,14 +100,14 @@ def _run(path: str, solver: str, rule: str, end: str, **options: float) -> Run:
     return run
 
 
-def _automatic(path: str) -> Run:
-    """What `fs.sample` takes where nothing is named."""
+def _automatic(path: str, solver: str) -> Run:
+    """What `fs.sample` takes where nothing is named, or no more than that noise is wanted."""
 
     def run(problem: Problem, nfe: int) -> Outcome:
         process = process_of(path)
         model = Exact(problem, process, "x0")
         model.shape = (problem.target.size,)
-        made = choose_plan(model, nfe=nfe)
+        made = choose_plan(model, nfe=nfe, solver=solver)
         alpha, sigma = made.start
         x = problem.start(math.inf if alpha == 0 else sigma / alpha, problem.path.scaling)
         return made(model, x / sigma, dtype=torch.float64, seed=1), 0.0
@@ -123,7 +124,8 @@ def solvers(path: str, stochastic: bool) -> list[Solver]:
             cases.append((name, {}))
         elif not stochastic and (options or not noisy):
             cases.append((name, options))
-    nothing_named = [] if stochastic else [Solver(NAME, AUTO, "its own", _automatic(path))]
+    auto = SDE if stochastic else AUTO
+    nothing_named = [Solver(NAME, auto, "its own", _automatic(path, auto))]
     return nothing_named + [
         Solver(
             NAME,

@@ -23,13 +23,25 @@ MEASURED_AT = -3.0  # log-SNR relative to the data at which the spectrum is meas
 NOISES = 4
 GUIDED = ", guided"
 LATER = 0.3  # of log-SNR by which a process may begin after a row
+EARLIER = 1.0  # by which it may begin before a late row
 LATE = "late"  # the spectrum of rows for processes that begin where some of the data is left
 STEEP = 16.0  # from this concentration on
 SMALL = 5  # numbers in a sample, up to which its modes part late, where there is little noise
 REACHED = -1.5  # log-SNR relative to the data below which a process begins at noise
 # Up to this many evaluations: a solver and a rule where a universal plan is not to be had (docs/universal.json).
-HAND_MADE = ((8, ("unipc-2", "log-snr")), (math.inf, ("dpmpp-3m", "log-snr")))
+HAND_MADE = ((8, ("unipc-2", "log-snr")), (15, ("dpmpp-3m", "log-snr")), (math.inf, ("unipc-3", "log-snr")))
 ONE = ("dpmpp-2m", "short")  # a single evaluation from noise to data
+# From noise to data, instead of those: from and to so many evaluations (with a steep spectrum, to fewer: closed forms
+# of a few pictures need a grid that reaches lower), and under guidance.
+WHOLE, WHOLE_GUIDED = ("ab-4", "admissible"), ("ab-3", "admissible")
+WHOLE_FROM, WHOLE_TO, WHOLE_TO_STEEP = 9, 20, 15
+# The same with fresh noise at every step (docs/stochastic.json).
+SDE = "auto-sde"
+STOCHASTIC = (
+    (4, ("sa-solver", "short")),
+    (10, ("dpmpp-2m-sde", "short")),
+    (math.inf, ("dpmpp-3m-sde", "admissible")),
+)
 
 # By the innermost model: how often its weights had been written, and what was measured then.
 _concentrations: WeakKeyDictionary[Denoiser, tuple[int, float]] = WeakKeyDictionary()
@@ -131,13 +143,16 @@ def from_noise(process: Process) -> bool:
 def _row(kind: str, n: int, begins: float) -> str | None:
     """The spectrum whose row of n evaluations serves a process that begins at log-SNR `begins`, relative to the data.
 
-    A row that begins before the process does would lose its first evaluations, so a late one takes its place.
+    A row that begins before the process does would lose its first evaluations, so a late one takes its place; a late
+    one, where the process begins long before, would miss the data that its noise holds already.
     """
     plain = kind.removesuffix(GUIDED)
     late = LATE + GUIDED if kind != plain else LATE
-    for name, any_begin in ((kind, False), (late, True), (plain, False), (LATE, True)):
+    for name in (kind, late, plain, LATE):
         row = rows().get(name, {}).get(n)
-        if row is not None and (any_begin or row.log_snr[0] >= begins - LATER):
+        if row is None:
+            continue
+        if begins >= row.log_snr[0] - EARLIER if name.startswith(LATE) else begins <= row.log_snr[0] + LATER:
             return name
     return None
 
@@ -166,4 +181,13 @@ def automatic(
             return "universal", None, {"data_std": std, "spectrum": found}
     if whole and n == 1:
         return *ONE, {}
+    if whole and n is not None and kind is not None:
+        guided = kind.endswith(GUIDED)
+        if WHOLE_FROM <= n <= (WHOLE_TO_STEEP if kind == "steep" else WHOLE_TO):
+            return *(WHOLE_GUIDED if guided else WHOLE), {}
     return *next((found for most, found in HAND_MADE if n is None or n <= most)), {}
+
+
+def automatic_sde(n: int | None) -> tuple[str, str]:
+    """The solver and the timestep rule of `auto-sde` at n evaluations: fresh noise at every step."""
+    return next(found for most, found in STOCHASTIC if n is None or n <= most)

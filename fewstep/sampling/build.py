@@ -18,7 +18,7 @@ from fewstep.core.process import Process
 from fewstep.core.record import record
 from fewstep.core.sampler import Sampler
 from fewstep.processes.shifted import Shifted
-from fewstep.sampling.auto import automatic
+from fewstep.sampling.auto import SDE, automatic, automatic_sde
 from fewstep.sampling.tell import tell
 from fewstep.timesteps.grid import check_times, make_times
 
@@ -60,8 +60,10 @@ def plan(
         solver: a method's name (`fewstep methods` lists them; `unipc-3` is `unipc` of order 3), or a function
             `(trace, process, times, **options) -> Value`. None or "auto" takes what does best over many kinds of
             models: a universal plan, which places its evaluations itself, or a hand-made one
-            (`fewstep.sampling.auto`); its options are `data_std` and `spectrum`, where they are known.
-        steps: intervals of the grid; or give `nfe` instead: the largest plan with at most that many evaluations.
+            (`fewstep.sampling.auto`); its options are `data_std` and `spectrum`, where they are known. "auto-sde" takes
+            what does best with fresh noise at every step.
+        steps: intervals of the grid (where no solver is named, evaluations); or give `nfe` instead: the largest plan
+            with at most that many evaluations.
         timesteps: a rule's name, a function, or an explicit list of decreasing times (then `steps` is not needed); the
             solver's own, or "log-snr", by default.
         end: "zero" ends at the clean sample, "min" at the process's smallest noise.
@@ -83,9 +85,16 @@ def plan(
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     if solver is None or isinstance(solver, str) and solver == "auto":
         whole = timesteps is None and strength == 1.0 and shift is None
-        solver, named, own = automatic(process, steps if steps is not None else nfe, whole, options)
-        rest = {"nfe": nfe, "end": end, "strength": strength, "shift": shift, **own}
-        return plan(process, solver, steps, named if timesteps is None else timesteps, **rest)
+        n = steps if steps is not None else nfe
+        solver, named, own = automatic(process, n, whole, options)
+        timesteps = named if timesteps is None else timesteps
+        if n and nfe is None and (timesteps is None or isinstance(timesteps, str) or callable(timesteps)):
+            steps, nfe = None, n  # whatever the solver, as many evaluations
+        return plan(process, solver, steps, timesteps, nfe=nfe, end=end, strength=strength, shift=shift, **own)
+    if isinstance(solver, str) and solver == SDE:
+        solver, named = automatic_sde(steps if steps is not None else nfe)
+        whole = timesteps is None and strength == 1.0 and shift is None
+        timesteps = named if whole else timesteps
     method = card(solver, "solver")[0] if isinstance(solver, str) else None
     own_times = method.facts.get("own_times") if method is not None else None
     if method is not None and own_times:

@@ -15,7 +15,7 @@ from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
 from fewstep.core.pictures import as_pictures, data_shape
 from fewstep.core.sampler import Sampler
-from fewstep.sampling.auto import facts
+from fewstep.sampling.auto import SDE, facts
 from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import plan as make_plan
 
@@ -45,7 +45,7 @@ def choose_plan(
     # A consistency model is sampled by jumps to x0 alone, in however many steps.
     distilled = own.name if own is not None and own.name == "multistep-consistency" else None
     named = solver if solver is not None else model.solver or distilled
-    universal = named in (None, "universal")
+    universal = named in (None, "universal", SDE)
     rule: Any = timesteps
     if isinstance(rule, str) and rule == "own":
         if model.timesteps is None:
@@ -53,10 +53,10 @@ def choose_plan(
         rule = model.timesteps
     elif rule is None and (not universal or strength != 1.0):
         rule = model.timesteps
-    if universal and timesteps is None and strength == 1.0:
+    if universal and named != SDE and timesteps is None and strength == 1.0:
         known = {name: value for name, value in facts(model).items() if value is not None or named is None}
         options = known | options
-    adaptive = isinstance(solver, str) and card(solver, "solver")[0].facts.get("adaptive")
+    adaptive = isinstance(solver, str) and solver != SDE and card(solver, "solver")[0].facts.get("adaptive")
     if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
     return make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)

@@ -43,12 +43,15 @@ def _known(model: Denoiser, std: float) -> Denoiser:
     return model
 
 
-def mixture(seed: int, size: int, components: int, power: float, tight: float, offset: float = 0.0) -> GaussianMixture:
+def mixture(
+    seed: int, size: int, components: int, power: float, tight: float, offset: float = 0.0, uneven: float = 0.5
+) -> GaussianMixture:
     """A random Gaussian mixture whose numbers have a mean square of 1.
 
     Args:
         size: dimensions. power: the variance along direction i is `i^-power`. tight: the components' share of the
             variance, 1 for a single Gaussian. offset: the share of the mean square that is the square of the mean.
+            uneven: the standard deviation of the logarithms of the components' variances about that.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -62,7 +65,7 @@ def mixture(seed: int, size: int, components: int, power: float, tight: float, o
     weights = weights / weights.sum()
     means = normal(components, size) * spectrum.sqrt()
     means = means - weights @ means
-    inner = spectrum * torch.exp(0.5 * normal(components, size))
+    inner = spectrum * torch.exp(uneven * normal(components, size))
     between = (weights @ means.square()).mean()
     means = means * ((1 - tight) / between.clamp_min(1e-30)).sqrt()
     inner = inner * tight / (weights @ inner).mean()
@@ -141,6 +144,11 @@ def zoo() -> list[Species]:
         *_mixtures((8, 12, 16, 32, 64), 3, 700, False),
         *_mixtures((2, 4, 10, 24, 48), 2, 9000, True),
     ]
+    for i, size in enumerate((1, 2, 2, 3, 3, 4, 5, 5)):
+        rng = np.random.default_rng(500 + i)
+        components, tight = int(rng.integers(4, 16)), float(np.exp(rng.uniform(np.log(0.02), np.log(0.1))))
+        make = _later(mixture, 500 + i, size, components, 0.0, tight, 0.1, 1.2)
+        found.append(Species(f"uneven mixture {i} of {components} in {size}, {tight:.2f}", "uneven mixtures", make))
     for size, power in ((16, 1.0), (64, 0.5), (64, 1.0), (256, 1.0), (64, 2.0), (256, 2.0)):
         make = _later(mixture, size, size, 1, power, 1.0)
         found.append(Species(f"Gaussian in {size}, 1/i^{power:g}", "gaussians", make))

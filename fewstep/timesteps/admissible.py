@@ -17,6 +17,8 @@ METHODS = (
     ),
 )
 
+NOISE = -5.0  # log-SNR
+
 
 def admissible_step(steps: int, eta: float = 0.05, nu: float = 2.0) -> float:
     """The largest beta for which `steps` steps `sigma -> (1 - beta) sigma` are (eta, nu)-admissible: c / (eta + c) with
@@ -49,8 +51,8 @@ def admissible(process: Process, steps: int, end: str = "zero", eta: float = 0.0
         eta: the denoiser's relative error, above 0; nu: the factor by which noise and distance may part, above 1.
     """
     high, low = process.log_snr(process.t_min), process.log_snr(process.t_max)
-    if math.isinf(low):  # pure noise has no log-SNR: the first step starts just below it
-        low = process.log_snr(process.t_max - 1e-3 * (process.t_max - process.t_min))
+    if math.isinf(low):  # pure noise has no log-SNR: the first step starts where the noise is still e^5 times the data
+        low = max(process.log_snr(process.t_max - 1e-3 * (process.t_max - process.t_min)), NOISE)
     inner = steps - 1
     if inner == 0:
         return [process.t_max, process.t_zero if end == "zero" else process.t_min]

@@ -66,6 +66,39 @@ def test_every_number_of_steps_has_a_plan(process, n):
     assert fs.plan(process, nfe=n).nfe == n
 
 
+@pytest.mark.parametrize(
+    "spectrum, n, taken",
+    [
+        ("mild", 13, auto.WHOLE),
+        ("mild", 20, auto.WHOLE),
+        ("mild", 21, auto.HAND_MADE[-1][1]),
+        ("steep", 14, auto.WHOLE),
+        ("steep", 16, auto.HAND_MADE[-1][1]),
+        ("steep, guided", 16, auto.WHOLE_GUIDED),
+        ("mild, guided", 14, auto.WHOLE_GUIDED),
+        ("mild, guided", 30, auto.HAND_MADE[-1][1]),
+    ],
+)
+def test_what_is_taken_where_no_row_is(spectrum, n, taken):
+    made = fs.plan(VP(), steps=n, data_std=0.5, spectrum=spectrum)
+    assert (made.about["solver"], made.about["timesteps"]) == taken and made.nfe == n
+
+
+def test_a_solver_with_fresh_noise_by_the_number_of_steps():
+    model = fs.load("digits")
+    for n, (solver, rule) in ((3, auto.STOCHASTIC[0][1]), (5, auto.STOCHASTIC[1][1]), (11, auto.STOCHASTIC[2][1])):
+        made = choose_plan(model, n, solver="auto-sde")
+        assert (made.about["solver"], made.about["timesteps"], made.nfe) == (solver, rule, n)
+        assert made.to_json() == fs.plan(model.process, "auto-sde", nfe=n).to_json()
+    named = fs.plan(model.process, "auto-sde", steps=6, timesteps="karras")
+    assert (named.about["solver"], named.about["timesteps"]) == ("dpmpp-2m-sde", "karras")
+    noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    made = choose_plan(model, 5, solver="auto-sde")
+    assert not torch.equal(made(model, noise, seed=0, label=3), made(model, noise, seed=1, label=3))
+    with pytest.raises(ValueError, match="option"):
+        fs.plan(model.process, "auto-sde", steps=5, spectrum="mild")
+
+
 def test_a_rule_or_a_strength_that_is_named_takes_a_hand_made_solver():
     model = fs.load("digits")
     for asked in ({"timesteps": "karras"}, {"timesteps": [80.0, 1.0, 0.0]}, {"strength": 0.5, "steps": 6}):

@@ -18,10 +18,10 @@ from fewstep.searching.reference import solve
 
 F64 = torch.float64
 COUNTS = {
-    "small": [*range(1, 13), 15, 20],
-    "mild": [*range(1, 13), 15, 20],
-    "steep": [*range(2, 13), 15],
-    "late": [*range(2, 9), 10, 12],
+    "small": [*range(1, 13), 15],
+    "mild": range(1, 13),
+    "steep": range(2, 12),
+    "late": [*range(2, 13), 15, 20],
     "mild, guided": range(2, 11),
     "steep, guided": range(2, 11),
     "late, guided": [4, 5],
@@ -45,7 +45,7 @@ def test_no_other_rows_are_there():
 
 
 @pytest.mark.parametrize("process", [EDM(), VP(), Flow()], ids=lambda process: process.name)
-@pytest.mark.parametrize("n", [1, 5, 20])
+@pytest.mark.parametrize("n", [1, 5, 12])
 def test_a_constant_answer_is_the_sample(process, n):
     """The rows of weights sum to 1, so that what the network says about the mean is kept, on every process."""
 
@@ -117,7 +117,7 @@ def test_digits_in_few_evaluations(digits, nfe):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"steps": 13}, "'universal' has plans of 1 to 12, 15 and 20 evaluations, not of 13"),
+        ({"steps": 13}, "'universal' has plans of 1 to 12 evaluations, not of 13"),
         ({"steps": 5, "spectrum": "step"}, "unknown spectrum 'step': did you mean 'steep'"),
         ({"steps": 5, "data_std": 0.0}, "data_std must be positive, got 0.0"),
         ({"steps": 5, "timesteps": "karras"}, "'universal' places its evaluations itself"),

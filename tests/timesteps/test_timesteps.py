@@ -93,6 +93,9 @@ def test_admissible_has_the_theorems_longest_steps(process):
     level = np.array([process.log_snr(t) for t in times[1:-1]])  # a start at alpha = 0 has none
     np.testing.assert_allclose(np.diff(level), -math.log(1 - c / (0.05 + c)), rtol=1e-6)
     assert level[-1] < process.log_snr(process.t_min)
+    if math.isinf(process.log_snr(process.t_max)):  # its first step lands where the next levels count from -5
+        stride = level[1] - level[0]
+        assert level[0] == pytest.approx(-5 + stride, rel=1e-9) and times[0] == process.t_max
 
 
 def test_karras_is_edm_equation_5():
