@@ -17,7 +17,7 @@ METHODS = (
     ),
 )
 
-NOISE = -5.0  # log-SNR
+NOISE = -5.0  # log-SNR, at which the noise is 150 times the data
 
 
 def admissible_step(steps: int, eta: float = 0.05, nu: float = 2.0) -> float:
@@ -44,20 +44,23 @@ def admissible_step(steps: int, eta: float = 0.05, nu: float = 2.0) -> float:
 def admissible(process: Process, steps: int, end: str = "zero", eta: float = 0.05, nu: float = 2.0) -> list[float]:
     """All steps but the last multiply sigma/alpha by `1 - admissible_step(...)`; the last goes straight to the end.
 
-    With few steps the grid stops well above the smallest noise, and leaves the rest to one denoising step. Where the
+    A process that begins at more noise than `NOISE` is entered there: steps before it would only delay the rest. With
+    few steps the grid stops well above the smallest noise, and leaves the rest to one denoising step. Where the
     admissible steps would reach below it, they are shortened to equal steps in log-SNR over the whole range.
 
     Args:
         eta: the denoiser's relative error, above 0; nu: the factor by which noise and distance may part, above 1.
     """
-    high, low = process.log_snr(process.t_min), process.log_snr(process.t_max)
-    if math.isinf(low):  # pure noise has no log-SNR: the first step starts where the noise is still e^5 times the data
+    high, low, first = process.log_snr(process.t_min), process.log_snr(process.t_max), process.t_max
+    if math.isinf(low):  # pure noise has no log-SNR: the first step is counted from where it is still noise
         low = max(process.log_snr(process.t_max - 1e-3 * (process.t_max - process.t_min)), NOISE)
+    elif low < NOISE:
+        low, first = NOISE, process.time(NOISE)
     inner = steps - 1
     if inner == 0:
-        return [process.t_max, process.t_zero if end == "zero" else process.t_min]
+        return [first, process.t_zero if end == "zero" else process.t_min]
     stride = -math.log1p(-admissible_step(inner, eta, nu))
     whole = (high - low) / (steps if end == "min" else inner)
-    times = [process.t_max, *(process.time(low + min(stride, whole) * k) for k in range(1, inner))]
+    times = [first, *(process.time(low + min(stride, whole) * k) for k in range(1, inner))]
     last = process.t_min if end == "zero" and whole <= stride else process.time(low + min(stride, whole) * inner)
     return [*times, last, process.t_zero if end == "zero" else process.t_min]
