@@ -27,7 +27,12 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda' or 'cuda:1'; by default a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Solver = Annotated[str | None, typer.Option(help="A solver: 'fewstep methods --kind solver' lists them.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help="A solver ('fewstep methods --kind solver' lists them), or 'auto-sde': the best with fresh noise."
+    ),
+]
 Steps = Annotated[int | None, typer.Option(help="Steps of the solver.")]
 Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep methods --kind rule'.")]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to use instead (plan.json).")]
