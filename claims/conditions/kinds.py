@@ -12,6 +12,7 @@ from torch import Tensor
 
 from claims.common import Claim, Outcome, compared, experiment, tolerance
 from fewstep.conditions.label import Label
+from fewstep.conditions.negative import Negative
 from fewstep.conditions.number import Number
 from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
@@ -56,6 +57,9 @@ def _words(caption: str) -> Tensor:
 ROWS: tuple[tuple[str, Condition, Callable[[Any], Tensor], str, list[Any], list[Any]], ...] = (
     ("label", Label(10), lambda value: torch.as_tensor(value).long().expand(BATCH), "a cast to whole numbers",
      [-1, 10, 2.5, True, [0, 1, 2, 11], [1.0, 2.0, 3.0, 4.0], [0, 1]], [3, None, [0, 1, 2, 9]]),
+    ("negative", Negative(Label(10), 4), lambda value: torch.as_tensor(value).long().expand(BATCH),
+     "a cast to whole numbers", [-1, 10, 2.5, True, [0, 1, 2, 11], [1.0, 2.0, 3.0, 4.0], [0, 1]],
+     [3, None, [0, 1, 2, 9]]),
     ("number", Number(0.0, 10.0), lambda value: torch.as_tensor(value, dtype=torch.float32).expand(BATCH),
      "a cast to float32", [NAN, float("inf"), -0.1, 10.5, True, [1.0, NAN, 2.0, 3.0], [1.0, 2.0]],
      [0, 10.0, [1, 2, 3, 4.5]]),
