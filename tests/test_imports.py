@@ -33,24 +33,27 @@ def room(path: Path) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """(module, line) of all imports, those inside functions and for type checking alone included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute"
-            yield str(node.module), node.lineno
-
-
 @functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
+@functools.cache
+def imports(path: Path) -> list[tuple[str, int]]:
+    """(module, line) of all imports, those inside functions and for type checking alone included."""
+    found = []
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            found.append((str(node.module), node.lineno))
+    return found
+
+
 def used(path: Path) -> Iterator[tuple[str, str, int]]:
     """(room, module, line) of what a file imports from other rooms."""
-    for module, line in imports(parse(path)):
+    for module, line in imports(path):
         parts = module.split(".")
         if parts[0] == "fewstep" and len(parts) > 1 and parts[1] != room(path):
             assert parts[1] in FLOOR, f"{path}:{line}: {module} is in no known room"
@@ -97,7 +100,7 @@ def test_rooms_of_one_floor_do_not_import_each_other():
 
 def test_no_files_import_each_other_in_a_circle():
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
-    edges = {name: {module for module, _ in imports(parse(path))} & names.keys() for name, path in names.items()}
+    edges = {name: {module for module, _ in imports(path)} & names.keys() for name, path in names.items()}
     assert circles(edges) == []
 
 
@@ -109,6 +112,7 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
     file.write_text("from fewstep.data.digits import load\ndef f():\n    from fewstep.core.plan import Plan\n")
     assert wrong(file) == []
     parse.cache_clear()
+    imports.cache_clear()
     file.write_text("def f():\n    import fewstep.cli.main\n")
     assert wrong(file) == ["metrics/planted.py:2 imports fewstep.cli.main"]
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
@@ -124,7 +128,7 @@ def test_files_are_short_and_rightly_named():
 
 
 def test_nothing_imports_what_is_not_there_or_runs_code_from_files():
-    found = {(module.split(".")[0], path) for path in FILES for module, _ in imports(parse(path))}
+    found = {(module.split(".")[0], path) for path in FILES for module, _ in imports(path)}
     assert [
         where for where in found if where[0] in {"torchvision", "torchaudio", "pickle", "dill", "cloudpickle"}
     ] == []

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
 from contracts import (
     test_conditions,
     test_data,
@@ -119,18 +118,18 @@ def says(text: str, word: str) -> bool:
     return re.search(rf"(?<![A-Za-z]){re.escape(word)}(?![A-Za-z])", text) is not None
 
 
-@pytest.mark.parametrize("path", FILES, ids=called)
-def test_every_file_has_its_test(path):
-    if called(path) not in ELSEWHERE:
-        test = mirror(path).relative_to(TESTS.parent)
-        assert mirror(path).is_file() or path in CONTRACTS, f"{called(path)} needs {test}, or a contract"
-        return
-    assert not mirror(path).is_file() and path not in CONTRACTS, f"{called(path)} needs no row in ELSEWHERE"
-    test, word = ELSEWHERE[called(path)]
-    assert says((TESTS / test).read_text("utf-8"), word), f"{test} says nothing of {word}"
-    module = "fewstep." + called(path).removesuffix(".py").replace("/", ".")
-    defined = re.search(rf"^ *(def|class) {word}\b", path.read_text("utf-8"), re.MULTILINE)
-    assert word in (module, path.stem) or defined, f"{called(path)} has no {word}"
+def test_every_file_has_its_test():
+    for path in FILES:
+        if called(path) not in ELSEWHERE:
+            test = mirror(path).relative_to(TESTS.parent)
+            assert mirror(path).is_file() or path in CONTRACTS, f"{called(path)} needs {test}, or a contract"
+            continue
+        assert not mirror(path).is_file() and path not in CONTRACTS, f"{called(path)} needs no row in ELSEWHERE"
+        test, word = ELSEWHERE[called(path)]
+        assert says((TESTS / test).read_text("utf-8"), word), f"{test} says nothing of {word}"
+        module = "fewstep." + called(path).removesuffix(".py").replace("/", ".")
+        defined = re.search(rf"^ *(def|class) {word}\b", path.read_text("utf-8"), re.MULTILINE)
+        assert word in (module, path.stem) or defined, f"{called(path)} has no {word}"
 
 
 def test_every_row_is_of_a_file():

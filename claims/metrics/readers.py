@@ -143,7 +143,7 @@ CLAIMS = (
     Claim("accuracy", "is 1/10 on labels dealt at random", _dealt),
     slow("accuracy", "tells samples of the class asked for from those of another", _samples),
     Claim("captions", "tells pictures of what was asked for from those of something else", _others),
-    Claim("shapes-verifier", "confirms 99 % of captions under noise of 0.2", _confirmed(400, _noisy, 0.99, NOISE)),
+    slow("shapes-verifier", "confirms 99 % of captions under noise of 0.2", _confirmed(400, _noisy, 0.99, NOISE)),
     slow("shapes-verifier", "reads clean pictures exactly", _clean),
     slow("shapes-verifier", "confirms 99 % of 2000 captions under noise", _confirmed(VERIFIER_N, _noisy, 0.99, NOISE)),
     slow("shapes-verifier", "confirms 98 % of captions under a blur of one pixel",

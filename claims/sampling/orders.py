@@ -166,7 +166,7 @@ CLAIMS = (
     Claim("plms", "beats ddim at 20 evaluations on DDPM's table with equal steps",
           duel("plms", "ddim", 20, "uniform", DDPM)),
     Claim("ipndm", "is of order 2 with the weights of 2, 3 and 4 steps", orders("ipndm")),
-    Claim("ipndm", "beats plms at 10 evaluations on DDPM's table with equal steps",
+    slow("ipndm", "beats plms at 10 evaluations on DDPM's table with equal steps",
           duel("ipndm-4", "plms", 10, "uniform", DDPM)),
     Claim("rho-rk", "orders 2 to 4 are as stated", orders("rho-rk")),
     Claim("rho-rk", "order 2 beats Heun in the process's own time at 15 evaluations under VP",

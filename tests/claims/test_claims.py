@@ -41,9 +41,9 @@ for quick in sorted(QUICK, key=lambda claim: ("order" in claim.sentence, seconds
 SHOWN = {id(mine[0]) for mine in BY_METHOD.values()}
 
 
-@pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
-def test_every_method_has_a_claim(method):
-    assert method in CARDS, f"{method.name} needs a claim in claims/{Path(method.file).parts[1]}/"
+def test_every_method_has_a_claim():
+    for method in methods():
+        assert method in CARDS, f"{method.name} needs a claim in claims/{Path(method.file).parts[1]}/"
 
 
 def test_claims_lie_in_the_room_of_their_method():

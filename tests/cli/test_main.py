@@ -41,12 +41,11 @@ def test_without_a_command_it_helps(fewstep):
     assert code == 0 and "Commands:" in out and err == ""
 
 
-def test_the_module_runs_and_errors_are_one_line_with_code_2():
+def test_the_module_runs_and_errors_are_one_line_with_code_2(fewstep):
     done = shell("--version")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, package.__version__, "")
-    done = shell("sampel")
-    assert done.returncode == 2 and done.stdout == ""
-    assert "No such command 'sampel'" in done.stderr and len(done.stderr.splitlines()) == 1
+    code, out, err = fewstep("sampel")
+    assert code == 2 and out == "" and "No such command 'sampel'" in err and len(err.splitlines()) == 1
     done = shell("info", "digitz")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "fewstep: unknown model 'digitz': did you mean 'digits'?\n"

@@ -53,7 +53,8 @@ def test_a_stochastic_plan_of_any_batch(model, written):
     torch.testing.assert_close(program(noise, steps=steps, label=[0, 2]), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["dpmpp-2m", pytest.param("unipc-3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpmpp-2m", "unipc-3"])
 def test_deterministic_plans_of_a_fixed_batch(name, tmp_path):
     torch.manual_seed(1)
     model = NetworkDenoiser(MLP((5,), width=8, depth=1), Flow(), "velocity", (5,)).eval()

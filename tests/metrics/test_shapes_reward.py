@@ -84,6 +84,7 @@ def test_ascent_makes_wrong_pictures_right():
     assert check(x, asked).full.float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_nearest_right_picture_is_found_as_by_trying_all():
     """Parity with trying every centre of a fine grid for a lone thing whose size is open."""
     from fewstep.data.shapes_render import PALETTE, RADII, REACH, coverage, paint
