@@ -160,6 +160,21 @@ def methods(kind: str | None = None, word: str = "", room: str | None = None) ->
     ]
 
 
+# By kind and room: all cards that there were, and those of the kind and the room by name.
+_by_name: dict[tuple[str | None, str | None], tuple[tuple[Method, ...], dict[str, list[Method]]]] = {}
+
+
+def _named(kind: str | None, room: str | None) -> dict[str, list[Method]]:
+    """The cards of a kind and a room, by name."""
+    every, known = _by_name.get((kind, room), ((), {}))
+    if every is not _all():
+        known = {}
+        for method in methods(kind, room=room):
+            known.setdefault(method.name, []).append(method)
+        _by_name[kind, room] = _all(), known
+    return known
+
+
 def card(
     name: str, kind: str | None = None, what: str | None = None, room: str | None = None
 ) -> tuple[Method, int | None]:
@@ -170,9 +185,7 @@ def card(
     Raises:
         ValueError: no method has the name (the message lists close ones), or several kinds do and `kind` is missing.
     """
-    known: dict[str, list[Method]] = {}
-    for method in methods(kind, room=room):
-        known.setdefault(method.name, []).append(method)
+    known = _named(kind, room)
     what = what or SPOKEN.get(kind or "", kind or "method")
     stem, order = str(name), None
     if stem not in known and (found := re.fullmatch(r"(.+)-(\d+)", stem)):
