@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sampled import sampled
 
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.interpolant import InterpolantNetwork, MixtureInterpolant, drawn_from
@@ -130,8 +131,7 @@ class Exact(torch.nn.Module):
         return torch.cat(chosen, dim=1) + self.shift
 
 
-@pytest.mark.parametrize("latent", ["brownian", "sin2"])
-@pytest.mark.parametrize("parts", ["velocity", "latent", "both"])
+@sampled("parts, latent", ["velocity", "latent", "both"], ["brownian", "sin2"])
 def test_the_losses_are_least_at_the_exact_fields(parts, latent):
     """Their gradient in a shift of the answer is 0 within five standard errors, at each of several times."""
     process = Interpolant(latent=latent)

@@ -18,7 +18,10 @@ from claims.pipelines import matching, tiny  # noqa: E402
 KINDS = sorted({card.name: kind for kind, card in sorted(families().items())}.values())  # one of each family
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.slow if i % 2 else []) for i, kind in enumerate(KINDS)],
+)
 def model(request) -> PipelineDenoiser:
     made = PipelineDenoiser(tiny(request.param, matching("ddim", request.param)))
     generator = torch.Generator().manual_seed(0)

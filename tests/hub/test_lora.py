@@ -76,7 +76,9 @@ def in_peft(folder, adapters):
     return folder
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if i % 3 else []) for i, kind in enumerate(NETWORKS)]
+)
 def test_of_peft(kind, tmp_path):
     pipeline = opened(kind)
     network = getattr(pipeline, NETWORKS[kind])

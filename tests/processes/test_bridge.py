@@ -120,7 +120,9 @@ def test_ddbm_coefficients_are_the_papers(base):
     torch.testing.assert_close(variance, sigma**2, rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("base", [VP(0.1, 2.1), EDM(sigma_max=3.0)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "base", [VP(0.1, 2.1), pytest.param(EDM(sigma_max=3.0), marks=pytest.mark.slow)], ids=lambda p: p.name
+)
 def test_ddbm_moments_follow_the_sde_with_the_h_transform(base):
     """dx = (f x + g^2 h) ds + g dw, h = grad log p(x_T = y | x): a, b, c^2 by Runge-Kutta in the base's time.
 

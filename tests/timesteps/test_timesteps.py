@@ -34,9 +34,7 @@ def test_every_rule_is_in_this_file():
         assert f'"{rule}"' in Path(__file__).read_text("utf-8"), rule
 
 
-@pytest.mark.parametrize("end", ["zero", "min"])
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.name}-{PROCESSES.index(p)}")
-@pytest.mark.parametrize("rule", RULES)
+@sampled("rule, process, end", RULES, PROCESSES, ["zero", "min"])
 def test_one_to_a_hundred_steps_fall_strictly_to_the_end(rule, process, end):
     for steps in (1, 2, 3, 4, 5, 7, 11, 20, 33, 50, 100):
         times = make_times(process, steps, rule, end)

@@ -33,10 +33,14 @@ def weights(out):
     "section, values",
     [
         ("weighting", {"name": "debiased"}),
-        ("coupling", {"name": "immiscible"}),
-        ("noise_levels", {"draw": "log-normal", "mean": -1.0, "std": 1.2, "importance": True}),
+        pytest.param("coupling", {"name": "immiscible"}, marks=pytest.mark.slow),
+        pytest.param(
+            "noise_levels",
+            {"draw": "log-normal", "mean": -1.0, "std": 1.2, "importance": True},
+            marks=pytest.mark.slow,
+        ),
         ("train", {"multiscale": 2}),
-        ("data", {"share": 0.5}),
+        pytest.param("data", {"share": 0.5}, marks=pytest.mark.slow),
     ],
 )
 def test_each_changes_what_is_learned(make_recipe, tmp_path, section, values):
