@@ -11,6 +11,7 @@ from claims.common import ENDPOINT, VP, Outcome, experiment, slow
 from claims.problems import mixture
 from claims.restored import TASKS, plan_of, restorer
 from fewstep.acceleration.pipeline import Accelerated, accelerate
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.sampler import Sampler
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.digits import load
@@ -53,20 +54,29 @@ def _pairs(split: str, seed: int) -> Dataset:
     return Dataset(spec, x0, given={"y": y})
 
 
+Figures = dict[str, float]
+
+
+def _beside(
+    model: Denoiser, found: Accelerated, usual: Sampler, n: int, metric: str, seed: int, data: Dataset | None = None
+) -> tuple[Figures, Figures, Figures, str]:
+    """A metric and the end point error of the accelerated plan, the usual one and the reference; its name."""
+
+    def measured(plan: Sampler) -> Figures:
+        out = evaluate(model, plan, n, [metric, "endpoint"], seed=seed, data=data)
+        return {name: out["figures"][name]["value"] for name in (metric, "endpoint")}
+
+    ours, theirs, reference = (measured(plan) for plan in (found.plan, usual, reference_plan(model, 100)))
+    return ours, theirs, reference, f"{found.plan.name} on {found.plan.about.get('timesteps')}"
+
+
 @functools.cache
-def _bridge(seed: int) -> tuple[dict[str, float], dict[str, float], dict[str, float], str]:
+def _bridge(seed: int) -> tuple[Figures, Figures, Figures, str]:
     """PSNR and end point error on digits held out: of the accelerated bridge, of ddim, and of the reference."""
     model = restorer(TASK, "ddbm", seed).eval()
     train, held = _pairs("train", seed), _pairs("validation", seed + 1)
     found = accelerate(model, EVALUATIONS, noises=BRIDGE_NOISES, iterations=BRIDGE_ITERATIONS, seed=seed, data=train)
-
-    def measured(plan: Sampler) -> dict[str, float]:
-        out = evaluate(model, plan, RESTORED, ["psnr", "endpoint"], seed=seed + 2, data=held)
-        return {name: out["figures"][name]["value"] for name in ("psnr", "endpoint")}
-
-    plans = (found.plan, plan_of("ddbm", "ddim", EVALUATIONS), reference_plan(model, 100))
-    ours, theirs, reference = (measured(plan) for plan in plans)
-    return ours, theirs, reference, f"{found.plan.name} on {found.plan.about.get('timesteps')}"
+    return _beside(model, found, plan_of("ddbm", "ddim", EVALUATIONS), RESTORED, "psnr", seed + 2, held)
 
 
 @experiment
@@ -86,18 +96,12 @@ def _restores(seed: int, figure: str) -> Outcome:
 
 
 @functools.cache
-def _guided(seed: int) -> tuple[dict[str, float], dict[str, float], dict[str, float], str]:
+def _guided(seed: int) -> tuple[Figures, Figures, Figures, str]:
     """Captions followed and end point error under guidance: of the accelerated plan, of dpmpp-2m, of the reference."""
     model = guide(load_model("shapes"), "cfg", scale=2.0)
     found = accelerate(model, GUIDED_EVALUATIONS, noises=GUIDED_NOISES, iterations=GUIDED_ITERATIONS, seed=seed)
-
-    def measured(plan: Sampler) -> dict[str, float]:
-        out = evaluate(model, plan, GUIDED_DRAWN, ["captions", "endpoint"], seed=seed + 2)
-        return {name: out["figures"][name]["value"] for name in ("captions", "endpoint")}
-
-    plans = (found.plan, fixed_plan(model.process, "dpmpp-2m", nfe=GUIDED_EVALUATIONS), reference_plan(model, 100))
-    ours, theirs, reference = (measured(plan) for plan in plans)
-    return ours, theirs, reference, f"{found.plan.name} on {found.plan.about.get('timesteps')}"
+    usual = fixed_plan(model.process, "dpmpp-2m", nfe=GUIDED_EVALUATIONS)
+    return _beside(model, found, usual, GUIDED_DRAWN, "captions", seed + 2)
 
 
 @experiment

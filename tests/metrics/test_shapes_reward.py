@@ -89,7 +89,7 @@ def test_the_nearest_right_picture_is_found_as_by_trying_all():
     """Parity with trying every centre of a fine grid for a lone thing whose size is open."""
     from fewstep.data.shapes_render import PALETTE, RADII, REACH, coverage, paint
 
-    x = draw(torch.arange(2))[0] + 0.3 * torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = draw(torch.arange(3))[0] + 0.3 * torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     best = []
     for radius in RADII:
         line = torch.arange(REACH * radius, 32 - REACH * radius + 1e-4, 0.25)
@@ -98,7 +98,7 @@ def test_the_nearest_right_picture_is_found_as_by_trying_all():
         made = paint(torch.tensor(PALETTE[4]).expand(len(centres), 1, 3), coverage(ones.long(), radius * ones, centres))
         best.append(torch.cdist(x.flatten(1).double(), made.flatten(1).double()).square().amin(1))
     x.requires_grad_()
-    scores = soft_scores(x, ["a purple square"] * 2)
+    scores = soft_scores(x, ["a purple square"] * 3)
     (gradient,) = torch.autograd.grad(scores.sum(), x)
     energy = 4 * (1 - scores) / gradient.square().flatten(1).sum(1)
     found = ((1 - scores) * energy).detach().double()

@@ -29,7 +29,7 @@ def blurred(images, sigma):
 
 @pytest.fixture(scope="module")
 def data():
-    rows = torch.arange(150)
+    rows = torch.arange(300)
     return draw(rows, "validation")[0], [spec.caption for spec in scenes(rows, "validation")]
 
 
@@ -49,7 +49,7 @@ def test_clean_pictures_are_read_exactly():
 def test_every_attribute_is_read(data):
     images, shown = data
     verdict = check(images, shown)
-    assert all(getattr(verdict, name).shape == (150,) and getattr(verdict, name).all() for name in NAMES)
+    assert all(getattr(verdict, name).shape == (300,) and getattr(verdict, name).all() for name in NAMES)
     for scene, caption in zip(verify(images), shown, strict=True):
         found = {(thing.colour, thing.shape, thing.size) for thing in scene.things}
         assert found == {(t.colour, t.shape, t.size) for t in parse(caption).things} and scene.clean
