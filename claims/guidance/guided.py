@@ -15,7 +15,7 @@ from claims.parts import VP, Denoiser, GaussianMixture, Prediction
 from fewstep.conditions.label import Label
 from fewstep.data import shapes
 from fewstep.data.digits import load as load_digits
-from fewstep.guidance.cfg import Guided
+from fewstep.guidance.cfg import cfg
 from fewstep.guidance.known import Known
 from fewstep.hub.models import load as load_model
 from fewstep.metrics.accuracy import class_accuracy
@@ -55,7 +55,7 @@ def _posterior(x: Tensor, label: int) -> Tensor:
 
 @functools.cache
 def _samples(scale: float, seed: int) -> Tensor:
-    guided = Guided(_Labelled(), scale)
+    guided = cfg(_Labelled(), scale)
     return sample(guided, N, steps=STEPS, solver="dpmpp-3m", seed=seed, label=1, dtype=F64)
 
 
@@ -66,7 +66,7 @@ def _guided(seed: int, figure: Callable[[Tensor], Tensor], better: str, unit: st
 
 
 def _order(seed: int) -> Outcome:
-    model = Guided(load_model("shapes"), SCENE_SCALE)
+    model = cfg(load_model("shapes"), SCENE_SCALE)
     asked = shapes.captions(torch.arange(shapes.N_TRAIN, shapes.N_TRAIN + SCENES))
     drawn = (
         sample(model, SCENES, steps=SCENE_STEPS, solver=name, seed=seed, text=asked) for name in ("ddim", "dpmpp-3m")

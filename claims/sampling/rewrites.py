@@ -19,7 +19,7 @@ from claims.problems import Problem, exact, fine, mixture, problem, smooth, spre
 from fewstep.core.check import stability
 from fewstep.data.digits import load as load_digits
 from fewstep.data.open import open_data
-from fewstep.guidance.cfg import Guided
+from fewstep.guidance.cfg import cfg
 from fewstep.hub.models import load as load_model
 from fewstep.metrics.accuracy import class_accuracy
 from fewstep.sampling.alignment import align
@@ -211,7 +211,7 @@ def _against_uniform(seed: int, where: Process | str, solver: str, delta: float,
 @experiment
 def _compared(seed: int, figure: Callable[[Tensor], float], unit: str) -> Outcome:
     """A figure of guided samples, with thresholding and without."""
-    guided = Guided(load_model("digits"), WEIGHT)
+    guided = cfg(load_model("digits"), WEIGHT)
     noise, label = Noise(seed).normal(0, (N, 1, 8, 8)), torch.arange(N) % 10
     made = plan(guided.process, "dpmpp-2m", timesteps="log-snr", nfe=NFE)
     figures = [figure(made(model, noise, label=label)) for model in (Thresholded(guided), guided)]
@@ -258,7 +258,7 @@ def _gap(seed: int) -> Outcome:
 @functools.cache
 def _told(seed: int) -> tuple[Any, Any, str]:
     """Runs with guidance told at the evaluations within the interval, 1 elsewhere, and at all of them."""
-    model = Guided(load_model("digits"), SCALE)
+    model = cfg(load_model("digits"), SCALE)
     made = plan(model.process, "ddim", 12)
     scales = [SCALE if INTERVAL[0] < t <= INTERVAL[1] else 1.0 for t in made.times[: made.nfe]]
     noise, label = Noise(seed).normal(0, (TOLD, 1, 8, 8)), torch.arange(TOLD) % 10
@@ -275,7 +275,7 @@ def _in_interval(seed: int, figure: Callable[[Any], float], better: str, unit: s
 
 def _column(seed: int) -> Outcome:
     on, made = problem("digits", seed, 8), plan(problem("digits", seed).model.process, "dpmpp-2m", 6)
-    model = Guided(on.model, 1.0)
+    model = cfg(on.model, 1.0)
     off = on.run(tell(made, guidance=SCALE), model) != on.run(made, model, guidance=SCALE)
     return tolerance(int(off.sum()), 0.5, f"guidance {SCALE:g}, dpmpp-2m, 6 steps, {on.about}", "values that differ")
 

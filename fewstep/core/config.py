@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.core.condition import condition_from_config
 from fewstep.core.coordinates import Coordinates, coordinates_from_config
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.methods import Method, find, made, methods
+from fewstep.core.methods import Method, card, find, made, methods
 from fewstep.core.process import Process, process_from_config
 
 # Options stored beside the tree, under their paths in it: among the tensors, or in a folder of their own.
@@ -35,7 +35,7 @@ def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str
         ValueError: a thing, or a part of one, that is not one of fewstep's own methods.
     """
     thing = getattr(thing, "_orig_mod", thing)  # what torch.compile has wrapped
-    card = _card(type(thing))
+    card = _card(thing)
     if card is not None and card.kind == RESTORER:
         values = {option: _plain(value, beside, f"{path}{option}") for option, value in thing.config().items()}
         return {"kind": card.kind, "name": card.name} | values
@@ -43,8 +43,8 @@ def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str
         options = thing.config()
         if card is None:
             raise thing.unsaved()
-        parameters = inspect.signature(type(thing)).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        parameters = inspect.signature(card.load()).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or not isinstance(card.load(), type)
         # A class with a `from_config` of its own makes options of its state.
         own_way = any("from_config" in vars(base) for base in type(thing).__mro__ if base is not Denoiser)
         if not own_way and not takes_any and not set(options) <= set(parameters):
@@ -92,7 +92,10 @@ def load(module: nn.Module, state: Mapping[str, Tensor], whole: tuple[str, ...] 
     module.load_state_dict({name: own for name, own in kept.items() if name.startswith(whole)} | dict(state))
 
 
-def _card(kind: type) -> Method | None:
+def _card(thing: Any) -> Method | None:
+    kind = type(thing)
+    if (made_by := getattr(thing, "made_by", None)) is not None:  # by a card's function, not its class
+        return card(made_by[1], made_by[0])[0]
     return next((card for card in methods() if (card.module, card.use) == (kind.__module__, kind.__name__)), None)
 
 
@@ -139,7 +142,7 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, tol
     own = {key.removeprefix(path): tensor for key, tensor in tensors.items() if key.startswith(path)}
     if kind == RESTORER:
         return found.from_config(options, own)  # type: ignore[attr-defined]  # every restorer has it
-    if not (isinstance(found, type) and issubclass(found, Denoiser)):
+    if not hasattr(found, "from_config"):
         raise ValueError(f"the {kind} {name!r} is no denoiser")
     denoiser = found.from_config(options, own)
     if not isinstance(denoiser.process, Process):

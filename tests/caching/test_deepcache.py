@@ -10,7 +10,7 @@ import torch
 from fewstep.caching.deepcache import DeepCache
 from fewstep.core.noise import Noise
 from fewstep.denoisers.masked import flops
-from fewstep.guidance.cfg import Guided
+from fewstep.guidance.cfg import cfg
 from fewstep.hub.models import load
 from fewstep.networks.surgery import Keep, Skip, Stored, blocks_of, replaced
 from fewstep.sampling.build import plan
@@ -64,14 +64,14 @@ def test_what_is_left_out_costs_nothing(digits):
 
 def test_guidance_outside_and_inside_are_the_same_bits(digits):
     made = plan(digits.process, "ddim", 7)
-    outside = made.run(Guided(DeepCache(digits, 3), 2.0), noise(2), label=4)
-    inside = made.run(DeepCache(Guided(digits, 2.0), 3), noise(2), label=4)
+    outside = made.run(cfg(DeepCache(digits, 3), 2.0), noise(2), label=4)
+    inside = made.run(DeepCache(cfg(digits, 2.0), 3), noise(2), label=4)
     assert torch.equal(outside.samples, inside.samples)
     assert outside.report["rows"] == inside.report["rows"] == 14
-    assert not torch.equal(outside.samples, made(Guided(digits, 2.0), noise(2), label=4))
+    assert not torch.equal(outside.samples, made(cfg(digits, 2.0), noise(2), label=4))
 
 
-@pytest.mark.parametrize("wrap", [lambda m: DeepCache(m, 3), lambda m: Guided(DeepCache(m, 3), 2.0)])
+@pytest.mark.parametrize("wrap", [lambda m: DeepCache(m, 3), lambda m: cfg(DeepCache(m, 3), 2.0)])
 def test_requests_of_other_lengths_stay_apart(digits, wrap):
     model = wrap(digits)
     requests = [

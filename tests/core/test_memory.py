@@ -15,7 +15,7 @@ from fewstep.core.live import Loop
 from fewstep.core.memory import Memory, Together, ask, grouped, routed
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
-from fewstep.guidance.cfg import Guided
+from fewstep.guidance.cfg import cfg
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.mixed import Mixed, Request, run_mixed
@@ -210,7 +210,7 @@ def test_threads_share_a_model():
 def test_branches_of_guidance_have_memories_of_their_own():
     model = Averaging()
     made = plan(model.process, "ddim", 5)
-    guided = Guided(model, 3.0)
+    guided = cfg(model, 3.0)
     result = made.run(guided, noise(2), label=1, dtype=F64)
     assert result.report["rows"] == 10
     # By hand: each branch averages its own answers, on the states of the guided run.
@@ -229,7 +229,7 @@ def test_branches_of_guidance_have_memories_of_their_own():
 
 def test_requests_with_scales_of_their_own_share_calls():
     model = Averaging()
-    guided = Guided(model, 2.0)
+    guided = cfg(model, 2.0)
     requests = [
         Request(plan(model.process, "ddim", 6), noise(2, 1), {"label": 0}),
         Request(plan(model.process, "ddim", 4), noise(3, 2), {"label": 1, "guidance": 5.0}),
@@ -276,4 +276,4 @@ def test_a_number_for_a_model_that_takes_none_is_refused():
         made(model, noise(2))
     with pytest.raises(ValueError, match="gives the network 'guidance'"):
         run_mixed([(made, noise(2))], model)
-    assert isinstance(Guided(model, 2.0).conditions["guidance"], Number)
+    assert isinstance(cfg(model, 2.0).conditions["guidance"], Number)

@@ -14,7 +14,7 @@ from fewstep.core.prediction import Prediction
 from fewstep.core.record import record
 from fewstep.core.sampler import begin_run
 from fewstep.core.unrolled import unrolled
-from fewstep.guidance.cfg import Guided
+from fewstep.guidance.cfg import cfg
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.checkpointed import checkpointed
@@ -103,13 +103,13 @@ def test_a_solver_may_tell_them_itself():
 
 
 def test_guidance_in_an_interval_is_a_column():
-    model = Guided(Told(), 4.0)
+    model = cfg(Told(), 4.0)
     made = plan(model.process, "ddim", 5, guidance=[1, 1, 3, 3, 1])
     result = made.run(model, NOISE, label=2, dtype=F64)
     assert result.report["rows"] == 7
     by_hand, scales = NOISE * made.start[1], iter([1, 1, 3, 3, 1])
     for op, s in zip(made.evaluations, [*[e.scales for e in made.evaluations[1:]], None], strict=True):
-        x0 = Guided(Told(), next(scales))(by_hand, torch.tensor(op.t, dtype=F64), **_named(model)).x0
+        x0 = cfg(Told(), next(scales))(by_hand, torch.tensor(op.t, dtype=F64), **_named(model)).x0
         eps = (by_hand - op.scales[0] * x0) / op.scales[1]
         by_hand = x0 if s is None else s[0] * x0 + s[1] * eps
     torch.testing.assert_close(result.samples, by_hand, rtol=1e-9, atol=1e-9)
@@ -138,4 +138,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="only a plan has"):
         plan(VP(), "rk-adaptive", guidance=2.0)
     with pytest.raises(ValueError, match="at least 0"):
-        made(Guided(Told(), 2.0), NOISE, guidance=-1.0)
+        made(cfg(Told(), 2.0), NOISE, guidance=-1.0)
