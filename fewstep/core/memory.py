@@ -32,6 +32,7 @@ class _Run:
     times: tuple[float, ...]
     end: float | None
     told: Mapping[str, float | None]  # the caller's conditions: numbers on the host, None for tensors
+    solver: str = ""
     number: int = -1
     t: float | None = None
     given: Mapping[str, float | None] = field(default_factory=dict)
@@ -57,9 +58,10 @@ class Memory:
         times: Sequence[float] = (),
         end: float | None = None,
         given: Mapping[str, float | None] | None = None,
+        solver: str = "",
     ):
         self.rows, self.kept = rows, dict[str, Tensor]()
-        self._run = _Run(tuple(times), end, dict(given or {}))
+        self._run = _Run(tuple(times), end, dict(given or {}), solver)
         self._branches: dict[str, Memory] = {}
 
     def advance(self, t: float | None = None, given: Iterable[tuple[str, float]] = ()) -> None:
@@ -89,6 +91,10 @@ class Memory:
     @property
     def given(self) -> Mapping[str, float | None]:
         return self._run.given
+
+    @property
+    def solver(self) -> str:
+        return self._run.solver
 
     @property
     def report(self) -> dict[str, Any]:
@@ -141,6 +147,7 @@ class Part:
     t = property(lambda self: self.memory.t)
     step = property(lambda self: self.memory.step)
     given = property(lambda self: self.memory.given)
+    solver = property(lambda self: self.memory.solver)
     report = property(lambda self: self.memory.report)
 
     def count(self, rows: int) -> None:

@@ -263,7 +263,8 @@ def memory_for(model: Model, rows: int, condition: Mapping[str, Any], sampler: S
     if not model.carries:
         return None
     told = {name: float(v) if isinstance(v, int | float) else None for name, v in condition.items() if v is not None}
-    return Memory(rows, sampler.moments, sampler.times[-1], told)
+    solver = f"{sampler.name} with noise" if sampler.stochastic else sampler.name
+    return Memory(rows, sampler.moments, sampler.times[-1], told, solver)
 
 
 class Watch:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
@@ -50,7 +50,7 @@ def method(name: str, zero: float | None = 1.0) -> Callable[[Callable[..., Made]
         ) -> Guided:
             bound = own.bind(model, *args, **options)
             bound.apply_defaults()
-            said = {key: value for key, value in bound.arguments.items() if key != "model"}
+            said = {key: _plain(value) for key, value in bound.arguments.items() if key != "model"}
             scale = said["scale"] = check_scale(said["scale"])
             source, rule = make(**bound.arguments)
             if interval is not None:
@@ -86,6 +86,11 @@ def _from_config(guide: Callable[..., Guided]) -> Callable[..., Guided]:
         return guided
 
     return built
+
+
+def _plain(value: Any) -> Any:
+    """An option for saving: what says how it is made, by that."""
+    return value.config() if hasattr(value, "config") and not isinstance(value, nn.Module) else value
 
 
 def _is_number(value: Any) -> bool:
