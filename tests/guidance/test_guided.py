@@ -7,7 +7,6 @@ import torch
 from scaled import A, B, Scaled
 
 import fewstep as fs
-from fewstep.core.config import built, config
 from fewstep.core.memory import Memory, ask
 from fewstep.guidance.cfg import cfg
 from fewstep.guidance.guided import Guided
@@ -120,20 +119,6 @@ def test_methods_around_methods_are_one_wrapper(scaled):
     torch.testing.assert_close(both(NOISE, t, **named).value, given + 1.5 * (given - other))
 
 
-def test_it_saves_and_loads_with_all_methods_and_options():
-    digits = fs.load("digits")
-    one = fs.guide(digits, "cfg", scale=3.0, interval=(0.2, 5.0), clamp=True)
-    both = fs.guide(one, "apg", scale=2.0, eta=0.5, negative={"label": 3}, rescale=0.25)
-    beside: dict = {}
-    again = built(config(both, beside), both.state_dict() | beside).eval()
-    plan, noise = fs.plan(digits.process, "ddim", 3), torch.randn(2, *digits.shape)
-    assert torch.equal(plan(again, noise, label=4), plan(both, noise, label=4))
-    assert again.clamp == both.clamp and again.rescale == 0.25 and again.guides[0].interval == (0.2, 5.0)
-    assert both.describe()["also guided by"] == ["apg"] and both.describe()["guidance scale"] == 3.0
-    with pytest.raises(ValueError, match="no config"):
-        config(cfg(digits, lambda log_snr: 2.0))
-
-
 def test_a_sum_of_answers(scaled):
     guided = fs.guide(cfg(scaled, 3.0), "cfg", scale=1.5, negative={"label": 1})
     t, label = torch.tensor(1.0, dtype=F64), torch.zeros(4, dtype=torch.long)
@@ -143,33 +128,3 @@ def test_a_sum_of_answers(scaled):
     torch.testing.assert_close(whole, guided(NOISE, t, label=label).value)
     with pytest.raises(ValueError, match="no sum|a sum of answers with fixed weights"):
         cfg(scaled, 3.0, interval=(0.1, 1.0)).terms(NOISE, t, None, {"label": label})
-
-
-def test_faulty_options(scaled):
-    for interval, message in (
-        ((5.0, 0.2), "must rise from 0 or more, got 5 to 0.2"),
-        ((-1.0, 2.0), "must rise from 0 or more"),
-        ((100.0, 200.0), r"interval \(100, 200\) lies outside the process, whose noise levels are 0.002 to 80"),
-        ((1.0,), "interval must be two noise levels"),
-        ("wide", "interval must be two noise levels"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            cfg(scaled, 2.0, interval=interval)
-    for clamp in ((1.0, -1.0), "yes", (1.0,)):
-        with pytest.raises(ValueError, match="clamp must be True, False or a range"):
-            cfg(scaled, 2.0, clamp=clamp)
-    scaled.value_range = None
-    with pytest.raises(ValueError, match="clamp needs the range of the data"):
-        cfg(scaled, 2.0, clamp=True)
-    for rescale in (-0.1, 1.5, "half"):
-        with pytest.raises(ValueError, match="rescale must be from 0 to 1"):
-            cfg(scaled, 2.0, rescale=rescale)
-    for scale in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="the guidance scale must be at least 0 and finite"):
-            fs.guide(scaled, "cfg", scale=scale)
-    with pytest.raises(
-        ValueError, match="unknown option of the method of guidance 'cfg' 'intervall': did you mean 'inte"
-    ):
-        fs.guide(scaled, "cfg", intervall=(0.1, 1.0))
-    with pytest.raises(ValueError, match="guidance must be one number or 4 of them"):
-        fs.sample(cfg(scaled, 2.0), 4, steps=2, label=0, guidance=[1.0, 2.0], solver="ddim")
