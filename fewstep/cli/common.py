@@ -12,10 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fewstep.cli.spec import read_spec
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
@@ -40,8 +43,15 @@ Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this 
 Guidance = Annotated[
     float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, more follows more closely.")
 ]
+Guide = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METHOD:OPTIONS",
+        help="A method of guidance ('fewstep methods --kind guidance'), as cfg:scale=4,clamp; several by repeating it.",
+    ),
+]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
-Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance).")]
+Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance or --guide).")]
 Size = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")
 ]
@@ -133,16 +143,28 @@ def read_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def guided(model: Denoiser, guidance: float | None, negative: str | None = None) -> Denoiser:
-    """The model with classifier-free guidance, where that is asked for."""
-    if negative is not None and guidance is None:
-        raise ValueError("--negative is what guidance keeps away from: give --guidance as well")
-    if guidance is None:
-        return model
+def guided(
+    model: Denoiser, guidance: float | None, negative: str | None = None, guides: Sequence[str] | None = None
+) -> Denoiser:
+    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them."""
+    from fewstep.core.methods import find
     from fewstep.guidance.guide import guide
 
-    check_reads(model, negative, "--negative")
-    return guide(model, "cfg", scale=guidance, **({"negative": negative} if negative is not None else {}))
+    asked: list[tuple[str, dict[str, Any]]] = [] if guidance is None else [("cfg", {"scale": guidance})]
+    asked += [read_spec(text, "--guide") for text in guides or ()]
+    if negative is not None:
+        takes = [k for k, (name, _) in enumerate(asked) if "negative" in signature(find(name, "guidance")).parameters]
+        if not takes:
+            raise ValueError("--negative is what guidance keeps away from: give --guidance or --guide cfg as well")
+        check_reads(model, negative, "--negative")
+        asked[takes[0]][1].setdefault("negative", negative)
+    for name, options in asked:
+        kinds = {} if not options else signature(find(name, "guidance")).parameters
+        for key, value in options.items():
+            if isinstance(value, str) and key in kinds and "Denoiser" in str(kinds[key].annotation):
+                options[key] = open_model(value, str(model.device))
+        model = guide(model, name, **options)
+    return model
 
 
 def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -> None:
@@ -152,12 +174,18 @@ def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -
         raise ValueError(f"this model reads no captions: leave {option} out{extra}")
 
 
-def prompted(model: Denoiser, prompt: str | None, guidance: float | None, negative: str | None) -> Denoiser:
+def prompted(
+    model: Denoiser,
+    prompt: str | None,
+    guidance: float | None,
+    negative: str | None,
+    guides: Sequence[str] | None = None,
+) -> Denoiser:
     """The model guided, and with its caption fixed where one is given: what measures and searches take."""
     from fewstep.denoisers.fixed import Fixed
 
     check_reads(model, prompt)
-    made = guided(model, guidance, negative)
+    made = guided(model, guidance, negative, guides)
     return Fixed(made, text=prompt) if prompt is not None else made
 
 

@@ -25,6 +25,7 @@ def compare(
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
+    guide: common.Guide = None,
     n: Annotated[int, typer.Option("-n", help="How many noises.")] = 256,
     out: Annotated[Path, typer.Option(help="The folder of the report.")] = Path("runs/compare"),
     force: Annotated[bool, typer.Option("--force", help="Replace the report in --out.")] = False,
@@ -54,7 +55,7 @@ def compare(
     common.check_positive("-n", n, 16)
     common.check_new_file(out / "report.html", force)
     opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
-    opened = common.prompted(opened, prompt, guidance, negative)
+    opened = common.prompted(opened, prompt, guidance, negative, guide)
     plans = [Plan.load(path) for path in plan or []]
     if opened.plan is not None:
         plans.append(opened.plan)

@@ -37,6 +37,7 @@ def sample(
     ] = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
+    guide: common.Guide = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -83,6 +84,7 @@ def sample(
     Example:
         fewstep sample digits -n 64 --label 3 --steps 8 --solver unipc --timesteps karras --out threes.png
         fewstep sample shapes -n 16 --prompt "a green triangle above a red square" --guidance 2 --out scenes.png
+        fewstep sample shapes --prompt "a red circle" --guide cfg:scale=4,clamp -n 16 --out circles.png
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
     """
     used = common.Used()
@@ -99,7 +101,7 @@ def sample(
     total = count * max(1, len(said))
     condition = _condition(base, label, said, count) | _pictures(base, init, mask, strength)
     base.check_condition(condition, total, base.device)
-    opened = common.guided(base, guidance, negative)
+    opened = common.guided(base, guidance, negative, guide)
     start, share = None, 1.0
     if init is not None and "picture" not in base.conditions:
         opened, start, share = _start(base, opened, init, mask, strength)
@@ -146,7 +148,7 @@ def sample(
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
     }
-    optional = {"negative": negative, "seeds": seeds, "size": size, "mask": mask and str(mask)}
+    optional = {"negative": negative, "guide": guide, "seeds": seeds, "size": size, "mask": mask and str(mask)}
     facts |= {key: value for key, value in optional.items() if value}
     facts |= {"init": str(init), "strength": share} if init is not None else {}
     facts |= {"plan": plan.to_json()} if plan_file is not None else {}

@@ -29,6 +29,7 @@ def search(
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
+    guide: common.Guide = None,
     seed: common.Seed = 0,
     size: common.Size = None,
     dtype: common.Dtype = None,
@@ -53,7 +54,7 @@ def search(
     common.check_writable(folder)
     options = dict(_option(text) for text in option or [])
     opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
-    opened = common.prompted(opened, prompt, guidance, negative)
+    opened = common.prompted(opened, prompt, guidance, negative, guide)
 
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report

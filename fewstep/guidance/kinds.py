@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.prediction import Prediction, conversion, expand, scales
+from fewstep.core.process import Process
 
 _LEAST = 1e-6  # of alpha and sigma
 
@@ -21,7 +22,7 @@ def through(change: Callable[[Tensor], Tensor], answer: Prediction, kind: str) -
     if kind == answer.kind:
         return change(answer.value)
     changed = change(into(kind, answer))
-    p, q = _conversion(answer, kind, answer.kind)
+    p, q = finite(answer.process, answer.t, kind, answer.kind)
     return expand(p, answer.x) * answer.x + expand(q, answer.x) * changed
 
 
@@ -29,21 +30,15 @@ def into(kind: str, answer: Prediction) -> Tensor:
     """An answer in another kind, finite as in `through`."""
     if kind == answer.kind:
         return answer.value
-    p, q = _conversion(answer, answer.kind, kind)
+    p, q = finite(answer.process, answer.t, answer.kind, kind)
     return expand(p, answer.x) * answer.x + expand(q, answer.x) * answer.value
 
 
-def _conversion(answer: Prediction, source: str, target: str) -> tuple[Tensor, Tensor]:
-    alpha, sigma, dalpha, dsigma = scales(answer.process, answer.t.double())
-    most = 1 / _LEAST
-    return conversion(
-        source,
-        target,
-        alpha.clamp_min(_LEAST),
-        sigma.clamp_min(_LEAST),
-        dalpha.clamp(-most, most),
-        dsigma.clamp(-most, most),
-    )
+def finite(process: Process, t: Tensor, source: str, target: str) -> tuple[Tensor, Tensor]:
+    """`core.prediction.conversion` with alpha and sigma of 1e-6 at least, and slopes of 1e6 at most."""
+    alpha, sigma, dalpha, dsigma = scales(process, t.double())
+    rates = dalpha.clamp(-1 / _LEAST, 1 / _LEAST), dsigma.clamp(-1 / _LEAST, 1 / _LEAST)
+    return conversion(source, target, alpha.clamp_min(_LEAST), sigma.clamp_min(_LEAST), *rates)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.pictures import as_pictures, data_shape
-from fewstep.core.prediction import Prediction, conversion, expand, scales
+from fewstep.core.prediction import Prediction, expand
+from fewstep.guidance.kinds import finite
 
 METHODS = (
     Method(
@@ -205,7 +206,7 @@ class Known(Wrapper):
                 f" {tuple(x.shape)}: give one picture for all, or one a sample"
             )
         # In the kind of the model's answer: x0 of an eps at pure noise would not be finite.
-        p, q = conversion("x0", answer.kind, *scales(self.process, t))
+        p, q = finite(self.process, t, "x0", answer.kind)
         known = expand(p, x) * x + expand(q, x) * clean
         value = torch.where(mask == 0, answer.value, torch.lerp(answer.value, known, mask))
         return answer.replaced(value)
