@@ -133,7 +133,7 @@ def test_messages():
         with pytest.raises(ValueError, match=message):
             fs.guide(model, "factorized", parts=parts)
     pair = [("low-1", {}), ("high-1", {})]
-    with pytest.raises(ValueError, match="fixed names one of 2 parts and leaves others, got 2"):
+    with pytest.raises(ValueError, match="fixed names one of 2 parts, from 0, and leaves others; got 2"):
         fs.guide(model, "factorized", parts=pair, fixed=(2, torch.zeros(SIZE)))
     with pytest.raises(ValueError, match="picture"):
         fs.guide(model, "factorized", parts=pair, fixed=(0, torch.zeros(1, 2, 2)))
