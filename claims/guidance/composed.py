@@ -269,12 +269,8 @@ def _posterior(seed: int) -> Outcome:
     real = exact.sample(N, seed + 1)
     ours, *theirs = [sliced(sample(made, N, steps=20, seed=seed, dtype=F64), real) for made in arms]
     about = f"two Gaussians, a noisy measurement, {N} samples, 20 steps, distance to the posterior"
-    return compared(
-        [ours, min(theirs)],
-        "a loss on the predicted x0, the best of its scales",
-        about,
-        unit="sliced Wasserstein distance",
-    )
+    against = "a loss on the predicted x0, the best of its scales"
+    return compared([ours, min(theirs)], against, about, unit=SLICED)
 
 
 def _classified(seed: int) -> Outcome:
@@ -294,12 +290,8 @@ def _classified(seed: int) -> Outcome:
     real = parts[1].sample(N, seed + 1)
     ours, *theirs = [sliced(sample(made, N, steps=20, seed=seed, dtype=F64, label=1), real) for made in arms]
     about = f"three overlapping Gaussians, {N} samples of one label, 20 steps"
-    return compared(
-        [ours, min(theirs)],
-        "a classifier of clean samples, the best of its scales",
-        about,
-        unit="sliced Wasserstein distance",
-    )
+    against = "a classifier of clean samples, the best of its scales"
+    return compared([ours, min(theirs)], against, about, unit=SLICED)
 
 
 ENERGY, ALONE = "the gradient through the network", "no guidance"
