@@ -36,7 +36,7 @@ TRAIN_STEPS, BATCH, DROPPED, JITTER = 700, 32, 0.15, 1.75
 WORDS = {"shape": SHAPES, "colour": COLOURS}
 ASKED, STEPS, WEIGHT = 96, 16, 2.0
 # Pairs of shapes on the embedded model.
-PAIRS, SCALE, LEVEL = 48, 3.0, 2
+PAIRS, SCALE = 48, 3.0
 # A linear measurement of an exact mixture.
 DIM, SEEN, NOISE, OBSERVED, DRAWN, STEERED_STEPS = 12, 5, 0.2, 16, 64, 20
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 25.0)  # of the gradient through the network: the best of them counts
@@ -104,32 +104,32 @@ def _composed(seed: int, arm: str, against: str) -> Outcome:
 
 
 @functools.cache
-def _templates(which: str) -> Tensor:
+def _templates(which: str, level: int) -> Tensor:
     """(4, offsets, 1024): every shape near the middle, its low or high band, of unit length."""
     line = torch.arange(-3.0, 3.5, 0.5)
     shift = torch.cartesian_prod(line, line)
     found = []
     for shape in range(len(SHAPES)):
         white = _scenes(torch.zeros(len(shift), dtype=torch.long), torch.full((len(shift),), shape), shift)
-        found.append(_band((white - white[:, :, :1, :1])[:, :1], which).flatten(1))
+        found.append(_band((white - white[:, :, :1, :1])[:, :1], which, level).flatten(1))
     made = torch.stack(found)
     return made / made.norm(dim=-1, keepdim=True)
 
 
-def _band(x: Tensor, which: str) -> Tensor:
-    low = low_pass(x, LEVEL)
+def _band(x: Tensor, which: str, level: int) -> Tensor:
+    low = low_pass(x, level)
     return low if which == "low" else x - low
 
 
-def _seen(x: Tensor, which: str) -> Tensor:
+def _seen(x: Tensor, which: str, level: int) -> Tensor:
     """The shape `(B,)` whose template explains most of a band of pictures, over all channels."""
-    bands = _band(x - x[:, :, :1, :1], which).flatten(2)
-    explained = torch.einsum("bcp,sop->bsoc", bands, _templates(which)).square().sum(-1)
+    bands = _band(x - x[:, :, :1, :1], which, level).flatten(2)
+    explained = torch.einsum("bcp,sop->bsoc", bands, _templates(which, level)).square().sum(-1)
     return explained.amax(2).argmax(1)
 
 
 @functools.cache
-def _hybrids(arm: str, seed: int) -> tuple[float, float, float]:
+def _hybrids(arm: str, level: int, seed: int) -> tuple[float, float, float]:
     """Shares of pictures that show the first shape when blurred, the second in the rest, and both."""
     model = guide(load_model("shapes"), "cfg", scale=SCALE)
     pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
@@ -138,20 +138,20 @@ def _hybrids(arm: str, seed: int) -> tuple[float, float, float]:
         [f"a large {COLOURS[i % 6]} {SHAPES[int(s)]} in the center" for i, s in enumerate(side)] for side in (low, high)
     ]
     if arm == "factorized":
-        made: Any = Factorized(model, [(f"low-{LEVEL}", {}), (f"high-{LEVEL}", {})])
+        made: Any = Factorized(model, [(f"low-{level}", {}), (f"high-{level}", {})])
     else:
         made = Composed(model, [{}], [0.5, 0.5])
     x = sample(made, PAIRS, steps=STEPS, solver="ddim", seed=seed, text=said[0], text_2=said[1], batch_size=PAIRS)
-    ours = [_seen(x, which) == side for which, side in (("low", low), ("high", high))]
+    ours = [_seen(x, which, level) == side for which, side in (("low", low), ("high", high))]
     both = ours[0] & ours[1]
     first, second, each = (float(part.double().mean()) for part in (*ours, both))
     return first, second, each
 
 
 @experiment
-def _factorized(seed: int, figure: int, unit: str) -> Outcome:
-    about = f"embedded shapes, {PAIRS} pairs, low-{LEVEL} and the rest, {STEPS} steps of ddim, scale {SCALE:g}"
-    figures = [_hybrids(arm, seed)[figure] for arm in ("factorized", "average")]
+def _factorized(seed: int, level: int, figure: int, unit: str) -> Outcome:
+    about = f"embedded shapes, {PAIRS} pairs, low-{level} and the rest, {STEPS} steps of ddim, scale {SCALE:g}"
+    figures = [_hybrids(arm, level, seed)[figure] for arm in ("factorized", "average")]
     return compared(figures, "averaged answers", about, "high", unit)
 
 
@@ -303,15 +303,19 @@ FIGURES: tuple[tuple[str, Callable[[int], Outcome]], ...] = (
     ("has the posterior's mean nearer than no guidance",
      _steered(1, "distance of the samples' mean from the posterior's", "model", ALONE)),
 )  # fmt: skip
+HYBRID = (
+    (2, "blurred pictures show one caption's shape and their rest the other's", "share with both shapes"),
+    (0, "blurred, they show the first caption's shape", "share with the first shape"),
+    (1, "the rest shows the second caption's shape", "share with the second shape"),
+)
 CLAIMS = (
     slow("compose", "pictures have the shape of one model's caption and the colour of the other's, above their average",
          _composed("average", "the average of both answers")),
     slow("compose", "and above the model of shapes alone", _composed("shape", "the model of shapes")),
     slow("compose", "and above the model of colours alone", _composed("colour", "the model of colours")),
-    slow("factorized", "blurred pictures show one caption's shape and their rest the other's",
-         _factorized(2, "share with both shapes")),
-    slow("factorized", "blurred, they show the first caption's shape", _factorized(0, "share with the first shape")),
-    slow("factorized", "the rest shows the second caption's shape", _factorized(1, "share with the second shape")),
+    *(slow("factorized", f"{sentence}, {where}", _factorized(level, figure, unit))
+      for level, where in ((1, "cut at 2 pixels"), (2, "cut at 4 pixels"))
+      for figure, sentence, unit in HYBRID),
     *(Claim("flowchef", sentence, run) for sentence, run in FIGURES),
     slow("flowchef", "completes digits better than no guidance", _digits(0, "PSNR in dB", "high", "model", ALONE)),
     slow("flowchef", "completes digits better than the gradient through the network",

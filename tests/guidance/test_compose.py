@@ -144,6 +144,15 @@ def test_questions_to_one_network_share_a_call_and_needless_ones_are_not_asked()
     assert model.calls == [2, 2]
 
 
+def test_mixed_requests_are_their_runs_alone():
+    mix = fs.guide(along(0, -1.0, 1.0), "compose", others=[along(1, -2.0, 0.5), {"label": 1}], weights=[1.0, 2.0, -0.5])
+    plans = [fs.plan(VP(), "dpmpp-2m", steps=n) for n in (3, 5)]
+    noises, told = (normal(2, 2), normal(3, 2)), ({"label": 0}, {"label_2": 1, "label_3": 0})
+    found = fs.run_mixed(list(zip(plans, noises, told, strict=True)), mix, dtype=F64)
+    for made, plan, noise, own in zip(found, plans, noises, told, strict=True):
+        torch.testing.assert_close(made, plan(mix, noise, dtype=F64, **own), rtol=0, atol=1e-12)
+
+
 def test_composed_models_compose():
     inner = [fs.guide(along(k, -1.0, 1.0), "compose", others=[along(k, 0.0, 1.0, "kind")]) for k in (0, 1)]
     outer = fs.guide(inner[0], "compose", others=[inner[1]])

@@ -70,11 +70,14 @@ def test_nothing_runs_backward_through_the_network():
 
         def forward(self, x, t, **condition):
             assert not torch.is_grad_enabled()
-            return gaussian(Flow(), "eps")(x, t)
+            return gaussian(Flow())(x, t)
 
     guided = fs.guide(Opaque(), "flowchef", loss=lambda x0, y: (x0 - y[:, None]).square().sum(1),
                       conditions={"y": Number()}, rate=0.5)  # fmt: skip
     x = fs.sample(guided, 3, steps=5, y=[0.0, 1.0, 2.0], dtype=F64)
+    requests = [(fs.plan(Flow(), "ddim", steps=n), normal(2, 2), {"y": y}) for n, y in ((3, 1.0), (5, 2.0))]
+    for made, (plan, noise, own) in zip(fs.run_mixed(requests, guided, dtype=F64), requests, strict=True):
+        torch.testing.assert_close(made, plan(guided, noise, dtype=F64, **own), rtol=0, atol=1e-12)
     torch.testing.assert_close(x, torch.tensor([0.0, 1.0, 2.0], dtype=F64)[:, None].expand(3, 2), rtol=0, atol=1e-4)
 
 
