@@ -36,7 +36,12 @@ from fewstep.training.lora import add_lora, add_timed_lora, lora_parameters
 F64 = torch.float64
 CARDS = {card.name: card for card in methods() if card.kind == "denoiser" or card.facts.get("wraps")}
 # What is made around something that no file can hold.
-UNSAVED = {"wrap": "a function"}
+UNSAVED = {
+    "wrap": "a function",
+    "energy": "a function",
+    "classifier": "a function",
+    "flowchef": "a function",
+}
 OWN = {"sinddm"}  # samples by a method of its own, below
 
 
@@ -96,6 +101,8 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "apg": lambda make: make(base(), 2.5, 0.2, 0.3, -0.5, {"label": 1}, interval=(0.1, 4.0)),
     "tcfg": lambda make: make(base(), 2.5, clamp=(-1.0, 1.0)),
     "zero-star": lambda make: make(base(), 2.5, rescale=0.5),
+    "compose": lambda make: make(base(), [base(data_std=0.7), {"label": 2}], [1.0, 0.5, -0.25], [0.5, 0.25, 0.25]),
+    "factorized": lambda make: make(base(), [("low-1", {"label": 1}), ("high-1", {})], (1, PICTURE)),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.number import Number
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.facts import Facts
 from fewstep.core.memory import Memory, ask
@@ -36,6 +37,16 @@ MASK[:, :4] = 1.0
 
 # A method of guidance around a label, whose scale 1 is none.
 GUIDED = (lambda make, model: make(model, 2.0), lambda make, model: make(model, 1.0))
+
+
+def ink(x0: Tensor, ink: Tensor) -> Tensor:
+    return (x0.flatten(1).mean(1) - ink).square()
+
+
+def bright(x: Tensor, t: Tensor, ink: Tensor) -> Tensor:
+    return -(x.flatten(1).mean(1) - ink).square()
+
+
 # How each is made around a model: at work, and at strength zero, where it must be the model bit for bit. A wrapper
 # without a row fails by its name.
 EXAMPLES: dict[str, tuple[Any, Any]] = {
@@ -55,6 +66,26 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "masked": (lambda make, model: make(model, {0.4: ["mid.attn"]}), lambda make, model: make(model, {})),
     "fixed": (lambda make, model: make(model, label=1), lambda make, model: make(model, label=1)),
     "deepcache": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "compose": (
+        lambda make, model: make(model, [copy.deepcopy(model)], [2.0, 1.0]),
+        lambda make, model: make(model, [copy.deepcopy(model)], [1.0, 0.0], [1.0, 0.0]),
+    ),
+    "factorized": (
+        lambda make, model: make(model, [("low-1", {}), ("high-1", {"label": 2} if model.conditions else {})]),
+        lambda make, model: make(model, [("all", {})]),
+    ),
+    "energy": (
+        lambda make, model: make(model, None, ink, 0.5, conditions={"ink": Number(0.0, None, 0.3)}),
+        lambda make, model: make(model, ink, None, 0.0, conditions={"ink": Number(0.0, None, 0.3)}),
+    ),
+    "classifier": (
+        lambda make, model: make(model, bright, scale=0.5, conditions={"ink": Number(0.0, None, 0.3)}),
+        lambda make, model: make(model, bright, scale=0.0, conditions={"ink": Number(0.0, None, 0.3)}),
+    ),
+    "flowchef": (
+        lambda make, model: make(model, ink, 0.5, conditions={"ink": Number(0.0, None, 0.3)}),
+        lambda make, model: make(model, ink, 0.0, conditions={"ink": Number(0.0, None, 0.3)}),
+    ),
     "experts": (
         lambda make, model: make([model, copy.deepcopy(model)], [0.5]),
         lambda make, model: make([model, model], [0.5]),
