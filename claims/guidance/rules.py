@@ -186,6 +186,7 @@ AWAY, SPREAD = "mean distance from the class beyond 2 standard deviations", "|st
 CLAIMS = (
     slow("apg", "digits at scale 6 lie nearer to the data", _digits("apg", 6.0, "ddim", limit=0.3)),
     slow("tcfg", "digits at scale 4 lie nearer to the data", _digits("tcfg", 4.0, "ddim")),
+    slow("fdg", "digits at scale 4 lie nearer to the data", _digits("fdg", 4.0, "ddim")),
     slow("zero-star", "digits at scale 4 lie nearer to the data", _digits("zero-star", 4.0, "ddim")),
     slow("cfg", "a clamp brings guided digits of a third order nearer to the data",
          _digits("cfg", 4.0, "dpmpp-3m", clamp=True)),

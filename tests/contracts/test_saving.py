@@ -99,6 +99,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),
     "adaptive": lambda make: make(base(), 2.5, 0.1, "cosine"),
     "apg": lambda make: make(base(), 2.5, 0.2, 0.3, -0.5, {"label": 1}, interval=(0.1, 4.0)),
+    "fdg": lambda make: make(base(), 2.5, (0.5, 1.0)),
     "tcfg": lambda make: make(base(), 2.5, clamp=(-1.0, 1.0)),
     "zero-star": lambda make: make(base(), 2.5, rescale=0.5),
     "compose": lambda make: make(base(), [base(data_std=0.7), {"label": 2}], [1.0, 0.5, -0.25], [0.5, 0.25, 0.25]),

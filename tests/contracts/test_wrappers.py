@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "cfg": GUIDED,
     "adaptive": GUIDED,
     "apg": GUIDED,
+    "fdg": GUIDED,
     "tcfg": GUIDED,
     "zero-star": GUIDED,
     "known": (
