@@ -49,6 +49,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "masked": (lambda make, model: make(model, {0.4: ["mid.attn"]}), lambda make, model: make(model, {})),
     "fixed": (lambda make, model: make(model, label=1), lambda make, model: make(model, label=1)),
     "deepcache": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "diffusehigh": (
+        lambda make, model: make(model, PICTURE * model.value_range[1], 2),
+        lambda make, model: make(model, PICTURE * model.value_range[1], 0),
+    ),
     "experts": (
         lambda make, model: make([model, copy.deepcopy(model)], [0.5]),
         lambda make, model: make([model, model], [0.5]),
@@ -130,8 +134,8 @@ def test_at_work_it_changes_something(name, model, x):
     wrapped = made(name, model)
     with torch.no_grad():
         answer, base = (one(x, torch.tensor(0.4), **asked(one, x)).value for one in (wrapped, model))
-        # A cache is idle outside a run.
-        assert torch.equal(answer, base) == (name in ("fixed", "experts", "deepcache"))
+        # What needs a run is idle outside one.
+        assert torch.equal(answer, base) == (name in ("fixed", "experts", "deepcache", "diffusehigh"))
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
