@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fewstep.sampling.sample import sample as sample
     from fewstep.searching.compare import compare as compare
     from fewstep.searching.evaluate import evaluate as evaluate
+    from fewstep.searching.find_noise import find_noise as find_noise
     from fewstep.searching.search import search as search
     from fewstep.training.fit import fit as fit
     from fewstep.training.trainer import train as train

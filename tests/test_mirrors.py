@@ -73,6 +73,7 @@ ELSEWHERE = {
     "searching/candidates.py": ("searching/test_learn.py", "fewstep.searching.candidates"),
     "searching/grids.py": ("searching/test_gits.py", "fewstep.searching.grids"),
     "searching/job.py": ("searching/test_search.py", "fewstep.searching.job"),
+    "searching/noise_search.py": ("searching/test_find_noise.py", "fewstep.searching.noise_search"),
     "searching/reference.py": ("searching/test_learn.py", "fewstep.searching.reference"),
     "searching/stepwise.py": ("searching/test_dynamic_compensation.py", "fewstep.searching.stepwise"),
     "timesteps/admissible.py": ("timesteps/test_timesteps.py", "admissible"),

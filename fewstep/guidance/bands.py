@@ -1,8 +1,8 @@
-"""Bands of frequencies: a Gaussian pyramid whose differences sum to the picture, and the Haar transform of one level.
+"""Bands of frequencies: a Gaussian pyramid whose differences sum to the picture.
 
-The pyramid is that of Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code" (1983). Both are for whatever
-treats coarse and fine structure apart: scales by band, factors of a picture, a low band that is kept. They take samples
-of any size and dtype, and gradients flow through.
+The pyramid is that of Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code" (1983), for whatever treats
+coarse and fine structure apart: scales by band, factors of a picture. It takes samples of any size and dtype, and
+gradients flow through.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import Tensor
 from fewstep.core.arguments import check_whole, shown
 
 KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-
-Details = tuple[Tensor, Tensor, Tensor]
 
 
 def bands(x: Tensor, levels: int) -> list[Tensor]:
@@ -44,55 +42,6 @@ def low_pass(x: Tensor, level: int) -> Tensor:
     """Level `level` of the pyramid of x (0 is x itself), at x's size: x without what is finer than `2^level` pixels."""
     check_whole("level", level, 0)
     return _low(_wide(x), level).to(x.dtype)
-
-
-def haar(x: Tensor) -> tuple[Tensor, Details]:
-    """One level of the Haar transform over the last two axes of `(..., H, W)`: `(low, details)`.
-
-    Of a pair (a, b) along an axis, the mean `(a + b) / 2` goes to the low part and `(a - b) / 2` to the details, so
-    that the low band keeps the range of the picture. A last one without a partner goes to the low part as it is: `low`
-    is `(..., ceil(H / 2), ceil(W / 2))`, the details along the width, along the height and along both are
-    `(..., ceil(H / 2), floor(W / 2))`, `(..., floor(H / 2), ceil(W / 2))` and `(..., floor(H / 2), floor(W / 2))`.
-
-    Raises:
-        ValueError: fewer than two axes, or whole numbers.
-    """
-    _checked(x)
-    low, wide = _split(x, -1)
-    (low, high), (wide, both) = _split(low, -2), _split(wide, -2)
-    return low, (wide, high, both)
-
-
-def unhaar(low: Tensor, details: Details) -> Tensor:
-    """The inverse of `haar`, exact but for rounding.
-
-    Raises:
-        ValueError: details that are not of the sizes that go with `low`.
-    """
-    wide, high, both = details
-    height, width = high.shape[-2], wide.shape[-1]
-    sizes = ((low.shape[-2], width), (height, low.shape[-1]), (height, width))
-    fitting = low.shape[-2] - height in (0, 1) and low.shape[-1] - width in (0, 1)
-    if not fitting or [tuple(part.shape[-2:]) for part in details] != list(sizes):
-        found = ", ".join(str(tuple(part.shape)) for part in details)
-        raise ValueError(f"details of shapes {found} do not go with a low band of shape {tuple(low.shape)}")
-    return _joined(_joined(low, high, -2), _joined(wide, both, -2), -1)
-
-
-def _split(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    pairs = x.shape[axis] // 2
-    both = x.narrow(axis, 0, 2 * pairs)
-    first, second = (both.unflatten(axis, (pairs, 2)).select(x.ndim + axis + 1, k) for k in (0, 1))
-    alone = x.narrow(axis, 2 * pairs, x.shape[axis] - 2 * pairs)
-    return torch.cat([(first + second) / 2, alone], axis), (first - second) / 2
-
-
-def _joined(low: Tensor, details: Tensor, axis: int) -> Tensor:
-    pairs = details.shape[axis]
-    mean, alone = low.narrow(axis, 0, pairs), low.narrow(axis, pairs, low.shape[axis] - pairs)
-    place = low.ndim + axis
-    both = torch.stack([mean + details, mean - details], place + 1).flatten(place, place + 1)
-    return torch.cat([both, alone], axis)
 
 
 def _checked(x: Tensor) -> None:

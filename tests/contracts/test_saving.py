@@ -104,6 +104,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "zero-star": lambda make: make(base(), 2.5, rescale=0.5),
     "compose": lambda make: make(base(), [base(data_std=0.7), {"label": 2}], [1.0, 0.5, -0.25], [0.5, 0.25, 0.25]),
     "factorized": lambda make: make(base(), [("low-1", {"label": 1}), ("high-1", {})], (1, PICTURE)),
+    "diffusehigh": lambda make: make(base(), PICTURE, 2),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
 }

@@ -87,6 +87,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         lambda make, model: make(model, ink, 0.5, conditions={"ink": Number(0.0, None, 0.3)}),
         lambda make, model: make(model, ink, 0.0, conditions={"ink": Number(0.0, None, 0.3)}),
     ),
+    "diffusehigh": (
+        lambda make, model: make(model, PICTURE * model.value_range[1], 2),
+        lambda make, model: make(model, PICTURE * model.value_range[1], 0),
+    ),
     "experts": (
         lambda make, model: make([model, copy.deepcopy(model)], [0.5]),
         lambda make, model: make([model, model], [0.5]),
@@ -169,8 +173,8 @@ def test_at_work_it_changes_something(name, model, x):
     wrapped = made(name, model)
     with torch.no_grad():
         answer, base = (one(x, torch.tensor(0.4), **asked(one, x)).value for one in (wrapped, model))
-        # A cache is idle outside a run.
-        assert torch.equal(answer, base) == (name in ("fixed", "experts", "deepcache"))
+        # What needs a run is idle outside one.
+        assert torch.equal(answer, base) == (name in ("fixed", "experts", "deepcache", "diffusehigh"))
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
