@@ -142,8 +142,8 @@ class Attentive(Degraded):
         found = [maps for maps in call.seen[MAPS].values() if maps]
         if any(len(maps) > 1 or maps[0].shape[0] < rows for maps in found):
             raise ValueError(
-                "the network computed its attention in parts: 'sag' needs the samples of a call at one time, and caches"
-                " inside it, fs.guide(fs.cache(...))"
+                "the network computed its attention in parts: 'sag' needs the samples of a call at one time, and a"
+                " cache around the model rather than around the guidance"
             )
         if not found:  # a cache stands in for the blocks at this evaluation, or a mask leaves them out
             kept = None if call.memory is None else call.memory.get(RECEIVED)

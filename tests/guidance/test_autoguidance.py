@@ -86,7 +86,9 @@ def test_faulty_arguments():
     model = gaussian(0.5)
     with pytest.raises(ValueError, match="the method of guidance 'autoguidance' needs weak="):
         fs.guide(model, "autoguidance")
-    with pytest.raises(ValueError, match="weak of the method of guidance 'autoguidance' must be a denoiser, as fs.load"):
+    with pytest.raises(
+        ValueError, match="weak of the method of guidance 'autoguidance' must be a denoiser, as fs.load"
+    ):
         fs.guide(model, "autoguidance", weak="digits")
     with pytest.raises(ValueError, match="the weak model must have the model's shape, .1,., got .2,."):
         fs.guide(model, "autoguidance", weak=gaussian(0.5, shape=(2,)))
