@@ -45,7 +45,7 @@ MAPS, RECEIVED = "attention maps", "attention received"
 @method("sag", zero=0.0)
 def sag(
     model: Denoiser,
-    scale: float | Callable[[Any], Any] = 0.75,
+    scale: float | Callable[[Any], Any] = 0.5,
     threshold: float = 1.0,
     blocks: Sequence[str] | None = None,
 ) -> tuple[Source, Rule]:
@@ -75,7 +75,7 @@ def sag(
 
 
 @method("blur", zero=0.0)
-def blur_guidance(model: Denoiser, scale: float | Callable[[Any], Any] = 0.75) -> tuple[Source, Rule]:
+def blur_guidance(model: Denoiser, scale: float | Callable[[Any], Any] = 0.25) -> tuple[Source, Rule]:
     """`eps + scale (eps - eps(x~))` as "sag", with x0 blurred everywhere (Hong et al., section 4.1): for any model of
     pictures, as it asks for no attention.
 

@@ -28,7 +28,7 @@ METHODS = (
 
 @method("slg", zero=0.0)
 def slg(
-    model: Denoiser, scale: float | Callable[[Any], Any] = 1.0, blocks: Sequence[str] | None = None
+    model: Denoiser, scale: float | Callable[[Any], Any] = 0.5, blocks: Sequence[str] | None = None
 ) -> tuple[Source, Rule]:
     """`answer + scale (answer - weak)`; the weak one is the model's without the named blocks, whose input stands for
     their output (Hyung et al., section 4, whose scale it is; Stable Diffusion 3.5 skips blocks 7 to 9 of 24).

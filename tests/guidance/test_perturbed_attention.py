@@ -92,6 +92,7 @@ def test_two_tokens_by_hand(name, how):
         torch.testing.assert_close(found.value, own + 1.7 * (own - weak))
 
 
+@torch.no_grad()
 def test_ends(case):
     model, x, t, condition = case
     base = model(x, t, **condition).value
