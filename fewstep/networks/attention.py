@@ -57,7 +57,7 @@ class Recorded(nn.Module):
         self.core, self.maps = core, maps
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, words: int) -> Tensor:
-        self.maps.append((q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3).mean(1))
+        self.maps.append((q / math.sqrt(q.shape[3]) @ k.transpose(2, 3)).softmax(3).mean(1))
         return self.core(q, k, v, words)
 
 
