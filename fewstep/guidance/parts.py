@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ class Call:
     """What a source or a rule may need of the call it works in.
 
     `condition` are the model's own; `memory` is the method's branch of the run's; `decided` is what its `host` said;
-    `modules` has the modules among the method's options by name.
+    `modules` has the modules among the method's options by name; `seen` is what a source recorded in this call.
     """
 
     model: Denoiser
@@ -35,6 +35,7 @@ class Call:
     memory: AnyMemory | None
     decided: Any
     modules: nn.Module
+    seen: dict[str, Any] = field(default_factory=dict)
 
 
 class Source:

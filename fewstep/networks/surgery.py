@@ -215,21 +215,36 @@ def blocks_of(model: nn.Module) -> dict[str, Block]:
     Raises:
         ValueError: no submodule names its blocks.
     """
-    for path, module in model.named_modules():
-        blocks, skippable = (_named(module, name) for name in ("blocks", "skippable"))
-        if found := blocks or skippable:
-            levels = _named(module, "levels")
-            at = f"{path}." if path else ""
-            return {
-                name: replace(block, path=at + block.path)
-                if isinstance(block, Block)
-                else Block(at + name, levels.get(name, 0), skippable=name in skippable)
-                for name, block in found.items()
-            }
+    if (found := next(_networks(model, ""), None)) is not None:
+        return found
     raise ValueError(
         "no network in this model names its blocks: give it a property `blocks`, a dictionary from paths to modules,"
         " and `skippable`, those that can be left out because they add to their input and keep its shape"
     )
+
+
+def networks_of(model: nn.Module) -> list[dict[str, Block]]:
+    """The blocks of every network in a model (experts have several), each as `blocks_of` has those of the first."""
+    blocks_of(model)
+    return list(_networks(model, ""))
+
+
+def _networks(module: nn.Module, path: str) -> Iterator[dict[str, Block]]:
+    """The blocks of the outermost submodules that name any."""
+    blocks, skippable = (_named(module, name) for name in ("blocks", "skippable"))
+    at = f"{path}." if path else ""
+    if found := blocks or skippable:
+        levels = _named(module, "levels")
+        yield {
+            name: replace(block, path=at + block.path)
+            if isinstance(block, Block)
+            else Block(at + name, levels.get(name, 0), skippable=name in skippable)
+            for name, block in found.items()
+        }
+        return
+    for name, child in module._modules.items():  # not `named_children`, which leaves out what lies at two paths
+        if child is not None:
+            yield from _networks(child, at + name)
 
 
 def _named(module: nn.Module, attribute: str) -> Mapping[str, Any]:

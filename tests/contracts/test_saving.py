@@ -62,6 +62,10 @@ def base(**options: Any) -> NetworkDenoiser:
     return NetworkDenoiser(unet(), VP(), "v", (2, 4, 4), {"label": Label(3)}, **options)
 
 
+def attentive() -> NetworkDenoiser:
+    return NetworkDenoiser(unet(attention=(4,)), VP(), "v", (2, 4, 4), {"label": Label(3)})
+
+
 def pairs(d: int) -> torch.Tensor:
     root = torch.randn(d, d, generator=torch.Generator().manual_seed(5), dtype=F64)
     return root @ root.mT + torch.eye(d, dtype=F64)
@@ -105,6 +109,12 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "compose": lambda make: make(base(), [base(data_std=0.7), {"label": 2}], [1.0, 0.5, -0.25], [0.5, 0.25, 0.25]),
     "factorized": lambda make: make(base(), [("low-1", {"label": 1}), ("high-1", {})], (1, PICTURE)),
     "diffusehigh": lambda make: make(base(), PICTURE, 2),
+    "autoguidance": lambda make: make(base(), base(data_std=0.7), 2.5),
+    "slg": lambda make: make(base(), 1.5, ["mid.res0"]),
+    "pag": lambda make: make(attentive(), 1.5, ["mid.attn"]),
+    "seg": lambda make: make(attentive(), 1.5),
+    "sag": lambda make: make(attentive(), 1.5, 0.9),
+    "blur": lambda make: make(base(), 1.5),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
 }

@@ -56,6 +56,15 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "fdg": GUIDED,
     "tcfg": GUIDED,
     "zero-star": GUIDED,
+    "autoguidance": (
+        lambda make, model: make(model, fewer_weights(model), 2.0),
+        lambda make, model: make(model, model, 1.0),
+    ),
+    "slg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
+    "pag": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
+    "seg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 2.0, 0.0)),
+    "sag": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
+    "blur": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
     "known": (
         lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
         lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),
@@ -129,6 +138,15 @@ class Model(Denoiser):
 
 def times(process: Any, steps: int, end: str) -> list[float]:
     raise AssertionError("advice, which nobody takes here")
+
+
+def fewer_weights(model: Denoiser) -> Denoiser:
+    """The model with other weights of its own."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.9)
+    return other
 
 
 def made(name: str, model: Denoiser, neutral: bool = False) -> Denoiser:
