@@ -114,7 +114,7 @@ class Corrected(Steering):
         rate, before = swarm.kept.pop("now"), swarm.kept.get("rate")
         swarm.kept["rate"] = rate
         levels, i = swarm.once("levels", self._levels, swarm.plan), swarm.number - 1
-        if before is None:
+        if before is None or math.isinf(levels[i]):
             return None
         if math.isinf(levels[i - 1]):  # from pure noise, on which all agree
             return rate / 2

@@ -26,7 +26,8 @@ def chosen(log_weights: Tensor, at: Tensor) -> Tensor:
     """The particles `(..., m)` at the quantiles `at` `(..., m)`, in [0, 1), of weights laid end to end."""
     edges = log_weights.double().softmax(-1).cumsum(-1)
     edges = edges / edges[..., -1:]  # the last one is 1 whatever the rounding, so that no quantile lies beyond
-    found = torch.searchsorted(edges, at.to(edges).contiguous(), right=True)
+    below = at.to(edges).clamp(max=1 - 2.0**-53).contiguous()
+    found = torch.searchsorted(edges, below, right=True)
     return found.clamp(max=log_weights.shape[-1] - 1)
 
 

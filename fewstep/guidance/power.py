@@ -17,7 +17,7 @@ METHODS = (
         "power",
         paper="Feynman-Kac Correctors in Diffusion: Annealing, Guidance, and Product of Experts (Skreta et al., 2025)",
         arxiv="2503.02819",
-        claim="samples of a power of the model's law, when particles correct it; by itself, sharper or flatter ones",
+        claim="corrected by particles it is a power of the model's law; by itself, samples sharper or flatter",
         use="Power",
         facts={"wraps": True, "changes": ("plan",)},
     ),

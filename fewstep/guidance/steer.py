@@ -116,15 +116,21 @@ class Steered(Sampler):
         """The states of all particles at the first time: each one's own noise in the place of the run's."""
         x, k, noise = run.begin(), self.particles, run.noise
         (sigma,) = self.plan.table.weigh([self.start[1]], x.device, x.dtype)
-        every = [x]
-        for j in range(1, k):
+        shape = (len(noise) * k, *noise.shape[1:])
 
-            def normal(draw: int, j: int = j) -> Tensor:
-                return swarm.own.normal(draw * k + j, tuple(noise.shape), noise.device, noise.dtype)
+        def normal(draw: int) -> Tensor:
+            return swarm.source.normal(draw, shape, noise.device, noise.dtype)
 
-            other = swarm.model.process.start(normal).to(x.dtype)
-            every.append(x + (other - noise.to(x.dtype)) * sigma if run.init else other * sigma)
-        return torch.stack(every, 1).flatten(0, 1)
+        if k == 1:
+            return x
+        others = swarm.model.process.start(normal).to(x.dtype)
+        if run.init:
+            others = others - noise.to(x.dtype).repeat_interleave(k, 0)
+        states = (others * sigma).unflatten(0, (len(noise), k))
+        if run.init:
+            states = states + x.unsqueeze(1)
+        states[:, 0] = x
+        return states.flatten(0, 1)
 
     def _add(self, swarm: Swarm, log_weights: Tensor | None) -> None:
         if log_weights is not None:

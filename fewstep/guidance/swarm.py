@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory, ask
-from fewstep.core.noise import Source, stream
+from fewstep.core.noise import Source, several
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.sampler import Run
@@ -33,10 +33,7 @@ class Branched:
         """Standard normals of `shape` `(n k, *sample)`, a sample's particles one after another."""
         k = self.particles
         own = (shape[0] // k, *shape[1:])
-        out = torch.empty((own[0], k, *own[1:]), dtype=dtype, device=device)
-        for j, one in enumerate(stream(self.source, range(draw * k, draw * k + k), own, device, dtype)):
-            out[:, j] = one
-        return out.flatten(0, 1)
+        return several(self.source, range(draw * k, draw * k + k), own, device, dtype).transpose(0, 1).flatten(0, 1)
 
 
 class Swarm:

@@ -38,6 +38,7 @@ MASK[:, :4] = 1.0
 # without a row fails by its name.
 EXAMPLES: dict[str, tuple[Any, Any]] = {
     "cfg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 1.0)),
+    "power": (lambda make, model: make(model, 1.5), lambda make, model: make(model, 1.0)),
     "known": (
         lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
         lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),
