@@ -61,7 +61,7 @@ def test_it_is_nearer_to_the_tilted_law_than_the_best_of_as_many():
     strong = 8.0
     exact = mixture().tilted(strong * A, strong * B)[0].sample(1500, seed=1)
     found = {
-        (name, k): mmd(steered(method, k, 800, strong, **options)[0], exact)
+        (name, k): mmd(steered(method, k, 600, strong, **options)[0], exact)
         for name, method, options in (("fk", "fk", {}), ("tds", "tds", {}), ("best", "fk", {"potential": "best"}))
         for k in (2, 8)
     }
