@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
     from fewstep.denoisers.wrap import wrap as wrap
     from fewstep.guidance.guide import guide as guide
+    from fewstep.guidance.steer import steer as steer
     from fewstep.hub.checkpoints import load_checkpoint as load_checkpoint
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save

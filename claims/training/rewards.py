@@ -21,11 +21,12 @@ from claims.tuning import chain, class_distance, data, in_turn, labels, samples
 from fewstep.data import shapes
 from fewstep.data.captions import detokenize
 from fewstep.hub.models import load
+from fewstep.metrics.rewards import Reward, ink, symmetry
 from fewstep.metrics.shapes_reward import soft_scores
 from fewstep.metrics.shapes_verifier import check
 from fewstep.training.lora import add_lora, lora_parameters
 from fewstep.training.pairwise import pairwise
-from fewstep.training.reward import Reward, ink, reward_samples, symmetry, tune
+from fewstep.training.reward import reward_samples, tune
 from fewstep.training.short_chain import short_chain
 from fewstep.training.text_encoder import interpolate_encoders, tune_text_encoder
 

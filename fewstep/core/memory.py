@@ -117,6 +117,18 @@ class Memory:
             self._branches[name] = child
         return self._branches[name]
 
+    def repeated(self, count: int) -> Memory:
+        """A memory of the same run that has `count` rows, one after another, for each of ours."""
+        wider = Memory(self.rows * count)
+        wider._run = self._run
+        return wider
+
+    def change(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Put `function(kept)` in the place of every kept tensor `(rows, ...)`, in all branches."""
+        self.kept = {name: function(value) for name, value in self.kept.items()}
+        for branch in self._branches.values():
+            branch.change(function)
+
     def get(self, name: str) -> Tensor | None:
         """A kept tensor `(rows, ...)`, or None."""
         return self.kept.get(name)

@@ -128,8 +128,15 @@ class Noise:
         self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
     ) -> Iterator[Tensor]:
         """`normal` of each draw in turn; each is a view that later ones overwrite."""
+        for block in self.blocks(draws, shape, device, dtype):
+            yield from block
+
+    def blocks(
+        self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """The draws in order, as many at once as are made together: `(D, *shape)`, which later ones overwrite."""
         seed = torch.cat([torch.full((1, 1), lane, device=device) for lane in _lanes(self.seed)])  # no copy to wait for
-        yield from _stream(seed, torch.arange(self.first, self.first + shape[0], device=device), draws, shape, dtype)
+        yield from _blocks_of(seed, torch.arange(self.first, self.first + shape[0], device=device), draws, shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -158,11 +165,18 @@ class Seeds:
         self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
     ) -> Iterator[Tensor]:
         """`normal` of each draw in turn; each is a view that later ones overwrite."""
+        for block in self.blocks(draws, shape, device, dtype):
+            yield from block
+
+    def blocks(
+        self, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """As those of `Noise`."""
         if shape[0] != len(self.seeds):
             raise ValueError(f"there are {len(self.seeds)} seeds for a batch of {shape[0]}")
         seeds = torch.tensor([_lanes(seed) for seed in self.seeds], dtype=torch.int64, device=device).view(-1, 2).T
         numbers = torch.tensor(self.numbers, dtype=torch.int64, device=device)
-        yield from _stream(seeds, numbers, draws, shape, dtype)
+        yield from _blocks_of(seeds, numbers, draws, shape, dtype)
 
 
 def stream(
@@ -181,10 +195,19 @@ def _lanes(seed: int) -> list[int]:
     return [(state + (1 << 63)) % (1 << 64) - (1 << 63) for state in made]
 
 
-def _stream(
+def several(
+    source: Source, draws: Iterable[int], shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
+    """A source's draws `(D, *shape)`, which nothing overwrites."""
+    if isinstance(source, Noise | Seeds):
+        return torch.cat([block.clone() for block in source.blocks(draws, shape, device, dtype)])
+    return torch.stack([source.normal(draw, shape, device, dtype) for draw in draws])
+
+
+def _blocks_of(
     seed: Tensor, sample: Tensor, draws: Iterable[int], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """The draws of samples `(B,)` under the lanes of seeds, `(2, 1)` or `(2, B)`."""
+    """The draws, some at a time, of samples `(B,)` under the lanes of seeds, `(2, 1)` or `(2, B)`."""
     size, device = math.prod(shape[1:]), sample.device
     parts = max(1, -(-size // _PART))
     words = 4 * max(1, -(-size // (16 * parts)))  # 32 bits make four normals, and words turn by fours
@@ -204,7 +227,7 @@ def _stream(
             for first, last, block in blocks:
                 block(keys[:, begin * rows + first : begin * rows + last])
             normals = made.view(end - begin, len(sample), parts * 4 * words)[:, :, :size]
-            yield from normals.to(dtype).reshape(end - begin, *shape)
+            yield normals.to(dtype).reshape(end - begin, *shape)
 
 
 def _consecutive(draws: Iterable[int]) -> Iterator[range]:

@@ -56,7 +56,7 @@ class Rows:
         r, m = table.states, table.memory
         self.table, self.shape = table, like.shape
         self.dtype, self.device = dtype or like.dtype, like.device
-        rows = torch.zeros((2 * r + m, *like.shape), dtype=self.dtype, device=self.device)
+        self.whole = rows = torch.zeros((2 * r + m, *like.shape), dtype=self.dtype, device=self.device)
         views, flat = rows.unbind(), rows.view(2 * r + m, -1)
         self.memory, self.state = views[r : r + m], (views[:r], views[r + m :])
         self._reads = (flat[: r + m], flat[r:])
@@ -70,6 +70,10 @@ class Rows:
     def go_to(self, i: int) -> None:
         """Continue at stage i; `fed` is the state that the network is to see, or the result after the last stage."""
         self.i, self.fed = i, self.state[i & 1][self._fed[i]]
+
+    def reorder(self, index: Tensor) -> None:
+        """Put sample `index[i]` in the place of sample i, `(B,)`, in all that is kept; `fed` stays the same view."""
+        self.whole.copy_(self.whole[:, index])
 
     def bind(self, kind: str) -> None:
         """Set the kind of prediction that the network makes."""
@@ -108,12 +112,13 @@ class Rows:
         self.fed = self.state[i & 1][self._fed[i]]
 
 
-def program(table: Table, start: Tensor, source: Source) -> Program:
+def program(table: Table, start: Tensor, source: Source, rows: Rows | None = None) -> Program:
     """The plan's arithmetic without the network: its driver evaluates `(x, t)` and sends `(value, kind)` back.
 
-    `value` must have x's shape.
+    `value` must have x's shape. `rows` is the storage to use, made for the table and for states like `start`: a driver
+    that keeps it may `reorder` the samples between two sends.
     """
-    rows = Rows(table, start)
+    rows = Rows(table, start) if rows is None else rows
     rows.state[0][0].copy_(start)
     shape, device, dtype = tuple(start.shape), start.device, start.dtype
     del start

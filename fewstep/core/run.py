@@ -31,7 +31,7 @@ def execute(table: Table, run: Run) -> tuple[Tensor, int]:
 def blame(table: Table, again: Callable[[Callback], Run]) -> ValueError:
     """The error for samples that are not finite: the run is made again and every answer read, to name the evaluation
     that was first not finite."""
-    execute(table, again(_blame))
+    execute(table, again(inspect))
     return ValueError(
         "the samples are not finite, although every answer of the network is: the plan's coefficients overflow"
     )
@@ -84,7 +84,7 @@ def _loop(
         return stop.value, count
 
 
-def _blame(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
+def inspect(number: int, t: float, x: Tensor, prediction: Prediction) -> None:
     """Read an answer, to name the first evaluation that was not finite."""
     if not bool(torch.isfinite(prediction.value).all()):
         what = "received" if not bool(torch.isfinite(x).all()) else "returned"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -124,6 +125,62 @@ class GaussianMixture(Denoiser):
         """`log p_t(x)` `(B,)` in nats; t defaults to the clean data's time."""
         time = torch.as_tensor(self.process.t_zero, dtype=torch.float64) if t is None else t
         return self._parts(x, time)[-1].logsumexp(-1)
+
+    # Exact laws made from it. Each component is `exp(g + h x - x P x / 2)`, so products add these numbers up.
+
+    def _exponents(self) -> tuple[Tensor, Tensor, Tensor]:
+        """P `(K, D, D)`, h `(K, D)` and g `(K,)` of the clean data's law, in float64."""
+        k, d = self.centres.shape
+        vectors, variances = self.basis.double().view(d, k, d).permute(1, 0, 2), self.variances.double()
+        h = torch.einsum("kde,ke->kd", vectors, self.centres.double() / variances)
+        squares = (self.centres.double() ** 2 / variances + variances.log() + math.log(2 * math.pi)).sum(-1)
+        return vectors @ (vectors / variances.unsqueeze(1)).mT, h, self.log_weights.double() - squares / 2
+
+    def _law(self, p: Tensor, h: Tensor, g: Tensor) -> tuple[GaussianMixture, Tensor]:
+        """The normalised law of `sum_k exp(g + h x - x P x / 2)`, and the logarithm of its integral."""
+        p = (p + p.mT) / 2
+        factor, failed = torch.linalg.cholesky_ex(p)
+        if bool(failed.any()):
+            raise ValueError("this law has no integral: the precision of a component is not positive definite")
+        covariance, d = torch.cholesky_inverse(factor), h.shape[1]
+        means = torch.einsum("kde,ke->kd", covariance, h)
+        half_log_det = factor.diagonal(dim1=1, dim2=2).log().sum(-1)
+        logs = g + 0.5 * (h * means).sum(-1) - half_log_det + d / 2 * math.log(2 * math.pi)
+        weights = logs.softmax(0)
+        some = weights > 0  # those that underflow are nowhere seen
+        made = GaussianMixture(
+            weights[some], means[some].reshape(-1, *(self.shape or ())), covariance[some], self.process, self.predicts,
+            self.means.dtype,
+        )  # fmt: skip
+        return made.to(self.device), logs.logsumexp(0)
+
+    def tilted(self, a: Tensor, b: Tensor) -> tuple[GaussianMixture, Tensor]:
+        """The law `p(x) exp(b x - x A x / 2) / Z`, and log Z: a mixture again. A is `(D, D)` and symmetric, b `(D,)`.
+
+        `ValueError` where the integral is infinite.
+        """
+        p, h, g = self._exponents()
+        return self._law(p + a.to(p), h + b.to(p), g)
+
+    def times(self, other: GaussianMixture) -> tuple[GaussianMixture, Tensor]:
+        """The law `p(x) q(x) / Z` of two mixtures, of K L components, and log Z."""
+        (p, h, g), (q, i, j) = self._exponents(), (part.to(self.device) for part in other._exponents())
+        if self.shape != other.shape:
+            raise ValueError(f"two laws of one shape have a product, got {self.shape} and {other.shape}")
+        return self._law((p[:, None] + q).flatten(0, 1), (h[:, None] + i).flatten(0, 1), (g[:, None] + j).flatten())
+
+    def power(self, beta: int) -> tuple[GaussianMixture, Tensor]:
+        """The law `p(x)^beta / Z` for a whole beta of at least 1, by the multinomial formula, and log Z."""
+        if isinstance(beta, bool) or not isinstance(beta, int) or beta < 1:
+            raise ValueError(f"a power of a mixture is a mixture for whole powers from 1 on, got {beta!r}")
+        p, h, g = self._exponents()
+        counts = torch.zeros(math.comb(len(g) + beta - 1, beta), len(g), dtype=torch.float64)
+        for row, chosen in zip(counts, combinations_with_replacement(range(len(g)), beta), strict=True):
+            for k in chosen:
+                row[k] += 1
+        ways = math.lgamma(beta + 1) - torch.lgamma(counts + 1).sum(1)
+        counts, ways = counts.to(g), ways.to(g)
+        return self._law(torch.einsum("ck,kde->cde", counts, p), counts @ h, counts @ g + ways)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n exact samples `(n, *shape)` of the data."""

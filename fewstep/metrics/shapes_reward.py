@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 METHODS = (
     Method(
         "shapes-reward",
-        kind="reward",
+        kind="verifier",
         claim="highest on correct pictures; its gradient leads wrong ones to what the caption asks for",
         use="soft_scores",
     ),

@@ -17,6 +17,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.program import Program, program
 from fewstep.core.run import check_answer, check_given
 from fewstep.core.sampler import Sampler, begin_run, is_finite, memory_for
+from fewstep.guidance.steer import Steered
 
 METHODS = (
     Method(
@@ -44,6 +45,11 @@ class _Run:
     """A request in progress: its program, and the evaluation it asks for next."""
 
     def __init__(self, request: Request, model: Denoiser, dtype: torch.dtype):
+        if isinstance(request.plan, Steered):
+            raise ValueError(
+                f"{request.plan.name!r} weighs the particles of a sample together, between the calls: run it alone, by"
+                " plan.run or fs.sample, which takes any number of samples"
+            )
         x, self.condition = begin_run(request.plan, model, request.noise, request.init, dtype, dict(request.condition))
         table, self.rows, self.count = request.plan.table, len(x), 0
         check_given(table, model)

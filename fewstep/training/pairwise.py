@@ -19,8 +19,9 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.process import Process
+from fewstep.metrics.rewards import Reward
 from fewstep.training.players import Moment, Player, optimise
-from fewstep.training.reward import Conditions, Reward, fixed_or_drawn
+from fewstep.training.reward import Conditions, fixed_or_drawn
 
 METHODS = (
     Method(

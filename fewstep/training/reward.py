@@ -17,6 +17,7 @@ from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import coefficients, expand, scales
+from fewstep.metrics.rewards import Reward
 from fewstep.training.noise_levels import FURTHEST
 from fewstep.training.players import Moment, Player, optimise
 
@@ -33,29 +34,8 @@ METHODS = (
 
 WAYS = ("full", "truncated", "renoised", "adjoint")
 
-# (samples as data (B, ...), **condition) to (B,); higher is better.
-Reward = Callable[..., Tensor]
 # (count, generator) to the conditions of that many samples.
 Conditions = Callable[[int, torch.Generator], Mapping[str, Any]]
-
-
-def ink(x: Tensor) -> Tensor:
-    """Share of ink in pictures `(B, ...)` with pixels from -1 (none) to 1 (full): `(B,)`."""
-    return (x.flatten(1).mean(1) + 1) / 2
-
-
-def symmetry(x: Tensor) -> Tensor:
-    """Minus the mean squared difference of pictures `(B, ..., W)` from their mirror images: `(B,)`, at most 0."""
-    return -(x - x.flip(-1)).square().flatten(1).mean(1)
-
-
-def likeness(template: Tensor) -> Reward:
-    """The reward for being like a picture: minus the mean squared difference from `template`, without a batch axis."""
-
-    def reward(x: Tensor, **condition: Any) -> Tensor:
-        return -(x - template.to(x)).square().flatten(1).mean(1)
-
-    return reward
 
 
 def fixed_or_drawn(conditions: Conditions | Mapping[str, Any] | None) -> Conditions:

@@ -8,8 +8,9 @@ from typing import Any
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.metrics.rewards import Reward
 from fewstep.training.lora import add_timed_lora, lora_parameters
-from fewstep.training.reward import Reward, Tuned, tune
+from fewstep.training.reward import Tuned, tune
 
 METHODS = (
     Method(

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.metrics.rewards import Reward
 from fewstep.networks.text import TextEncoder
-from fewstep.training.reward import Conditions, Reward, Tuned, tune
+from fewstep.training.reward import Conditions, Tuned, tune
 
 METHODS = (
     Method(

@@ -115,6 +115,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "seg": lambda make: make(attentive(), 1.5),
     "sag": lambda make: make(attentive(), 1.5, 0.9),
     "blur": lambda make: make(base(), 1.5),
+    "power": lambda make: make(base(), 1.5),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
 }

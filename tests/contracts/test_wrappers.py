@@ -65,6 +65,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "seg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 2.0, 0.0)),
     "sag": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
     "blur": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
+    "power": (lambda make, model: make(model, 1.5), lambda make, model: make(model, 1.0)),
     "known": (
         lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
         lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),

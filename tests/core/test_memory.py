@@ -277,3 +277,19 @@ def test_a_number_for_a_model_that_takes_none_is_refused():
     with pytest.raises(ValueError, match="gives the network 'guidance'"):
         run_mixed([(made, noise(2))], model)
     assert isinstance(cfg(model, 2.0).conditions["guidance"], Number)
+
+
+def test_a_memory_with_more_rows_is_the_same_runs_and_changes_all_branches():
+    memory = Memory(2, (0.9, 0.5), 0.0)
+    wide = memory.repeated(3)
+    wide.advance()
+    assert (wide.rows, memory.number, memory.t, memory.step) == (6, 0, 0.9, (0.9, 0.5))
+    wide.count(6)
+    wide.report["seen"] = True
+    assert memory.seen == 6 and memory.report == {"seen": True} and memory.get("a") is None
+    wide.keep("a", torch.arange(6))
+    wide.branch("given").branch("inner").keep("b", 10 * torch.arange(6))
+    index = torch.tensor([0, 0, 1, 5, 4, 3])
+    wide.change(lambda kept: kept[index])
+    assert torch.equal(wide.get("a"), index)
+    assert torch.equal(wide.branch("given").branch("inner").get("b"), 10 * index)

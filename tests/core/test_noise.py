@@ -12,7 +12,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fewstep.core.noise import Noise, Seeds, _pairs, _places, half_normal, half_normal_means, split_mix, stream
+from fewstep.core.noise import (
+    Noise,
+    Seeds,
+    _pairs,
+    _places,
+    half_normal,
+    half_normal_means,
+    several,
+    split_mix,
+    stream,
+)
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -259,3 +269,10 @@ def test_samples_beyond_32_bits_are_their_own():
     across = Noise(3, big - 1).normal(0, (2, 6), "cpu", F64)
     assert torch.equal(across[1], high[0])
     assert len({tuple(row.tolist()) for row in (*low, *high, *across)}) == 5
+
+
+def test_several_draws_at_once_are_the_same_numbers():
+    for source in (Noise(3, 7), Seeds((1, 5), (0, 2))):
+        draws = [*range(5, 100), 3, -2]
+        found = several(source, draws, (2, 3), "cpu", torch.float64)
+        assert torch.equal(found, torch.stack([source.normal(draw, (2, 3), dtype=torch.float64) for draw in draws]))

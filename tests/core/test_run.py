@@ -9,6 +9,7 @@ from torch import nn
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
+from fewstep.core.program import Rows, program
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.processes.cosine import Cosine
 from fewstep.processes.flow import Flow
@@ -261,3 +262,29 @@ def test_a_network_of_the_wrong_shape_is_named(make_mixture):
     message = rf"the network returned shape \(3, 1, 5\) for an input of shape \(3, 2, 5\) at evaluation 3, t = {t}"
     with pytest.raises(ValueError, match=message):
         made(model, NOISE)
+
+
+def test_a_driver_may_reorder_the_samples_between_two_sends():
+    """Every sample's row, in states and memory, goes where it is sent: as if it had been there from the start."""
+    made = plan(VP(), "dpmpp-3m", steps=5)
+    start = Noise(2).normal(0, (3, 4), dtype=torch.float64)
+    index = torch.tensor([2, 0, 0])
+
+    def run(x: torch.Tensor, at: int) -> torch.Tensor:
+        rows = Rows(made.table, x)
+        steps, asked, number = program(made.table, x, Noise(0), rows), None, 0
+        try:
+            asked = next(steps)
+            while True:
+                value = torch.tanh(2 * asked[0])
+                if number == at:
+                    rows.reorder(index)
+                    value = value[index]
+                number += 1
+                asked = steps.send((value, "x0"))
+        except StopIteration as stop:
+            return stop.value
+
+    plain = run(start, -1)
+    for at in range(5):
+        torch.testing.assert_close(run(start, at), plain[index], rtol=1e-12, atol=1e-12)

@@ -140,3 +140,36 @@ def test_float32_state_gives_float32():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(*arguments[:3], *(arguments[3:] or (VP(),)))
+
+
+def two(k: int, seed: int, shape: tuple[int, ...] = (2,)) -> GaussianMixture:
+    generator = torch.Generator().manual_seed(seed)
+    root = 0.4 * torch.randn(k, 2, 2, generator=generator, dtype=torch.float64)
+    means = torch.randn(k, *shape, generator=generator, dtype=torch.float64)
+    return GaussianMixture(torch.rand(k, generator=generator), means, root @ root.mT + 0.2 * torch.eye(2), VP())
+
+
+def test_tilted_laws_products_and_powers_are_mixtures():
+    p, q = two(3, 0), two(2, 1)
+    a, b = torch.tensor([[0.5, 0.2], [0.2, -0.3]], dtype=torch.float64), torch.tensor([0.4, -1.0], dtype=torch.float64)
+    line = torch.linspace(-8, 8, 601, dtype=torch.float64)
+    x = torch.cartesian_prod(line, line)
+    cell = 2 * math.log(float(line[1] - line[0]))
+    log_p, log_q = p.log_likelihood(x), q.log_likelihood(x)
+    for (law, log_z), exponent in (
+        (p.tilted(a, b), log_p + x @ b - ((x @ a) * x).sum(1) / 2),
+        (p.times(q), log_p + log_q),
+        (p.power(1), log_p),
+        (p.power(3), 3 * log_p),
+    ):
+        torch.testing.assert_close(log_z, exponent.logsumexp(0) + cell, rtol=0, atol=1e-9)
+        torch.testing.assert_close(law.log_likelihood(x[::500]), (exponent - log_z)[::500], rtol=1e-9, atol=1e-8)
+    assert len(p.times(q)[0].means) == 6 and len(p.power(3)[0].means) == 10 and p.power(2)[0].shape == p.shape
+    for call, message in (
+        (lambda: p.tilted(-10 * torch.eye(2), b), "this law has no integral: the precision of a component"),
+        (lambda: p.power(0), "a power of a mixture is a mixture for whole powers from 1 on, got 0"),
+        (lambda: p.power(1.5), "whole powers from 1 on, got 1.5"),
+        (lambda: p.times(two(2, 1, (2, 1))), r"two laws of one shape have a product, got \(2,\) and \(2, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -13,10 +13,11 @@ from fewstep.core.methods import find
 from fewstep.core.noise import Noise
 from fewstep.core.prediction import Prediction
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.metrics.rewards import ink, likeness, symmetry
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
-from fewstep.training.reward import WAYS, ink, likeness, path_divergence, reward_samples, symmetry, tune
+from fewstep.training.reward import WAYS, path_divergence, reward_samples, tune
 
 F64 = torch.float64
 
@@ -241,7 +242,7 @@ def test_rewards_in_closed_form():
     x = torch.tensor([[[[-1.0, 1.0], [1.0, 1.0]]], [[[-1.0, -1.0], [0.0, 0.0]]]])
     assert ink(x).tolist() == [0.75, 0.25]
     assert symmetry(x).tolist() == [-2.0, 0.0]
-    assert likeness(x[0])(x).tolist() == [0.0, -1.5]
+    assert likeness(x, x[0]).tolist() == [0.0, -1.5]
 
 
 def test_bad_input(mixture):
