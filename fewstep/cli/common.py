@@ -50,6 +50,21 @@ Guide = Annotated[
         help="A method of guidance ('fewstep methods --kind guidance'), as cfg:scale=4,clamp; several by repeating it.",
     ),
 ]
+Steer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD:OPTIONS",
+        help="Steer by particles ('fewstep methods --kind steering'), as fk:particles=16,strength=30; with --reward.",
+    ),
+]
+RewardName = Annotated[
+    str | None,
+    typer.Option(
+        "--reward",
+        metavar="NAME[=VALUE]",
+        help="What to steer to ('fewstep methods --kind reward'), as digit=3, or soft-caption=a red circle.",
+    ),
+]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
 Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance or --guide).")]
 Size = Annotated[
@@ -165,6 +180,33 @@ def guided(
                 options[key] = open_model(value, str(model.device))
         model = guide(model, name, **options)
     return model
+
+
+def read_reward(text: str) -> str | dict[str, Any]:
+    """A reward as `fs.steer` takes it, of NAME or NAME=VALUE: the value is the reward's first option."""
+    from fewstep.core.methods import find
+
+    name, given, value = text.partition("=")
+    parameters = list(signature(find(name, "reward")).parameters)[1:]
+    if not given:
+        return name
+    if not parameters or not value.strip():
+        raise ValueError(f"--reward takes NAME or NAME=VALUE, such as digit=3; {name!r} takes {parameters or 'none'}")
+    return {"name": name, parameters[0]: int(value) if value.strip().isdecimal() else value.strip()}
+
+
+def steered(plan: Sampler, steer: str | None, reward: str | None) -> Sampler:
+    """A plan steered by particles, where that is asked for."""
+    if steer is None:
+        if reward is not None:
+            raise ValueError("--reward is what particles are steered to: give --steer fk as well")
+        return plan
+    from fewstep.guidance.steer import steer as steered_by
+
+    method, options = read_spec(steer, "--steer")
+    if reward is not None:
+        options["reward"] = read_reward(reward)
+    return steered_by(plan, method, **options)
 
 
 def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -> None:

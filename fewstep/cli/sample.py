@@ -38,6 +38,8 @@ def sample(
     negative: common.Negative = None,
     guidance: common.Guidance = None,
     guide: common.Guide = None,
+    steer: common.Steer = None,
+    reward: common.RewardName = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -85,6 +87,7 @@ def sample(
         fewstep sample digits -n 64 --label 3 --steps 8 --solver unipc --timesteps karras --out threes.png
         fewstep sample shapes -n 16 --prompt "a green triangle above a red square" --guidance 2 --out scenes.png
         fewstep sample shapes --prompt "a red circle" --guide cfg:scale=4,clamp -n 16 --out circles.png
+        fewstep sample shapes --steer fk:particles=16,strength=30 --reward "soft-caption=a large red circle" -n 4
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
     """
     used = common.Used()
@@ -107,7 +110,9 @@ def sample(
         opened, start, share = _start(base, opened, init, mask, strength)
     elif init is None and (mask is not None or strength is not None):
         raise ValueError("--mask and --strength go with a picture to start from: give --init")
-    plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share)
+    if steer is not None and solver is None and plan_file is None:
+        solver = "auto-sde"  # particles need noise
+    plan = common.steered(common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share), steer, reward)
 
     from fewstep import __version__
     from fewstep.core.noise import VERSION
@@ -148,7 +153,15 @@ def sample(
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
     }
-    optional = {"negative": negative, "guide": guide, "seeds": seeds, "size": size, "mask": mask and str(mask)}
+    optional = {
+        "negative": negative,
+        "guide": guide,
+        "steer": steer,
+        "reward": reward,
+        "seeds": seeds,
+        "size": size,
+        "mask": mask and str(mask),
+    }
     facts |= {key: value for key, value in optional.items() if value}
     facts |= {"init": str(init), "strength": share} if init is not None else {}
     facts |= {"plan": plan.to_json()} if plan_file is not None else {}

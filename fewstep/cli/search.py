@@ -30,6 +30,7 @@ def search(
     negative: common.Negative = None,
     guidance: common.Guidance = None,
     guide: common.Guide = None,
+    reward: common.RewardName = None,
     seed: common.Seed = 0,
     size: common.Size = None,
     dtype: common.Dtype = None,
@@ -47,6 +48,7 @@ def search(
     Example:
         fewstep search digits --nfe 5 --method gits
         fewstep sample digits --plan runs/search-digits-gits-5/plan.json -n 64 --out fast.png
+        fewstep search shapes --nfe 10 --method guidance --reward caption
     """
     used = common.Used()
     common.check_positive("--nfe", nfe)
@@ -54,6 +56,15 @@ def search(
     common.check_writable(folder)
     options = dict(_option(text) for text in option or [])
     opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
+    if method == "guidance":
+        if prompt is not None or guidance is not None or negative is not None or guide or evaluations is not None:
+            raise ValueError("--method guidance finds the guidance: leave --prompt, --guidance, --negative, --guide and"
+                             " --evaluations out")  # fmt: skip
+        settings = {"seed": seed, "noises": noises, "seconds": seconds, "folder": folder} | options
+        _guidance(opened, model, nfe, reward, folder, settings, used, as_json)
+        return
+    if reward is not None:
+        raise ValueError("--reward goes with --method guidance")
     opened = common.prompted(opened, prompt, guidance, negative, guide)
 
     from fewstep.report.files import write_json
@@ -102,6 +113,48 @@ def search(
     if not found.finished:
         typer.echo("the budget ended before the search did; the same command with a larger one goes on")
     typer.echo(f"{found.evaluations} evaluations, {found.seconds:.0f} s: {folder / 'plan.json'}, {path}")
+    used.say()
+
+
+def _guidance(
+    model: Any,
+    name: str,
+    nfe: int,
+    reward: str | None,
+    folder: Path,
+    settings: dict[str, Any],
+    used: common.Used,
+    as_json: bool,
+) -> None:
+    """Search for guidance, write `results.json`, and print the words that make it."""
+    from fewstep.report.files import write_json
+    from fewstep.searching.search import search as run
+
+    if reward is None:
+        raise ValueError("--method guidance needs --reward, such as caption or digit: 'fewstep methods --kind reward'")
+    found = run(model, nfe, "guidance", reward=common.read_reward(reward), tell=common.say, **settings)
+    result = {
+        "model": name,
+        "method": "guidance",
+        "guide": found.spec,
+        "nfe": found.plan.nfe,
+        "solver": found.plan.name,
+        "finished": found.finished,
+        "evaluations": found.evaluations,
+        "seconds": found.seconds,
+        "history": [list(pair) for pair in found.history],
+        "rows": found.rows,
+    }
+    write_json(folder / "results.json", result)
+    if as_json:
+        common.print_json(result | used.facts())
+        return
+    rows = [[row["role"], row["name"], str(row["options"]), row["reward"], row["error"]] for row in found.rows]
+    mark = next(i for i, row in enumerate(found.rows) if row["role"] == "searched")
+    common.print_table(("role", "method", "options", "reward", "standard error"), rows, mark)
+    if not found.finished:
+        typer.echo("the budget ended before the search did; the same command with a larger one goes on")
+    typer.echo(f"{found.evaluations} evaluations, {found.seconds:.0f} s; take it with --guide {found.spec}")
     used.say()
 
 

@@ -63,6 +63,24 @@ def reward(name: str, **options: Any) -> Named:
     return Named(name, options)
 
 
+def asked(reward: Any) -> Reward:
+    """A reward as a function, from one, a name, or a mapping of a name and options: `{"name": "digit", "label": 3}`.
+
+    Raises:
+        ValueError: anything else; as `reward`.
+    """
+    if isinstance(reward, str):
+        return Named(reward)
+    if isinstance(reward, Mapping):
+        options = dict(reward)
+        if not isinstance(name := options.pop("name", None), str):
+            raise ValueError(f"a reward's mapping needs its name, {{'name': 'digit', ...}}, got {sorted(reward)}")
+        return Named(name, options)
+    if not callable(reward):
+        raise ValueError(f"reward must be a function, a name or a mapping, got {shown(reward)}")
+    return reward  # type: ignore[no-any-return]  # whatever is callable: what it returns is checked when it is asked
+
+
 class Goal:
     """A reward, its strength, and the evaluations at which it is asked beforehand.
 
@@ -79,15 +97,6 @@ class Goal:
     def __init__(
         self, reward: Reward | str | Mapping[str, Any] | None, strength: float, when: Sequence[int] | None = None
     ):
-        if isinstance(reward, str):
-            reward = Named(reward)
-        elif isinstance(reward, Mapping):
-            options = dict(reward)
-            if not isinstance(name := options.pop("name", None), str):
-                raise ValueError(f"a reward's mapping needs its name, {{'name': 'digit', ...}}, got {sorted(reward)}")
-            reward = Named(name, options)
-        if reward is not None and not callable(reward):
-            raise ValueError(f"reward must be a function, a name or a mapping, got {shown(reward)}")
         if not math.isfinite(strength):
             raise ValueError(f"the strength of a reward must be finite, got {strength!r}")
         if when is not None and not (len(when) == 3 and 1 <= when[0] <= when[1] and when[2] >= 1):
@@ -95,7 +104,7 @@ class Goal:
                 "when must be (first, last, every), numbers of evaluations from 1 on with first at most last, got"
                 f" {tuple(when)}"
             )
-        self.reward, self.strength, self.when = reward, float(strength), when
+        self.reward, self.strength, self.when = None if reward is None else asked(reward), float(strength), when
 
     def due(self, swarm: Swarm) -> bool:
         """Whether the reward is asked at this evaluation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method, made
 from fewstep.core.sampler import Sampler
+from fewstep.guidance.reward import Reward, asked
 from fewstep.sampling.build import plan as make_plan
 from fewstep.searching.noise_search import BATCH, Point, Search
 
@@ -147,7 +148,7 @@ def _positive(rate: float) -> float:
 def find_noise(
     model: Denoiser,
     plan: Sampler,
-    reward: Callable[..., Tensor],
+    reward: Reward | str | Mapping[str, Any],
     method: str = "zero-order",
     *,
     evaluations: int,
@@ -167,8 +168,8 @@ def find_noise(
     from (seed, first + i) alone, not from the batch, wherever a run's rows are the same for all samples.
 
     Args:
-        reward: `reward(x, **condition) -> (B,)` of samples as data (`model.decode`); higher is better. "gradient" and
-            "ditto-2" differentiate it.
+        reward: `reward(x, **condition) -> (B,)` of samples as data (`model.decode`), higher is better; or a name
+            ("digit"), or a mapping of one with options. "gradient" and "ditto-2" differentiate it.
         method: "best" (fresh noises), "zero-order" (neighbours of the best), "gradient" (through the plan) or "ditto-2"
             (through a surrogate); `options` are the method's own: `options={"surrogate": fs.plan(process, nfe=1)}`.
         evaluations: the budget: network rows for each sample, two an evaluation under guidance.
@@ -186,6 +187,6 @@ def find_noise(
         raise ValueError("this denoiser takes any shape: say which, with shape=(...)")
     if evaluations < plan.nfe:
         raise ValueError(f"one run takes {plan.nfe} evaluations a sample: {evaluations} are too few")
-    search = Search(model, plan, reward, evaluations, (n, seed, first), size, dtype, condition)
+    search = Search(model, plan, asked(reward), evaluations, (n, seed, first), size, dtype, condition)
     searching(search)
     return FoundNoise(search.noise, search.samples, search.value, tuple(search.trace))

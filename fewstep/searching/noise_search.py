@@ -16,10 +16,9 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise, Seeds
 from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
+from fewstep.guidance.reward import Reward
 from fewstep.sampling.checkpointed import checkpointed
 
-# (samples as data (B, ...), **condition) to (B,); higher is better.
-Reward = Callable[..., Tensor]
 FRESH = 1 << 24  # from here on the draws of a sample's stream are candidates; 0 starts a run, 1, 2, ... are its steps'
 APART = 4  # draws from one candidate to the next: some processes start from two
 BATCH = 256  # rows of a run at once

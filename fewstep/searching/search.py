@@ -73,8 +73,11 @@ def search(
     tell: Callable[[str], None] | None = None,
     data: str | Path | Dataset | None = None,
     **options: Any,
-) -> Found:
-    """Search a plan of `nfe` evaluations.
+) -> Any:
+    """Search a plan of `nfe` evaluations: a `Found`.
+
+    The method "guidance" searches the guidance of the model instead, for a reward: a `FoundGuidance`, as
+    `fewstep.searching.guidance.search_guidance`.
 
     Args:
         method: `fewstep methods --kind search` lists them; `options` are the method's own.
@@ -91,6 +94,12 @@ def search(
         ValueError: an unknown method or option, a budget below one candidate, a model without a shape, a folder that
             holds another search.
     """
+    if method == "guidance":  # its candidates are models, not plans
+        if evaluations is not None:
+            raise ValueError("the search for guidance is bounded by trials=... and seconds=..., not by evaluations")
+        source = None if data is None else data_for(model, data)
+        own = {"noises": noises, "seed": seed, "seconds": seconds, "folder": folder, "tell": tell, "data": source}
+        return made("guidance-search", "guidance", 1, **options)(model, nfe, **own)
     function = made("search", method, skip=1, **options)
     for what, value in (("nfe", nfe), ("reference_nfe", reference_nfe)):
         if isinstance(value, bool) or int(value) != value or value < 1:
