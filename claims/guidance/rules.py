@@ -20,6 +20,7 @@ from fewstep.guidance.adaptive import Forecast, fit
 from fewstep.guidance.guide import guide
 from fewstep.hub.models import load as load_model
 from fewstep.metrics.accuracy import class_accuracy
+from fewstep.sampling.inversion import inverted
 
 DIGITS, STEPS = 1000, 10
 NOISES, LONG = 24, 20  # of the forecasts
@@ -182,6 +183,20 @@ def _spread(x: Tensor) -> float:
     return float((x.std(0) / STD - 1).abs().mean())
 
 
+@experiment
+def _round_trip(seed: int, steps: int) -> Outcome:
+    """Samples inverted and drawn again, under the guidance they were drawn with."""
+    made, figures = plan(VP(), "ddim", steps=steps, timesteps="uniform"), []
+    for method in ("cfg++", "cfg"):
+        scale, x = _matched(method, steps, seed)
+        model = guide(_Labelled(), method, scale=scale)
+        back = made(model, inverted(model, made, x, label=1), label=1, dtype=F64)
+        figures.append(gap(back, x))
+    about = f"three overlapping Gaussians, 2000 samples of one, ddim in {steps} uniform steps of VP and back, both"
+    about += " of one probability of the class as far as lambda reaches"
+    return compared(figures, "cfg", about, unit="relative error after inversion and sampling")
+
+
 AWAY, SPREAD = "mean distance from the class beyond 2 standard deviations", "|standard deviation over the exact - 1|"
 CLAIMS = (
     slow("apg", "digits at scale 6 lie nearer to the data", _digits("apg", 6.0, "ddim", limit=0.3)),
@@ -200,6 +215,9 @@ CLAIMS = (
         Claim("cfg++", f"in {steps} steps samples of one probability lie nearer to the class",
               _plusplus(steps, _outside, "low", AWAY))
         for steps in (10, 50)
+    ),
+    *(
+        Claim("cfg++", f"in {steps} steps inversion and back err less", _round_trip(steps)) for steps in (10, 50)
     ),
     *(
         Claim("cfg++", f"in {steps} steps they keep more of its spread", _plusplus(steps, _spread, "low", SPREAD))

@@ -63,7 +63,7 @@ class Renoised(Rule):
                 f"'cfg++' is a rule of ddim, this plan is of {part.solver!r}: take solver='ddim', or 'cfg'"
             )
         now, then = (self.process.log_snr(float(t)) for t in part.step if t is not None)
-        return -1 / math.expm1(now - then)
+        return -1 / math.expm1(-abs(now - then))  # of an inversion too, where times rise
 
     def __call__(self, strong: Prediction, weak: Prediction, w: Weight, call: Call) -> Tensor:
         return torch.lerp(weak.to(strong.kind), strong.value, w * call.decided[1])
