@@ -38,6 +38,10 @@ MASK[:, :4] = 1.0
 # without a row fails by its name.
 EXAMPLES: dict[str, tuple[Any, Any]] = {
     "cfg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 1.0)),
+    "nag": (
+        lambda make, model: make(model, 1.0, null=Other(model)),
+        lambda make, model: make(model, 0.0, null=Other(model)),
+    ),
     "known": (
         lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
         lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),
@@ -82,6 +86,18 @@ class Model(Denoiser):
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
         return nn.functional.interpolate(x, scale_factor=2)
+
+
+class Other(Denoiser):
+    """Another model of the same process and shape, which does not look at the time."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.process, self.shape = model.process, model.shape
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        return Prediction(self.layer(x.float()).to(x.dtype), "eps", x, t, self.process)
 
 
 def times(process: Any, steps: int, end: str) -> list[float]:
