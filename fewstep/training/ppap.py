@@ -35,7 +35,7 @@ METHODS = (
 
 
 def seen(process: Process, x: Tensor, t: Tensor, data_std: float) -> Tensor:
-    """A state brought to the spread of the data: `x / sqrt(alpha^2 + sigma^2 / data_std^2)`, at no noise `x / alpha`."""
+    """A state at the spread of the data: `x / sqrt(alpha^2 + sigma^2 / data_std^2)`, at no noise `x / alpha`."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     return x / expand((alpha**2 + (sigma / data_std) ** 2).sqrt(), x)
 
@@ -120,7 +120,7 @@ def fit_experts(
     samples: Tensor | int = 1024,
     levels: NoiseLevels | None = None,
     batch: int = 64,
-    lr: float = 3e-3,
+    lr: float = 2e-2,
     condition: str = "label",
     seed: int = 0,
 ) -> GuideExperts:

@@ -96,6 +96,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "deepcache": lambda make: make(NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2),
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),
     "nag": lambda make: make(base(noise_dropout=0.2), 0.5),
+    "lacon": lambda make: make(base(), unet(channels=8, classes=None, out=1), PICTURE[:1], ["mid.res1"], 0.5),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
 }

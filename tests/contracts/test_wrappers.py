@@ -42,6 +42,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         lambda make, model: make(model, 1.0, null=Other(model)),
         lambda make, model: make(model, 0.0, null=Other(model)),
     ),
+    "lacon": (
+        lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.5),
+        lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.0),
+    ),
     "known": (
         lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
         lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),
@@ -86,6 +90,17 @@ class Model(Denoiser):
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
         return nn.functional.interpolate(x, scale_factor=2)
+
+
+class Head(nn.Module):
+    """Two channels of the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.layer(x.float()).to(x.dtype)
 
 
 class Other(Denoiser):
