@@ -92,6 +92,8 @@ class Pull(Rule):
             raise ValueError(f"there are {len(target)} targets for {len(x)} samples: give one for all, or one each")
         further, moved, answer = torch.is_grad_enabled(), x, strong
         for number in range(self.repeat):
+            if call.memory is not None:
+                call.memory.count(x.shape[0])
             with torch.enable_grad():
                 here = moved if moved.requires_grad else moved.detach().requires_grad_(True)
                 found, read = features(call.model, self.blocks, here, t, call.condition, tuple(target.shape[-2:]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fewstep as fs
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.memory import Memory
 from fewstep.core.prediction import Prediction, expand
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.guidance.lacon import features, lacon, told
@@ -116,6 +117,10 @@ def test_through_a_network_it_is_the_same_gradient():
     answer = guided(x, t)
     torch.testing.assert_close(answer.score - model(x, t).score, -0.1 * slope, rtol=1e-8, atol=1e-9)
     (further,) = torch.autograd.grad(answer.value.sum(), x)
+    memory = Memory(4, (0.5,), 0.0)
+    memory.advance()
+    with torch.no_grad():
+        assert torch.equal(guided(x, t, memory=memory).value, guided(x, t).value) and memory.seen == 8
     assert bool(torch.isfinite(further).all()) and bool((further != 0).any())
 
 
