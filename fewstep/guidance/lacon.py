@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.core.arguments import check_whole
 from fewstep.core.denoiser import Denoiser
@@ -94,7 +96,9 @@ class Pull(Rule):
         for number in range(self.repeat):
             if call.memory is not None:
                 call.memory.count(x.shape[0])
-            with torch.enable_grad():
+            # The fused kernels of attention have no second derivative.
+            plain = sdpa_kernel(SDPBackend.MATH) if further else contextlib.nullcontext()
+            with torch.enable_grad(), plain:
                 here = moved if moved.requires_grad else moved.detach().requires_grad_(True)
                 found, read = features(call.model, self.blocks, here, t, call.condition, tuple(target.shape[-2:]))
                 error = 0.5 * (head(read, told(process, t, len(x))) - target).square().sum()

@@ -43,7 +43,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         lambda make, model: make(model, 0.0, null=Other(model)),
     ),
     "lacon": (
-        lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.5),
+        lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.2),
         lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.0),
     ),
     "known": (
