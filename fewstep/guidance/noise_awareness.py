@@ -25,7 +25,7 @@ METHODS = (
         paper="Mitigating the Noise Shift for Denoising Generative Models via Noise Awareness Guidance"
         " (Zhong et al., 2025)",
         arxiv="2510.12497",
-        claim="draws states back to their noise level: few steps of ddpm come closer to the data",
+        claim="few steps of ddpm come closer to the data, led by grad log p(t | x); solvers of the ODE do not",
         use="nag",
         facts={"wraps": True, "changes": ("plan", "conditions"), "linear": True},
     ),
