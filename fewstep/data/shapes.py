@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fewstep.conditions.text import Text
 from fewstep.core.errors import suggest
@@ -37,7 +38,7 @@ from fewstep.data.captions import (
     tokenize,
 )
 from fewstep.data.dataset import SPLITS, DataSpec, Drawn, check_size
-from fewstep.data.shapes_render import RADII, REACH, SIDE, render
+from fewstep.data.shapes_render import RADII, REACH, SIDE, coverage, render
 
 METHODS = (
     Method(
@@ -49,7 +50,8 @@ METHODS = (
 
 __all__ = [
     "CLASSES", "LENGTH", "N_TRAIN", "N_VALIDATION", "SHAPE", "VALUE_RANGE", "VOCABULARY", "Spec", "Thing",
-    "captions", "draw", "held_out", "open_shapes", "parse", "render_caption", "render_specs", "scenes", "tokenize",
+    "captions", "draw", "held_out", "maps", "open_shapes", "parse", "render_caption", "render_specs", "scenes",
+    "tokenize",
 ]  # fmt: skip
 
 SHAPE = (3, SIDE, SIDE)
@@ -66,6 +68,7 @@ PITCH = 8.0  # pixels from place to place; the middle place is the picture's cen
 ALONE = 0.4  # the share of rows with one thing
 NAMED = 0.75  # the share of sizes and places that the caption names
 HELD = 1 / 8
+MAPS = ("mask", "edge")
 
 _KINDS = len(COLOURS) * len(SHAPES)  # (colour, shape) pairs, numbered colour first
 _KEYS = {"train": (1, 0x5A9E5), "validation": (2, 0x5A9E5)}
@@ -88,6 +91,18 @@ class Scenes:
         """(B, 3, 32, 32) float32 in [-1, 1]."""
         present = torch.stack((torch.ones_like(self.two), self.two), dim=1)
         return render(self.colour, self.shape, self.size, self.centre, present)
+
+    def maps(self, kind: str = "mask") -> Tensor:
+        """Condition maps (B, 1, 32, 32) float32 in [0, 1] of the same pictures: "mask", how much of each pixel things
+        cover, or "edge", the pixels within one of where that changes. ValueError for another kind."""
+        if kind not in MAPS:
+            raise suggest("map", kind, MAPS)
+        present = torch.stack((torch.ones_like(self.two), self.two), dim=1)
+        radii = torch.tensor(RADII, dtype=self.centre.dtype)[self.size]
+        mask = (coverage(self.shape, radii, self.centre) * present[..., None, None]).amax(1, keepdim=True)
+        if kind == "mask":
+            return mask
+        return functional.max_pool2d(mask, 3, 1, 1) + functional.max_pool2d(-mask, 3, 1, 1)
 
     def specs(self) -> list[Spec]:
         """What each picture shows, with every attribute."""
@@ -239,6 +254,12 @@ def draw(rows: Tensor, split: str = "train") -> tuple[Tensor, Tensor]:
     """
     made, tokens = _draw(rows, split)
     return made.images(), tokens
+
+
+def maps(rows: Tensor, split: str = "train", kind: str = "mask") -> tuple[Tensor, Tensor]:
+    """Images as `draw`, and their condition maps (`Scenes.maps`). Raises as these."""
+    made, _ = _draw(rows, split)
+    return made.images(), made.maps(kind)
 
 
 def captions(rows: Tensor, split: str = "train") -> list[str]:

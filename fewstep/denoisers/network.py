@@ -15,6 +15,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import KINDS, Prediction, coefficients, expand, scales
 from fewstep.core.process import Process
+from fewstep.networks.common import Embedding
 
 METHODS = (
     Method(
@@ -45,6 +46,8 @@ class NetworkDenoiser(Denoiser):
         predicts: kind of the network's output, one of x0, eps, v, velocity, score (x0 with "edm").
         shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
         data: name of the data set it was trained on, where that can be opened again (fewstep.data.open.open_data).
+        noise_dropout: probability with which training hides a sample's noise level from the network, which then learns
+            an answer for an unknown one as well (the guidance "nag"); drawn from torch's generator, like dropout.
     """
 
     @checked
@@ -59,6 +62,7 @@ class NetworkDenoiser(Denoiser):
         data_std: float = 0.5,
         value_range: tuple[float, float] | None = (-1.0, 1.0),
         data: str | None = None,
+        noise_dropout: float = 0.0,
     ):
         super().__init__()
         if predicts not in KINDS:
@@ -74,11 +78,21 @@ class NetworkDenoiser(Denoiser):
         self.conditions = dict(conditions or {})
         self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
         self.data = data
+        if not 0 <= noise_dropout < 1:
+            raise ValueError(f"noise_dropout must be at least 0 and below 1, got {noise_dropout}")
+        self.noise_dropout = float(noise_dropout)
+        if noise_dropout:
+            embeddings = [module for module in network.modules() if isinstance(module, Embedding)]
+            if not embeddings:
+                raise ValueError("noise_dropout needs a network with the noise embedding of fewstep.networks.common")
+            for embedding in embeddings:
+                embedding.hide_noise()
 
     def config(self) -> dict[str, Any]:
         names = ("network", "process", "predicts", "shape", "conditions")
         further = ("precondition", "data_std", "value_range", "data")
-        return {name: getattr(self, name) for name in (*names, *further)}
+        hiding = ("noise_dropout",) if self.noise_dropout else ()  # configurations of all others stay as they were
+        return {name: getattr(self, name) for name in (*names, *further, *hiding)}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,16 +139,24 @@ class NetworkDenoiser(Denoiser):
         return self._answer(self._call(seen, noise, condition), x, t, scale)
 
     def _task(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A training sample's input and noise level for the network, and what its output should be."""
+        """A training sample's input and noise level for the network, NaN where it is hidden, and what its output should
+        be."""
         alpha, sigma, dalpha, dsigma = scales(self.process, t)
         x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
         if self.precondition == "edm":
             c_in, c_noise, _, _ = self._edm(x, t)
             # (x0 - c_skip x) / c_out, written so that nothing cancels at small sigma.
             target = expand(sigma, x0) * x0 / self.data_std - expand(alpha, x0) * self.data_std * eps
-            return c_in * x, c_noise, c_in * target
+            return c_in * x, self._hidden(c_noise, len(x)), c_in * target
         a, b = coefficients(self.predicts, alpha, sigma, dalpha, dsigma)
-        return x, t, expand(a, x0) * x0 + expand(b, x0) * eps
+        return x, self._hidden(t, len(x)), expand(a, x0) * x0 + expand(b, x0) * eps
+
+    def _hidden(self, noise: Tensor, batch: int) -> Tensor:
+        """The noise levels `(batch,)` of a training step, some of them hidden."""
+        if not self.noise_dropout or not self.training:
+            return noise
+        hidden = torch.rand(batch, device=noise.device) < self.noise_dropout
+        return noise.expand(batch).masked_fill(hidden, torch.nan)
 
     def loss_pair(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """The network's output at `alpha x0 + sigma eps` and what it should have been, both `(B, *shape)`.

@@ -78,7 +78,7 @@ class Convolution(nn.Module):
         arguments = {"channels": self.channels, "width": self.width, "depth": self.depth, "classes": self.classes}
         return {"network": "convolution"} | arguments
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 2:
             raise ValueError(f"x must be (B, {self.channels}, H, W) with sides of at least 2, got {tuple(x.shape)}")
         embedding = F.silu(self.embedding(noise, label, len(x)))

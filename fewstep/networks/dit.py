@@ -154,7 +154,7 @@ class DiT(nn.Module):
             "dropout": self.dropout,
         }
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None) -> Tensor:
         if x.ndim != 4 or x.shape[1:] != (self.channels, *self.size):
             expected = f"(B, {self.channels}, {self.size[0]}, {self.size[1]})"
             raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")

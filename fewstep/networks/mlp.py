@@ -90,7 +90,7 @@ class MLP(nn.Module):
             "out": self.out_factor,
         }
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         flat = x.flatten(1)

@@ -264,7 +264,7 @@ class UNet(nn.Module):
     def forward(
         self,
         x: Tensor,
-        noise: Tensor,
+        noise: Tensor | None,
         label: Tensor | None = None,
         text: Tensor | None = None,
         y: Tensor | None = None,
@@ -301,12 +301,14 @@ class UNet(nn.Module):
                 hidden = modules["up"](hidden, embedding)
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(hidden))), self.patch)
 
-    def _embed(self, noise: Tensor, label: Tensor | None, text: Tensor | None, batch: int) -> Tensor:
+    def _embed(self, noise: Tensor | None, label: Tensor | None, text: Tensor | None, batch: int) -> Tensor:
         """(B, W); with captions (B, 1 + L, W), the words after the vector."""
         embedding = self.embedding(noise, label, batch)
         if self.text is None:
             if text is not None:
                 raise ValueError("this network was built without captions (vocabulary=None), but a text was given")
             return F.silu(embedding)
-        words = self.text(text if text is not None else noise.new_zeros(batch, self.captions, dtype=torch.long))
+        if text is None:
+            text = torch.zeros(batch, self.captions, dtype=torch.long, device=embedding.device)
+        words = self.text(text)
         return torch.cat([F.silu(embedding + words.mean(1))[:, None], words], dim=1)

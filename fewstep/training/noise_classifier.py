@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fewstep.core.files import write
 from fewstep.core.methods import Method
+from fewstep.core.prediction import expand
 from fewstep.core.process import Process, process_from_config
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.training.players import Player, cosine, optimise
@@ -95,6 +96,12 @@ class NoiseClassifier(nn.Module):
         if inner.ndim == 4:
             inner = torch.cat((inner.mean((2, 3)), inner.flatten(2).std(2)), 1)
         return self.head(torch.cat((inner, log_c), 1))
+
+    def log_snr(self, x: Tensor, t: Tensor) -> Tensor:
+        """`E[log(alpha / sigma) | x]` (B,), float64, of states `(B, *shape)` whose alpha is that of the time t."""
+        y = x / expand(self.process.alpha(t), x)
+        known = torch.tensor([self.process.log_snr(time) for time in self.times], dtype=torch.float64)
+        return self(y).double().softmax(1) @ known.to(x.device)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write weights and configuration as one safetensors file, whole or not at all."""

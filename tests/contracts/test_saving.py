@@ -92,6 +92,9 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "gaussian-mixture": lambda make: make(
         torch.tensor([1.0, 2.0]), DATA[:2], pairs(3)[None].repeat(2, 1, 1), VP(), "eps"
     ),
+    "noise-free": lambda make: make(
+        CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()), [0.1, 0.4, 0.8], "v"
+    ),
     "gaussian-bridge": lambda make: make(DATA[:2], pairs(6), DDBM()),
     "mixture-interpolant": lambda make: make(
         torch.tensor([1.0, 2.0]), DATA[:4].reshape(2, 2, 3), pairs(6)[None].repeat(2, 1, 1), Interpolant()
@@ -116,6 +119,8 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "sag": lambda make: make(attentive(), 1.5, 0.9),
     "blur": lambda make: make(base(), 1.5),
     "power": lambda make: make(base(), 1.5),
+    "nag": lambda make: make(base(noise_dropout=0.2), 0.5),
+    "lacon": lambda make: make(base(), unet(channels=8, classes=None, out=1), PICTURE[:1], ["mid.res1"], 0.5),
     "known": lambda make: make(base(), PICTURE, torch.tensor([1.0, 0.0, 0.5, 0.0]).expand(4, 4)),
     "dynamic-thresholding": lambda make: make(base(), 0.9, (-0.5, 0.5)),
 }

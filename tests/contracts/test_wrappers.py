@@ -66,6 +66,14 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "sag": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
     "blur": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
     "power": (lambda make, model: make(model, 1.5), lambda make, model: make(model, 1.0)),
+    "nag": (
+        lambda make, model: make(model, 1.0, null=Other(model)),
+        lambda make, model: make(model, 0.0, null=Other(model)),
+    ),
+    "lacon": (
+        lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.2),
+        lambda make, model: make(model, Head(), PICTURE[:, :4, :6], ["mid.res0"], 0.0),
+    ),
     "known": (
         lambda make, model: make(model, PICTURE * model.value_range[1], MASK),
         lambda make, model: make(model, PICTURE * model.value_range[1], torch.zeros_like(MASK)),
@@ -135,6 +143,29 @@ class Model(Denoiser):
 
     def decode(self, x: Tensor, **condition: Any) -> Tensor:
         return nn.functional.interpolate(x, scale_factor=2)
+
+
+class Head(nn.Module):
+    """Two channels of the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.layer(x.float()).to(x.dtype)
+
+
+class Other(Denoiser):
+    """Another model of the same process and shape, which does not look at the time."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.process, self.shape = model.process, model.shape
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
+        return Prediction(self.layer(x.float()).to(x.dtype), "eps", x, t, self.process)
 
 
 def times(process: Any, steps: int, end: str) -> list[float]:

@@ -243,3 +243,17 @@ def test_render_caption_draws_what_is_said():
         render_caption("")
     with pytest.raises(ValueError, match="at least one spec and a seed from 0"):
         render_specs([])
+
+
+def test_condition_maps_are_of_the_same_pictures():
+    images, mask = shapes.maps(torch.arange(20), "validation")
+    assert torch.equal(images, shapes.draw(torch.arange(20), "validation")[0])
+    assert mask.shape == (20, 1, 32, 32) and bool(((mask >= 0) & (mask <= 1)).all())
+    shown = (images + 0.8).abs().amax(1, keepdim=True)  # above the ground
+    assert torch.equal(mask > 0, shown > 1e-6)
+    edge = shapes.maps(torch.arange(20), "validation", "edge")[1]
+    assert bool((edge[mask.bool() & (mask < 1)] > 0).all())  # wherever a pixel is partly covered
+    inside = -torch.nn.functional.max_pool2d(-mask, 3, 1, 1) == 1
+    assert bool((edge[inside] == 0).all()) and bool((edge >= 0).all())
+    with pytest.raises(ValueError, match="did you mean 'edge'"):
+        shapes.maps(torch.arange(2), kind="edges")

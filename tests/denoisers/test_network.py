@@ -12,6 +12,7 @@ from fewstep.conditions.label import Label
 from fewstep.core.methods import find
 from fewstep.core.prediction import KINDS
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
@@ -172,3 +173,30 @@ def test_conditions_reach_the_network():
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         NetworkDenoiser(Recorder(), VP(), **options)
+
+
+def test_noise_dropout_hides_levels_in_training_alone():
+    network = MLP((2,), width=8)
+    names = set(network.state_dict())
+    plain = NetworkDenoiser(MLP((2,), width=8), VP(), "v", (2,))
+    assert "noise_dropout" not in plain.config() and set(plain.network.state_dict()) == names
+    model = NetworkDenoiser(network, VP(), "v", (2,), noise_dropout=0.25)
+    assert model.config()["noise_dropout"] == 0.25
+    assert set(network.state_dict()) - names == {"embedding.unknown"}
+    x0, eps, t = torch.randn(2000, 2), torch.randn(2000, 2), torch.full((2000,), 0.5, dtype=F64)
+    torch.manual_seed(0)
+    hidden = model.train()._task(x0, eps, t)[1].isnan()
+    assert hidden.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert not bool(model.eval()._task(x0, eps, t)[1].isnan().any())
+    output, target = model.train().loss_pair(x0, eps, t[0])  # one time for all is hidden row by row as well
+    (output - target).square().mean().backward()
+    assert bool(torch.isfinite(network.first.weight.grad).all())
+    edm = NetworkDenoiser(MLP((2,), width=8), EDM(), "x0", (2,), precondition="edm", noise_dropout=0.5).train()
+    assert bool(edm._task(x0, eps, t)[1].isnan().any())
+
+
+def test_noise_dropout_refuses_what_it_cannot_hide_from():
+    with pytest.raises(ValueError, match="noise_dropout must be at least 0 and below 1, got 1"):
+        NetworkDenoiser(MLP((2,)), VP(), noise_dropout=1.0)
+    with pytest.raises(ValueError, match="noise_dropout needs a network with the noise embedding"):
+        NetworkDenoiser(Recorder(), VP(), noise_dropout=0.1)

@@ -44,3 +44,22 @@ def test_size_pairs():
     for wrong in (0, (3,), (4, -2), 2.5, "ab"):
         with pytest.raises((ValueError, TypeError), match="size must be|not iterable"):
             as_pair(wrong)
+
+
+def test_an_unknown_noise_level_is_a_learned_vector():
+    embedding = Embedding(8, 3)
+    before = embedding.state_dict().keys()
+    with pytest.raises(ValueError, match="not trained for an unknown noise level"):
+        embedding(None, None, 2)
+    embedding.hide_noise()
+    embedding.hide_noise()  # twice is once
+    assert embedding.state_dict().keys() == {*before, "unknown"}
+    with torch.no_grad():
+        embedding.unknown.copy_(torch.arange(8.0))
+    label, noise = torch.tensor([0, 1, 3]), torch.tensor([0.3, torch.nan, 0.1])
+    mixed, known = embedding(noise, label, 3), embedding(noise.nan_to_num(0.0), label, 3)
+    assert torch.equal(mixed[[0, 2]], known[[0, 2]])
+    assert torch.equal(mixed[1], torch.arange(8.0) + embedding.label.weight[1])
+    assert torch.equal(embedding(None, label, 3)[1], mixed[1])
+    mixed.square().sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in embedding.parameters())

@@ -54,6 +54,9 @@ def test_the_classifier_learns_the_posterior(tmp_path):
     divergence = float((exact.exp() * (exact - ours)).sum(1).mean())
     prior = float((exact.exp() * (exact + math.log(8))).sum(1).mean())
     assert divergence < 0.1 * prior
+    snr = torch.tensor([VP().log_snr(t) for t in times], dtype=F64)
+    told = made.log_snr(y * VP().alpha(times[3]), torch.tensor(times[3]))
+    torch.testing.assert_close(told, ours.exp() @ snr, rtol=1e-4, atol=1e-4)
     read = NoiseClassifier.load(made.save(tmp_path / "levels.safetensors"))
     assert torch.equal(read(y), made(y)) and read.times == made.times and read.process == VP()
     again = train_noise_classifier(VP(), model.sample(4000, 1), times, steps=3)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import fewstep
 from fewstep.data.dataset import DataSpec
@@ -113,3 +114,22 @@ def test_differences_are_named_with_their_path():
 def test_recipes_of_the_library_are_valid(path):
     recipe = Recipe.read(path)
     assert Recipe.from_dict(recipe.to_dict()) == recipe and recipe.train.steps > 0
+
+
+def test_noise_dropout_is_a_key_of_the_denoiser():
+    from accelerate import Accelerator
+
+    from fewstep.training.state import TrainingState
+
+    values = {
+        "data": {"source": "digits", "labels": True},
+        "network": {"name": "unet", "width": [8], "attention": []},
+        "process": {"name": "edm"},
+        "denoiser": {"predicts": "x0", "precondition": "edm", "noise_dropout": 0.5},
+        "train": {"batch": 8, "steps": 5, "lr": 1e-2},
+    }
+    with torch.random.fork_rng(devices=[]):
+        state = TrainingState(Recipe.from_dict(values), Accelerator(cpu=True))
+        state.run(5)
+    assert state.denoiser.noise_dropout == 0.5 and bool((state.network.embedding.unknown != 0).any())
+    assert "embedding.unknown" in state.ema.average
