@@ -12,13 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from fewstep.cli.spec import read_spec
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
@@ -42,28 +39,6 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to us
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, more follows more closely.")
-]
-Guide = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="METHOD:OPTIONS",
-        help="A method of guidance ('fewstep methods --kind guidance'), as cfg:scale=4,clamp; several by repeating it.",
-    ),
-]
-Steer = Annotated[
-    str | None,
-    typer.Option(
-        metavar="METHOD:OPTIONS",
-        help="Steer by particles ('fewstep methods --kind steering'), as fk:particles=16,strength=30; with --reward.",
-    ),
-]
-RewardName = Annotated[
-    str | None,
-    typer.Option(
-        "--reward",
-        metavar="NAME[=VALUE]",
-        help="What to steer to ('fewstep methods --kind reward'), as digit=3, or soft-caption=a red circle.",
-    ),
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
 Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance or --guide).")]
@@ -156,79 +131,6 @@ def read_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"--size takes HEIGHTxWIDTH in pixels, such as 512x768 or 512, got {text!r}")
     return int(parts[0]), int(parts[-1])
-
-
-def guided(
-    model: Denoiser, guidance: float | None, negative: str | None = None, guides: Sequence[str] | None = None
-) -> Denoiser:
-    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them."""
-    from fewstep.core.methods import find
-    from fewstep.guidance.guide import guide
-
-    asked: list[tuple[str, dict[str, Any]]] = [] if guidance is None else [("cfg", {"scale": guidance})]
-    asked += [read_spec(text, "--guide") for text in guides or ()]
-    if negative is not None:
-        takes = [k for k, (name, _) in enumerate(asked) if "negative" in signature(find(name, "guidance")).parameters]
-        if not takes:
-            raise ValueError("--negative is what guidance keeps away from: give --guidance or --guide cfg as well")
-        check_reads(model, negative, "--negative")
-        asked[takes[0]][1].setdefault("negative", negative)
-    for name, options in asked:
-        kinds = {} if not options else signature(find(name, "guidance")).parameters
-        for key, value in options.items():
-            if isinstance(value, str) and key in kinds and "Denoiser" in str(kinds[key].annotation):
-                options[key] = open_model(value, str(model.device))
-        model = guide(model, name, **options)
-    return model
-
-
-def read_reward(text: str) -> str | dict[str, Any]:
-    """A reward as `fs.steer` takes it, of NAME or NAME=VALUE: the value is the reward's first option."""
-    from fewstep.core.methods import find
-
-    name, given, value = text.partition("=")
-    parameters = list(signature(find(name, "reward")).parameters)[1:]
-    if not given:
-        return name
-    if not parameters or not value.strip():
-        raise ValueError(f"--reward takes NAME or NAME=VALUE, such as digit=3; {name!r} takes {parameters or 'none'}")
-    return {"name": name, parameters[0]: int(value) if value.strip().isdecimal() else value.strip()}
-
-
-def steered(plan: Sampler, steer: str | None, reward: str | None) -> Sampler:
-    """A plan steered by particles, where that is asked for."""
-    if steer is None:
-        if reward is not None:
-            raise ValueError("--reward is what particles are steered to: give --steer fk as well")
-        return plan
-    from fewstep.guidance.steer import steer as steered_by
-
-    method, options = read_spec(steer, "--steer")
-    if reward is not None:
-        options["reward"] = read_reward(reward)
-    return steered_by(plan, method, **options)
-
-
-def check_reads(model: Denoiser, prompt: str | None, option: str = "--prompt") -> None:
-    """`ValueError` for a prompt to a model that reads none."""
-    if prompt is not None and "text" not in model.conditions:
-        extra = ", or give --label" if "label" in model.conditions else ""
-        raise ValueError(f"this model reads no captions: leave {option} out{extra}")
-
-
-def prompted(
-    model: Denoiser,
-    prompt: str | None,
-    guidance: float | None,
-    negative: str | None,
-    guides: Sequence[str] | None = None,
-) -> Denoiser:
-    """The model guided, and with its caption fixed where one is given: what measures and searches take."""
-    from fewstep.denoisers.fixed import Fixed
-
-    check_reads(model, prompt)
-    made = guided(model, guidance, negative, guides)
-    return Fixed(made, text=prompt) if prompt is not None else made
 
 
 class Used:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import common
+from fewstep.cli import common, guides
 
 LISTS = ("--nfe", "--solvers", "--timesteps", "--plan")  # options that take several values, as in `--nfe 4 8 16`
 SHOWN = 12
@@ -25,7 +25,7 @@ def compare(
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
-    guide: common.Guide = None,
+    guide: guides.Guide = None,
     n: Annotated[int, typer.Option("-n", help="How many noises.")] = 256,
     out: Annotated[Path, typer.Option(help="The folder of the report.")] = Path("runs/compare"),
     force: Annotated[bool, typer.Option("--force", help="Replace the report in --out.")] = False,
@@ -55,7 +55,7 @@ def compare(
     common.check_positive("-n", n, 16)
     common.check_new_file(out / "report.html", force)
     opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
-    opened = common.prompted(opened, prompt, guidance, negative, guide)
+    opened = guides.prompted(opened, prompt, guidance, negative, guide)
     plans = [Plan.load(path) for path in plan or []]
     if opened.plan is not None:
         plans.append(opened.plan)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import common
+from fewstep.cli import common, guides
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
@@ -33,7 +33,7 @@ def evaluate(
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
-    guide: common.Guide = None,
+    guide: guides.Guide = None,
     data: Annotated[
         str | None, typer.Option(help="What to compare with: a folder of images, an .npz or a built-in name.")
     ] = None,
@@ -56,7 +56,7 @@ def evaluate(
     used = common.Used()
     common.check_positive("-n", n, 2)
     opened: Denoiser = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
-    opened = common.prompted(opened, prompt, guidance, negative, guide)
+    opened = guides.prompted(opened, prompt, guidance, negative, guide)
     plan = common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file)
     names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     if names == []:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import common, pictures
+from fewstep.cli import common, guides, pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,9 @@ def sample(
     ] = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
-    guide: common.Guide = None,
-    steer: common.Steer = None,
-    reward: common.RewardName = None,
+    guide: guides.Guide = None,
+    steer: guides.Steer = None,
+    reward: guides.RewardName = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -104,7 +104,7 @@ def sample(
     total = count * max(1, len(said))
     condition = _condition(base, label, said, count) | _pictures(base, init, mask, strength)
     base.check_condition(condition, total, base.device)
-    opened = common.guided(base, guidance, negative, guide)
+    opened = guides.guided(base, guidance, negative, guide)
     start, share = None, 1.0
     if init is not None and "picture" not in base.conditions:
         opened, start, share = _start(base, opened, init, mask, strength)
@@ -112,7 +112,7 @@ def sample(
         raise ValueError("--mask and --strength go with a picture to start from: give --init")
     if steer is not None and solver is None and plan_file is None:
         solver = "auto-sde"  # particles need noise
-    plan = common.steered(common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share), steer, reward)
+    plan = guides.steered(common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share), steer, reward)
 
     from fewstep import __version__
     from fewstep.core.noise import VERSION
@@ -191,7 +191,7 @@ def _condition(model: Denoiser, label: int | None, prompts: list[str], n: int) -
     kind = model.conditions.get("label")
     if label is not None and isinstance(kind, Label) and label >= kind.classes:  # that index stands for no label
         raise ValueError(f"label {label} is out of range: 0 to {kind.classes - 1}; leave --label out for none")
-    common.check_reads(model, prompts[0] if prompts else None)
+    guides.check_reads(model, prompts[0] if prompts else None)
     asked: dict[str, Any] = {"label": label} if label is not None else {}
     if prompts:
         asked["text"] = prompts[0] if len(prompts) == 1 else [text for text in prompts for _ in range(n)]

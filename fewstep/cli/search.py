@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli import common
+from fewstep.cli import common, guides
 
 
 def search(
@@ -29,8 +29,8 @@ def search(
     prompt: common.Prompt = None,
     negative: common.Negative = None,
     guidance: common.Guidance = None,
-    guide: common.Guide = None,
-    reward: common.RewardName = None,
+    guide: guides.Guide = None,
+    reward: guides.RewardName = None,
     seed: common.Seed = 0,
     size: common.Size = None,
     dtype: common.Dtype = None,
@@ -65,7 +65,7 @@ def search(
         return
     if reward is not None:
         raise ValueError("--reward goes with --method guidance")
-    opened = common.prompted(opened, prompt, guidance, negative, guide)
+    opened = guides.prompted(opened, prompt, guidance, negative, guide)
 
     from fewstep.report.files import write_json
     from fewstep.report.page import write_report
@@ -132,7 +132,7 @@ def _guidance(
 
     if reward is None:
         raise ValueError("--method guidance needs --reward, such as caption or digit: 'fewstep methods --kind reward'")
-    found = run(model, nfe, "guidance", reward=common.read_reward(reward), tell=common.say, **settings)
+    found = run(model, nfe, "guidance", reward=guides.read_reward(reward), tell=common.say, **settings)
     result = {
         "model": name,
         "method": "guidance",

@@ -66,6 +66,7 @@ APART = {
     "denoiser": "trains on the pyramid of one picture, which is no data set",
     "pairs": "is a run of `fit` on what a trained model and a plan connect",
     "regulariser": "is of a map's inputs and outputs, which a denoiser's loss has not",
+    "reward-model": "is of data and their rewards, in Python",
     "start": "is fitted to data for a plan, by a function of its own",
     "trainer": "is a whole training of its own",
     "tuner": "asks for a trained model and a reward, in Python",
