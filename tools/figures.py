@@ -24,6 +24,7 @@ PAGES = ("README.md", "docs/choose.md")
 MEASURED = {
     "universal": ("docs/choose.md",),
     "stochastic": ("docs/choose.md",),
+    "guidance": ("docs/choose.md",),
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
