@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.methods import Method
+from fewstep.data.captions import detokenize
 from fewstep.guidance.reward import Named, Reward, reward
 from fewstep.metrics.digits_classifier import digits_classifier
 from fewstep.metrics.shapes_reward import soft_scores
@@ -92,20 +93,30 @@ def digit(x: Tensor, label: int | Sequence[int] | Tensor | None = None) -> Tenso
     return torch.where(labels == torch.arange(logs.shape[1], device=x.device), logs, 0).sum(1)
 
 
-def soft_caption(x: Tensor, text: str | Sequence[str]) -> Tensor:
+def soft_caption(x: Tensor, text: str | Sequence[str] | Tensor | None = None) -> Tensor:
     """How near shapes `(B, 3, 32, 32)` are to the nearest picture that a caption allows: `(B,)`, at most 1.
 
-    text: a caption for all, or B of them. `ValueError` for captions that cannot be read.
+    text: a caption for all, or B of them, as texts or as tokens; by default the run's condition. `ValueError` for
+    captions that cannot be read, and without any.
     """
-    return soft_scores(x, [text] * len(x) if isinstance(text, str) else text)
+    return soft_scores(x, _captions(x, text, "soft-caption"))
 
 
-def caption(x: Tensor, text: str | Sequence[str]) -> Tensor:
+def caption(x: Tensor, text: str | Sequence[str] | Tensor | None = None) -> Tensor:
     """The share `(B,)` of count, colours, shapes, sizes and position that the verifier finds right in shapes
     `(B, 3, 32, 32)`, without a gradient.
 
-    text: a caption for all, or B of them. `ValueError` for captions that cannot be read.
+    text: a caption for all, or B of them, as texts or as tokens; by default the run's condition. `ValueError` for
+    captions that cannot be read, and without any.
     """
-    found = check(x, [text] * len(x) if isinstance(text, str) else text)
+    found = check(x, _captions(x, text, "caption"))
     parts = (found.count, found.colour, found.shape, found.size, found.position)
     return torch.stack(parts).to(x.dtype).mean(0)
+
+
+def _captions(x: Tensor, text: str | Sequence[str] | Tensor | None, name: str) -> list[str]:
+    if text is None:
+        raise ValueError(f"the reward {name!r} needs text=..., as an option or as the run's condition")
+    if isinstance(text, Tensor):
+        return detokenize(text)
+    return [text] * len(x) if isinstance(text, str) else list(text)

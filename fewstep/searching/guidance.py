@@ -27,7 +27,7 @@ from fewstep.guidance.parts import level
 from fewstep.guidance.reward import Reward, asked
 from fewstep.report.files import write_json
 from fewstep.sampling.sample import choose_plan
-from fewstep.searching.problem import conditions, draw, own_data, run_all
+from fewstep.searching.problem import draw, own_data, run_all
 from fewstep.searching.tpe import _optuna
 
 METHODS = (
@@ -101,7 +101,7 @@ def search_guidance(
 
     Args:
         reward: a function `(x, **condition) -> (B,)` of samples as data, or a name ("caption", "digit"); higher is
-            better. It sees labels as numbers and captions as texts.
+            better. It sees the conditions as the model does.
         solver: as of `fs.sample`; by default what that takes. trials: beside the plain scales.
         noises: of each of the three sets, at least 8.
         seconds: a budget; what is best so far is returned when it is spent.
@@ -155,23 +155,12 @@ class _Run:
 
     def __init__(self, model: Denoiser, plan: Sampler, reward: Reward, noises: int, seed: int, data: Dataset | None):
         self.model, self.plan, self.reward, self.seed, self.noises = model, plan, reward, seed, noises
-        self.sets: list[tuple[Tensor, dict[str, Any], dict[str, Any]]] = []
+        self.sets: list[tuple[Tensor, dict[str, Tensor]]] = []
         source = data if data is not None else own_data(model)
         for first in (0, noises, 2 * noises):
-            rows = first + torch.arange(noises)
             noise, named = draw(model, seed, first, noises, torch.float32, source)
-            self.sets.append((noise, named, self._spoken(source, rows)))
+            self.sets.append((noise, named))
         self.evaluations = 0
-
-    def _spoken(self, source: Dataset | None, rows: Tensor) -> dict[str, Any]:
-        """The conditions as rewards read them: captions as texts."""
-        found: dict[str, Any] = dict(conditions(self.model, source, rows))
-        for name, kind in self.model.conditions.items():
-            vocabulary = getattr(kind, "vocabulary", None)
-            if vocabulary is not None:  # 0 stands for no word
-                words = found[name].tolist()
-                found[name] = [" ".join(vocabulary[i - 1] for i in row if i > 0) for row in words]
-        return found
 
     def guided(self, name: str, options: Mapping[str, Any]) -> Guided:
         made = guide(self.model, name, **options)
@@ -180,11 +169,11 @@ class _Run:
 
     def mean(self, name: str, options: Mapping[str, Any], number: int) -> tuple[float, float]:
         """The mean reward on a set, and its standard error."""
-        noise, named, spoken = self.sets[number]
+        noise, named = self.sets[number]
         guided = self.guided(name, options)
         samples = run_all(self.plan, guided, noise, named, self.seed, number * self.noises)
         self.evaluations += 2 * self.plan.nfe * len(noise)
-        found = self.reward(guided.decode(samples, **named), **spoken)
+        found = self.reward(guided.decode(samples, **named), **named)
         if not isinstance(found, Tensor) or found.shape != (len(noise),):
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"the reward must return one number for each sample, shape ({len(noise)},), got {got}")

@@ -226,7 +226,7 @@ def test_a_guided_pipeline_is_saved_around_its_folder(model, tmp_path):
     assert (folder / "parts" / "model.model.pipeline" / "model_index.json").is_file()
     assert (folder / "model.safetensors").stat().st_size < 2**14
     again = fs.load(folder)
-    assert not again.training and again.model.model.shape == model.shape and again.model.negative == {"text": "a dog"}
+    assert not again.training and again.model.model.shape == model.shape and again.model.config()["negative"] == "a dog"
     bare = fs.guide(model, "cfg", scale=3.0)  # with no tensor of its own
     for one, other in ((guided, again), (bare, fs.load(fs.save(bare, tmp_path / "bare")))):
         first, second = (fs.sample(m, 2, steps=2, text="a cat", seed=1) for m in (one, other))

@@ -134,5 +134,5 @@ def test_a_process_that_begins_late_has_rows_of_its_own():
         made = fs.plan(table, steps=5, data_std=1.0, spectrum=spectrum)
         assert made.about["options"]["spectrum"] == "late"
         assert fs.plan(VP(), steps=5, spectrum=spectrum).about["options"]["spectrum"] == spectrum
-    guided = fs.plan(table, steps=5, data_std=1.0, spectrum="mild, guided")
+    guided = fs.plan(table, steps=5, data_std=1.0, spectrum="steep, guided")
     assert guided.about["options"]["spectrum"] == "late, guided"
