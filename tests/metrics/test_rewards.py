@@ -49,3 +49,15 @@ def test_captions():
     torch.testing.assert_close(soft_caption(images, asked[1]), soft_scores(images, [asked[1]] * 6))
     with pytest.raises(ValueError, match="captions"):
         soft_caption(images, asked[:2])
+
+
+def test_captions_come_as_tokens_too():
+    """As the condition of a run has them."""
+    rows = torch.arange(3)
+    x, tokens = shapes.draw(rows)
+    texts = shapes.captions(rows)
+    for name in ("caption", "soft-caption"):
+        made = reward(name)
+        assert torch.equal(made(x, text=tokens), reward(name, text=texts)(x))
+        with pytest.raises(ValueError, match=f"the reward '{name}' needs text=..."):
+            made(x)
