@@ -39,7 +39,7 @@ def test_a_named_reward_takes_what_it_was_not_given_from_the_conditions():
     for call, message in (
         (lambda: reward("digti"), "unknown reward 'digti': did you mean 'digit'"),
         (lambda: reward("digit", lable=3), "unknown option of the reward 'digit' 'lable': did you mean 'label'"),
-        (lambda: reward("soft-caption"), "the reward 'soft-caption' needs text="),
+        (lambda: reward("soft-caption")(template[None]), "the reward 'soft-caption' needs text="),
         (
             lambda: reward("digit", label=[1, 2]).repeated(3, 2),
             "label of the reward 'digit' must be one for all, or a list with one for each of the 3 samples of a run",
