@@ -36,7 +36,7 @@ VERSION = 2  # of the numbers that a seed stands for; saved wherever a seed is
 _GAMMA, _FIRST, _SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _PART = 1 << 14  # elements of a sample under one key
 _AHEAD = 64  # draws whose keys are made at once
-_BLOCK = 1 << 17  # normals made at once on a CPU, in scratch memory of 8 bytes each; four times as many elsewhere
+_BLOCK = 1 << 18  # normals made at once on a CPU, in scratch memory of 8 bytes each; four times as many elsewhere
 
 
 def split_mix(z: Word, index: Word) -> Word:
