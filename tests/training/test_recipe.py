@@ -117,9 +117,8 @@ def test_recipes_of_the_library_are_valid(path):
 
 
 def test_noise_dropout_is_a_key_of_the_denoiser():
-    from accelerate import Accelerator
-
     from fewstep.training.state import TrainingState
+    from fewstep.training.trainer import _accelerator
 
     values = {
         "data": {"source": "digits", "labels": True},
@@ -128,8 +127,8 @@ def test_noise_dropout_is_a_key_of_the_denoiser():
         "denoiser": {"predicts": "x0", "precondition": "edm", "noise_dropout": 0.5},
         "train": {"batch": 8, "steps": 5, "lr": 1e-2},
     }
-    with torch.random.fork_rng(devices=[]):
-        state = TrainingState(Recipe.from_dict(values), Accelerator(cpu=True))
+    with torch.random.fork_rng(devices=[]), _accelerator("fp32", "cpu") as accelerator:
+        state = TrainingState(Recipe.from_dict(values), accelerator)
         state.run(5)
     assert state.denoiser.noise_dropout == 0.5 and bool((state.network.embedding.unknown != 0).any())
     assert "embedding.unknown" in state.ema.average
