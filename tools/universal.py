@@ -4,8 +4,9 @@
 learning problems; `--counts 5 8` fits those numbers of evaluations alone. What is there already is where a fit starts.
 About two hours of one core for everything.
 
-`python tools/universal.py judge` measures them beside hand-made plans on all problems, with noises of their own, and
-writes docs/universal.json; `leave --counts 5 8` fits without one family at a time and judges by that one.
+`python tools/universal.py judge` measures them beside hand-made plans on all problems, with noises of their own, and on
+small networks that it trains first (tools/trained.py), and writes docs/universal.json; `leave --counts 5 8` fits
+without one family at a time and judges by that one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ LATE, LATE_BEGINS = "late", -2.68  # log-SNR relative to the data
 MANY = 6  # evaluations, above which a fit has three starts: the best known, a shorter row, and the best made by hand
 # Where a solver made by hand measured better: on networks, closed forms of photographs, or (small) narrow mixtures.
 WORSE = (
-    ("small", 20), ("mild", 15), ("mild", 20), ("steep", 1), ("steep", 12), ("steep", 15), ("steep", 20), ("late", 1),
+    ("small", 20), ("mild", 15), ("mild", 20), ("steep", 1), ("steep", 10), ("steep", 11), ("steep", 12), ("steep", 15),
+    ("steep", 20), ("late", 1),
 )  # fmt: skip
 PLAIN = 4  # every so manieth problem without guidance is in the fit for guided models
 GUIDED_COUNTS = range(2, 11)  # with more evaluations the rows without guidance serve
@@ -44,13 +46,15 @@ BANDS = {9: 6, 13: 10}  # from this many evaluations on, so many weights a row
 def problems(spectra: set[str], judging: bool, left_out: str = "", first: int = 0) -> dict[str, list[Joint]]:
     """The zoo's problems by spectrum, solved; `first` is the first noise. "late" stands for all but the small ones, on
     a process that begins as late as Stable Diffusion's."""
+    from trained import trained
+
     from fewstep.processes.ve import EDM
     from fewstep.sampling.auto import data_std, spectrum
     from fewstep.searching.joint import joint
     from fewstep.searching.zoo import zoo
 
     found: dict[str, list[Joint]] = {}
-    for species in zoo():
+    for species in [*zoo(), *trained()]:
         if species.judging != judging or species.family == left_out:
             continue
         model = species.make()
@@ -183,8 +187,10 @@ BESIDE = (
 JUDGED = (4, 5, 6, 8, 10, 12, 15, 20, 30)
 
 
-def judge(counts: list[int]) -> dict[str, Any]:
-    """The errors of universal and hand-made plans on each problem."""
+def judge(counts: list[int], spectra: list[str], known: list[dict[str, Any]]) -> dict[str, Any]:
+    """The errors of universal and hand-made plans on each problem; `known` stays for other spectra and counts."""
+    from trained import FAMILY, trained
+
     from fewstep.sampling.auto import data_std, spectrum
     from fewstep.sampling.build import fixed_plan
     from fewstep.sampling.sample import choose_plan
@@ -194,10 +200,14 @@ def judge(counts: list[int]) -> dict[str, Any]:
     from fewstep.searching.zoo import zoo
 
     found = []
-    for species in zoo():
+    for species in [*zoo(), *trained()]:
         model = species.make()
         kind, std = spectrum(model), data_std(model)
-        slow = math.prod(model.shape or ()) > LARGE and species.family in ("networks", "guided")
+        asked = counts if not spectra or kind in spectra else []
+        found += [row for row in known if row["problem"] == species.name and row["evaluations"] not in asked]
+        if not asked:
+            continue
+        slow = math.prod(model.shape or ()) > LARGE and species.family in ("networks", "guided", FAMILY)
         n = NOISES if slow else FEWEST  # a closed form of a few pictures falls to a wrong one now and then
         solved = joint(species.name, species.family, model, std, n, first=FRESH).problem
         for count in counts:
@@ -217,6 +227,8 @@ def judge(counts: list[int]) -> dict[str, Any]:
                 | {"evaluations": count, "errors": errors}
             )
         print(species.name, flush=True)
+    order = {species.name: i for i, species in enumerate([*zoo(), *trained()])}
+    found.sort(key=lambda row: (order[row["problem"]], row["evaluations"]))
     return {"noises": NOISES, "rows": found}
 
 
@@ -309,6 +321,7 @@ def main() -> None:
     fitting.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
     fitting.add_argument("--iterations", type=int, default=15)
     judging = commands.add_parser("judge")
+    judging.add_argument("spectra", nargs="*", help="problems of these spectra alone; all by default")
     judging.add_argument("--counts", nargs="+", type=int, default=list(JUDGED))
     leaving = commands.add_parser("leave")
     leaving.add_argument("--counts", nargs="+", type=int, default=[5, 8])
@@ -321,7 +334,11 @@ def main() -> None:
         fit_all(given.spectra, given.counts, given.iterations)
         return
     known = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
-    known |= judge(given.counts) if given.command == "judge" else {"left_out": leave(given.counts)}
+    known |= (
+        judge(given.counts, given.spectra, known.get("rows", []))
+        if given.command == "judge"
+        else {"left_out": leave(given.counts)}
+    )
     write(FIGURES, json.dumps(known, separators=(",", ":")).replace('{"problem"', '\n{"problem"') + "\n")
 
 

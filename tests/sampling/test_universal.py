@@ -20,7 +20,7 @@ F64 = torch.float64
 COUNTS = {
     "small": [*range(1, 13), 15],
     "mild": range(1, 13),
-    "steep": range(2, 12),
+    "steep": range(2, 10),
     "late": [*range(2, 13), 15, 20],
     "mild, guided": range(2, 11),
     "steep, guided": range(2, 11),
