@@ -131,6 +131,19 @@ def over_seeds(
     return Outcome(ours, theirs, against, f"{conditions}; mean of 3 seeds", better, unit, (first, second))
 
 
+def thrice(run: Run) -> Run:
+    """The experiment on three seeds, its figures as means with their standard deviations; conditions are the first's."""
+
+    def whole(seed: int) -> Outcome:
+        found = [run(number) for number in (seed, seed + 1, seed + 2)]
+        sides = [one.ours for one in found], [one.theirs for one in found]
+        (ours, theirs), (first, second) = map(statistics.fmean, sides), map(statistics.stdev, sides)
+        about = f"{found[0].conditions}; mean of 3 seeds"
+        return replace(found[0], ours=ours, theirs=theirs, conditions=about, spread=(first, second))
+
+    return whole
+
+
 def arms(
     figure: Callable[[Any, int], float], ours: Any, theirs: Any, against: str, conditions: str, better: str = "low",
     unit: str = "",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, Run, arms, compared, experiment, over_seeds, slow, tolerance
+from claims.claim import Claim, Outcome, Run, arms, compared, experiment, over_seeds, slow, thrice, tolerance
 from claims.parts import *
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet

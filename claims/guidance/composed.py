@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.claim import Claim, Outcome, compared, experiment, slow
+from claims.claim import Claim, Outcome, compared, experiment, slow, thrice
 from claims.common import F64, SLICED, plan, sample, sliced
 from claims.parts import EDM, VP, Flow, GaussianMixture, Noise
 from claims.trained import NetworkDenoiser, NoiseLevels, UNet, fit, fresh
@@ -320,9 +320,9 @@ HYBRID = (
 )
 CLAIMS = (
     slow("compose", "pictures have the shape of one model's caption and the colour of the other's, above their average",
-         _composed("average", "the average of both answers")),
-    slow("compose", "and above the model of shapes alone", _composed("shape", "the model of shapes")),
-    slow("compose", "and above the model of colours alone", _composed("colour", "the model of colours")),
+         thrice(_composed("average", "the average of both answers"))),
+    slow("compose", "and above the model of shapes alone", thrice(_composed("shape", "the model of shapes"))),
+    slow("compose", "and above the model of colours alone", thrice(_composed("colour", "the model of colours"))),
     *(slow("factorized", f"{sentence}, {where}", _factorized(level, figure, unit))
       for level, where in ((1, "cut at 2 pixels"), (2, "cut at 4 pixels"))
       for figure, sentence, unit in HYBRID),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.claim import Outcome, compared, experiment, slow
+from claims.claim import Outcome, compared, experiment, slow, thrice
 from claims.common import sample
 from claims.parts import Denoiser, Prediction
 from claims.trained import NetworkDenoiser, NoiseLevels, UNet, fit, fresh
@@ -104,7 +104,7 @@ def _details(seed: int) -> Outcome:
 
 
 CLAIMS = (
-    slow("diffusehigh", "twice the size without a second object", _count),
-    slow("diffusehigh", "from much noise the guided evaluations keep the object one", _guided(0.8)),
-    slow("diffusehigh", "and it has more fine detail than the enlarged sample", _details),
+    slow("diffusehigh", "twice the size without a second object", thrice(_count)),
+    slow("diffusehigh", "from much noise the guided evaluations keep the object one", thrice(_guided(0.8))),
+    slow("diffusehigh", "and it has more fine detail than the enlarged sample", thrice(_details)),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from claims.common import F64, VP, Denoiser, Noise, Outcome, compared, experiment, plan, sliced, slow
+from claims.common import F64, VP, Denoiser, Noise, Outcome, compared, experiment, plan, sliced, slow, thrice
 from claims.problems import anisotropic
 from claims.trained import MLP, NetworkDenoiser, NoiseLevels, fit, fresh
 from fewstep.data import shapes
@@ -166,12 +166,13 @@ CLAIMS = (
     slow("nag", "the states of ddpm come closer to their noise level in 2 dimensions", _shifted(2)),
     slow("nag", "the states of ddpm come closer to their noise level in 16 dimensions", _shifted(16)),
     slow("nag", "the learned answer without a noise level is like the exact one",
-         _learned(0, "the answers without a noise level, in v")),
+         thrice(_learned(0, "the answers without a noise level, in v"))),
     slow("nag", "and the learned term like the gradient of log p(t | x)",
-         _learned(1, "v less v without a noise level, against the exact term of scores")),
-    slow("lacon", "samples cover a mask far better than without guidance", _iou("mask", None, "no guidance")),
-    slow("lacon", "and better than by a head on the noisy pixels", _iou("mask", (), "a head on the noisy pixels")),
-    slow("lacon", "the same model follows edges as well", _iou("edge", None, "no guidance")),
-    slow("lacon", "early guidance decides, late does not", _window(False)),
-    slow("lacon", "stopped early, it leaves more pictures clean", _window(True)),
+         thrice(_learned(1, "v less v without a noise level, against the exact term of scores"))),
+    slow("lacon", "samples cover a mask far better than without guidance", thrice(_iou("mask", None, "no guidance"))),
+    slow("lacon", "and better than by a head on the noisy pixels",
+         thrice(_iou("mask", (), "a head on the noisy pixels"))),
+    slow("lacon", "the same model follows edges as well", thrice(_iou("edge", None, "no guidance"))),
+    slow("lacon", "early guidance decides, late does not", thrice(_window(False))),
+    slow("lacon", "stopped early, it leaves more pictures clean", thrice(_window(True))),
 )  # fmt: skip

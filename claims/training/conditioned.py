@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from claims.claim import Outcome, compared, experiment, slow
+from claims.claim import Outcome, compared, experiment, slow, thrice
 from fewstep.training.reward_conditioned import RewardConditioned, fit_conditional
 
 D, RANK, LABELLED, DRAWN, TOP = 16, 4, 2000, 400, 20
@@ -55,8 +55,9 @@ def _selected(seed: int) -> Outcome:
 
 
 CLAIMS = (
-    slow("reward-conditioned", "a target at the largest label reaches more than one at half of it", _rising(1.0, 0.5)),
-    slow("reward-conditioned", "it reaches more than the best of the labelled data", _selected),
+    slow("reward-conditioned", "a target at the largest label reaches more than one at half of it",
+         thrice(_rising(1.0, 0.5))),
+    slow("reward-conditioned", "it reaches more than the best of the labelled data", thrice(_selected)),
     slow("reward-conditioned", "a target ten times as high reaches less than one at the largest label",
-         _rising(1.0, 10.0)),
+         thrice(_rising(1.0, 10.0))),
 )  # fmt: skip

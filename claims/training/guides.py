@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from claims.common import Denoiser, Noise, Outcome, compared, experiment, plan, slow, tolerance
+from claims.common import Denoiser, Noise, Outcome, compared, experiment, plan, slow, thrice, tolerance
 from claims.guidance.learned import BLOCKS, HEAD_STEPS, head_of
 from claims.trained import NoiseLevels
 from fewstep.core.denoiser import Wrapper
@@ -89,9 +89,9 @@ def _validation(seed: int) -> Outcome:
 
 CLAIMS = (
     slow("ppap", "five experts guide digits to more right classes than the guide for clean samples",
-         _experts("raw", "the guide on noisy samples")),
+         thrice(_experts("raw", "the guide on noisy samples"))),
     slow("ppap", "and than one guide tuned to all noise levels with as many steps",
-         _experts("one", "all weights of one guide, as many steps in all")),
+         thrice(_experts("one", "all weights of one guide, as many steps in all"))),
     slow("ppap", "an expert trains less than a tenth of the guide", _share),
-    slow("late-constraint", "features tell a mask better than noisy pixels do", _validation),
+    slow("late-constraint", "features tell a mask better than noisy pixels do", thrice(_validation)),
 )  # fmt: skip
