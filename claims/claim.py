@@ -132,7 +132,7 @@ def over_seeds(
 
 
 def thrice(run: Run) -> Run:
-    """The experiment on three seeds, its figures as means with their standard deviations; conditions are the first's."""
+    """The experiment on three seeds: means of its figures with their standard deviations, and the first's words."""
 
     def whole(seed: int) -> Outcome:
         found = [run(number) for number in (seed, seed + 1, seed + 2)]

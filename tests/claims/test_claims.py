@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import claims.__main__ as harness  # noqa: E402
 from claims.__main__ import EVIDENCE, main, merged, read  # noqa: E402
-from claims.claim import Claim, Outcome, arms, collect, compared, experiment, files  # noqa: E402
+from claims.claim import Claim, Outcome, arms, collect, compared, experiment, files  # noqa: E402, thrice
 from claims.problems import exact, first_order_start, order, problem, stated  # noqa: E402
 from fewstep.core.methods import methods  # noqa: E402
 from fewstep.processes.vp import VP  # noqa: E402
@@ -157,3 +157,9 @@ def test_a_place_is_a_process_or_the_digits():
     on = problem(VP(), 0, 5)
     assert on.about == "8-component mixture, vp, 5 noises" and torch.equal(on.reference, exact(VP(), 0).reference[:5])
     assert problem("digits", 0, 3).about == "embedded digits, 3 noises"
+
+
+def test_an_experiment_on_three_seeds():
+    found = thrice(lambda seed: Outcome(seed, 2.0 * seed, "its double", f"seed {seed}", "low", "numbers"))(4)
+    assert (found.ours, found.theirs, found.spread) == (5.0, 10.0, (1.0, 2.0)) and found.holds
+    assert found.conditions == "seed 4; mean of 3 seeds" and found.unit == "numbers"
