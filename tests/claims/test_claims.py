@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import claims.__main__ as harness  # noqa: E402
 from claims.__main__ import EVIDENCE, main, merged, read  # noqa: E402
-from claims.claim import Claim, Outcome, arms, collect, compared, experiment, files  # noqa: E402, thrice
+from claims.claim import Claim, Outcome, arms, collect, compared, experiment, files, thrice  # noqa: E402
 from claims.problems import exact, first_order_start, order, problem, stated  # noqa: E402
 from fewstep.core.methods import methods  # noqa: E402
 from fewstep.processes.vp import VP  # noqa: E402
