@@ -64,7 +64,8 @@ class Classified(Steered):
     Args:
         log_probability: `(x, t, **condition) -> (B,)` of the noisy state, differentiable; of the conditions it gets
             those that it names, or all by `**`. Or a classifier of noise levels (`fewstep.training.noise_classifier`):
-            the score is then led to where a sample looks as noisy as it is.
+            the score is then led to where a sample looks as noisy as it is. Or an object with such a method, as
+            `fewstep.training.ppap.fit_experts` gives.
         classes: labels that the function knows, where the model has no condition `label`: the wrapper has one then.
         scale, normalise, conditions: as of `energy`.
 
@@ -93,7 +94,9 @@ class Classified(Steered):
         self.scale, self.normalise = float(scale), normalise
         levels: Any = log_probability
         leveled = hasattr(log_probability, "times") and hasattr(log_probability, "process")
-        self._function: Any = level_log_probability(levels) if leveled else log_probability
+        # The experts of a guide (`fewstep.training.ppap.fit_experts`) have such a function.
+        function = getattr(log_probability, "log_probability", log_probability)
+        self._function: Any = level_log_probability(levels) if leveled else function
 
     def describe(self) -> dict[str, Any]:
         return self.model.describe() | {"gradient scale": self.scale}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import fewstep as fs
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.ve import EDM
 from fewstep.training.experts import range_cuts
@@ -121,3 +122,20 @@ def test_bad_input():
         fit_experts(MODEL, guide(), 1, steps=1, samples=torch.zeros(0, 2))
     with pytest.raises(ValueError, match=r"a guide must answer logits \(B, C\), got \(3,\)"):
         match(nn.Flatten(0), guide(), EDM(), torch.zeros(3, 1), LEVELS, 1.0, steps=1)
+
+
+def test_they_guide_as_a_classifier(made):
+    """As an object or by their function; each sample goes to where its label is likelier."""
+    _, experts = made
+    label = torch.arange(64) % 2
+    one, other = (
+        fs.sample(fs.guide(MODEL, "classifier", log_probability=given, classes=2, scale=3.0), 64, steps=6,
+                  solver="ddim", label=label.tolist())
+        for given in (experts, experts.log_probability)
+    )  # fmt: skip
+    plain = fs.sample(MODEL, 64, steps=6, solver="ddim")
+    assert torch.equal(one, other)
+    t = torch.full((64,), 0.01)
+    with torch.no_grad():
+        surer = experts.log_probability(one, t, label=label) - experts.log_probability(plain, t, label=label)
+    assert float(surer.mean()) > 0.2
