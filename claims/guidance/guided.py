@@ -33,7 +33,7 @@ DIGITS, DIGIT_STEPS = 120, 10
 AGAINST = "pasting at the end"
 
 
-class _Labelled(Denoiser):
+class Labelled(Denoiser):
     """Three Gaussians that overlap, each under its label, and their mixture under none."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class _Labelled(Denoiser):
         return Prediction(answers[condition["label"], torch.arange(len(x))], "x0", x, t, self.process)
 
 
-def _posterior(x: Tensor, label: int) -> Tensor:
+def posterior(x: Tensor, label: int) -> Tensor:
     """p(label | x) of the clean data."""
     logits = -((x[:, None] - MEANS.to(x)) ** 2).sum(-1) / (2 * STD**2)
     return logits.softmax(1)[:, label]
@@ -55,7 +55,7 @@ def _posterior(x: Tensor, label: int) -> Tensor:
 
 @functools.cache
 def _samples(scale: float, seed: int) -> Tensor:
-    guided = cfg(_Labelled(), scale)
+    guided = cfg(Labelled(), scale)
     return sample(guided, N, steps=STEPS, solver="dpmpp-3m", seed=seed, label=1, dtype=F64)
 
 
@@ -107,7 +107,7 @@ def _digits(seed: int) -> Outcome:
 
 CLAIMS = (
     Claim("cfg", "guided samples are surer to be of their label",
-          _guided(lambda x: _posterior(x, 1), "high", "mean probability of the label")),
+          _guided(lambda x: posterior(x, 1), "high", "mean probability of the label")),
     Claim("cfg", "and vary less, which is the price", _guided(lambda x: x.std(0), "low", "standard deviation")),
     slow("cfg", "at scale 4 and ten steps the first order shows more captions than the third", _order),
     slow("known", "the rest is drawn to fit what is known", _conditional),

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from claims.claim import Claim, Outcome, compared, experiment, slow
 from claims.common import F64, frechet, gap, plan, sample
-from claims.parts import VP, Denoiser, GaussianMixture, Prediction
-from fewstep.conditions.label import Label
+from claims.guidance.guided import MEANS, STD, Labelled, posterior
+from claims.parts import VP, Denoiser
 from fewstep.data.digits import load as load_digits
 from fewstep.guidance.adaptive import Forecast, fit
 from fewstep.guidance.guide import guide
@@ -24,8 +24,6 @@ from fewstep.sampling.inversion import inverted
 
 DIGITS, STEPS = 1000, 10
 NOISES, LONG = 24, 20  # of the forecasts
-MEANS = torch.tensor([[-0.3, 0.0], [0.3, 0.0], [0.0, 0.5]])  # those of the claims of "cfg"
-STD = 0.25
 
 
 @functools.cache
@@ -129,30 +127,17 @@ def _adaptive(seed: int) -> Outcome:
 # CFG++ beside CFG, both at the scale that gives one probability of the class.
 
 
-class _Labelled(Denoiser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.process, self.shape, self.conditions = VP(), (2,), {"label": Label(3)}
-        parts = [GaussianMixture(torch.ones(1), mean[None], STD**2, self.process) for mean in MEANS]
-        self.models = [*parts, GaussianMixture(torch.ones(3), MEANS, STD**2, self.process)]
-
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        answers = torch.stack([model(x, t).value for model in self.models])
-        return Prediction(answers[condition["label"], torch.arange(len(x))], "x0", x, t, self.process)
-
-
 WANTED = 0.95  # above that of samples without guidance
 
 
 def _probability(x: Tensor) -> float:
-    logits = -((x[:, None] - MEANS.to(x)) ** 2).sum(-1) / (2 * STD**2)
-    return float(logits.softmax(1)[:, 1].mean())
+    return float(posterior(x, 1).mean())
 
 
 @functools.cache
 def _matched(method: str, steps: int, seed: int) -> tuple[float, Tensor]:
     """The scale at which the mean probability of the class is the wanted one, by bisection, and its samples."""
-    model, made = _Labelled(), plan(VP(), "ddim", steps=steps, timesteps="uniform")
+    model, made = Labelled(), plan(VP(), "ddim", steps=steps, timesteps="uniform")
     noise = torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
     def drawn(scale: float) -> Tensor:
@@ -189,7 +174,7 @@ def _round_trip(seed: int, steps: int) -> Outcome:
     made, figures = plan(VP(), "ddim", steps=steps, timesteps="uniform"), []
     for method in ("cfg++", "cfg"):
         scale, x = _matched(method, steps, seed)
-        model = guide(_Labelled(), method, scale=scale)
+        model = guide(Labelled(), method, scale=scale)
         back = made(model, inverted(model, made, x, label=1), label=1, dtype=F64)
         figures.append(gap(back, x))
     about = f"three overlapping Gaussians, 2000 samples of one, ddim in {steps} uniform steps of VP and back, both"

@@ -145,6 +145,8 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, tol
     if not hasattr(found, "from_config"):
         raise ValueError(f"the {kind} {name!r} is no denoiser")
     denoiser = found.from_config(options, own)
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"the {kind} {name!r} is no denoiser")
     if not isinstance(denoiser.process, Process):
         raise TypeError(f"the process of {name!r} is {denoiser.process!r}")
     return denoiser
