@@ -10,7 +10,8 @@ from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, Part, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
-from fewstep.networks.surgery import Block, Keep, Skip, Stored, blocks_of, replaced
+from fewstep.networks.blocks import blocks_of
+from fewstep.networks.surgery import Block, Keep, Skip, Stored, replaced
 
 METHODS = (
     Method(

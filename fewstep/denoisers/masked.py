@@ -14,7 +14,8 @@ from fewstep.core.errors import suggest
 from fewstep.core.memory import AnyMemory, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, joined
-from fewstep.networks.surgery import Block, blocks_of, without
+from fewstep.networks.blocks import blocks_of
+from fewstep.networks.surgery import Block, without
 
 METHODS = (
     Method(
@@ -37,7 +38,7 @@ def _skippable(model: nn.Module) -> dict[str, Block]:
 def skippable(model: nn.Module) -> dict[str, str]:
     """The blocks that can be left out: name -> path in the model, in the order in which they run.
 
-    They are those of `fewstep.networks.surgery.blocks_of` that add to their input and keep its shape.
+    They are those of `fewstep.networks.blocks.blocks_of` that add to their input and keep its shape.
 
     Raises:
         ValueError: no submodule names its blocks, or none of them can be left out.

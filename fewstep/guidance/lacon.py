@@ -20,7 +20,8 @@ from fewstep.core.process import Process
 from fewstep.guidance.common import method
 from fewstep.guidance.kinds import into
 from fewstep.guidance.parts import Call, Rule, Source, Weight
-from fewstep.networks.surgery import Block, Keep, blocks_of, replaced
+from fewstep.networks.blocks import blocks_of
+from fewstep.networks.surgery import Block, Keep, replaced
 
 METHODS = (
     Method(

@@ -12,7 +12,8 @@ from fewstep.core.prediction import Prediction
 from fewstep.guidance.common import method
 from fewstep.guidance.parts import Call, Rule, Source
 from fewstep.networks.attention import choose
-from fewstep.networks.surgery import networks_of, without
+from fewstep.networks.blocks import networks_of
+from fewstep.networks.surgery import without
 
 METHODS = (
     Method(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewstep.conditions.label import Label
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.blocks import transformer_blocks
+from fewstep.networks.blocks import transformer_blocks
 from fewstep.networks.surgery import Block
 
 METHODS = (

@@ -12,9 +12,9 @@ from fewstep.conditions.number import Number
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.blocks import joint_blocks
 from fewstep.hub.long_prompts import measured, quietly
 from fewstep.hub.stable_diffusion_3 import shift_by_size
+from fewstep.networks.blocks import joint_blocks
 from fewstep.networks.surgery import Block
 
 METHODS = (

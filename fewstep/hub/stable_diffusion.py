@@ -12,9 +12,9 @@ from fewstep.conditions.number import Number
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.blocks import stage_blocks
 from fewstep.hub.long_prompts import attended, in_windows, measured, quietly, windows
 from fewstep.hub.needs import check_unet, check_width
+from fewstep.networks.blocks import stage_blocks
 from fewstep.networks.surgery import Block
 
 METHODS = (

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fewstep.conditions.prompt import Encoder, Prompt
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.blocks import joint_blocks
 from fewstep.hub.long_prompts import measured, quietly
+from fewstep.networks.blocks import joint_blocks
 from fewstep.networks.surgery import Block
 
 METHODS = (

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fewstep.conditions.label import Label
 from fewstep.core.condition import Condition
 from fewstep.core.methods import Method
-from fewstep.hub.blocks import stage_blocks
 from fewstep.hub.needs import check_channels, check_unet
+from fewstep.networks.blocks import stage_blocks
 from fewstep.networks.surgery import Block
 
 METHODS = (

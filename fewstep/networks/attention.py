@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.errors import suggest
+from fewstep.networks.blocks import networks_of
 from fewstep.networks.common import Attend
-from fewstep.networks.surgery import Block, InPlaceOf, networks_of, replaced
+from fewstep.networks.surgery import Block, InPlaceOf, replaced
 
 Rule = Callable[[nn.Module, str], nn.Module]  # a block's present rule and path, to the one in its place
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -203,50 +203,3 @@ def _rebind(module: nn.Module, made: nn.Module) -> None:
         )
     made.__dict__["_old_forward"] = MethodType(inner.__func__, made)
     made.__dict__["forward"] = functools.update_wrapper(functools.partial(forward.func, made), forward)
-
-
-def blocks_of(model: nn.Module) -> dict[str, Block]:
-    """The blocks of a model by name, in the order in which they run, their paths leading from the model.
-
-    They are those of the first submodule with a dictionary `blocks`, or `skippable`, from names to blocks. Our networks
-    name modules, called with their input first and returning the tensor alone, each by its path in the network;
-    wrappers of other libraries' networks name `Block`s.
-
-    Raises:
-        ValueError: no submodule names its blocks.
-    """
-    if (found := next(_networks(model, ""), None)) is not None:
-        return found
-    raise ValueError(
-        "no network in this model names its blocks: give it a property `blocks`, a dictionary from paths to modules,"
-        " and `skippable`, those that can be left out because they add to their input and keep its shape"
-    )
-
-
-def networks_of(model: nn.Module) -> list[dict[str, Block]]:
-    """The blocks of every network in a model (experts have several), each as `blocks_of` has those of the first."""
-    blocks_of(model)
-    return list(_networks(model, ""))
-
-
-def _networks(module: nn.Module, path: str) -> Iterator[dict[str, Block]]:
-    """The blocks of the outermost submodules that name any."""
-    blocks, skippable = (_named(module, name) for name in ("blocks", "skippable"))
-    at = f"{path}." if path else ""
-    if found := blocks or skippable:
-        levels = _named(module, "levels")
-        yield {
-            name: replace(block, path=at + block.path)
-            if isinstance(block, Block)
-            else Block(at + name, levels.get(name, 0), skippable=name in skippable)
-            for name, block in found.items()
-        }
-        return
-    for name, child in module._modules.items():  # not `named_children`, which leaves out what lies at two paths
-        if child is not None:
-            yield from _networks(child, at + name)
-
-
-def _named(module: nn.Module, attribute: str) -> Mapping[str, Any]:
-    found = getattr(module, attribute, None)
-    return found if isinstance(found, Mapping) else {}

@@ -72,7 +72,7 @@ def fit_adapter(
 
     Args:
         target: `(count, generator) -> (samples, maps)`.
-        blocks: names of `fewstep.networks.surgery.blocks_of`; none for a head on the noisy picture itself.
+        blocks: names of `fewstep.networks.blocks.blocks_of`; none for a head on the noisy picture itself.
         width: channels of the head. levels: the noise levels, by default even in log-SNR.
         held: samples and maps of the validation loss, at noise levels even over the quantiles.
 

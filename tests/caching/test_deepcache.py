@@ -12,7 +12,8 @@ from fewstep.core.noise import Noise
 from fewstep.denoisers.masked import flops
 from fewstep.guidance.cfg import cfg
 from fewstep.hub.models import load
-from fewstep.networks.surgery import Keep, Skip, Stored, blocks_of, replaced
+from fewstep.networks.blocks import blocks_of
+from fewstep.networks.surgery import Keep, Skip, Stored, replaced
 from fewstep.sampling.build import plan
 from fewstep.sampling.mixed import Request, run_mixed
 

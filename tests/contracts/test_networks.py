@@ -16,8 +16,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.core.methods import find, methods
+from fewstep.networks.blocks import blocks_of
 from fewstep.networks.common import Attend
-from fewstep.networks.surgery import Keep, blocks_of, replaced, without
+from fewstep.networks.surgery import Keep, replaced, without
 
 CARDS = methods("networks")
 each = pytest.mark.parametrize("card", CARDS, ids=[card.name for card in CARDS])

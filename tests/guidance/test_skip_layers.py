@@ -10,8 +10,9 @@ from fewstep.conditions.label import Label
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.guidance.skip_layers import slg
+from fewstep.networks.blocks import blocks_of
 from fewstep.networks.dit import DiT
-from fewstep.networks.surgery import blocks_of, without
+from fewstep.networks.surgery import without
 from fewstep.networks.unet import UNet
 from fewstep.processes.vp import VP
 

@@ -20,10 +20,11 @@ from fewstep.networks.attention import (
     grid_of,
     middle,
 )
+from fewstep.networks.blocks import networks_of
 from fewstep.networks.common import Attend
 from fewstep.networks.dit import DiT
 from fewstep.networks.mlp import MLP
-from fewstep.networks.surgery import Block, Skip, networks_of, replaced
+from fewstep.networks.surgery import Block, Skip, replaced
 from fewstep.networks.unet import UNet
 
 F64 = torch.float64

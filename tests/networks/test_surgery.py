@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fewstep as fs
+from fewstep.networks.blocks import blocks_of
 from fewstep.networks.dit import DiT
-from fewstep.networks.surgery import Block, Keep, Skip, Stored, blocks_of, replaced, without
+from fewstep.networks.surgery import Block, Keep, Skip, Stored, replaced, without
 from fewstep.networks.unet import Attention, UNet
 
 

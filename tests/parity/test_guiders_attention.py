@@ -16,7 +16,8 @@ import torch
 import fewstep as fs
 from fewstep.hub.pipeline import PipelineDenoiser
 from fewstep.networks.attention import attended, attentions, choose
-from fewstep.networks.surgery import blocks_of, networks_of, without
+from fewstep.networks.blocks import blocks_of, networks_of
+from fewstep.networks.surgery import without
 
 pytest.importorskip("diffusers")
 guiders = pytest.importorskip("diffusers.guiders")

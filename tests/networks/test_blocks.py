@@ -8,9 +8,9 @@ from torch import nn
 
 import fewstep as fs
 from fewstep.denoisers.masked import MaskedDenoiser, flops, skippable
-from fewstep.hub.blocks import stage_blocks
 from fewstep.hub.pipeline import PipelineDenoiser, families
-from fewstep.networks.surgery import InPlaceOf, Keep, Stored, blocks_of, replaced, without
+from fewstep.networks.blocks import blocks_of, stage_blocks
+from fewstep.networks.surgery import InPlaceOf, Keep, Stored, replaced, without
 
 pytest.importorskip("diffusers")
 from claims.pipelines import matching, tiny  # noqa: E402

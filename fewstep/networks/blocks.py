@@ -1,14 +1,80 @@
-"""The blocks of diffusers' networks, named by path and in the order in which they run (`Family.blocks`)."""
+"""The blocks of a network, named by path and in the order in which they run.
+
+Networks of our own say what they are; those of diffusers are known by their build, and nothing of diffusers is
+imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 from torch import nn
 
 from fewstep.networks.surgery import Block
+
+
+def blocks_of(model: nn.Module) -> dict[str, Block]:
+    """The blocks of a model by name, in the order in which they run, their paths leading from the model.
+
+    They are those of the first submodule with a dictionary `blocks`, or `skippable`, from names to blocks, or with the
+    build of one of diffusers' networks (`by_build`). Our networks name modules, called with their input first and
+    returning the tensor alone, each by its path in the network; wrappers of other networks name `Block`s.
+
+    Raises:
+        ValueError: no submodule names its blocks.
+    """
+    if (found := next(_networks(model, ""), None)) is not None:
+        return found
+    raise ValueError(
+        "no network in this model names its blocks, or is built like diffusers' (down_blocks and up_blocks, or"
+        " transformer_blocks): give it a property `blocks`, a dictionary from paths to modules, and `skippable`, those"
+        " that can be left out because they add to their input and keep its shape"
+    )
+
+
+def networks_of(model: nn.Module) -> list[dict[str, Block]]:
+    """The blocks of every network in a model (experts have several), each as `blocks_of` has those of the first."""
+    blocks_of(model)
+    return list(_networks(model, ""))
+
+
+def _networks(module: nn.Module, path: str) -> Iterator[dict[str, Block]]:
+    """The blocks of the outermost submodules that name any."""
+    blocks, skippable = (_named(module, name) for name in ("blocks", "skippable"))
+    at = f"{path}." if path else ""
+    if found := blocks or skippable or by_build(module):
+        levels = _named(module, "levels")
+        yield {
+            name: replace(block, path=at + block.path)
+            if isinstance(block, Block)
+            else Block(at + name, levels.get(name, 0), skippable=name in skippable)
+            for name, block in found.items()
+        }
+        return
+    for name, child in module._modules.items():  # not `named_children`, which leaves out what lies at two paths
+        if child is not None:
+            yield from _networks(child, at + name)
+
+
+def _named(module: nn.Module, attribute: str) -> Mapping[str, Any]:
+    found = getattr(module, attribute, None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def by_build(network: nn.Module) -> dict[str, Block]:
+    """The blocks of a network that is built like one of diffusers': of stages down and up, or of transformer blocks.
+
+    Blocks that norm their words as well (`norm1_context`) return these along with the pixels.
+    """
+    if isinstance(network.__dict__["_modules"].get("up_blocks"), nn.ModuleList) and _children(network, "down_blocks"):
+        return stage_blocks(network)
+    if not isinstance(network.__dict__["_modules"].get("transformer_blocks"), nn.ModuleList):
+        return {}
+    joint = any(hasattr(block, "norm1_context") for block in _children(network, "transformer_blocks"))
+    return joint_blocks(network) if joint else transformer_blocks(network)
 
 
 def stage_blocks(network: nn.Module) -> dict[str, Block]:
