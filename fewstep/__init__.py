@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 # The one list of public names: read by type checkers, and by `_homes`.
 if TYPE_CHECKING:
     from fewstep.acceleration.pipeline import accelerate as accelerate
+    from fewstep.caching.cache import cache as cache
     from fewstep.conditions.label import Label as Label
     from fewstep.conditions.number import Number as Number
     from fewstep.conditions.picture import Picture as Picture

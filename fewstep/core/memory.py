@@ -23,6 +23,7 @@ from fewstep.core.model import Model
 from fewstep.core.prediction import Prediction, joined
 
 Key = TypeVar("Key", bound=Hashable)
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -38,6 +39,7 @@ class _Run:
     given: Mapping[str, float | None] = field(default_factory=dict)
     seen: int = 0
     report: dict[str, Any] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict)
 
 
 class Memory:
@@ -46,11 +48,11 @@ class Memory:
     `number` counts the evaluations from 0; `times` are the plan's, `t` that of this evaluation and `step` `(t, s)` with
     the next one's (or the run's end), floats on the host, None where the sampler itself does not know them. `given`
     are the conditions that plan and caller give the network at this evaluation, by name: numbers on the host, and None
-    for anything else. `kept` holds tensors by name, whose first axis is the run's rows. `report` becomes part of
-    `Result.report`.
+    for anything else. `kept` holds tensors by name, whose first axis is the run's rows, and `notes` what the host has
+    to know of them. `report` becomes part of `Result.report`.
     """
 
-    __slots__ = ("__weakref__", "_branches", "_run", "kept", "rows")
+    __slots__ = ("__weakref__", "_branches", "_run", "kept", "notes", "rows")
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Memory:
         given: Mapping[str, float | None] | None = None,
         solver: str = "",
     ):
-        self.rows, self.kept = rows, dict[str, Tensor]()
+        self.rows, self.kept, self.notes = rows, dict[str, Tensor](), dict[Any, Any]()
         self._run = _Run(tuple(times), end, dict(given or {}), solver)
         self._branches: dict[str, Memory] = {}
 
@@ -113,7 +115,8 @@ class Memory:
         """The memory of one branch of the run, such as guidance's empty condition: its own tensors, the run's clock."""
         if name not in self._branches:
             child = Memory.__new__(Memory)
-            child.rows, child.kept, child._run, child._branches = self.rows, {}, self._run, {}
+            child.rows, child.kept, child.notes = self.rows, {}, {}
+            child._run, child._branches = self._run, {}
             self._branches[name] = child
         return self._branches[name]
 
@@ -122,6 +125,15 @@ class Memory:
         wider = Memory(self.rows * count)
         wider._run = self._run
         return wider
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make()` gave when this run first asked for it under the key: something that is dear to make and holds
+        nothing of the samples, such as a network with other parts."""
+        made = self._run.made
+        if key not in made:
+            made[key] = make()
+        found: Made = made[key]
+        return found
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
         """Put `function(kept)` in the place of every kept tensor `(rows, ...)`, in all branches."""
@@ -132,6 +144,10 @@ class Memory:
     def get(self, name: str) -> Tensor | None:
         """A kept tensor `(rows, ...)`, or None."""
         return self.kept.get(name)
+
+    def forget(self, name: str) -> None:
+        """Let go of a kept tensor, where there is one."""
+        self.kept.pop(name, None)
 
     def keep(self, name: str, value: Tensor) -> None:
         """Keep a tensor `(rows, ...)`."""
@@ -161,12 +177,19 @@ class Part:
     given = property(lambda self: self.memory.given)
     solver = property(lambda self: self.memory.solver)
     report = property(lambda self: self.memory.report)
+    notes = property(lambda self: self.memory.notes)
 
     def count(self, rows: int) -> None:
         self.memory.count(rows)
 
     def branch(self, name: str) -> Part:
         return Part(self.memory.branch(name), self.chosen)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        return self.memory.once(key, make)
+
+    def forget(self, name: str) -> None:
+        self.memory.forget(name)
 
     def get(self, name: str) -> Tensor | None:
         whole = self.memory.kept.get(name)
@@ -205,6 +228,9 @@ class Together:
 
     def branch(self, name: str) -> Together:
         return Together([part.branch(name) for part in self._parts])
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        return self._parts[0].once(key, make)
 
     def get(self, name: str) -> Tensor | None:
         """The kept tensors of all, concatenated; None where any has none, so group by that first."""

@@ -105,6 +105,11 @@ class Prediction:
         n = self.value.shape[0]  # len() would fix an exported program's batch
         return {name: v for name, v in found.items() if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n}
 
+    def beside(self) -> dict[str, Tensor]:
+        """What the answer holds for each sample besides its value, by name; nothing, of most."""
+        own = {field.name for field in fields(Prediction)}
+        return {name: tensor for name, tensor in self._rows().items() if name not in own}
+
     def to(self, kind: str) -> Tensor:
         if kind == self.kind:
             return self.value
@@ -137,7 +142,6 @@ def joined(parts: Sequence[tuple[Tensor, Prediction]], x: Tensor, t: Tensor) -> 
 
     It is of the first part's kind and, where all parts are of one class, of that class with its further fields.
     """
-    own = {field.name for field in fields(Prediction)}
     order, first = torch.cat([rows for rows, _ in parts]), parts[0][1]
 
     def whole(of: Callable[[Prediction], Tensor]) -> Tensor:
@@ -147,5 +151,5 @@ def joined(parts: Sequence[tuple[Tensor, Prediction]], x: Tensor, t: Tensor) -> 
     value = whole(lambda part: part.to(first.kind).to(x.dtype))
     if any(type(part) is not type(first) for _, part in parts):
         return Prediction(value, first.kind, x, t, first.process)
-    extras: dict[str, Any] = {name: whole(attrgetter(name)) for name in first._rows() if name not in own}
+    extras: dict[str, Any] = {name: whole(attrgetter(name)) for name in first.beside()}
     return replace(first, value=value, x=x, t=t, **extras)

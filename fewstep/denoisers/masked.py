@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.memory import AnyMemory, ask, routed
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, joined
+from fewstep.denoisers.operations import operations
 from fewstep.networks.blocks import blocks_of
 from fewstep.networks.surgery import Block, without
 
@@ -112,33 +111,13 @@ class MaskedDenoiser(Wrapper):
         return found
 
 
-@torch.no_grad()
 def flops(model: Denoiser, names: Collection[str] = ()) -> int:
     """Floating-point operations (two per multiply-add) of one evaluation of one sample, blocks left out by name.
-
-    Counted by `torch.utils.flop_counter`: products and convolutions, attention included.
 
     Raises:
         ValueError: a model without a shape, blocks without names.
     """
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-    if model.shape is None:
-        raise ValueError("operations are counted on one sample, so the denoiser needs a shape: set model.shape = (...)")
     blocks = _skippable(model) if names else {}
     if unknown := [name for name in names if name not in blocks]:
         raise suggest("block", unknown[0], blocks)
-    tensor = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
-    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    x = torch.zeros((1, *model.shape), device=tensor.device, dtype=dtype)
-    pictures = {name: kind for name, kind in model.conditions.items() if isinstance(kind, Picture)}
-    condition = model.check_condition({name: torch.zeros(kind.shape) for name, kind in pictures.items()}, 1, x.device)
-    t = torch.tensor(model.process.t_max, device=tensor.device, dtype=dtype)
-
-    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter leaves this one out
-    with FlopCounterMode(display=False, custom_mapping={on_cpu: attention}) as counter:
-        without(model, [blocks[name] for name in names])(x, t, **condition)
-    return counter.get_total_flops()
+    return operations(without(model, [blocks[name] for name in names]))

@@ -1,4 +1,4 @@
-"""DeepCache on our UNet: idle it is the model, at work each run, request and branch has its own. Methods: deepcache."""
+"""deepcache on UNets: idle it is the model, at work each run, request and branch has its own. Methods: deepcache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from fewstep.caching.deepcache import DeepCache
+from fewstep.caching.deepcache import deepcache
 from fewstep.core.noise import Noise
 from fewstep.denoisers.masked import flops
 from fewstep.guidance.cfg import cfg
@@ -29,15 +29,15 @@ def noise(n, seed=0):
 
 def test_an_interval_of_one_is_the_model_bit_for_bit(digits):
     made = plan(digits.process, "dpmpp-2m", 6)
-    assert torch.equal(made(DeepCache(digits, 1), noise(3), label=2), made(digits, noise(3), label=2))
+    assert torch.equal(made(deepcache(digits, 1), noise(3), label=2), made(digits, noise(3), label=2))
     x, t = noise(3), torch.tensor(1.0)
     named = digits.check_condition({"label": 2}, 3, x.device)
-    assert torch.equal(DeepCache(digits, 3)(x, t, **named).value, digits(x, t, **named).value)  # outside a run
+    assert torch.equal(deepcache(digits, 3)(x, t, **named).value, digits(x, t, **named).value)  # outside a run
 
 
 def test_it_is_the_deep_part_of_the_last_whole_run(digits):
     """Every answer by hand: whole at evaluations 0 and 3, elsewhere the finest level over the kept features."""
-    made, cached = plan(digits.process, "ddim", 5), DeepCache(digits, 3)
+    made, cached = plan(digits.process, "ddim", 5), deepcache(digits, 3)
     seen = []
     made(cached, noise(2), label=[1, 7], callback=lambda n, t, x, p: seen.append((t, x.clone(), p.value.clone())))
     blocks, store = blocks_of(digits), {}
@@ -65,14 +65,14 @@ def test_what_is_left_out_costs_nothing(digits):
 
 def test_guidance_outside_and_inside_are_the_same_bits(digits):
     made = plan(digits.process, "ddim", 7)
-    outside = made.run(cfg(DeepCache(digits, 3), 2.0), noise(2), label=4)
-    inside = made.run(DeepCache(cfg(digits, 2.0), 3), noise(2), label=4)
+    outside = made.run(cfg(deepcache(digits, 3), 2.0), noise(2), label=4)
+    inside = made.run(deepcache(cfg(digits, 2.0), 3), noise(2), label=4)
     assert torch.equal(outside.samples, inside.samples)
     assert outside.report["rows"] == inside.report["rows"] == 14
     assert not torch.equal(outside.samples, made(cfg(digits, 2.0), noise(2), label=4))
 
 
-@pytest.mark.parametrize("wrap", [lambda m: DeepCache(m, 3), lambda m: cfg(DeepCache(m, 3), 2.0)])
+@pytest.mark.parametrize("wrap", [lambda m: deepcache(m, 3), lambda m: cfg(deepcache(m, 3), 2.0)])
 def test_requests_of_other_lengths_stay_apart(digits, wrap):
     model = wrap(digits)
     requests = [
@@ -85,7 +85,7 @@ def test_requests_of_other_lengths_stay_apart(digits, wrap):
 
 
 def test_threads_share_one_object(digits):
-    model = DeepCache(digits, 3)
+    model = deepcache(digits, 3)
     plans = [plan(digits.process, "ddim", n) for n in (6, 9)]
     wanted = [p(model, noise(2, k), label=k) for k, p in enumerate(plans)]
     found = [None, None]
@@ -106,12 +106,12 @@ def test_it_saves_some_error_for_some_cost(digits):
     """Nearer to the whole model's samples the more often it runs whole."""
     made = plan(digits.process, "dpmpp-2m", 12)
     whole = made(digits, noise(16), label=3)
-    errors = [float((made(DeepCache(digits, n), noise(16), label=3) - whole).norm() / whole.norm()) for n in (2, 3, 6)]
+    errors = [float((made(deepcache(digits, n), noise(16), label=3) - whole).norm() / whole.norm()) for n in (2, 3, 6)]
     assert 0 < errors[0] < min(errors[1:]) and max(errors) < 0.5
 
 
 def test_bad_input(digits):
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        DeepCache(digits, 0)
+        deepcache(digits, 0)
     with pytest.raises(ValueError, match="a level 5 below its first"):
-        DeepCache(digits, 2, level=5)
+        deepcache(digits, 2, level=5)

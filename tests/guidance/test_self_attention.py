@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fewstep as fs
-from fewstep.caching.deepcache import DeepCache
+from fewstep.caching.deepcache import deepcache
 from fewstep.conditions.label import Label
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
@@ -211,8 +211,8 @@ def test_batches_and_mixed_calls_are_single_runs():
 def test_with_caches_and_masks():
     model = unet_model()
     made = plan(model.process, "ddim", 4)
-    inside = made(sag(DeepCache(model, 2), 1.0), PIXELS, label=1, dtype=F64)
-    outside = made(DeepCache(sag(model, 1.0), 2), PIXELS, label=1, dtype=F64)
+    inside = made(sag(deepcache(model, 2), 1.0), PIXELS, label=1, dtype=F64)
+    outside = made(deepcache(sag(model, 1.0), 2), PIXELS, label=1, dtype=F64)
     whole = made(sag(model, 1.0), PIXELS, label=1, dtype=F64)
     assert bool(torch.isfinite(inside).all()) and not torch.equal(inside, whole)
     torch.testing.assert_close(inside, outside)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.caching.deepcache import DeepCache
+from fewstep.caching.deepcache import deepcache
 from fewstep.guidance.cfg import cfg
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
@@ -138,7 +138,7 @@ def test_a_small_set_of_noises_scores_all(make_mixture):
 
 
 def test_cached_and_guided_models_keep_a_memory_for_each_plan():
-    model = DeepCache(cfg(fs.load("digits"), 2.0), 2)
+    model = deepcache(cfg(fs.load("digits"), 2.0), 2)
     problem = solve(model, 0, 0, 6, 6, torch.float32)
     plans = [plan(model.process, "ddim", nfe=4), plan(model.process, "ddim", nfe=4, guidance=[1.0, None, 3.0, 1.0])]
     for made, run in zip(plans, run_shared(plans, model, problem), strict=True):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from claims.common import Denoiser, Outcome, Plan, compared, experiment, gap, plan, slow
 from claims.problems import Problem, digits
-from fewstep.caching.deepcache import DeepCache
+from fewstep.caching.deepcache import deepcache
 
 NFE = 12
 Cache = Callable[[Denoiser], Denoiser]
@@ -45,8 +45,8 @@ def _cheaper(seed: int, cache: Cache, what: str) -> Outcome:
 
 CLAIMS = (
     *(slow("deepcache", f"lands nearer to the whole model's samples than fewer steps of equal cost, every {every}",
-           _nearer(lambda model, every=every: DeepCache(model, every), f"deep features kept, whole every {every}"))
+           _nearer(lambda model, every=every: deepcache(model, every), f"deep features kept, whole every {every}"))
       for every in (2, 3)),
     slow("deepcache", "takes fewer operations than the whole model at equal evaluations",
-          _cheaper(lambda model: DeepCache(model, 3), "deep features kept, whole every 3")),
+          _cheaper(lambda model: deepcache(model, 3), "deep features kept, whole every 3")),
 )  # fmt: skip

@@ -1,0 +1,365 @@
+"""The wrapper of caches: a model of which parts stand still at some evaluations of a run.
+
+A *schedule* says, from the number of an evaluation alone, which parts are not run there; a *forecast* puts in their
+place a polynomial in log-SNR through what they last said, of order 1 (the last one again) or more. Everything is kept
+in the run's memory, branch by branch and sample by sample, and nothing is read from the device.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.caching.forecast import OWN, change, lagrange, level, pair, weighted
+from fewstep.caching.parts import Part
+from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.memory import AnyMemory, Memory, ask, routed
+from fewstep.core.memory import Part as Rows
+from fewstep.core.prediction import Prediction, coefficients, expand, scales
+from fewstep.denoisers.operations import operations
+from fewstep.networks.surgery import Block, replaced
+
+OUTPUT = "output"  # the part that is the whole model: at its evaluations nothing is run
+SHORT = 8  # evaluations of a plan that leaves nothing to save
+Made = TypeVar("Made")
+Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the run, 0 if unknown) -> parts that stand
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a method of caching says of a model: the parts that may stand still, when, and how they are forecast.
+
+    parts: by name; `OUTPUT` needs none. order: of the forecasts, one number or one a part. never: it leaves nothing
+    out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a run's first
+    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first.
+    """
+
+    parts: Mapping[str, Part]
+    schedule: Schedule
+    order: int | Mapping[str, int] = 1
+    never: bool = False
+    coordinate: str = OWN
+    checks: Callable[[Memory | Rows], None] | None = None
+    offset: Callable[[Memory | Rows], int] | None = None
+
+
+@dataclass
+class _Notes:
+    """What the host knows of what one branch keeps: of each part its evaluations and log-SNRs, the newest last."""
+
+    kept: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    like: Prediction | None = None  # the last answer, without its rows
+
+
+class Cached(Wrapper):
+    """A model under one method of caching; `fs.cache` makes it.
+
+    Without a run's memory, and where the host does not know the times of a run, it is the model itself. `Result.report`
+    counts `whole`, `part` and `forecast` evaluations, their `cost` in whole ones, and the most `bytes` held.
+
+    Around guidance and the like the cache works inside, where each row of the network is one of the run's.
+    """
+
+    _inner: Cached | None
+    _original: Cached
+
+    def __init__(self, model: Denoiser, recipe: Recipe, said: tuple[str, Mapping[str, Any]]):
+        super().__init__(model)
+        self.recipe, self.said = recipe, said
+        self._at = innermost(model, recipe.parts)
+        inner = model.get_submodule(self._at) if self._at else None
+        assert inner is None or isinstance(inner, Denoiser)
+        # Beside the table of submodules: it is in `model`.
+        self.__dict__["_inner"] = None if inner is None else Cached(inner, _moved(recipe, f"{self._at}."), said)
+        # Shared by copies of it, into which something has put other modules.
+        self._key, self._costs = object(), dict[tuple[str, ...], float]()
+        self.__dict__["_original"] = self
+
+    def config(self) -> dict[str, Any]:
+        return {"model": self.model} | dict(self.said[1])
+
+    @property
+    def made_by(self) -> tuple[str, str]:
+        """The kind and name of the card whose function rebuilds it."""
+        return "cache", self.said[0]
+
+    def describe(self) -> dict[str, Any]:
+        told = ", ".join(
+            f"{name} {value}" for name, value in self.said[1].items() if isinstance(value, int | float | str)
+        )
+        return self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")}
+
+    @property
+    def carries(self) -> bool:
+        return True
+
+    def order(self, part: str) -> int:
+        """Of a part's forecasts."""
+        return self.recipe.order if isinstance(self.recipe.order, int) else self.recipe.order[part]
+
+    def forward(self, x: Tensor, t: Tensor, *, memory: AnyMemory | None = None, **condition: Any) -> Prediction:
+        if memory is None or self.recipe.never:
+            return ask(self.model, x, t, memory, condition)
+        if self._inner is not None:
+            return ask(self._made(memory, ("inside",), self._outer), x, t, memory, condition)
+        return routed(memory, self._decide, self._answer, x, t, condition)
+
+    def _decide(self, part: Memory | Rows) -> tuple[tuple[str, int], ...] | None:
+        """The parts that stand at this evaluation, each with how many kept answers its forecast goes through.
+
+        None where the host does not know the time: nothing stands, and nothing is kept.
+        """
+        if part.number == 0:
+            self._begin(part)
+        if part.t is None:
+            return None
+        before = 0 if self.recipe.offset is None else self.recipe.offset(part)
+        kept = _notes(part, self._key).kept
+        names = self.recipe.schedule(part.number + before, len(part.times) + before)
+        return tuple((name, min(len(kept[name]), self.order(name))) for name in names if kept.get(name))
+
+    def _begin(self, part: Memory | Rows) -> None:
+        if self.recipe.checks is not None:
+            self.recipe.checks(part)
+        n = len(part.times)
+        if 0 < n <= SHORT and any(self.recipe.schedule(k, n) for k in range(n)):
+            cost = sum(self.cost(tuple(self.recipe.schedule(k, n)) if k else ()) for k in range(n))
+            warnings.warn(
+                f"a plan of {n} evaluations leaves little to save: this cache makes them as dear as {cost:.1f} whole"
+                f" ones, and a plan of {max(math.ceil(cost), 1)} is likely to be nearer",
+                stacklevel=2,
+            )
+
+    def _answer(
+        self,
+        standing: tuple[tuple[str, int], ...] | None,
+        x: Tensor,
+        t: Tensor,
+        memory: AnyMemory,
+        condition: dict[str, Any],
+    ) -> Prediction:
+        if standing is None:
+            return ask(self.model, x, t, memory, condition)
+        names = tuple(name for name, _ in standing)
+        if OUTPUT in names:
+            found = self._forecast_output(dict(standing)[OUTPUT], x, t, memory)
+        else:
+            graft, store = self._made(memory, names, lambda: self._graft(names))
+            try:
+                for name, count in standing:
+                    for key in self.recipe.parts[name].keys:
+                        store[key] = self._forecast(name, key, count, memory)
+                found = ask(graft, x, t, memory, condition)
+                for name in self._fresh(names):
+                    self._keep(name, {key: store[key] for key in self.recipe.parts[name].keys}, memory)
+            finally:
+                store.clear()
+            if not names and OUTPUT in self.recipe.parts:
+                self._keep_output(found, memory)
+        self._tell(names, memory)
+        return found
+
+    def _made(self, memory: AnyMemory, names: tuple[str, ...], make: Callable[[], Made]) -> Made:
+        """What `make` gives, once a run: anew where something has put other modules into the model since."""
+        box: dict[str, Any] = memory.once((self._key, names), dict)
+        if box.get("of") is not self.model:
+            box["of"], box["made"] = self.model, make()
+        made: Made = box["made"]
+        return made
+
+    def _outer(self) -> Denoiser:
+        """The model with the cache inside."""
+        assert self._inner is not None
+        return self._with({self._at: replaced(self._inner, {"model": self.model.get_submodule(self._at)})})
+
+    def _fresh(self, standing: tuple[str, ...]) -> list[str]:
+        """The parts that an evaluation has run whole: none of their blocks stood."""
+        parts = self.recipe.parts
+        stood = {block.path for name in standing for block in parts[name].blocks}
+        return [
+            name
+            for name, part in parts.items()
+            if name != OUTPUT and name not in standing and not any(block.path in stood for block in part.blocks)
+        ]
+
+    def _graft(self, standing: tuple[str, ...]) -> tuple[Denoiser, dict[str, Tensor]]:
+        """The model with these parts standing and the others kept, and the store that both go through."""
+        store: dict[str, Tensor] = {}
+        modules: dict[str, Any] = {}
+        for name in standing:
+            modules |= self.recipe.parts[name].standing(self.model, store)
+        for name in self._fresh(standing):
+            modules |= self.recipe.parts[name].keeping(self.model, store)
+        return self._with(modules), store
+
+    def _with(self, modules: dict[str, Any]) -> Denoiser:
+        found = replaced(self.model, modules)
+        assert isinstance(found, Denoiser)
+        return found
+
+    # What is kept of a part at evaluation n lies in the memory under "KEY @n".
+
+    def _keep(self, name: str, values: Mapping[str, Tensor], memory: AnyMemory) -> None:
+        for key, value in values.items():
+            memory.keep(f"{key} @new", value)
+        for part in memory.parts():
+            kept = _notes(part, self._key).kept.setdefault(name, [])
+            here = part.number, level(self.process, _known(part.t))
+            again = bool(kept) and kept[-1][0] == here[0]  # other rows of this evaluation
+            same = [one for one in kept if one[1] == here[1] and one != here]
+            for old in same:  # two evaluations at one time: the later is the better
+                kept.remove(old)
+            if not again:
+                kept.append(here)
+            gone = [*same, *kept[: -self.order(name)]]
+            del kept[: -self.order(name)]
+            for key in values:
+                fresh = part.get(f"{key} @new")
+                assert fresh is not None
+                part.keep(f"{key} @{here[0]}", fresh)
+                part.forget(f"{key} @new")
+                for number, _ in gone:
+                    part.forget(f"{key} @{number}")
+
+    def _forecast(self, name: str, key: str, count: int, memory: AnyMemory) -> Tensor:
+        """What a part would have said: from its last `count` kept answers."""
+        parts = memory.parts()
+        notes = [_notes(part, self._key).kept[name][-count:] for part in parts]
+        rows = [
+            lagrange([snr for _, snr in kept], level(self.process, _known(part.t)))
+            for kept, part in zip(notes, parts, strict=True)
+        ]
+        values = []
+        for k in range(count):
+            found = [part.get(f"{key} @{kept[k][0]}") for part, kept in zip(parts, notes, strict=True)]
+            tensors = [value for value in found if value is not None]
+            if len(tensors) != len(found):
+                raise ValueError(f"what was kept of {name!r} is gone: a run's rows must stay together")
+            values.append(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
+        if all(row == rows[0] for row in rows):
+            return weighted(values, rows[0])
+        numbers = [row for row, part in zip(rows, parts, strict=True) for _ in range(part.rows)]
+        return weighted(values, torch.tensor(numbers, dtype=values[0].dtype).to(values[0].device, non_blocking=True))
+
+    # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.
+
+    def _keep_output(self, found: Prediction, memory: AnyMemory) -> None:
+        if not all(self._tells(found.kind, _known(part.t)) for part in memory.parts()):
+            return
+        self._keep(OUTPUT, {OUTPUT: self._changed(found.value, found.kind, found.x, found.t, to=True)}, memory)
+        for name, tensor in found.beside().items():
+            memory.keep(f"{OUTPUT} {name}", tensor)
+        for part in memory.parts():
+            _notes(part, self._key).like = found.part(slice(0, 0))
+
+    def _forecast_output(self, count: int, x: Tensor, t: Tensor, memory: AnyMemory) -> Prediction:
+        value = self._forecast(OUTPUT, OUTPUT, count, memory)
+        like = _notes(memory.parts()[0], self).like
+        assert like is not None
+        value = self._changed(value, like.kind, x, t, to=False)
+        return like.replaced(value, x=x, t=t, **{name: memory.get(f"{OUTPUT} {name}") for name in like.beside()})
+
+    def _tells(self, kind: str, t: float) -> bool:
+        """Whether an answer of this kind has a finite value in the coordinate: eps has none at alpha = 0."""
+        alpha, sigma, *_ = (float(number) for number in scales(self.process, t))
+        a, b = coefficients(kind, *map(float, scales(self.process, t))) if kind != "score" else (0.0, 1.0)
+        return abs(alpha * b - sigma * a) > 1e-12
+
+    def _changed(self, value: Tensor, kind: str, x: Tensor, t: Tensor, to: bool) -> Tensor:
+        """A value of a kind in the recipe's coordinate, or back."""
+        if kind == self.recipe.coordinate:
+            return value
+        alpha, sigma, dalpha, dsigma = scales(self.process, t.double())
+        data_std = getattr(self, "data_std", None) or 1.0
+        one, other = (pair(name, alpha, sigma, dalpha, dsigma, data_std) for name in (kind, self.recipe.coordinate))
+        p, q = change(one, other, alpha, sigma) if to else change(other, one, alpha, sigma)
+        return torch.addcmul(expand(p, x) * x, expand(q, x), value)
+
+    # What the run's report says.
+
+    def _tell(self, standing: tuple[str, ...], memory: AnyMemory) -> None:
+        for part in memory.parts():
+            told = part.once((self._key, "told"), _Told)
+            own = part.memory if isinstance(part, Rows) else part
+            told.held[id(own.kept)] = sum(v.nbytes for key, v in own.kept.items() if " @" in key or key == OUTPUT)
+            report = part.report
+            report["bytes"] = max(report.get("bytes", 0), sum(told.held.values()))
+            if part.number in told.seen:  # another branch of guidance, or other rows
+                continue
+            told.seen.add(part.number)
+            kind = "forecast" if OUTPUT in standing else "part" if standing else "whole"
+            for name in ("whole", "part", "forecast"):
+                report[name] = report.get(name, 0) + (name == kind)
+            if self.shape is not None:
+                report["cost"] = report.get("cost", 0.0) + self.cost(standing)
+
+    def cost(self, standing: Sequence[str] = ()) -> float:
+        """What an evaluation at which these parts stand costs, in whole evaluations by floating-point operations.
+
+        Counted once, by running the model on one sample. Raises ValueError for a model without a shape.
+        """
+        names = tuple(standing)
+        if not names:
+            return 1.0
+        if OUTPUT in names:
+            return 0.0
+        if self._inner is not None:
+            return self._inner.cost(names)
+        if names not in self._costs:  # of the model itself: what watches a copy would take the sample for the run's
+            whole, store = self._original._graft(())
+            full = operations(whole)
+            graft, given = self._original._graft(names)
+            given.update(store)
+            self._costs[names] = operations(graft) / full
+        return self._costs[names]
+
+
+@dataclass
+class _Told:
+    """What a run's report has counted: evaluations, and bytes by branch."""
+
+    seen: set[int] = field(default_factory=set)
+    held: dict[int, int] = field(default_factory=dict)
+
+
+def _notes(part: Memory | Rows, key: Any) -> _Notes:
+    found: _Notes = part.notes.setdefault(key, _Notes())
+    return found
+
+
+def _known(t: float | None) -> float:
+    assert t is not None  # `_decide` let nothing stand, and nothing is kept, where the host does not know the time
+    return t
+
+
+def innermost(model: Denoiser, parts: Mapping[str, Part]) -> str:
+    """The path of the innermost denoiser that holds the parts, "" for the model itself.
+
+    Of parts without blocks that is the one that wraps no other.
+    """
+    paths = [part.blocks[-1].path for name, part in parts.items() if name != OUTPUT]
+    if not paths:
+        at, inner = "", model
+        while isinstance(inner, Wrapper) and list(inner.children()) == [inner.model]:
+            at, inner = f"{at}.model" if at else "model", inner.model
+        return at
+    names = paths[0].split(".")
+    holders = [".".join(names[:n]) for n in range(1, len(names))]
+    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
+    return found[-1] if found else ""
+
+
+def _moved(recipe: Recipe, prefix: str) -> Recipe:
+    """The recipe for the denoiser at a path."""
+
+    def block(one: Block) -> Block:
+        return replace(one, path=one.path.removeprefix(prefix))
+
+    parts = {name: replace(part, blocks=tuple(map(block, part.blocks))) for name, part in recipe.parts.items()}
+    return replace(recipe, parts=parts)
