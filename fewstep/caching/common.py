@@ -37,7 +37,10 @@ class Recipe:
 
     parts: by name; `OUTPUT` needs none. order: of the forecasts, one number or one a part. never: it leaves nothing
     out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a run's first
-    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first.
+    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first. orders:
+    `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`, and nothing
+    stands before so many answers are kept. rows: the schedule in words, one an evaluation, and bound: what is known of
+    the deviation from the whole model, of a cache that was calibrated.
     """
 
     parts: Mapping[str, Part]
@@ -47,6 +50,9 @@ class Recipe:
     coordinate: str = OWN
     checks: Callable[[Memory | Rows], None] | None = None
     offset: Callable[[Memory | Rows], int] | None = None
+    orders: Callable[[int, str], int] | None = None
+    rows: Sequence[str] | None = None
+    bound: Any = None
 
 
 @dataclass
@@ -55,6 +61,11 @@ class _Notes:
 
     kept: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     like: Prediction | None = None  # the last answer, without its rows
+
+    def only(self, numbers: Sequence[int]) -> _Notes:
+        """Of these evaluations alone."""
+        kept = {name: [one for one in found if one[0] in numbers] for name, found in self.kept.items()}
+        return _Notes(kept, self.like)
 
 
 class Cached(Wrapper):
@@ -99,6 +110,16 @@ class Cached(Wrapper):
     def carries(self) -> bool:
         return True
 
+    @property
+    def schedule(self) -> Sequence[str] | None:
+        """What is run at each evaluation, in words, of a cache that was calibrated for a plan; None of others."""
+        return self.recipe.rows
+
+    @property
+    def bound(self) -> Any:
+        """How near fresh samples are to the whole model's, of a cache that was calibrated; None of others."""
+        return self.recipe.bound
+
     def order(self, part: str) -> int:
         """Of a part's forecasts."""
         return self.recipe.order if isinstance(self.recipe.order, int) else self.recipe.order[part]
@@ -121,14 +142,18 @@ class Cached(Wrapper):
             return None
         before = 0 if self.recipe.offset is None else self.recipe.offset(part)
         kept = _notes(part, self._key).kept
-        names = self.recipe.schedule(part.number + before, len(part.times) + before)
-        return tuple((name, min(len(kept[name]), self.order(name))) for name in names if kept.get(name))
+        number = part.number + before
+        names = [name for name in self.recipe.schedule(number, len(part.times) + before) if kept.get(name)]
+        if (orders := self.recipe.orders) is not None:
+            wanted = [(name, orders(number, name)) for name in names]
+            return tuple((name, order) for name, order in wanted if order <= len(kept[name]))
+        return tuple((name, min(len(kept[name]), self.order(name))) for name in names)
 
     def _begin(self, part: Memory | Rows) -> None:
         if self.recipe.checks is not None:
             self.recipe.checks(part)
         n = len(part.times)
-        if 0 < n <= SHORT and any(self.recipe.schedule(k, n) for k in range(n)):
+        if self.recipe.rows is None and 0 < n <= SHORT and any(self.recipe.schedule(k, n) for k in range(n)):
             cost = sum(self.cost(tuple(self.recipe.schedule(k, n)) if k else ()) for k in range(n))
             warnings.warn(
                 f"a plan of {n} evaluations leaves little to save: this cache makes them as dear as {cost:.1f} whole"
@@ -260,7 +285,7 @@ class Cached(Wrapper):
 
     def _forecast_output(self, count: int, x: Tensor, t: Tensor, memory: AnyMemory) -> Prediction:
         value = self._forecast(OUTPUT, OUTPUT, count, memory)
-        like = _notes(memory.parts()[0], self).like
+        like = _notes(memory.parts()[0], self._key).like
         assert like is not None
         value = self._changed(value, like.kind, x, t, to=False)
         return like.replaced(value, x=x, t=t, **{name: memory.get(f"{OUTPUT} {name}") for name in like.beside()})
