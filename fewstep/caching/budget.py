@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.caching.common import OUTPUT, Recipe
+from fewstep.caching.common import ANSWER, OUTPUT, Recipe
 from fewstep.caching.method import method
 from fewstep.caching.parts import Part, cut, rest, units
 from fewstep.core.denoiser import Denoiser
@@ -48,10 +48,10 @@ class Bound:
         return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
 
 
-def parts_of(model: Denoiser) -> dict[str, Part | None]:
+def parts_of(model: Denoiser) -> dict[str, Part]:
     """What may stand still in a model: its output and, where its network has blocks, what lies below each level of a
     UNet, or all of a transformer's blocks but the first, and but the first half."""
-    found: dict[str, Part | None] = {OUTPUT: None}
+    found = {OUTPUT: ANSWER}
     try:
         blocks = networks_of(model)[0]
     except ValueError:
@@ -123,7 +123,7 @@ def budget(
             )
 
     return Recipe(
-        parts=used,  # type: ignore[arg-type]  # the output has no blocks
+        parts=used,
         schedule=lambda number, count: () if rows[number] == WHOLE else (rows[number],),
         order={name: max(k for row, k in zip(rows, orders, strict=True) if row == name) for name in used},
         never=not used,

@@ -26,6 +26,7 @@ from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import Block, replaced
 
 OUTPUT = "output"  # the part that is the whole model: at its evaluations nothing is run
+ANSWER = Part(OUTPUT, (), False)
 SHORT = 8  # evaluations of a plan that leaves nothing to save
 Made = TypeVar("Made")
 Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the run, 0 if unknown) -> parts that stand
@@ -35,9 +36,9 @@ Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the ru
 class Recipe:
     """What a method of caching says of a model: the parts that may stand still, when, and how they are forecast.
 
-    parts: by name; `OUTPUT` needs none. order: of the forecasts, one number or one a part. never: it leaves nothing
-    out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a run's first
-    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first. orders:
+    parts: by name, the whole answer (`ANSWER`) among them. order: of the forecasts, one number or one a part. never: it
+    leaves nothing out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a
+    run's first evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first. orders:
     `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`, and nothing
     stands before so many answers are kept. rows: the schedule in words, one an evaluation, and bound: what is known of
     the deviation from the whole model, of a cache that was calibrated.

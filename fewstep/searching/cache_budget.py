@@ -86,7 +86,7 @@ class Trial:
         self.standing: dict[int, str] = {}
         self.order = ORDERS
         recipe = Recipe(
-            parts=self.parts,  # type: ignore[arg-type]  # the output has no blocks
+            parts=self.parts,
             schedule=lambda number, count: (self.standing[number],) if number in self.standing else (),
             order=plan.nfe,
             orders=lambda number, name: self.order,
@@ -136,8 +136,7 @@ class Trial:
 
         0 where there is none: of two evaluations at one time only the later is kept.
         """
-        keys = (OUTPUT,) if (part := self.parts[edge.part]) is None else part.keys
-        nodes, errors = self.nodes(edge), [0.0] * ORDERS
+        keys, nodes, errors = self.parts[edge.part].keys, self.nodes(edge), [0.0] * ORDERS
         for memory in _branches(self.memory):
             for key in keys:
                 if f"{key} @{edge.i}" not in memory.kept:
