@@ -21,7 +21,7 @@ from fewstep.caching.parts import Part
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
-from fewstep.core.prediction import Prediction, coefficients, expand, scales
+from fewstep.core.prediction import Prediction, expand, scales
 from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import Block, replaced
 
@@ -36,12 +36,17 @@ Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the ru
 class Recipe:
     """What a method of caching says of a model: the parts that may stand still, when, and how they are forecast.
 
-    parts: by name, the whole answer (`ANSWER`) among them. order: of the forecasts, one number or one a part. never: it
-    leaves nothing out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a
-    run's first evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first. orders:
-    `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`, and nothing
-    stands before so many answers are kept. rows: the schedule in words, one an evaluation, and bound: what is known of
-    the deviation from the whole model, of a cache that was calibrated.
+    Attributes:
+        parts: by name, the whole answer (`ANSWER`) among them.
+        order: of the forecasts, one number or one a part.
+        never: it leaves nothing out, whatever the run.
+        coordinate: in which the output is forecast.
+        checks: `(memory)` is called at a run's first evaluation.
+        offset: `(memory)` is how many evaluations of the schedule lie before the run's first.
+        orders: `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`;
+            nothing stands before so many answers are kept.
+        rows: the schedule in words, one an evaluation, of a cache that was calibrated.
+        bound: what is known of the deviation from the whole model, of such a cache.
     """
 
     parts: Mapping[str, Part]
@@ -276,8 +281,6 @@ class Cached(Wrapper):
     # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.
 
     def _keep_output(self, found: Prediction, memory: AnyMemory) -> None:
-        if not all(self._tells(found.kind, _known(part.t)) for part in memory.parts()):
-            return
         self._keep(OUTPUT, {OUTPUT: self._changed(found.value, found.kind, found.x, found.t, to=True)}, memory)
         for name, tensor in found.beside().items():
             memory.keep(f"{OUTPUT} {name}", tensor)
@@ -290,12 +293,6 @@ class Cached(Wrapper):
         assert like is not None
         value = self._changed(value, like.kind, x, t, to=False)
         return like.replaced(value, x=x, t=t, **{name: memory.get(f"{OUTPUT} {name}") for name in like.beside()})
-
-    def _tells(self, kind: str, t: float) -> bool:
-        """Whether an answer of this kind has a finite value in the coordinate: eps has none at alpha = 0."""
-        alpha, sigma, *_ = (float(number) for number in scales(self.process, t))
-        a, b = coefficients(kind, *map(float, scales(self.process, t))) if kind != "score" else (0.0, 1.0)
-        return abs(alpha * b - sigma * a) > 1e-12
 
     def _changed(self, value: Tensor, kind: str, x: Tensor, t: Tensor, to: bool) -> Tensor:
         """A value of a kind in the recipe's coordinate, or back."""
