@@ -47,10 +47,11 @@ def ab_cache(
 ) -> Plan:
     """The plan without some of its evaluations: what they would have said is forecast from the last `order` ones made.
 
-    Evaluation i is left out, and its prediction in the coordinate F becomes `F_i = sum_j w_j F_j` over the evaluations
-    made before it, the value at its log-SNR of the polynomial in log-SNR through them: for equal steps F_i-1 (order 1),
-    2 F_i-1 - F_i-2 (order 2), and so on. Its error is of the k-th power of the step where F is smooth. The weights
-    depend on the noise levels alone, so the skipping is the same for every sample and the result is a plan again.
+    Evaluation i is left out, and its prediction in the coordinate F becomes `F_i = sum_j w_j F_j` over the last k =
+    `order` evaluations made before it, the value at its log-SNR of the polynomial in log-SNR through them. For every
+    second one at equal distances that is `F_i-1`, `(3 F_i-1 - F_i-3) / 2`, `(15 F_i-1 - 10 F_i-3 + 3 F_i-5) / 8` for k
+    = 1, 2, 3. Where F is smooth, the error falls with the k-th power of the step. The weights depend on the noise
+    levels alone, so the skipping is the same for every sample, and the result is a plan again.
 
     Forecasts are never forecast from, and of several evaluations at one noise level the last counts. Fewer than `order`
     at the beginning make the order that there is. Evaluations at alpha = 0 or sigma = 0, whose log-SNR is infinite, are
@@ -59,10 +60,11 @@ def ab_cache(
 
     Args:
         every: the evaluations 0, every, 2 every, ... are made; 1 is the plan itself.
-        order: evaluations that a forecast goes through, at least 1. Wide gaps want a low one.
+        order: evaluations that a forecast goes through, at least 1. Over wide gaps in a path with noise 1 is best.
         coordinate: what is forecast: "x0", "eps", "v", "velocity", "flow", or "own", the output of a network with
             EDM's preconditioning, `F = (sigma / s x0 - alpha s eps) / sqrt(sigma^2 + alpha^2 s^2)`: unit variance at
-            every noise level, and `-v` for s = 1 under a process with alpha^2 + sigma^2 = 1.
+            every noise level, and `-v` for s = 1 where alpha^2 + sigma^2 = 1. Where it is not, v and velocity grow with
+            the noise, and their forecasts diverge.
         data_std: s, the standard deviation of the data (`model.data_std`), for "own" alone; 1 where it is not known.
         skipped: the numbers of the evaluations to leave out, from 1 to nfe - 1, in place of `every`, start and stop.
         start, stop: the shares of the evaluations at the beginning and at the end among which none is left out.

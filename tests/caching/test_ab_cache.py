@@ -156,6 +156,16 @@ def test_the_forecast_goes_through_the_last_evaluations_made():
     assert [op.t for op in cached.evaluations] == [made.times[i] for i in (0, 1, 3)]
 
 
+def test_every_second_evaluation_at_equal_distances_has_the_known_weights():
+    process = VP()
+    made = plan(process, "ddim", timesteps=[process.time(-1.0 + 0.4 * i) for i in range(7)])
+    for order, wanted in ((1, [1]), (2, [-0.5, 1.5]), (3, [3 / 8, -10 / 8, 15 / 8])):
+        cached = ab_cache(made, order=order, coordinate="eps")
+        named = {dict(op.outputs)["eps"] for op in cached.evaluations}
+        found = [c for slot, c in cached.ops[-1].terms if slot in named]  # of the step from evaluation 5
+        assert [c / sum(found) for c in found[::-1]] == pytest.approx(wanted, rel=1e-9)
+
+
 def test_start_and_stop_are_shares_that_are_whole():
     made = plan(VP(), "ddim", 20)
 
