@@ -7,9 +7,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from fewstep.caching.forecast import Coordinate, check_coordinate, coordinate_at, nodes, weights
+from fewstep.caching.schedule import every as whole_at
+from fewstep.caching.schedule import within
 from fewstep.core.arguments import check_whole, checked, fits
-from fewstep.core.errors import suggest
-from fewstep.core.lagrange import lagrange
 from fewstep.core.methods import Method
 from fewstep.core.ops import Combine, Evaluate, Op, one_level, slots_of
 from fewstep.core.plan import Plan, as_plan
@@ -29,8 +30,6 @@ METHODS = (
     ),
 )
 
-COORDINATES = ("x0", "eps", "v", "velocity", "flow", "own")
-Coordinate = str | tuple[float, float]
 Levels = tuple[float, float, float, float]  # alpha, sigma and their derivatives
 
 
@@ -43,7 +42,7 @@ def ab_cache(
     data_std: float | None = None,
     skipped: Collection[int] | None = None,
     start: float = 0.0,
-    stop: float = 0.0,
+    stop: float = 1.0,
 ) -> Plan:
     """The plan without some of its evaluations: what they would have said is forecast from the last `order` ones made.
 
@@ -67,7 +66,7 @@ def ab_cache(
             the noise, and their forecasts diverge.
         data_std: s, the standard deviation of the data (`model.data_std`), for "own" alone; 1 where it is not known.
         skipped: the numbers of the evaluations to leave out, from 1 to nfe - 1, in place of `every`, start and stop.
-        start, stop: the shares of the evaluations at the beginning and at the end among which none is left out.
+        start, stop: the fractions of the run between which evaluations are left out.
 
     Raises:
         ValueError: numbers outside these ranges; given `skipped`, a start, a stop or an order that no forecast could
@@ -77,9 +76,10 @@ def ab_cache(
     made = as_plan(plan)
     every, order = check_whole("every", every), check_whole("order", order)
     s = check_coordinate(coordinate, data_std)
-    chosen = _regular(made.nfe, every, start, stop)
+    keys = within(whole_at(every), start, stop)
+    chosen = frozenset(i for i in range(1, made.nfe) if not keys(i, made.nfe))
     if skipped is not None:
-        if start or stop:
+        if (start, stop) != (0.0, 1.0):
             raise ValueError(f"skipped says which evaluations are left out: no start or stop, got {start} and {stop}")
         chosen = _given(made.nfe, skipped, order)
     if not chosen:
@@ -96,15 +96,6 @@ def ab_cache(
     return replace(rewrite(made, lambda band: _forecast(band, chosen, order, coordinate, s)), about=about)
 
 
-def _regular(nfe: int, every: int, start: float, stop: float) -> frozenset[int]:
-    """All but every `every`-th evaluation, without the first and last shares."""
-    for name, share in (("start", start), ("stop", stop)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} is a share of the evaluations, from 0 to 1, got {share}")
-    first, end = math.ceil(start * nfe - 1e-9), math.floor((1 - stop) * nfe + 1e-9)
-    return frozenset(i for i in range(first, end) if i % every)
-
-
 def _given(nfe: int, skipped: Collection[int], order: int) -> frozenset[int]:
     """The numbers of the skipped evaluations, checked."""
     if wrong := [i for i in skipped if not fits(i, int) or not 0 < i < nfe]:
@@ -114,28 +105,6 @@ def _given(nfe: int, skipped: Collection[int], order: int) -> frozenset[int]:
     if chosen and order > before:
         raise ValueError(f"an order of {order} needs as many evaluations before a skipped one, and there are {before}")
     return chosen
-
-
-def check_coordinate(coordinate: str, data_std: float | None) -> float:
-    """The standard deviation of the data for a coordinate; `ValueError` for an unknown one or a number that is none."""
-    if coordinate not in COORDINATES:
-        raise suggest("coordinate", coordinate, COORDINATES)
-    if data_std is not None and not 0 < data_std < math.inf:
-        raise ValueError(f"data_std must be positive and finite, got {data_std}")
-    return 1.0 if data_std is None else float(data_std)
-
-
-def coordinate_at(coordinate: str, levels: Levels, data_std: float) -> Coordinate:
-    """A coordinate at a noise level as `conversion` takes it: the kind's name, or for "own" (a, b) of `a x0 + b eps`.
-
-    With `n = sqrt(sigma^2 + alpha^2 s^2)` these are `(sigma / (s n), -alpha s / n)`: what EDM's preconditioning
-    `x0 = alpha s^2 / n^2 x + sigma s / n F` (Karras et al., 2022, Table 1) leaves for F.
-    """
-    if coordinate != "own":
-        return coordinate
-    alpha, sigma, s = levels[0], levels[1], data_std
-    norm = math.hypot(sigma, alpha * s)
-    return sigma / (s * norm), -alpha * s / norm
 
 
 def levels_of(op: Evaluate) -> Levels:
@@ -150,24 +119,14 @@ def log_snr_of(levels: Levels) -> float:
     return math.log(alpha / sigma) if alpha > 0 and sigma > 0 else math.copysign(math.inf, alpha - sigma)
 
 
-def _nodes(before: Sequence[int], at: Sequence[float], i: int, order: int) -> list[int]:
-    """Of the evaluations made before i, those that its forecast goes through, newest first; `at` are all log-SNRs."""
-    found: list[int] = []
-    if order > 1 and math.isfinite(at[i]):
-        for j in reversed(before):
-            if math.isfinite(at[j]) and all(at[j] != at[k] for k in found):
-                found.append(j)
-    return found[:order] or [before[-1]]
-
-
 def _forecast(plan: Plan, skipped: Collection[int], order: int, coordinate: str, s: float) -> Plan:
     """A plan of plain floats, rewritten: what it wants of a skipped evaluation is put into the combinations that read
     it, as the state there and what is kept of the evaluations before."""
     levels = [levels_of(op) for op in plan.evaluations]
     at = [log_snr_of(level) for level in levels]
     kept = [i for i in range(plan.nfe) if i not in skipped]
-    nodes = {i: _nodes([j for j in kept if j < i], at, i, order) for i in sorted(set(skipped))}
-    read = {j for own in nodes.values() for j in own}
+    through = {i: nodes([(j, at[j]) for j in kept if j < i], at[i], order) for i in sorted(set(skipped))}
+    read = {j for own in through.values() for j, _ in own}
     kind = "v" if coordinate == "own" else coordinate  # finite at every noise level, as is own from it
     fresh = 1 + max([plan.result, *(slot for op in plan.ops for slot in slots_of(op))])
     parts: dict[int, Mapping[int, float]] = {}  # F at an evaluation made, as what is kept of it
@@ -182,18 +141,20 @@ def _forecast(plan: Plan, skipped: Collection[int], order: int, coordinate: str,
             ops.append(op)
         elif not isinstance(op, Evaluate):
             ops.append(op)
-        elif (count := count + 1) in nodes:
-            weights = lagrange([at[j] for j in nodes[count]], at[count])
-            value = _sum([(w, parts[j]) for w, j in zip(weights, nodes[count], strict=True)])
+        elif (count := count + 1) in through:
+            own = zip(weights(through[count], at[count]), through[count], strict=True)
+            value = _sum([(w, parts[j]) for w, (j, _) in own])
             for wanted, slot in op.outputs:
-                p, q = _converted(coordinate_at(coordinate, levels[count], s), wanted, levels[count], count, coordinate)
+                p, q = _converted(
+                    coordinate_at(coordinate, *levels[count][:2], s), wanted, levels[count], count, coordinate
+                )
                 stands[slot] = _sum([(p, {op.x: 1.0}), (q, value)])
         elif count in read:
             outputs = dict(op.outputs)
             if kind not in outputs:
                 outputs[kind] = fresh
                 fresh += 1
-            p, q = _converted(kind, coordinate_at(coordinate, levels[count], s), levels[count], count, coordinate)
+            p, q = _converted(kind, coordinate_at(coordinate, *levels[count][:2], s), levels[count], count, coordinate)
             parts[count] = _sum([(p, {op.x: 1.0}), (q, {outputs[kind]: 1.0})])
             ops.append(replace(op, outputs=tuple(outputs.items())))
         else:
@@ -211,7 +172,7 @@ def _sum(parts: Sequence[tuple[float, Mapping[int, float]]]) -> dict[int, float]
 
 
 def _converted(
-    source: Coordinate, target: Coordinate, levels: Levels, number: int, coordinate: str
+    source: Coordinate[float], target: Coordinate[float], levels: Levels, number: int, coordinate: str
 ) -> tuple[float, float]:
     """`conversion` at evaluation `number`, between kinds that must be finite there."""
     p = q = math.nan

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.caching.forecast import OWN, change, lagrange, level, pair, weighted
+from fewstep.caching.forecast import OWN, Node, coordinate_at, level, nodes, weighted, weights
 from fewstep.caching.parts import Part
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
-from fewstep.core.prediction import Prediction, expand, scales
+from fewstep.core.prediction import Prediction, conversion, expand, scales
 from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import Block, replaced
 
@@ -65,7 +65,7 @@ class Recipe:
 class _Notes:
     """What the host knows of what one branch keeps: of each part its evaluations and log-SNRs, the newest last."""
 
-    kept: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    kept: dict[str, list[Node]] = field(default_factory=dict)
     like: Prediction | None = None  # the last answer, without its rows
 
     def only(self, numbers: Sequence[int]) -> _Notes:
@@ -147,13 +147,16 @@ class Cached(Wrapper):
         if part.t is None:
             return None
         before = 0 if self.recipe.offset is None else self.recipe.offset(part)
-        kept = _notes(part, self._key).kept
-        number = part.number + before
-        names = [name for name in self.recipe.schedule(number, len(part.times) + before) if kept.get(name)]
-        if (orders := self.recipe.orders) is not None:
-            wanted = [(name, orders(number, name)) for name in names]
-            return tuple((name, order) for name, order in wanted if order <= len(kept[name]))
-        return tuple((name, min(len(kept[name]), self.order(name))) for name in names)
+        kept, at = _notes(part, self._key).kept, level(self.process, part.t)
+        number, orders = part.number + before, self.recipe.orders
+        found = []
+        for name in self.recipe.schedule(number, len(part.times) + before):
+            if kept.get(name):
+                order = self.order(name) if orders is None else orders(number, name)
+                count = len(nodes(kept[name], at, order))
+                if orders is None or count == order:
+                    found.append((name, count))
+        return tuple(found)
 
     def _begin(self, part: Memory | Rows) -> None:
         if self.recipe.checks is not None:
@@ -242,14 +245,11 @@ class Cached(Wrapper):
         for part in memory.parts():
             kept = _notes(part, self._key).kept.setdefault(name, [])
             here = part.number, level(self.process, _known(part.t))
-            again = bool(kept) and kept[-1][0] == here[0]  # other rows of this evaluation
-            same = [one for one in kept if one[1] == here[1] and one != here]
-            for old in same:  # two evaluations at one time: the later is the better
-                kept.remove(old)
-            if not again:
+            if not kept or kept[-1] != here:  # not the same evaluation with other rows
                 kept.append(here)
-            gone = [*same, *kept[: -self.order(name)]]
-            del kept[: -self.order(name)]
+            needed = {here, *nodes(kept, 0.0, self.order(name))}
+            gone = [node for node in kept if node not in needed]
+            kept[:] = [node for node in kept if node in needed]
             for key in values:
                 fresh = part.get(f"{key} @new")
                 assert fresh is not None
@@ -260,15 +260,14 @@ class Cached(Wrapper):
 
     def _forecast(self, name: str, key: str, count: int, memory: AnyMemory) -> Tensor:
         """What a part would have said: from its last `count` kept answers."""
-        parts = memory.parts()
-        notes = [_notes(part, self._key).kept[name][-count:] for part in parts]
-        rows = [
-            lagrange([snr for _, snr in kept], level(self.process, _known(part.t)))
-            for kept, part in zip(notes, parts, strict=True)
-        ]
+        parts, through, rows = memory.parts(), list[list[Node]](), list[list[float]]()
+        for part in parts:
+            at = level(self.process, _known(part.t))
+            through.append(nodes(_notes(part, self._key).kept[name], at, count))
+            rows.append(weights(through[-1], at))
         values = []
         for k in range(count):
-            found = [part.get(f"{key} @{kept[k][0]}") for part, kept in zip(parts, notes, strict=True)]
+            found = [part.get(f"{key} @{own[k][0]}") for part, own in zip(parts, through, strict=True)]
             tensors = [value for value in found if value is not None]
             if len(tensors) != len(found):
                 raise ValueError(f"what was kept of {name!r} is gone: a run's rows must stay together")
@@ -298,10 +297,9 @@ class Cached(Wrapper):
         """A value of a kind in the recipe's coordinate, or back."""
         if kind == self.recipe.coordinate:
             return value
-        alpha, sigma, dalpha, dsigma = scales(self.process, t.double())
-        data_std = getattr(self, "data_std", None) or 1.0
-        one, other = (pair(name, alpha, sigma, dalpha, dsigma, data_std) for name in (kind, self.recipe.coordinate))
-        p, q = change(one, other, alpha, sigma) if to else change(other, one, alpha, sigma)
+        numbers = scales(self.process, t.double())
+        other = coordinate_at(self.recipe.coordinate, *numbers[:2], getattr(self, "data_std", None) or 1.0)
+        p, q = conversion(kind, other, *numbers) if to else conversion(other, kind, *numbers)
         return torch.addcmul(expand(p, x) * x, expand(q, x), value)
 
     # What the run's report says.

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.caching.ab_cache import ab_cache, check_coordinate, coordinate_at, levels_of, log_snr_of
+from fewstep.caching.ab_cache import ab_cache, levels_of, log_snr_of
+from fewstep.caching.forecast import check_coordinate, coordinate_at
 from fewstep.core.arguments import check_whole
 from fewstep.core.lagrange import lagrange
 from fewstep.core.live import Answer, Live, Loop, around
@@ -77,7 +78,7 @@ def skip(
     s = check_coordinate(coordinate, data_std)
     evaluations = plan.table.evaluations
     scales = [levels_of(e) for e in evaluations]
-    kinds = [coordinate_at(coordinate, level, s) for level in scales]
+    kinds = [coordinate_at(coordinate, *level[:2], s) for level in scales]
     at = [log_snr_of(level) for level in scales]
     enough = [order == 1 or len({level for level in at[:i] if math.isfinite(level)}) >= order for i in range(len(at))]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.caching.budget import WHOLE, Bound, budget, parts_of
 from fewstep.caching.common import OUTPUT, Cached, Recipe
-from fewstep.caching.forecast import lagrange, level, weighted
+from fewstep.caching.forecast import level, weighted, weights
 from fewstep.caching.method import check_alone
 from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
@@ -148,8 +148,8 @@ class Trial:
                         if exact is None or any(value is None for value in values):
                             errors[k] = math.inf
                             continue
-                        weights = lagrange([self.levels[n] for n in nodes[: k + 1]], self.levels[number])
-                        errors[k] += float((weighted(values, weights) - exact).square().sum())  # type: ignore[arg-type]
+                        by = weights([(n, self.levels[n]) for n in nodes[: k + 1]], self.levels[number])
+                        errors[k] += float((weighted(values, by) - exact).square().sum())  # type: ignore[arg-type]
         tried = errors[: len(nodes)]
         return 1 + tried.index(min(tried)) if min(tried) < math.inf else 0
 

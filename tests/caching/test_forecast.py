@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from fewstep.caching.forecast import COORDINATES, FAR, change, lagrange, level, pair, weighted
-from fewstep.core.prediction import scales
+from fewstep.caching.forecast import COORDINATES, check_coordinate, coordinate_at, level, nodes, weighted, weights
+from fewstep.core.prediction import conversion, scales
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
@@ -20,15 +20,23 @@ F64 = torch.float64
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_a_polynomial_of_degree_one_less_is_exact(order):
-    nodes = [-1.3, -0.2, 0.9, 1.1][:order]
+    through = list(enumerate([-1.3, -0.2, 0.9, 1.1][:order]))
 
     def f(u: float) -> float:
         return sum((k + 1) * u**k for k in range(order))
 
     for at in (1.7, -3.0, 0.4):
-        weights = lagrange(nodes, at)
-        assert math.isclose(sum(weights), 1.0, rel_tol=1e-12)
-        assert math.isclose(sum(w * f(u) for w, u in zip(weights, nodes, strict=True)), f(at), rel_tol=1e-12)
+        by = weights(through, at)
+        assert math.isclose(sum(by), 1.0, rel_tol=1e-12)
+        assert math.isclose(sum(w * f(u) for w, (_, u) in zip(by, through, strict=True)), f(at), rel_tol=1e-12)
+
+
+def test_which_evaluations_a_forecast_goes_through():
+    made = [(0, -math.inf), (1, -2.0), (2, -1.0), (4, 0.5), (5, 0.5), (6, 1.0)]
+    assert nodes(made, 1.5, 3) == [(6, 1.0), (5, 0.5), (2, -1.0)]  # of two at one noise level the later
+    assert nodes(made, 1.5, 9) == [(6, 1.0), (5, 0.5), (2, -1.0), (1, -2.0)]  # never pure noise
+    assert nodes(made, math.inf, 3) == nodes(made, 1.5, 1) == [(6, 1.0)]
+    assert nodes(made[:1], -3.0, 2) == [(0, -math.inf)] and weights(nodes(made[:1], -3.0, 2), -3.0) == [1.0]
 
 
 def test_weights_of_rows_of_their_own():
@@ -47,9 +55,9 @@ def test_the_own_coordinate_is_the_output_of_edms_network():
             parameter.add_(0.3 * torch.randn_like(parameter))
     model = NetworkDenoiser(network, EDM(), "x0", (3,), precondition="edm", data_std=0.7)
     x, t = torch.randn(4, 3, dtype=F64), torch.tensor(1.3, dtype=F64)
-    alpha, sigma, dalpha, dsigma = scales(model.process, t)
-    own, x0 = (pair(name, alpha, sigma, dalpha, dsigma, 0.7) for name in ("own", "x0"))
-    p, q = change(x0, own, alpha, sigma)
+    numbers = scales(model.process, t)
+    sigma = numbers[1]
+    p, q = conversion("x0", coordinate_at("own", *numbers[:2], 0.7), *numbers)
     norm = (sigma**2 + 0.49) ** 0.5
     output = network(x / norm, (sigma.log() / 4).expand(4))
     torch.testing.assert_close(p * x + q * model(x, t).value, output)
@@ -59,17 +67,20 @@ def test_the_own_coordinate_is_the_output_of_edms_network():
 def test_there_and_back(name):
     for process in (VP(), Flow(), EDM()):
         numbers = [float(value) for value in scales(process, 0.4)]
-        source, target = pair("x0", *numbers, 0.5), pair(name, *numbers, 0.5)
-        p, q = change(source, target, *numbers[:2])
-        back_p, back_q = change(target, source, *numbers[:2])
+        own = coordinate_at(name, *numbers[:2], 0.5)
+        p, q = conversion("x0", own, *numbers)
+        back_p, back_q = conversion(own, "x0", *numbers)
         assert math.isclose(q * back_q, 1.0, rel_tol=1e-9)
         assert math.isclose(back_p + back_q * p, 0.0, abs_tol=1e-9)
 
 
-def test_v_is_the_own_coordinate_of_unit_data_but_for_its_sign():
-    numbers = [float(value) for value in scales(VP(), 0.4)]
-    assert pair("own", *numbers, 1.0) == pytest.approx([-c for c in pair("v", *numbers, 1.0)])
+def test_pure_noise_and_clean_samples_are_infinite():
+    assert level(Flow(), 1.0) == -math.inf and level(Flow(), 0.0) == math.inf and level(VP(), 0.5) == VP().log_snr(0.5)
 
 
-def test_pure_noise_and_clean_samples_are_far_and_finite():
-    assert level(Flow(), 1.0) == -FAR and level(Flow(), 0.0) == FAR and level(VP(), 0.5) == VP().log_snr(0.5)
+def test_bad_input():
+    with pytest.raises(ValueError, match="unknown coordinate 'ep': did you mean 'eps'"):
+        check_coordinate("ep", None)
+    with pytest.raises(ValueError, match="data_std must be positive and finite, got 0"):
+        check_coordinate("own", 0)
+    assert check_coordinate("own", None) == 1.0

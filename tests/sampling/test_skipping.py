@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from fewstep.caching.ab_cache import ab_cache, coordinate_at, log_snr_of
+from fewstep.caching.ab_cache import ab_cache, log_snr_of
+from fewstep.caching.forecast import coordinate_at
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.live import around
 from fewstep.core.noise import Noise
@@ -110,7 +111,7 @@ class Polynomial(Denoiser):
     def forward(self, x, t, **condition):
         levels = tuple(float(c) for c in scales(self.process, t))
         u = log_snr_of(levels)
-        p, q = conversion(coordinate_at(self.coordinate, levels, STD), "x0", *levels)
+        p, q = conversion(coordinate_at(self.coordinate, *levels[:2], STD), "x0", *levels)
         return Prediction(p * x + q * sum((0.3 * u) ** n for n in range(self.degree + 1)), "x0", x, t, self.process)
 
 
