@@ -48,6 +48,25 @@ class Bound:
         return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
 
 
+class Timetable(tuple[str, ...]):
+    """What runs at each evaluation of a plan, in words; printed as a row an evaluation."""
+
+    times: tuple[float, ...]
+    orders: tuple[int, ...]
+
+    def __new__(cls, rows: Sequence[str], times: Sequence[float], orders: Sequence[int]) -> Timetable:
+        made = super().__new__(cls, rows)
+        made.times, made.orders = tuple(times), tuple(orders)
+        return made
+
+    def __str__(self) -> str:
+        lines = []
+        for number, (row, t, order) in enumerate(zip(self, self.times, self.orders, strict=True)):
+            more = "" if row == WHOLE else f": forecast, order {order}"
+            lines.append(f"{number:>4}  t {t:<10.6g} {row}{more}")
+        return "\n".join(lines)
+
+
 def parts_of(model: Denoiser) -> dict[str, Part]:
     """What may stand still in a model: its output and, where its network has blocks, what lies below each level of a
     UNet, or all of a transformer's blocks but the first, and but the first half."""
@@ -110,13 +129,10 @@ def budget(
 
     def check(part: Memory | Rows) -> None:
         own, n = part.times, before(part)
-        same = 0 <= n < len(times) and all(
-            math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, times[n:], strict=True)
-        )
-        if not (own and same and part.solver == solver):
-            got = (
-                f"{part.solver}, {len(own)} evaluations" if own else f"{part.solver}, whose times are not known before"
-            )
+        same = 0 <= n < len(times) and all(map(math.isclose, own, times[n:]))
+        if not (same and part.solver == solver):
+            count = f"{len(own)} evaluations" + (" at other times" if len(own) == len(times) else "")
+            got = f"{part.solver}, {count if own else 'whose times nobody knows before'}"
             raise ValueError(
                 f"this cache was calibrated for {solver}, {len(times)} evaluations, and the run is {got}: calibrate"
                 " again, or name a cache with an interval"
@@ -130,6 +146,7 @@ def budget(
         checks=check,
         offset=before,
         orders=lambda number, name: orders[number],
-        rows=tuple(rows),
+        rows=Timetable(rows, times, orders),
         bound=None if bound is None else Bound(**bound),  # type: ignore[arg-type]
+        figures=figures,
     )

@@ -47,6 +47,7 @@ class Recipe:
             nothing stands before so many answers are kept.
         rows: the schedule in words, one an evaluation, of a cache that was calibrated.
         bound: what is known of the deviation from the whole model, of such a cache.
+        figures: what else was measured, as JSON.
     """
 
     parts: Mapping[str, Part]
@@ -59,6 +60,7 @@ class Recipe:
     orders: Callable[[int, str], int] | None = None
     rows: Sequence[str] | None = None
     bound: Any = None
+    figures: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -110,7 +112,8 @@ class Cached(Wrapper):
         told = ", ".join(
             f"{name} {value}" for name, value in self.said[1].items() if isinstance(value, int | float | str)
         )
-        return self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")}
+        bound = {} if self.bound is None else {"cache bound": str(self.bound)}
+        return self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")} | bound
 
     @property
     def carries(self) -> bool:
@@ -125,6 +128,11 @@ class Cached(Wrapper):
     def bound(self) -> Any:
         """How near fresh samples are to the whole model's, of a cache that was calibrated; None of others."""
         return self.recipe.bound
+
+    @property
+    def figures(self) -> Mapping[str, Any] | None:
+        """What was measured when it was calibrated, as JSON; None of others."""
+        return self.recipe.figures
 
     def order(self, part: str) -> int:
         """Of a part's forecasts."""

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,33 +179,35 @@ def _branches(memory: Memory) -> list[Memory]:
     return [memory, *(one for branch in memory._branches.values() for one in _branches(branch))]
 
 
-def cheapest(
-    count: int, edges: dict[Edge, Measured], cost: Callable[[Edge], float], allowed: float
-) -> tuple[float, float, list[Edge]]:
-    """The path of edges from evaluation 0 to the end that costs least within an error: cost, error and edges.
+Label = tuple[float, float, tuple[Edge, ...]]  # what a path costs, its error in squares, and its edges
 
-    Errors add in squares. Of each evaluation all pairs of cost and error are kept that no other pair is better than in
-    both; steps to the next evaluation are free of error and cost one evaluation.
+
+def front(count: int, edges: dict[Edge, Measured], cost: Callable[[Edge], float], allowed: float) -> list[Label]:
+    """The paths of edges from evaluation 0 to the end within an error, than which no other is better in both cost and
+    error, cheapest first.
+
+    Errors add in squares; a step to the next evaluation is free of error and costs one. Every evaluation keeps the
+    pairs of cost and error that no other of it is better than.
     """
     by_start: dict[int, list[tuple[Edge, float, float]]] = {}
     for edge, found in edges.items():
         if found.error <= allowed:
             by_start.setdefault(edge.i, []).append((edge, cost(edge), found.error**2))
-    labels: list[list[tuple[float, float, tuple[Edge, ...]]]] = [[] for _ in range(count + 1)]
+    labels: list[list[Label]] = [[] for _ in range(count + 1)]
     labels[0] = [(1.0, 0.0, ())]
-    for i in range(count):
-        best: list[tuple[float, float, tuple[Edge, ...]]] = []
+    for i in range(count + 1):
+        best: list[Label] = []
         for label in sorted(labels[i], key=lambda one: one[:2]):
             if not best or label[1] < best[-1][1]:
                 best.append(label)
+        labels[i] = best
         plain = 1.0 if i + 1 < count else 0.0
-        for spent, square, path in best:
+        for spent, square, path in best if i < count else ():
             labels[i + 1].append((spent + plain, square, path))
             for edge, price, more in by_start.get(i, ()):
                 if square + more <= allowed**2:
                     labels[edge.j].append((spent + price, square + more, (*path, edge)))
-    spent, square, path = min(labels[count], key=lambda one: one[:2])
-    return spent, math.sqrt(square), list(path)
+    return labels[count]
 
 
 def coverage(deviations: Sequence[float], share: float = SHARE, sure: float = SURE) -> float:
@@ -289,7 +291,8 @@ def find_budget(
         reference = run_all(plan, model, fresh[0], fresh[1], seed, fresh[2])
         allowed, tried = error, []
         while True:
-            spent, predicted, path = cheapest(plan.nfe, edges, costs, allowed)
+            spent, square, path = front(plan.nfe, edges, costs, allowed)[0]
+            predicted = math.sqrt(square)
             made = made_of(model, plan, path, edges)
             found = deviation(run_all(plan, made, fresh[0], fresh[1], seed, fresh[2]), reference) if path else 0.0
             tried.append({"allowed": allowed, "predicted": predicted, "error": found, "cost": spent})
@@ -316,7 +319,22 @@ def find_budget(
         "fewer steps": rival,
         "seconds": time.perf_counter() - begin,
     }
-    return made_of(model, plan, path, edges, asdict(bound), figures)
+    made = made_of(model, plan, path, edges, asdict(bound), figures)
+    made.take(replace(made.facts, plan=plan))
+    return made
+
+
+@torch.no_grad()
+def within_cost(model: Denoiser, plan: Plan, cost: float, seed: int, first: int, calibrate: int = 16) -> Cached | None:
+    """The plan's cached run with the least error that costs no more than so many whole evaluations, or None.
+
+    Measured on `calibrate` noises of a stream from `first` on; nothing is verified: that is the caller's.
+    """
+    noise, condition = draw(model, seed, first, calibrate, torch.float32)
+    trial = Trial(model, plan, noise, condition, seed, first)
+    edges = measured(trial, 1.0, _Kept(None, {}), None)
+    found = [label for label in front(plan.nfe, edges, Costs(trial, "flops"), 1.0) if label[0] <= cost + 1e-9]
+    return made_of(model, plan, found[-1][2], edges) if found and found[-1][2] else None
 
 
 def check_asked(
