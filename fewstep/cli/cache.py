@@ -1,4 +1,4 @@
-"""`fewstep cache`: what a plan can do without for an error, as a model folder."""
+"""`fewstep cache`: what a plan can do without for an error, as a model folder; and caches by name, `--cache`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import common, guides
+from fewstep.cli.spec import read_spec
 
 if TYPE_CHECKING:
     from fewstep.caching.common import Cached
+    from fewstep.core.denoiser import Denoiser
+
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD:OPTIONS",
+        help="A cache ('fewstep methods --kind cache'), as deepcache:interval=2,order=2.",
+    ),
+]
 
 
 def cache(
@@ -86,3 +96,13 @@ def told(found: Cached) -> list[str]:
         nearer = "so the cache is nearer" if figures["error"] < rival["error"] else "which is nearer: take them instead"
         lines.append(f"{rival['evaluations']} steps of the same solver deviate by {rival['error']:.2g}, {nearer}")
     return lines
+
+
+def cached(model: Denoiser, asked: str | None) -> Denoiser:
+    """The model under a cache as `--cache` names it, where one is asked for."""
+    if asked is None:
+        return model
+    from fewstep.searching.cache import cache as made
+
+    method, options = read_spec(asked, "--cache")
+    return made(model, method, **options)

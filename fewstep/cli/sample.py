@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import caches, common, guides, pictures
+from fewstep.cli import common, guides, pictures
+from fewstep.cli.cache import Cache, cached
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ def sample(
     guide: guides.Guide = None,
     steer: guides.Steer = None,
     reward: guides.RewardName = None,
-    cache: caches.Cache = None,
+    cache: Cache = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -106,7 +107,7 @@ def sample(
     total = count * max(1, len(said))
     condition = _condition(base, label, said, count) | _pictures(base, init, mask, strength)
     base.check_condition(condition, total, base.device)
-    opened = caches.cached(guides.guided(base, guidance, negative, guide), cache)
+    opened = cached(guides.guided(base, guidance, negative, guide), cache)
     start, share = None, 1.0
     if init is not None and "picture" not in base.conditions:
         opened, start, share = _start(base, opened, init, mask, strength)

@@ -15,17 +15,8 @@ from fewstep.caching.budget import budget
 from fewstep.core.noise import Noise
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.vp import VP
-from fewstep.searching.cache_budget import (
-    Edge,
-    Measured,
-    Trial,
-    coverage,
-    deviation,
-    each_deviation,
-    find_budget,
-    front,
-    within_cost,
-)
+from fewstep.searching.cache_budget import coverage, each_deviation, find_budget, front, within_cost
+from fewstep.searching.cache_edges import Edge, Measured, Trial, deviation
 
 F64 = torch.float64
 
