@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.caching.common import ANSWER, OUTPUT, Recipe
 from fewstep.caching.method import method
 from fewstep.caching.parts import Part, cut, rest, units
+from fewstep.caching.recipe import ANSWER, OUTPUT, Recipe
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.memory import Memory

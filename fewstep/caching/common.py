@@ -10,57 +10,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from fewstep.caching.forecast import OWN, Node, coordinate_at, level, nodes, weighted, weights
-from fewstep.caching.parts import Part
+from fewstep.caching.forecast import Node, coordinate_at, level, nodes, weighted, weights
+from fewstep.caching.parts import Store
+from fewstep.caching.recipe import OUTPUT, Recipe, innermost, moved
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
 from fewstep.core.prediction import Prediction, conversion, expand, scales
 from fewstep.denoisers.operations import operations
-from fewstep.networks.surgery import Block, replaced
+from fewstep.networks.surgery import replaced
 
-OUTPUT = "output"  # the part that is the whole model: at its evaluations nothing is run
-ANSWER = Part(OUTPUT, (), False)
 SHORT = 8  # evaluations of a plan that leaves nothing to save
 Made = TypeVar("Made")
-Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the run, 0 if unknown) -> parts that stand
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a method of caching says of a model: the parts that may stand still, when, and how they are forecast.
-
-    Attributes:
-        parts: by name, the whole answer (`ANSWER`) among them.
-        order: of the forecasts, one number or one a part.
-        never: it leaves nothing out, whatever the run.
-        coordinate: in which the output is forecast.
-        checks: `(memory)` is called at a run's first evaluation.
-        offset: `(memory)` is how many evaluations of the schedule lie before the run's first.
-        orders: `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`;
-            nothing stands before so many answers are kept.
-        rows: the schedule in words, one an evaluation, of a cache that was calibrated.
-        bound: what is known of the deviation from the whole model, of such a cache.
-        figures: what else was measured, as JSON.
-    """
-
-    parts: Mapping[str, Part]
-    schedule: Schedule
-    order: int | Mapping[str, int] = 1
-    never: bool = False
-    coordinate: str = OWN
-    checks: Callable[[Memory | Rows], None] | None = None
-    offset: Callable[[Memory | Rows], int] | None = None
-    orders: Callable[[int, str], int] | None = None
-    rows: Sequence[str] | None = None
-    bound: Any = None
-    figures: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -95,7 +62,7 @@ class Cached(Wrapper):
         inner = model.get_submodule(self._at) if self._at else None
         assert inner is None or isinstance(inner, Denoiser)
         # Beside the table of submodules: it is in `model`.
-        self.__dict__["_inner"] = None if inner is None else Cached(inner, _moved(recipe, f"{self._at}."), said)
+        self.__dict__["_inner"] = None if inner is None else Cached(inner, moved(recipe, f"{self._at}."), said)
         # Shared by copies of it, into which something has put other modules.
         self._key, self._costs = object(), dict[tuple[str, ...], float]()
         self.__dict__["_original"] = self
@@ -118,6 +85,11 @@ class Cached(Wrapper):
     @property
     def carries(self) -> bool:
         return True
+
+    @property
+    def inside(self) -> str:
+        """The path of the denoiser that the cache works around, "" for the model itself."""
+        return self._at
 
     @property
     def schedule(self) -> Sequence[str] | None:
@@ -143,9 +115,9 @@ class Cached(Wrapper):
             return ask(self.model, x, t, memory, condition)
         if self._inner is not None:
             return ask(self._made(memory, ("inside",), self._outer), x, t, memory, condition)
-        return routed(memory, self._decide, self._answer, x, t, condition)
+        return routed(memory, self.decide, self._answer, x, t, condition)
 
-    def _decide(self, part: Memory | Rows) -> tuple[tuple[str, int], ...] | None:
+    def decide(self, part: Memory | Rows) -> tuple[tuple[str, int], ...] | None:
         """The parts that stand at this evaluation, each with how many kept answers its forecast goes through.
 
         None where the host does not know the time: nothing stands, and nothing is kept.
@@ -192,20 +164,30 @@ class Cached(Wrapper):
         if OUTPUT in names:
             found = self._forecast_output(dict(standing)[OUTPUT], x, t, memory)
         else:
-            graft, store = self._made(memory, names, lambda: self._graft(names))
+            graft, store = self._made(memory, names, lambda: self.graft(names))
             try:
-                for name, count in standing:
-                    for key in self.recipe.parts[name].keys:
-                        store[key] = self._forecast(name, key, count, memory)
+                self.fill(standing, store, memory)
                 found = ask(graft, x, t, memory, condition)
-                for name in self._fresh(names):
-                    self._keep(name, {key: store[key] for key in self.recipe.parts[name].keys}, memory)
+                self.settle(names, store, memory)
             finally:
                 store.clear()
             if not names and OUTPUT in self.recipe.parts:
                 self._keep_output(found, memory)
         self._tell(names, memory)
         return found
+
+    def fill(self, standing: tuple[tuple[str, int], ...], store: Store, memory: AnyMemory) -> None:
+        """Put the forecasts of what stands into a store."""
+        for name, count in standing:
+            for key in self.recipe.parts[name].keys:
+                store[key] = self._forecast(name, key, count, memory)
+
+    def settle(self, standing: tuple[str, ...], store: Store, memory: AnyMemory) -> None:
+        """Keep what an evaluation has put into a store."""
+        for name in self._fresh(standing):
+            self._keep(name, {key: store[key] for key in self.recipe.parts[name].keys}, memory)
+        if not standing and OUTPUT in store:
+            self._keep(OUTPUT, {OUTPUT: store[OUTPUT]}, memory)
 
     def _made(self, memory: AnyMemory, names: tuple[str, ...], make: Callable[[], Made]) -> Made:
         """What `make` gives, once a run: anew where something has put other modules into the model since."""
@@ -230,15 +212,22 @@ class Cached(Wrapper):
             if name != OUTPUT and name not in standing and not any(block.path in stood for block in part.blocks)
         ]
 
-    def _graft(self, standing: tuple[str, ...]) -> tuple[Denoiser, dict[str, Tensor]]:
+    def graft(self, standing: tuple[str, ...]) -> tuple[Denoiser, dict[str, Tensor]]:
         """The model with these parts standing and the others kept, and the store that both go through."""
         store: dict[str, Tensor] = {}
-        modules: dict[str, Any] = {}
-        for name in standing:
-            modules |= self.recipe.parts[name].standing(self.model, store)
-        for name in self._fresh(standing):
-            modules |= self.recipe.parts[name].keeping(self.model, store)
-        return self._with(modules), store
+        found, modules = self.model, dict[str, Any]()
+        kept = self._fresh(standing)
+        for name in (*standing, *kept):
+            part = self.recipe.parts[name]
+            make = part.keeping if name in kept else part.standing
+            own = make(found, store)
+            if own.keys() & modules.keys():  # parts that end alike go around each other
+                found, modules = self._with(modules), {}
+                own = make(found, store)
+            modules |= own
+        graft = replaced(found, modules)
+        assert isinstance(graft, Denoiser)
+        return graft, store
 
     def _with(self, modules: dict[str, Any]) -> Denoiser:
         found = replaced(self.model, modules)
@@ -288,7 +277,7 @@ class Cached(Wrapper):
     # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.
 
     def _keep_output(self, found: Prediction, memory: AnyMemory) -> None:
-        self._keep(OUTPUT, {OUTPUT: self._changed(found.value, found.kind, found.x, found.t, to=True)}, memory)
+        self._keep(OUTPUT, {OUTPUT: self.changed(found.value, found.kind, found.x, found.t, to=True)}, memory)
         for name, tensor in found.beside().items():
             memory.keep(f"{OUTPUT} {name}", tensor)
         for part in memory.parts():
@@ -298,10 +287,10 @@ class Cached(Wrapper):
         value = self._forecast(OUTPUT, OUTPUT, count, memory)
         like = _notes(memory.parts()[0], self._key).like
         assert like is not None
-        value = self._changed(value, like.kind, x, t, to=False)
+        value = self.changed(value, like.kind, x, t, to=False)
         return like.replaced(value, x=x, t=t, **{name: memory.get(f"{OUTPUT} {name}") for name in like.beside()})
 
-    def _changed(self, value: Tensor, kind: str, x: Tensor, t: Tensor, to: bool) -> Tensor:
+    def changed(self, value: Tensor, kind: str, x: Tensor, t: Tensor, to: bool) -> Tensor:
         """A value of a kind in the recipe's coordinate, or back."""
         if kind == self.recipe.coordinate:
             return value
@@ -341,9 +330,9 @@ class Cached(Wrapper):
         if self._inner is not None:
             return self._inner.cost(names)
         if names not in self._costs:  # of the model itself: what watches a copy would take the sample for the run's
-            whole, store = self._original._graft(())
+            whole, store = self._original.graft(())
             full = operations(whole)
-            graft, given = self._original._graft(names)
+            graft, given = self._original.graft(names)
             given.update(store)
             self._costs[names] = operations(graft) / full
         return self._costs[names]
@@ -363,32 +352,5 @@ def _notes(part: Memory | Rows, key: Any) -> _Notes:
 
 
 def _known(t: float | None) -> float:
-    assert t is not None  # `_decide` let nothing stand, and nothing is kept, where the host does not know the time
+    assert t is not None  # `decide` let nothing stand, and nothing is kept, where the host does not know the time
     return t
-
-
-def innermost(model: Denoiser, parts: Mapping[str, Part]) -> str:
-    """The path of the innermost denoiser that holds the parts, "" for the model itself.
-
-    Of parts without blocks that is the one that wraps no other.
-    """
-    paths = [part.blocks[-1].path for name, part in parts.items() if name != OUTPUT]
-    if not paths:
-        at, inner = "", model
-        while isinstance(inner, Wrapper) and list(inner.children()) == [inner.model]:
-            at, inner = f"{at}.model" if at else "model", inner.model
-        return at
-    names = paths[0].split(".")
-    holders = [".".join(names[:n]) for n in range(1, len(names))]
-    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
-    return found[-1] if found else ""
-
-
-def _moved(recipe: Recipe, prefix: str) -> Recipe:
-    """The recipe for the denoiser at a path."""
-
-    def block(one: Block) -> Block:
-        return replace(one, path=one.path.removeprefix(prefix))
-
-    parts = {name: replace(part, blocks=tuple(map(block, part.blocks))) for name, part in recipe.parts.items()}
-    return replace(recipe, parts=parts)

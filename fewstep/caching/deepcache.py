@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fewstep.caching.common import Recipe
 from fewstep.caching.method import method
 from fewstep.caching.parts import cut
+from fewstep.caching.recipe import Recipe
 from fewstep.caching.schedule import Keys, every, not_negative, whole_number, within
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method

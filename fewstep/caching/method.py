@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.caching.common import Cached, Recipe
+from fewstep.caching.common import Cached
+from fewstep.caching.recipe import Recipe
 from fewstep.core.denoiser import Denoiser
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.caching.common import Cached
+from fewstep.caching.graphs import Modes
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.run import check_given
-from fewstep.core.sampler import Sampler, begin_run
+from fewstep.core.sampler import Sampler, begin_run, memory_for
 from fewstep.core.table import Table
 
 METHODS = (
@@ -27,7 +29,7 @@ METHODS = (
 
 
 def step(
-    model: Denoiser,
+    model: nn.Module,
     states: Tensor,
     memory: Tensor,
     feed: Tensor,
@@ -59,17 +61,20 @@ class Compiled:
 
     The graph is compiled at the first call and holds no number of the plan: schedules, step counts and warm-up are
     tensors fed to it. It is recompiled only for another batch size, or a solver with other numbers of states, memory
-    rows, outputs or draws per stage.
+    rows, outputs or draws per stage. A cached model has one graph for each way in which it runs an evaluation, the same
+    for all its schedules.
     """
 
-    def __init__(self, plan: Sampler, model: Denoiser, graph: Callable[..., tuple[Tensor, Tensor]]):
-        self.plan, self.model, self._graph = plan, model, graph
+    def __init__(
+        self, plan: Sampler, model: Denoiser, graph: Callable[..., tuple[Tensor, Tensor]], modes: Modes | None = None
+    ):
+        self.plan, self.model, self._graph, self._modes = plan, model, graph, modes
         self.kind: str | None = None
         self._fed: dict[tuple[str, torch.device, torch.dtype], list[tuple[Any, ...]]] = {}
 
     def use(self, plan: Sampler) -> Compiled:
         """Another plan for the same model, with the same graph."""
-        other = Compiled(plan, self.model, self._graph)
+        other = Compiled(plan, self.model, self._graph, self._modes)
         other.kind = self.kind
         return other
 
@@ -93,6 +98,7 @@ class Compiled:
         times, given = table.times(x.device, dtype), table.given(x.device, dtype)
         check_given(table, self.model)
         source, count = Noise(seed, first), 0
+        remembered = None if self._modes is None else memory_for(self.model, len(x), condition, self.plan)
         fed: list[tuple[Any, ...]] | None = None
         for i, stage in enumerate(table.stages):
             if stage.evaluate is None:  # before the first evaluation: only the start's scaling
@@ -111,10 +117,25 @@ class Compiled:
                 for k, (draw, _) in enumerate(stage.draws):
                     drawn[k] = source.normal(draw, tuple(x.shape), x.device, dtype)
             told = {name: v.expand(len(x)) for name, v in given[count].items()} if given else {}
-            here = {**named, **told}
+            here, mode = {**named, **told}, None
+            if self._modes is not None and remembered is not None:
+                remembered.advance(given=table.evaluations[count].given)
+                mode = self._modes.at(remembered, self._kind(x, times[0], here))
             states, memory = self._graph(
-                self.model, states, memory, feed, times[count], slots, pairs, drawn, noise_slots, weights, here
+                self.model if mode is None else mode,
+                states,
+                memory,
+                feed,
+                times[count],
+                slots,
+                pairs,
+                drawn,
+                noise_slots,
+                weights,
+                here,
             )
+            if self._modes is not None and mode is not None and remembered is not None:
+                self._modes.keep(mode, remembered)
             count += 1
         samples = states[table.result].clone()
         if not bool(torch.isfinite(samples).all()):
@@ -178,4 +199,5 @@ def compile(plan: Sampler, model: Denoiser, **options: Any) -> Compiled:
     if own is not None and not plan.fits(own):
         raise ValueError("the plan was made for another process: make it with fs.plan(model.process, ...)")
     _ = plan.table
-    return Compiled(plan, model, torch.compile(step, fullgraph=True, dynamic=False, **options))
+    modes = Modes(model) if isinstance(model, Cached) and not model.inside else None
+    return Compiled(plan, model, torch.compile(step, fullgraph=True, dynamic=False, **options), modes)

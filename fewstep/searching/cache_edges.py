@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fewstep.caching.budget import WHOLE, parts_of
-from fewstep.caching.common import OUTPUT, Cached, Recipe
+from fewstep.caching.common import Cached
 from fewstep.caching.forecast import level, weighted, weights
+from fewstep.caching.recipe import OUTPUT, Recipe
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import read_text
 from fewstep.core.memory import Memory, ask

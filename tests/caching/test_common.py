@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep.caching.common import ANSWER, OUTPUT, Cached, Recipe
+from fewstep.caching.common import Cached
 from fewstep.caching.parts import cut
+from fewstep.caching.recipe import ANSWER, OUTPUT, Recipe
 from fewstep.core.memory import Memory
 from fewstep.core.noise import Noise
 from fewstep.denoisers.gaussian_mixture import GaussianMixture

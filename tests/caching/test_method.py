@@ -7,9 +7,10 @@ import inspect
 import pytest
 
 import fewstep as fs
-from fewstep.caching.common import Cached, Recipe
+from fewstep.caching.common import Cached
 from fewstep.caching.deepcache import deepcache
 from fewstep.caching.method import check_alone, method
+from fewstep.caching.recipe import Recipe
 from fewstep.denoisers.folder import save_model
 from fewstep.guidance.cfg import cfg
 

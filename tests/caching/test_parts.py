@@ -146,6 +146,22 @@ def test_a_cut_leaves_the_finer_levels_alone(name):
     assert store[part.name].shape[2:] == (8, 8)
 
 
+def test_parts_that_end_alike_are_kept_together():
+    from fewstep.caching.common import Cached
+    from fewstep.caching.recipe import Recipe
+
+    model = MODELS["dit"]()
+    parts = {part.name: part for part in (rest(model, 1), rest(model, 2), *each(model).values())}
+    x, t = states()
+    graft, store = Cached(model, Recipe(parts, lambda number, count: ()), ("budget", {})).graft(())
+    with torch.no_grad():
+        assert torch.equal(graft(x, t).value, model(x, t).value) and set(store) == set(parts)
+        alone: dict[str, Tensor] = {}
+        for part in parts.values():
+            replaced(model, part.keeping(model, alone))(x, t)
+    assert all(torch.equal(store[name], alone[name]) for name in parts)
+
+
 def test_units_of_a_transformer():
     ours = units(blocks_of(MODELS["dit"]()))
     assert ours == [[f"block.{i}.attn", f"block.{i}.mlp"] for i in range(3)]
