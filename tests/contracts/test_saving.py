@@ -103,6 +103,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
     "deepcache": lambda make: make(NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2),
+    "token-merging": lambda make: make(attentive(), 0.25, ["mid.attn"], (2, 4), 3),
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),
     "adaptive": lambda make: make(base(), 2.5, 0.1, "cosine"),
     "apg": lambda make: make(base(), 2.5, 0.2, 0.3, -0.5, {"label": 1}, interval=(0.1, 4.0)),
