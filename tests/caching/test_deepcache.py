@@ -9,7 +9,7 @@ import torch
 
 from fewstep.caching.deepcache import DeepCache
 from fewstep.core.noise import Noise
-from fewstep.denoisers.masked import flops
+from fewstep.denoisers.masked import MaskedDenoiser, flops
 from fewstep.guidance.cfg import cfg
 from fewstep.hub.models import load
 from fewstep.networks.surgery import Keep, Skip, Stored, blocks_of, replaced
@@ -69,6 +69,14 @@ def test_guidance_outside_and_inside_are_the_same_bits(digits):
     assert torch.equal(outside.samples, inside.samples)
     assert outside.report["rows"] == inside.report["rows"] == 14
     assert not torch.equal(outside.samples, made(cfg(digits, 2.0), noise(2), label=4))
+
+
+def test_masks_outside_and_inside_are_the_same_bits(digits):
+    made = plan(digits.process, "ddim", 5)
+    masks = {made.moments[1]: ["down.0.res0"], made.moments[3]: ["mid.res0", "mid.attn"]}
+    outside = made(MaskedDenoiser(DeepCache(digits, 3), masks), noise(2), label=4)
+    assert torch.equal(made(DeepCache(MaskedDenoiser(digits, masks), 3), noise(2), label=4), outside)
+    assert not torch.equal(outside, made(DeepCache(digits, 3), noise(2), label=4))
 
 
 @pytest.mark.parametrize("wrap", [lambda m: DeepCache(m, 3), lambda m: cfg(DeepCache(m, 3), 2.0)])
