@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from claims.common import Denoiser, Outcome, compared, gap, over_seeds, plan, slow
+from claims.operations import seconds
 from claims.trained import NetworkDenoiser, fresh
 from fewstep.caching.token_merging import Merging, TokenMerging
 from fewstep.core.noise import Noise
 from fewstep.data.shapes import captions
+from fewstep.denoisers.masked import flops
 from fewstep.hub.models import load
 from fewstep.metrics.shapes_verifier import check
 from fewstep.networks.attention import Identity, attended, attentions
@@ -58,15 +58,10 @@ def _faster(perceptron: bool) -> Any:
     def measure(seed: int) -> Outcome:
         model = _random(seed)
         models = [TokenMerging(model, 0.5, perceptron=perceptron), model]
-        x, t, seconds = Noise(seed).normal(0, (BATCH, *model.shape)), torch.tensor(0.5), [[], []]
+        x, t = Noise(seed).normal(0, (BATCH, *model.shape)), torch.tensor(0.5)
         with torch.no_grad():
             off = gap(*(one(x, t).value for one in models))
-            for _ in range(TURNS):
-                for one, own in zip(models, seconds, strict=True):
-                    begin = time.perf_counter()
-                    one(x, t)
-                    own.append(time.perf_counter() - begin)
-        ours, theirs = map(min, seconds)
+        ours, theirs = seconds([functools.partial(one, x, t) for one in models], TURNS)
         where = "attention and perceptrons" if perceptron else "attention"
         about = (
             f"dit of {(SIDE // 2) ** 2} tokens, width {WIDTH}, depth {DEPTH}, random weights, {BATCH} samples, one"
@@ -99,24 +94,9 @@ def _way(model: Denoiser, way: str, ratio: float) -> Denoiser:
     return {"merged": TokenMerging, "chance": _Chance}[way](model, ratio) if way != "whole" else model
 
 
-@torch.no_grad()
-def _operations(model: Denoiser) -> float:
-    """Of one evaluation of one sample, products and convolutions, attention included."""
-    from torch.utils.flop_counter import sdpa_flop_count
-
-    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={on_cpu: attention}) as counter:
-        x = torch.zeros(1, *model.shape)
-        model(x, torch.tensor(1.0), **model.check_condition({}, 1, x.device))
-    return counter.get_total_flops()
-
-
 def _about(name: str, other: str, ratio: float) -> str:
     model = load(name)
-    whole, ours, theirs = (_operations(_way(model, way, ratio)) for way in ("whole", "merged", other))
+    whole, ours, theirs = (flops(_way(model, way, ratio)) for way in ("whole", "merged", other))
     blocks = len(TokenMerging(model)._names), sum(map(len, attentions(model)))
     return (
         f"embedded {name}, {ratio:.0%} of the tokens merged in {blocks[0]} of {blocks[1]} attentions, {NFE} evaluations"
