@@ -48,20 +48,23 @@ class Bound:
         return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
 
 
-class Timetable(tuple[str, ...]):
+@dataclass(frozen=True)
+class Timetable(Sequence[str]):
     """What runs at each evaluation of a plan, in words; printed as a row an evaluation."""
 
+    rows: tuple[str, ...]
     times: tuple[float, ...]
     orders: tuple[int, ...]
 
-    def __new__(cls, rows: Sequence[str], times: Sequence[float], orders: Sequence[int]) -> Timetable:
-        made = super().__new__(cls, rows)
-        made.times, made.orders = tuple(times), tuple(orders)
-        return made
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.rows[i]
 
     def __str__(self) -> str:
         lines = []
-        for number, (row, t, order) in enumerate(zip(self, self.times, self.orders, strict=True)):
+        for number, (row, t, order) in enumerate(zip(self.rows, self.times, self.orders, strict=True)):
             more = "" if row == WHOLE else f": forecast, order {order}"
             lines.append(f"{number:>4}  t {t:<10.6g} {row}{more}")
         return "\n".join(lines)
@@ -146,7 +149,7 @@ def budget(
         checks=check,
         offset=before,
         orders=lambda number, name: orders[number],
-        rows=Timetable(rows, times, orders),
+        rows=Timetable(tuple(rows), tuple(times), tuple(orders)),
         bound=None if bound is None else Bound(**bound),  # type: ignore[arg-type]
         figures=figures,
     )

@@ -204,6 +204,8 @@ class Cached(Wrapper):
 
     def _fresh(self, standing: tuple[str, ...]) -> list[str]:
         """The parts that an evaluation has run whole: none of their blocks stood."""
+        if OUTPUT in standing:
+            return []
         parts = self.recipe.parts
         stood = {block.path for name in standing for block in parts[name].blocks}
         return [

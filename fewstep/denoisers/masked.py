@@ -59,10 +59,10 @@ class MaskedDenoiser(Wrapper):
     def __init__(self, model: Denoiser, masks: Mapping[float, Collection[str]]):
         super().__init__(model)
         self.masks = {float(t): tuple(names) for t, names in dict(masks).items() if len(names)}
-        self._blocks = _skippable(model) if self.masks else {}
+        blocks = _skippable(model) if self.masks else {}
         for name in (name for names in self.masks.values() for name in names):
-            if name not in self._blocks:
-                raise suggest("block", name, self._blocks)
+            if name not in blocks:
+                raise suggest("block", name, blocks)
 
     def config(self) -> dict[str, Any]:
         return {"model": self.model, "masks": list(self.masks.items())}  # JSON has no numbers for keys
@@ -106,7 +106,11 @@ class MaskedDenoiser(Wrapper):
 
     def _at(self, time: float) -> Denoiser:
         """The model at a time."""
-        found = without(self.model, [self._blocks[name] for name in self.mask(time)])
+        names = self.mask(time)
+        # Where they are now: what goes around this one may have put a cache between it and the network.
+        # A block that is out already may have no name any more.
+        blocks = blocks_of(self.model) if names else {}
+        found = without(self.model, [blocks[name] for name in names if name in blocks])
         assert isinstance(found, Denoiser)
         return found
 

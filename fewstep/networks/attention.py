@@ -97,7 +97,7 @@ class SelfAttention(InPlaceOf):
         return (out + hidden_states if of.residual_connection else out) / of.rescale_output_factor
 
 
-def _places(model: nn.Module, block: Block) -> list[str]:
+def places(model: nn.Module, block: Block) -> list[str]:
     """The paths at which the rules of a block lie."""
     module = model.get_submodule(block.path)
     if module._modules.get("core") is not None and not isinstance(module, SelfAttention):
@@ -151,7 +151,7 @@ def attentions(model: nn.Module) -> list[dict[str, Block]]:
             (SD3, Flux), which has no tokens of the picture alone.
     """
     networks = networks_of(model)
-    found = [{name: block for name, block in blocks.items() if _places(model, block)} for blocks in networks]
+    found = [{name: block for name, block in blocks.items() if places(model, block)} for blocks in networks]
     if any(found):
         return [blocks for blocks in found if blocks]
     joint = {type(model.get_submodule(block.path)).__name__ for b in networks for block in b.values() if block.beside}
@@ -170,7 +170,7 @@ def attended(model: nn.Module, names: Sequence[str], rule: Rule) -> nn.Module:
     """
     parts: dict[str, nn.Module] = {}
     chosen = [block for blocks in networks_of(model) for name, block in blocks.items() if name in names]
-    for path in (path for block in chosen for path in _places(model, block)):
+    for path in (path for block in chosen for path in places(model, block)):
         present = model.get_submodule(path)
         if path.endswith(".core"):
             parts[path] = rule(present, path)

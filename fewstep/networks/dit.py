@@ -44,16 +44,21 @@ class Branch(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = zeroed(nn.Linear(embedding, 3 * width))
 
-    def inner(self, x: Tensor) -> Tensor:
+    def inner(self, x: Tensor, *beside: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def entering(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(x) * (1 + scale) + shift, and the gate (B, 1, W)."""
         scale, shift, gate = self.modulation(embedding)[:, None].chunk(3, dim=2)
-        return x + gate * self.inner(torch.addcmul(shift, self.norm(x), 1 + scale))
+        return torch.addcmul(shift, self.norm(x), 1 + scale), gate
+
+    def forward(self, x: Tensor, embedding: Tensor, *beside: Tensor) -> Tensor:
+        inside, gate = self.entering(x, embedding)
+        return x + gate * self.inner(inside, *beside)
 
 
 class Attention(Branch):
-    """Self-attention over all patches."""
+    """Self-attention over all patches, and to the keys and values (B, L, 2 W) of something `beside` them."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__(width, embedding)
@@ -62,8 +67,8 @@ class Attention(Branch):
         self.core = Attend()
         self.out = nn.Linear(width, width)
 
-    def inner(self, x: Tensor) -> Tensor:
-        return self.out(attend(self.qkv(x), self.heads, core=self.core))
+    def inner(self, x: Tensor, *beside: Tensor) -> Tensor:
+        return self.out(attend(self.qkv(x), self.heads, beside[0] if beside else None, self.core))
 
 
 class Perceptron(Branch):
@@ -75,7 +80,7 @@ class Perceptron(Branch):
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(4 * width, width)
 
-    def inner(self, x: Tensor) -> Tensor:
+    def inner(self, x: Tensor, *beside: Tensor) -> Tensor:
         return self.out(self.dropout(F.gelu(self.wide(x), approximate="tanh")))
 
 
@@ -154,17 +159,24 @@ class DiT(nn.Module):
             "dropout": self.dropout,
         }
 
-    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None) -> Tensor:
+    def tokens(self, x: Tensor) -> Tensor:
+        """A picture's patches, with their places, (B, N, W). Raises ValueError for one of another shape."""
         if x.ndim != 4 or x.shape[1:] != (self.channels, *self.size):
             expected = f"(B, {self.channels}, {self.size[0]}, {self.size[1]})"
             raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")
+        tokens = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
+        return tokens + self.place.to(tokens.dtype)
+
+    def picture(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """The answer (B, C, H, W) in the tokens behind the last block."""
+        scale, shift = self.last_modulation(embedding)[:, None].chunk(2, dim=2)
+        out = self.last(torch.addcmul(shift, self.last_norm(tokens), 1 + scale)).transpose(1, 2)
+        return F.pixel_shuffle(out.unflatten(2, [side // self.patch for side in self.size]), self.patch)
+
+    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None) -> Tensor:
+        tokens = self.tokens(x)
         embedding = F.silu(self.embedding(noise, label, x.shape[0]))
-        patches = F.pixel_unshuffle(x, self.patch)
-        tokens = self.first(patches.flatten(2).transpose(1, 2))
-        tokens = tokens + self.place.to(tokens.dtype)
         for pair in self.block:
             for module in pair.values():  # type: ignore[operator]
                 tokens = module(tokens, embedding)
-        scale, shift = self.last_modulation(embedding)[:, None].chunk(2, dim=2)
-        out = self.last(torch.addcmul(shift, self.last_norm(tokens), 1 + scale))
-        return F.pixel_shuffle(out.transpose(1, 2).reshape(patches.shape), self.patch)
+        return self.picture(tokens, embedding)

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.caching.deepcache import deepcache
 from fewstep.core.noise import Noise
-from fewstep.denoisers.masked import flops
+from fewstep.denoisers.masked import MaskedDenoiser, flops
 from fewstep.guidance.cfg import cfg
 from fewstep.hub.models import load
 from fewstep.networks.blocks import blocks_of
@@ -70,6 +70,14 @@ def test_guidance_outside_and_inside_are_the_same_bits(digits):
     assert torch.equal(outside.samples, inside.samples)
     assert outside.report["rows"] == inside.report["rows"] == 14
     assert not torch.equal(outside.samples, made(cfg(digits, 2.0), noise(2), label=4))
+
+
+def test_masks_outside_and_inside_are_the_same_bits(digits):
+    made = plan(digits.process, "ddim", 5)
+    masks = {made.moments[1]: ["down.0.res0"], made.moments[3]: ["mid.res0", "mid.attn"]}
+    outside = made(MaskedDenoiser(deepcache(digits, 3), masks), noise(2), label=4)
+    assert torch.equal(made(deepcache(MaskedDenoiser(digits, masks), 3), noise(2), label=4), outside)
+    assert not torch.equal(outside, made(deepcache(digits, 3), noise(2), label=4))
 
 
 @pytest.mark.parametrize("wrap", [lambda m: deepcache(m, 3), lambda m: cfg(deepcache(m, 3), 2.0)])

@@ -1,7 +1,8 @@
 """The contract of every cache; a card of the kind enters by itself.
 
 Its rows are those of the contract of wrappers: at work, and at strength zero. Facts: `reads`, it reads the device once
-an evaluation to decide; `network`, the kind of network that it needs.
+an evaluation to decide; `network`, the kind of network that it needs; `keeps` False, it says the same as ever, and
+forecasts nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.sampler import Result
 from fewstep.denoisers.masked import flops
 
-CACHES = {name: card for name, card in WRAPPERS.items() if card.kind == "cache"}
+CACHES = {name: card for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)}
 LABELS = [0, 1, 2]
 N = 12
 

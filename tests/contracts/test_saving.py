@@ -23,6 +23,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.restorer import Restorer
 from fewstep.guidance.known import Region
 from fewstep.networks.mlp import MLP
+from fewstep.networks.reference import ReferenceDiT
 from fewstep.networks.unet import UNet
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.interpolants import Interpolant
@@ -64,6 +65,11 @@ def base(**options: Any) -> NetworkDenoiser:
 
 def attentive() -> NetworkDenoiser:
     return NetworkDenoiser(unet(attention=(4,)), VP(), "v", (2, 4, 4), {"label": Label(3)})
+
+
+def referred() -> NetworkDenoiser:
+    network = shaken(ReferenceDiT(2, 4, 2, 32, 2, 3, references=2))
+    return NetworkDenoiser(network, VP(), "v", (2, 4, 4), {"label": Label(3), "y": Picture((2, 2, 4, 4))})
 
 
 def pairs(d: int) -> torch.Tensor:
@@ -112,6 +118,8 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         {"error": 0.05},
     ),
     "deepcache": lambda make: make(NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2),
+    "token-merging": lambda make: make(attentive(), 0.25, ["mid.attn"], (2, 4), 3),
+    "reference": lambda make: make(referred()),
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),
     "adaptive": lambda make: make(base(), 2.5, 0.1, "cosine"),
     "apg": lambda make: make(base(), 2.5, 0.2, 0.3, -0.5, {"label": 1}, interval=(0.1, 4.0)),

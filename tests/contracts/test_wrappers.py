@@ -34,7 +34,9 @@ from fewstep.processes.interpolants import Interpolant
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 
-WRAPPERS = {card.name: card for card in methods() if card.facts.get("wraps")}
+# Not those that are for one network alone, which their own tests have.
+NETWORKS = (None, "transformer")  # a wrapper of another network has tests of its own
+WRAPPERS = {c.name: c for c in methods() if c.facts.get("wraps") and c.facts.get("network") in NETWORKS}
 SHAPE = (2, 4, 6)
 PICTURE, MASK = torch.linspace(-1, 1, 2 * 8 * 12).reshape(2, 8, 12), torch.zeros(8, 12)
 MASK[:, :4] = 1.0
@@ -96,6 +98,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "fixed": (lambda make, model: make(model, label=1), lambda make, model: make(model, label=1)),
     "deepcache": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
     "budget": (lambda make, model: calibrated(make, model, "output"), lambda make, model: calibrated(make, model)),
+    "token-merging": (lambda make, model: make(model, 0.5), lambda make, model: make(model, 0.0)),
     "compose": (
         lambda make, model: make(model, [copy.deepcopy(model)], [2.0, 1.0]),
         lambda make, model: make(model, [copy.deepcopy(model)], [1.0, 0.0], [1.0, 0.0]),
@@ -127,7 +130,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
 }
 # Inner and outer that do not go together: without conditions there is nothing to fix and nothing to guide by.
 GUIDANCE = {name for name, row in EXAMPLES.items() if row is GUIDED}
-CACHES = [name for name, card in WRAPPERS.items() if card.kind == "cache"]
+CACHES = [name for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)]
 REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *itertools.product(CACHES, CACHES)}
 
 
@@ -233,7 +236,7 @@ def test_shape_dtype_class_and_what_is_said_beside_are_kept(name, dtype, times, 
     assert answer.value.shape == x.shape and answer.value.dtype == dtype and answer.kind == base.kind
     assert type(answer) is SpreadPrediction and answer.fraction.shape == x.shape
     assert answer.x is x and answer.t is t and answer.process is model.process
-    if name != "masked":  # which changes the network, and so the spread
+    if name not in ("masked", "token-merging"):  # which change the network, and so the spread
         torch.testing.assert_close(answer.fraction, base.fraction, rtol=1e-5, atol=2e-6)
 
 
@@ -243,7 +246,7 @@ def test_at_work_it_changes_something(name, model, x):
     with torch.no_grad():
         answer, base = (one(x, torch.tensor(0.4), **asked(one, x)).value for one in (wrapped, model))
         # What needs a run is idle outside one.
-        idle = name in ("fixed", "experts", "diffusehigh") or WRAPPERS[name].kind == "cache"
+        idle = name in ("fixed", "experts", "diffusehigh") or name in CACHES
         assert torch.equal(answer, base) == idle
 
 
