@@ -25,6 +25,7 @@ MEASURED = {
     "universal": ("docs/choose.md",),
     "stochastic": ("docs/choose.md",),
     "guidance": ("docs/choose.md",),
+    "caching": ("docs/caching.md",),
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
