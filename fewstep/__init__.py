@@ -19,7 +19,6 @@ __version__ = "0.1.0"
 # The one list of public names: read by type checkers, and by `_homes`.
 if TYPE_CHECKING:
     from fewstep.acceleration.pipeline import accelerate as accelerate
-    from fewstep.caching.cache import cache as cache
     from fewstep.conditions.label import Label as Label
     from fewstep.conditions.number import Number as Number
     from fewstep.conditions.picture import Picture as Picture
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from fewstep.sampling.mixed import run_mixed as run_mixed
     from fewstep.sampling.parallel import run_parallel as run_parallel
     from fewstep.sampling.sample import sample as sample
+    from fewstep.searching.cache import cache as cache
     from fewstep.searching.compare import compare as compare
     from fewstep.searching.evaluate import evaluate as evaluate
     from fewstep.searching.find_noise import find_noise as find_noise

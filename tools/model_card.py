@@ -1,4 +1,4 @@
-"""Measure an embedded model and write its card: `python tools/model_card.py digits shapes`."""
+"""Measure an embedded model and write its card: `python tools/model_card.py digits digits-dit shapes`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FRECHET_N = 1000
 SCALES = (1.0, 2.0, 4.0)
 
 
-def digits() -> str:
-    name, model = "digits", fs.load("digits")
+def digits(name: str) -> str:
+    model = fs.load(name)
     parameters = sum(p.numel() for p in model.parameters())
     size = (EMBEDDED / name / "model.safetensors").stat().st_size / 1e6
     rows, real = [], None
@@ -46,6 +46,7 @@ def digits() -> str:
             f" | {figures['accuracy']['value']:.3f} |"
         )
     assert real is not None
+    kind, use = ("UNet", "samplers") if name == "digits" else ("transformer", "caches and guidance by attention")
     floor = real["figures"]["frechet"]
     held_out = real["figures"]["validation_frechet"]
     return f"""# {name}
@@ -54,10 +55,10 @@ Handwritten digits of 8x8 pixels in [-1, 1], ten classes, trained with label dro
 a label).
 
 - **Data**: the 1797 digits that ship with scikit-learn (UCI, CC BY 4.0); 1437 to train, 360 held out.
-- **Network**: a UNet of {parameters:,} parameters ({size:.1f} MB), {dict(model.network.config())}.
+- **Network**: a {kind} of {parameters:,} parameters ({size:.1f} MB), {dict(model.network.config())}.
 - **Process**: {model.process.config()}, EDM preconditioning, standard deviation of the data {model.data_std:.3f}.
-- **Recipe**: `fewstep/recipes/digits.toml` (`fewstep train digits --out runs/digits`).
-- **Use**: examples and tests of samplers. Not a general model of handwriting.
+- **Recipe**: `fewstep/recipes/{name}.toml` (`fewstep train {name} --out runs/{name}`).
+- **Use**: examples and tests of {use}. Not a general model of handwriting.
 
 {DIGITS_N} samples with the training labels, against the training split. Frechet distance in pixels; real against real
 gives {floor["floor"]:.3f} (n = {floor["floor_n"]}), the held-out images against the training split
@@ -71,14 +72,14 @@ Written by `tools/model_card.py`.
 """
 
 
-def shapes() -> str:
+def shapes(name: str) -> str:
     from fewstep.data import shapes as data
     from fewstep.metrics.caption_accuracy import caption_accuracy
     from fewstep.metrics.frechet import frechet
 
-    model = fs.load("shapes")
+    model = fs.load(name)
     parameters = sum(p.numel() for p in model.parameters())
-    size = (EMBEDDED / "shapes" / "model.safetensors").stat().st_size / 1e6
+    size = (EMBEDDED / name / "model.safetensors").stat().st_size / 1e6
     # Rows of "train" beyond N_TRAIN are new pictures of combinations trained on; all of "validation" is held out.
     splits = {"seen": ("train", data.N_TRAIN), "held out": ("validation", 0)}
     solvers = ("ddim", "dpmpp-3m")
@@ -139,9 +140,9 @@ Written by `tools/model_card.py`.
 """
 
 
-CARDS = {"digits": digits, "shapes": shapes}
+CARDS = {"digits": digits, "digits-dit": digits, "shapes": shapes}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        write_text(Path(EMBEDDED / name / "README.md"), CARDS[name]())
+        write_text(Path(EMBEDDED / name / "README.md"), CARDS[name](name))
         print((EMBEDDED / name / "README.md").read_text("utf-8"))

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from fewstep.caching.dynamic import Gate, Gated, gated
-from fewstep.caching.forecast import OWN, change, lagrange, level, pair, weighted
+from fewstep.caching.forecast import OWN, changed, lagrange, level, tells, weighted
 from fewstep.caching.parts import Part
 from fewstep.caching.report import tell
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
-from fewstep.core.prediction import Prediction, coefficients, expand, scales
+from fewstep.core.prediction import Prediction
 from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import Block, replaced
 
@@ -40,7 +40,12 @@ class Recipe:
 
     parts: by name; `OUTPUT` needs none. order: of the forecasts, one number or one a part. never: it leaves nothing
     out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a run's first
-    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first.
+    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first. orders:
+    `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`, and nothing
+    stands before so many answers are kept. rows: the schedule in words, one an evaluation, and bound: what is known of
+    the deviation from the whole model, of a cache that was calibrated. gate: what decides for each sample whether its
+    part, which the schedule lets stand, does. around: what else changes in a model that has the network inside, such as
+    its guidance: `(model) -> model`.
     """
 
     parts: Mapping[str, Part]
@@ -50,6 +55,9 @@ class Recipe:
     coordinate: str = OWN
     checks: Callable[[Memory | Rows], None] | None = None
     offset: Callable[[Memory | Rows], int] | None = None
+    orders: Callable[[int, str], int] | None = None
+    rows: Sequence[str] | None = None
+    bound: Any = None
     gate: Gate | None = None
     around: Callable[[Denoiser], Denoiser] | None = None
 
@@ -60,6 +68,11 @@ class _Notes:
 
     kept: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     like: Prediction | None = None  # the last answer, without its rows
+
+    def only(self, numbers: Sequence[int]) -> _Notes:
+        """Of these evaluations alone."""
+        kept = {name: [one for one in found if one[0] in numbers] for name, found in self.kept.items()}
+        return _Notes(kept, self.like)
 
 
 class Cached(Wrapper):
@@ -107,6 +120,16 @@ class Cached(Wrapper):
     def carries(self) -> bool:
         return True
 
+    @property
+    def schedule(self) -> Sequence[str] | None:
+        """What is run at each evaluation, in words, of a cache that was calibrated for a plan; None of others."""
+        return self.recipe.rows
+
+    @property
+    def bound(self) -> Any:
+        """How near fresh samples are to the whole model's, of a cache that was calibrated; None of others."""
+        return self.recipe.bound
+
     def order(self, part: str) -> int:
         """Of a part's forecasts."""
         return self.recipe.order if isinstance(self.recipe.order, int) else self.recipe.order[part]
@@ -132,14 +155,19 @@ class Cached(Wrapper):
             return None
         before = 0 if self.recipe.offset is None else self.recipe.offset(part)
         kept = _notes(part, self._key).kept
-        names = self.recipe.schedule(part.number + before, len(part.times) + before)
-        return tuple((name, min(len(kept[name]), self.order(name))) for name in names if kept.get(name))
+        number = part.number + before
+        names = [name for name in self.recipe.schedule(number, len(part.times) + before) if kept.get(name)]
+        if (orders := self.recipe.orders) is not None:
+            wanted = [(name, orders(number, name)) for name in names]
+            return tuple((name, order) for name, order in wanted if order <= len(kept[name]))
+        return tuple((name, min(len(kept[name]), self.order(name))) for name in names)
 
     def _begin(self, part: Memory | Rows) -> None:
         if self.recipe.checks is not None:
             self.recipe.checks(part)
         n = len(part.times)
-        if 0 < n <= SHORT and self.recipe.gate is None and any(self.recipe.schedule(k, n) for k in range(n)):
+        host = self.recipe.rows is None and self.recipe.gate is None  # neither measured nor decided as it runs
+        if host and 0 < n <= SHORT and any(self.recipe.schedule(k, n) for k in range(n)):
             cost = sum(self.cost(tuple(self.recipe.schedule(k, n)) if k else ()) for k in range(n))
             warnings.warn(
                 f"a plan of {n} evaluations leaves little to save: this cache makes them as dear as {cost:.1f} whole"
@@ -277,9 +305,10 @@ class Cached(Wrapper):
     # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.
 
     def _keep_output(self, found: Prediction, memory: AnyMemory) -> None:
-        if not all(self._tells(found.kind, _known(part.t)) for part in memory.parts()):
+        if not all(tells(self.process, found.kind, _known(part.t)) for part in memory.parts()):
             return
-        self._keep(OUTPUT, {OUTPUT: self._changed(found.value, found.kind, found.x, found.t, to=True)}, memory)
+        value = changed(found.value, found.kind, self.recipe.coordinate, found.x, found.t, self)
+        self._keep(OUTPUT, {OUTPUT: value}, memory)
         for name, tensor in found.beside().items():
             memory.keep(f"{OUTPUT} {name}", tensor)
         for part in memory.parts():
@@ -287,26 +316,10 @@ class Cached(Wrapper):
 
     def _forecast_output(self, count: int, x: Tensor, t: Tensor, memory: AnyMemory) -> Prediction:
         value = self._forecast(OUTPUT, OUTPUT, count, memory)
-        like = _notes(memory.parts()[0], self).like
+        like = _notes(memory.parts()[0], self._key).like
         assert like is not None
-        value = self._changed(value, like.kind, x, t, to=False)
+        value = changed(value, self.recipe.coordinate, like.kind, x, t, self)
         return like.replaced(value, x=x, t=t, **{name: memory.get(f"{OUTPUT} {name}") for name in like.beside()})
-
-    def _tells(self, kind: str, t: float) -> bool:
-        """Whether an answer of this kind has a finite value in the coordinate: eps has none at alpha = 0."""
-        alpha, sigma, *_ = (float(number) for number in scales(self.process, t))
-        a, b = coefficients(kind, *map(float, scales(self.process, t))) if kind != "score" else (0.0, 1.0)
-        return abs(alpha * b - sigma * a) > 1e-12
-
-    def _changed(self, value: Tensor, kind: str, x: Tensor, t: Tensor, to: bool) -> Tensor:
-        """A value of a kind in the recipe's coordinate, or back."""
-        if kind == self.recipe.coordinate:
-            return value
-        alpha, sigma, dalpha, dsigma = scales(self.process, t.double())
-        data_std = getattr(self, "data_std", None) or 1.0
-        one, other = (pair(name, alpha, sigma, dalpha, dsigma, data_std) for name in (kind, self.recipe.coordinate))
-        p, q = change(one, other, alpha, sigma) if to else change(other, one, alpha, sigma)
-        return torch.addcmul(expand(p, x) * x, expand(q, x), value)
 
     def _tell(self, standing: tuple[str, ...], memory: AnyMemory, ran: Sequence[bool] | None = None) -> None:
         """The run's report; ran: for each row whether nothing stood, where that differs."""

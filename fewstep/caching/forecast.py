@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from fewstep.core.prediction import KINDS, Number, coefficients
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.prediction import KINDS, Number, coefficients, expand, scales
 from fewstep.core.process import Process
 
 FAR = 20.0  # pure noise and clean samples, whose log-SNR is infinite, count as this far
@@ -52,6 +54,24 @@ def change(
 
 
 COORDINATES = (OWN, *KINDS)
+
+
+def tells(process: Process, kind: str, t: float) -> bool:
+    """Whether an answer of this kind has a finite value in every coordinate: eps has none at alpha = 0."""
+    alpha, sigma, dalpha, dsigma = (float(number) for number in scales(process, t))
+    a, b = coefficients(kind, alpha, sigma, dalpha, dsigma) if kind != "score" else (0.0, 1.0)
+    return abs(alpha * b - sigma * a) > 1e-12
+
+
+def changed(value: Tensor, source: str, target: str, x: Tensor, t: Tensor, model: Denoiser) -> Tensor:
+    """A value at the state x `(B, *shape)` and time t in another coordinate."""
+    if source == target:
+        return value
+    alpha, sigma, dalpha, dsigma = scales(model.process, t.double())
+    data_std = getattr(model, "data_std", None) or 1.0
+    one, other = (pair(name, alpha, sigma, dalpha, dsigma, data_std) for name in (source, target))
+    p, q = change(one, other, alpha, sigma)
+    return torch.addcmul(expand(p, x) * x, expand(q, x), value)
 
 
 def weighted(values: Sequence[Tensor], weights: Sequence[float] | Tensor) -> Tensor:

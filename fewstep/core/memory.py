@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -134,6 +134,19 @@ class Memory:
             made[key] = make()
         found: Made = made[key]
         return found
+
+    def fork(self, number: int, notes: Callable[[Any], Any]) -> Memory:
+        """A second memory that goes on from evaluation `number` as this one did: the same tensors are kept in all its
+        branches, and `notes(note)` in the place of each note. It counts and reports for itself."""
+        run = replace(self._run, number=number, t=self._run.times[number], seen=0, report={}, made={})
+        return self._forked(run, notes)
+
+    def _forked(self, run: _Run, notes: Callable[[Any], Any]) -> Memory:
+        other = Memory(self.rows)
+        other._run, other.kept = run, dict(self.kept)
+        other.notes = {key: notes(note) for key, note in self.notes.items()}
+        other._branches = {name: branch._forked(run, notes) for name, branch in self._branches.items()}
+        return other
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
         """Put `function(kept)` in the place of every kept tensor `(rows, ...)`, in all branches."""

@@ -55,4 +55,4 @@ def test_pictures_that_say_nothing(fails, tmp_path):
 
 
 def test_no_model(fails):
-    assert fails("info", "digitz") == "unknown model 'digitz': did you mean 'digits'?"
+    assert fails("info", "digitz") == "unknown model 'digitz': did you mean 'digits' or 'digits-dit'?"

@@ -20,7 +20,7 @@ def test_a_recipe_is_found_by_its_name_and_as_it_is_in_a_checkout(name, tmp_path
     monkeypatch.chdir(tmp_path)
     found = {recipe_path(written) for written in (name, f"{name}.toml", f"recipes/{name}.toml", Path(name))}
     assert found == {FOLDER / f"{name}.toml"}
-    assert Recipe.read(recipe_path(name)).data.source == name
+    assert Recipe.read(recipe_path(name)).data.source == name.removesuffix("-dit")
 
 
 def test_a_file_of_ones_own_comes_first_and_other_names_are_refused(tmp_path, monkeypatch):

@@ -1,0 +1,135 @@
+"""A cache calibrated for one plan: which part stands at which of its evaluations, and how near that stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.caching.common import OUTPUT, Recipe
+from fewstep.caching.method import method
+from fewstep.caching.parts import Part, cut, rest, units
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.errors import suggest
+from fewstep.core.memory import Memory
+from fewstep.core.memory import Part as Rows
+from fewstep.core.methods import Method
+from fewstep.networks.blocks import networks_of
+
+METHODS = (
+    Method(
+        "budget",
+        kind="cache",
+        claim="leaves out what a plan can do without for an error that was asked for, measured and bounded",
+        use="budget",
+        facts={"wraps": True},
+    ),
+)
+
+WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A tolerance that holds for a share of fresh samples, as sure as `sure`, whatever the law of the errors.
+
+    The deviations of `noises` exchangeable noises were measured; the least one that at least the share lie below with
+    this confidence is `value`, infinite where so few noises cannot tell.
+    """
+
+    value: float
+    share: float
+    sure: float
+    noises: int
+
+    def __str__(self) -> str:
+        of = f"{10 * self.share:g} of 10" if (10 * self.share).is_integer() else f"{self.share:.0%}"
+        return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
+
+
+def parts_of(model: Denoiser) -> dict[str, Part | None]:
+    """What may stand still in a model: its output and, where its network has blocks, what lies below each level of a
+    UNet, or all of a transformer's blocks but the first, and but the first half."""
+    found: dict[str, Part | None] = {OUTPUT: None}
+    try:
+        blocks = networks_of(model)[0]
+    except ValueError:
+        return found
+    levels = sorted({block.level for block in blocks.values()})
+    for level in levels:
+        try:
+            part = cut(model, level)
+        except ValueError:
+            continue
+        found[part.name] = part
+    chain = units(blocks)
+    if len(levels) == 1 and all(block.skippable for block in blocks.values()):
+        for front in sorted({1, len(chain) // 2}):
+            if 0 < front < len(chain):
+                part = rest(model, front)
+                found[part.name] = part
+    return found
+
+
+@method("budget")
+def budget(
+    model: Denoiser,
+    rows: Sequence[str],
+    times: Sequence[float],
+    orders: Sequence[int],
+    solver: str,
+    bound: Mapping[str, float] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The model with a part left out at each of a plan's evaluations, as `fs.cache(model, error=..., plan=plan)` finds.
+
+    Args:
+        rows: at each evaluation "whole", or the part that stands: "output" (nothing is run), "below level 0" and so on.
+        times: of the evaluations. solver: the plan's name, as a run's memory has it.
+        orders: of the forecast at each evaluation; it stands only where so many answers are kept.
+        bound: the fields of a `Bound`. figures: what was measured, kept for whoever asks.
+
+    The plan may start in the middle (`strength`): the rest of the schedule is kept. Every other plan is refused when it
+    runs, as is a sampler whose times are not known beforehand.
+
+    Raises:
+        ValueError: lists of different lengths, a part that the model does not have.
+    """
+    if not len(rows) == len(times) == len(orders):
+        raise ValueError(f"rows, times and orders differ in length: {len(rows)}, {len(times)} and {len(orders)}")
+    known = parts_of(model)
+    if unknown := [name for name in rows if name != WHOLE and name not in known]:
+        raise suggest("part", unknown[0], known)
+    if any(isinstance(k, bool) or int(k) != k or k < 1 for k in orders):
+        raise ValueError(f"orders must be whole numbers of at least 1, got {list(orders)}")
+    used = {name: known[name] for name in dict.fromkeys(rows) if name != WHOLE}
+
+    def before(part: Memory | Rows) -> int:
+        return len(times) - len(part.times)
+
+    def check(part: Memory | Rows) -> None:
+        own, n = part.times, before(part)
+        same = 0 <= n < len(times) and all(
+            math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, times[n:], strict=True)
+        )
+        if not (own and same and part.solver == solver):
+            got = (
+                f"{part.solver}, {len(own)} evaluations" if own else f"{part.solver}, whose times are not known before"
+            )
+            raise ValueError(
+                f"this cache was calibrated for {solver}, {len(times)} evaluations, and the run is {got}: calibrate"
+                " again, or name a cache with an interval"
+            )
+
+    return Recipe(
+        parts=used,  # type: ignore[arg-type]  # the output has no blocks
+        schedule=lambda number, count: () if rows[number] == WHOLE else (rows[number],),
+        order={name: max(k for row, k in zip(rows, orders, strict=True) if row == name) for name in used},
+        never=not used,
+        checks=check,
+        offset=before,
+        orders=lambda number, name: orders[number],
+        rows=tuple(rows),
+        bound=None if bound is None else Bound(**bound),  # type: ignore[arg-type]
+    )
