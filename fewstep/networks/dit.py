@@ -47,9 +47,14 @@ class Branch(nn.Module):
     def inner(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def modulated(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """What `inner` is given, and the gate of its answer."""
         scale, shift, gate = self.modulation(embedding)[:, None].chunk(3, dim=2)
-        return x + gate * self.inner(torch.addcmul(shift, self.norm(x), 1 + scale))
+        return torch.addcmul(shift, self.norm(x), 1 + scale), gate
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        inside, gate = self.modulated(x, embedding)
+        return x + gate * self.inner(inside)
 
 
 class Attention(Branch):
