@@ -66,7 +66,6 @@ ELSEWHERE = {
     "sampling/common.py": ("sampling/test_multistep.py", "fewstep.sampling.common"),
     "sampling/heavy_ball.py": ("sampling/test_corrections.py", "fewstep.sampling.heavy_ball"),
     "sampling/reversible.py": ("sampling/test_adjoint.py", "fewstep.sampling.reversible"),
-    "sampling/skipping.py": ("sampling/test_corrections.py", "fewstep.sampling.skipping"),
     "sampling/time_shift.py": ("sampling/test_corrections.py", "fewstep.sampling.time_shift"),
     "report/compare.py": ("cli/test_search_compare.py", "compare"),
     "report/search.py": ("cli/test_search_compare.py", "search"),

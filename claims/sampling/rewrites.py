@@ -1,4 +1,4 @@
-"""Claims of what changes a solver or its plan: momentum, skipped evaluations, shifted and adaptive times, clipping."""
+"""Claims of what changes a solver or its plan: momentum, shifted and adaptive times, clipping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from claims.claim import Claim, Outcome, compared, experiment, slow, tolerance
-from claims.common import ENDPOINT, F64, endpoint_error, frechet, gap, plan, sliced
+from claims.common import ENDPOINT, F64, endpoint_error, frechet, plan, sliced
 from claims.duels import duel, orders
 from claims.parts import EDM, VP, Answers, GaussianMixture, Noise, Process
 from claims.problems import Problem, exact, fine, mixture, problem, smooth, spread_grid
@@ -25,12 +25,10 @@ from fewstep.metrics.accuracy import class_accuracy
 from fewstep.sampling.alignment import align
 from fewstep.sampling.compensation import compensate, updates
 from fewstep.sampling.heavy_ball import heavy_ball
-from fewstep.sampling.skipping import reuse, skip
 from fewstep.sampling.tell import tell
 from fewstep.sampling.thresholding import Thresholded
 from fewstep.sampling.time_shift import time_shift
 
-STEPS = 50
 WEIGHT, NFE, N = 7.5, 10, 256
 WINDOW, SHIFT_N = 0.5, 1000
 SCALE, INTERVAL, TOLD = 3.0, (0.28, 2.9), 500  # the paper's interval of sigma, for EDM's process
@@ -189,26 +187,6 @@ def _order(seed: int) -> Outcome:
 
 
 @experiment
-def _against_uniform(seed: int, where: Process | str, solver: str, delta: float, timesteps: str = "log-snr") -> Outcome:
-    """The criterion against evaluations reused at equal distances, at least as many of them made."""
-    on = problem(where, seed)
-    made = plan(on.model.process, solver, STEPS, timesteps)
-    whole, run = on.run(made), on.run(skip(made, delta).run)
-    mean = float(run.report["nfe_per_sample"].double().mean())
-    count = round(mean + 0.5)
-    kept = {round(i * (STEPS - 1) / (count - 1)) for i in range(count)}
-    uniform = reuse(made, [i for i in range(STEPS) if i not in kept])
-    about = f"{solver}, {STEPS} steps, {timesteps}, delta {delta:g}: {mean:.1f} evaluations a sample, {on.about}"
-    figures = gap(run.samples, whole), gap(on.run(uniform), whole)
-    return compared(
-        figures,
-        f"uniform skipping, {uniform.nfe} evaluations",
-        about,
-        unit="relative difference from the run with all evaluations",
-    )
-
-
-@experiment
 def _compared(seed: int, figure: Callable[[Tensor], float], unit: str) -> Outcome:
     """A figure of guided samples, with thresholding and without."""
     guided = cfg(load_model("digits"), WEIGHT)
@@ -305,11 +283,6 @@ CLAIMS = (
     Claim("heavy-ball", "widens the stability of plms", _radius),
     Claim("heavy-ball", "lowers the error of plms at 12 steps on the mixture", _error),
     Claim("heavy-ball", "leaves order 1", _order),
-    Claim("adaptive-diffusion", "beats uniform skipping of ddim on the mixture", _against_uniform(VP(), "ddim", 0.1)),
-    Claim("adaptive-diffusion", "beats uniform skipping of ddim on uniform times, the paper's, on the mixture",
-          _against_uniform(VP(), "ddim", 0.1, "uniform")),
-    *(slow("adaptive-diffusion", f"beats uniform skipping of {solver} on the embedded digits",
-           _against_uniform("digits", solver, 0.2)) for solver in ("ddim", "dpmpp-2m")),
     slow("dynamic-thresholding", "guided samples stay in the data's range",
          _compared(lambda x: float((x.abs() > 1 + 1e-4).double().mean()), "share of pixels out of range")),
     slow("dynamic-thresholding", "guided samples are nearer to the data's distribution",

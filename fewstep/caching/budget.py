@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.caching.common import OUTPUT, Recipe
+from fewstep.caching.calibrate import for_plan
+from fewstep.caching.common import ANSWER, OUTPUT, Recipe
 from fewstep.caching.method import method
 from fewstep.caching.parts import Part, cut, rest, units
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
-from fewstep.core.memory import Memory
-from fewstep.core.memory import Part as Rows
 from fewstep.core.methods import Method
 from fewstep.networks.blocks import networks_of
 
@@ -23,7 +21,7 @@ METHODS = (
         kind="cache",
         claim="leaves out what a plan can do without for an error that was asked for, measured and bounded",
         use="budget",
-        facts={"wraps": True},
+        facts={"wraps": True, "plan": True},
     ),
 )
 
@@ -48,10 +46,10 @@ class Bound:
         return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
 
 
-def parts_of(model: Denoiser) -> dict[str, Part | None]:
+def parts_of(model: Denoiser) -> dict[str, Part]:
     """What may stand still in a model: its output and, where its network has blocks, what lies below each level of a
     UNet, or all of a transformer's blocks but the first, and but the first half."""
-    found: dict[str, Part | None] = {OUTPUT: None}
+    found = {OUTPUT: ANSWER}
     try:
         blocks = networks_of(model)[0]
     except ValueError:
@@ -104,26 +102,9 @@ def budget(
     if any(isinstance(k, bool) or int(k) != k or k < 1 for k in orders):
         raise ValueError(f"orders must be whole numbers of at least 1, got {list(orders)}")
     used = {name: known[name] for name in dict.fromkeys(rows) if name != WHOLE}
-
-    def before(part: Memory | Rows) -> int:
-        return len(times) - len(part.times)
-
-    def check(part: Memory | Rows) -> None:
-        own, n = part.times, before(part)
-        same = 0 <= n < len(times) and all(
-            math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, times[n:], strict=True)
-        )
-        if not (own and same and part.solver == solver):
-            got = (
-                f"{part.solver}, {len(own)} evaluations" if own else f"{part.solver}, whose times are not known before"
-            )
-            raise ValueError(
-                f"this cache was calibrated for {solver}, {len(times)} evaluations, and the run is {got}: calibrate"
-                " again, or name a cache with an interval"
-            )
-
+    check, before = for_plan(times, solver)
     return Recipe(
-        parts=used,  # type: ignore[arg-type]  # the output has no blocks
+        parts=used,
         schedule=lambda number, count: () if rows[number] == WHOLE else (rows[number],),
         order={name: max(k for row, k in zip(rows, orders, strict=True) if row == name) for name in used},
         never=not used,

@@ -1,8 +1,9 @@
-"""What a plan's evaluations of the whole model say of a part of it, for methods that are fitted to a model."""
+"""Caches that are fitted to a model and a plan: what its evaluations say of a part, and that it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.caching.method import check_alone
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.memory import Memory, Part
 from fewstep.core.sampler import Sampler
 from fewstep.networks.surgery import replaced
 
@@ -36,3 +38,30 @@ def watched(
     graft = replaced(model, modules)
     dtype = torch.float64 if noises.dtype == torch.float64 else torch.float32
     plan.run(graft, noises, dtype=dtype, callback=lambda *_: read(store), **condition)  # type: ignore[arg-type]
+
+
+def for_plan(
+    times: Sequence[float], solver: str | None = None
+) -> tuple[Callable[[Memory | Part], None], Callable[[Memory | Part], int]]:
+    """A recipe's `checks` and `offset` for a cache of one plan, whose evaluations are at these times.
+
+    A run may start in the middle of the plan, and then has its rest. Every other is a `ValueError` when it begins, as
+    is a sampler whose times are not known beforehand, or of another name than `solver`, where that is given.
+    """
+
+    def before(part: Memory | Part) -> int:
+        return len(times) - len(part.times)
+
+    def check(part: Memory | Part) -> None:
+        own, n = part.times, before(part)
+        same = 0 <= n < len(times) and all(
+            math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, times[n:], strict=True)
+        )
+        if not (own and same and solver in (None, part.solver)):
+            what = f"{len(own)} evaluations" if own else "whose times are not known before"
+            raise ValueError(
+                f"this cache was calibrated for {solver or 'a plan'}, {len(times)} evaluations, and the run is"
+                f" {part.solver}, {what}: calibrate again, or name a cache with an interval"
+            )
+
+    return check, before

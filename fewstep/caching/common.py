@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 
 from fewstep.caching.dynamic import Gate, Gated, gated
-from fewstep.caching.forecast import OWN, changed, lagrange, level, tells, weighted
+from fewstep.caching.forecast import OWN, Node, coordinate_at, level, nodes, weighted, weights
 from fewstep.caching.parts import Part
 from fewstep.caching.report import tell
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, conversion, expand, scales
 from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import Block, replaced
 
 OUTPUT = "output"  # the part that is the whole model: at its evaluations nothing is run
+ANSWER = Part(OUTPUT, (), False)
 SHORT = 8  # evaluations of a plan that leaves nothing to save
 Made = TypeVar("Made")
 Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the run, 0 if unknown) -> parts that stand
@@ -38,14 +39,19 @@ Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the ru
 class Recipe:
     """What a method of caching says of a model: the parts that may stand still, when, and how they are forecast.
 
-    parts: by name; `OUTPUT` needs none. order: of the forecasts, one number or one a part. never: it leaves nothing
-    out, whatever the run. coordinate: in which the output is forecast. checks: `(memory)` is called at a run's first
-    evaluation. offset: `(memory)` is how many evaluations of the schedule lie before the run's first. orders:
-    `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`, and nothing
-    stands before so many answers are kept. rows: the schedule in words, one an evaluation, and bound: what is known of
-    the deviation from the whole model, of a cache that was calibrated. gate: what decides for each sample whether its
-    part, which the schedule lets stand, does. around: what else changes in a model that has the network inside, such as
-    its guidance: `(model) -> model`.
+    Attributes:
+        parts: by name, the whole answer (`ANSWER`) among them.
+        order: of the forecasts, one number or one a part.
+        never: it leaves nothing out, whatever the run.
+        coordinate: in which the output is forecast.
+        checks: `(memory)` is called at a run's first evaluation.
+        offset: `(memory)` is how many evaluations of the schedule lie before the run's first.
+        orders: `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`;
+            nothing stands before so many answers are kept.
+        rows: the schedule in words, one an evaluation, of a cache that was calibrated.
+        bound: what is known of the deviation from the whole model, of such a cache.
+        gate: what decides for each sample whether its part, which the schedule lets stand, does.
+        around: what else changes in a model that has the network inside, such as its guidance: `(model) -> model`.
     """
 
     parts: Mapping[str, Part]
@@ -66,7 +72,7 @@ class Recipe:
 class _Notes:
     """What the host knows of what one branch keeps: of each part its evaluations and log-SNRs, the newest last."""
 
-    kept: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    kept: dict[str, list[Node]] = field(default_factory=dict)
     like: Prediction | None = None  # the last answer, without its rows
 
     def only(self, numbers: Sequence[int]) -> _Notes:
@@ -154,13 +160,16 @@ class Cached(Wrapper):
         if part.t is None:
             return None
         before = 0 if self.recipe.offset is None else self.recipe.offset(part)
-        kept = _notes(part, self._key).kept
-        number = part.number + before
-        names = [name for name in self.recipe.schedule(number, len(part.times) + before) if kept.get(name)]
-        if (orders := self.recipe.orders) is not None:
-            wanted = [(name, orders(number, name)) for name in names]
-            return tuple((name, order) for name, order in wanted if order <= len(kept[name]))
-        return tuple((name, min(len(kept[name]), self.order(name))) for name in names)
+        kept, at = _notes(part, self._key).kept, level(self.process, part.t)
+        number, orders = part.number + before, self.recipe.orders
+        found = []
+        for name in self.recipe.schedule(number, len(part.times) + before):
+            if kept.get(name):
+                order = self.order(name) if orders is None else orders(number, name)
+                count = len(nodes(kept[name], at, order))
+                if orders is None or count == order:
+                    found.append((name, count))
+        return tuple(found)
 
     def _begin(self, part: Memory | Rows) -> None:
         if self.recipe.checks is not None:
@@ -266,14 +275,11 @@ class Cached(Wrapper):
         for part in memory.parts():
             kept = _notes(part, self._key).kept.setdefault(name, [])
             here = part.number, level(self.process, _known(part.t))
-            again = bool(kept) and kept[-1][0] == here[0]  # other rows of this evaluation
-            same = [one for one in kept if one[1] == here[1] and one != here]
-            for old in same:  # two evaluations at one time: the later is the better
-                kept.remove(old)
-            if not again:
+            if not kept or kept[-1] != here:  # not the same evaluation with other rows
                 kept.append(here)
-            gone = [*same, *kept[: -self.order(name)]]
-            del kept[: -self.order(name)]
+            needed = {here, *nodes(kept, 0.0, self.order(name))}
+            gone = [node for node in kept if node not in needed]
+            kept[:] = [node for node in kept if node in needed]
             for key in values:
                 fresh = part.get(f"{key} @new")
                 assert fresh is not None
@@ -284,15 +290,14 @@ class Cached(Wrapper):
 
     def _forecast(self, name: str, key: str, count: int, memory: AnyMemory) -> Tensor:
         """What a part would have said: from its last `count` kept answers."""
-        parts = memory.parts()
-        notes = [_notes(part, self._key).kept[name][-count:] for part in parts]
-        rows = [
-            lagrange([snr for _, snr in kept], level(self.process, _known(part.t)))
-            for kept, part in zip(notes, parts, strict=True)
-        ]
+        parts, through, rows = memory.parts(), list[list[Node]](), list[list[float]]()
+        for part in parts:
+            at = level(self.process, _known(part.t))
+            through.append(nodes(_notes(part, self._key).kept[name], at, count))
+            rows.append(weights(through[-1], at))
         values = []
         for k in range(count):
-            found = [part.get(f"{key} @{kept[k][0]}") for part, kept in zip(parts, notes, strict=True)]
+            found = [part.get(f"{key} @{own[k][0]}") for part, own in zip(parts, through, strict=True)]
             tensors = [value for value in found if value is not None]
             if len(tensors) != len(found):
                 raise ValueError(f"what was kept of {name!r} is gone: a run's rows must stay together")
@@ -305,10 +310,7 @@ class Cached(Wrapper):
     # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.
 
     def _keep_output(self, found: Prediction, memory: AnyMemory) -> None:
-        if not all(tells(self.process, found.kind, _known(part.t)) for part in memory.parts()):
-            return
-        value = changed(found.value, found.kind, self.recipe.coordinate, found.x, found.t, self)
-        self._keep(OUTPUT, {OUTPUT: value}, memory)
+        self._keep(OUTPUT, {OUTPUT: self._changed(found.value, found.kind, found.x, found.t, to=True)}, memory)
         for name, tensor in found.beside().items():
             memory.keep(f"{OUTPUT} {name}", tensor)
         for part in memory.parts():
@@ -318,8 +320,17 @@ class Cached(Wrapper):
         value = self._forecast(OUTPUT, OUTPUT, count, memory)
         like = _notes(memory.parts()[0], self._key).like
         assert like is not None
-        value = changed(value, self.recipe.coordinate, like.kind, x, t, self)
+        value = self._changed(value, like.kind, x, t, to=False)
         return like.replaced(value, x=x, t=t, **{name: memory.get(f"{OUTPUT} {name}") for name in like.beside()})
+
+    def _changed(self, value: Tensor, kind: str, x: Tensor, t: Tensor, to: bool) -> Tensor:
+        """A value of a kind in the recipe's coordinate, or back."""
+        if kind == self.recipe.coordinate:
+            return value
+        numbers = scales(self.process, t.double())
+        other = coordinate_at(self.recipe.coordinate, *numbers[:2], getattr(self, "data_std", None) or 1.0)
+        p, q = conversion(kind, other, *numbers) if to else conversion(other, kind, *numbers)
+        return torch.addcmul(expand(p, x) * x, expand(q, x), value)
 
     def _tell(self, standing: tuple[str, ...], memory: AnyMemory, ran: Sequence[bool] | None = None) -> None:
         """The run's report; ran: for each row whether nothing stood, where that differs."""

@@ -18,7 +18,7 @@ METHODS = (
         paper="ParaAttention: First Block Cache (Cheng, 2024)",
         claim="runs a transformer's first block, and the others for the samples where its residual has changed",
         use="first_block",
-        facts={"wraps": True, "reads": True},
+        facts={"wraps": True, "network": "transformer", "reads": True},
     ),
     Method(
         "dbcache",
@@ -26,7 +26,7 @@ METHODS = (
         paper="cache-dit: Dual Block Cache (vipshop, 2025)",
         claim="judges by several blocks in front, and corrects by several at the end, which always run",
         use="dbcache",
-        facts={"wraps": True, "reads": True},
+        facts={"wraps": True, "network": "transformer", "reads": True},
     ),
 )
 

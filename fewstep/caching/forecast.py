@@ -1,87 +1,80 @@
-"""Forecasts of what an evaluation would have said, from what the last ones said: polynomials in log-SNR."""
+"""Forecasts of what an evaluation would have said, from what the last ones said: polynomials in log-SNR.
+
+In a coordinate F, and at the log-SNR u of an evaluation that is not made, the forecast is `sum_j w_j F_j` over the last
+k evaluations that were: the value there of the polynomial of degree k - 1 through them (`core.lagrange`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.prediction import KINDS, Number, coefficients, expand, scales
+from fewstep.core.errors import suggest
+from fewstep.core.lagrange import lagrange
+from fewstep.core.prediction import KINDS, Number
 from fewstep.core.process import Process
 
-FAR = 20.0  # pure noise and clean samples, whose log-SNR is infinite, count as this far
 OWN = "own"  # the coordinate in which EDM's networks answer
+COORDINATES = (OWN, *(kind for kind in KINDS if kind != "score"))
+Coordinate = str | tuple[Number, Number]
+Node = tuple[int, float]  # an evaluation that was made: its number and its log-SNR
 
 
-def level(process: Process, t: float) -> float:
-    """The log-SNR `log(alpha / sigma)` at a time, no further from 0 than `FAR`."""
-    return min(max(float(process.log_snr(t)), -FAR), FAR)
+def check_coordinate(coordinate: str, data_std: float | None) -> float:
+    """The standard deviation of the data for a coordinate; `ValueError` for an unknown one or a number that is none."""
+    if coordinate not in COORDINATES:
+        raise suggest("coordinate", coordinate, COORDINATES)
+    if data_std is not None and not 0 < data_std < math.inf:
+        raise ValueError(f"data_std must be positive and finite, got {data_std}")
+    return 1.0 if data_std is None else float(data_std)
 
 
-def lagrange(nodes: Sequence[float], at: float) -> list[float]:
-    """The weights of values at distinct nodes in the polynomial through them, at another place.
+def coordinate_at(coordinate: str, alpha: Number, sigma: Number, data_std: float) -> Coordinate[Number]:
+    """A coordinate at a noise level as `conversion` takes it: the kind's name, or for "own" (a, b) of `a x0 + b eps`.
 
-    One node is reuse, k of them a polynomial of degree k - 1.
+    With `n = sqrt(sigma^2 + alpha^2 s^2)` these are `(sigma / (s n), -alpha s / n)`: what EDM's preconditioning
+    `x0 = alpha s^2 / n^2 x + sigma s / n F` (Karras et al., 2022, Table 1) leaves for F. That is -v where s = 1.
     """
-    return [math.prod((at - other) / (node - other) for other in nodes if other != node) for node in nodes]
-
-
-def pair(
-    name: str, alpha: Number, sigma: Number, dalpha: Number, dsigma: Number, data_std: float
-) -> tuple[Number, Number]:
-    """`(a, b)` of a coordinate `a x0 + b eps`: a kind of prediction or "own".
-
-    "own" is the output F of Karras et al.'s preconditioned network (2206.00364, table 1) for data of standard deviation
-    s, whatever the network answers: from `x0 = alpha s^2 / n^2 x + sigma s / n F` with `n^2 = sigma^2 + alpha^2 s^2`
-    follows `F = (sigma x0 / s - alpha s eps) / n`, which is -v where s = 1.
-    """
-    if name != OWN:
-        return coefficients(name, alpha, sigma, dalpha, dsigma)
+    if coordinate != OWN:
+        return coordinate
     norm = (sigma**2 + (alpha * data_std) ** 2) ** 0.5
     return sigma / (data_std * norm), -alpha * data_std / norm
 
 
-def change(
-    source: tuple[Number, Number], target: tuple[Number, Number], alpha: Number, sigma: Number
-) -> tuple[Number, Number]:
-    """`(P, Q)` with `target = P x + Q source` at the state `x = alpha x0 + sigma eps`, of pairs as `pair` gives."""
-    (a_s, b_s), (a_t, b_t) = source, target
-    det = alpha * b_s - sigma * a_s
-    return (a_t * b_s - b_t * a_s) / det, (alpha * b_t - sigma * a_t) / det
+def level(process: Process, t: float) -> float:
+    """The log-SNR `log(alpha / sigma)` at a time, infinite for pure noise and clean samples."""
+    return float(process.log_snr(t))
 
 
-COORDINATES = (OWN, *KINDS)
+def nodes(before: Sequence[Node], at: float, order: int) -> list[Node]:
+    """Of the evaluations made before, oldest first, those that a forecast at a log-SNR goes through, newest first.
+
+    At most `order`, at different log-SNRs, of which the newest counts. Infinite ones are left out, and where nothing
+    else is there, or `at` itself is infinite, the last evaluation is used again.
+    """
+    found: list[Node] = []
+    if order > 1 and math.isfinite(at):
+        for node in reversed(before):
+            if math.isfinite(node[1]) and all(node[1] != other for _, other in found):
+                found.append(node)
+    return found[:order] or [before[-1]]
 
 
-def tells(process: Process, kind: str, t: float) -> bool:
-    """Whether an answer of this kind has a finite value in every coordinate: eps has none at alpha = 0."""
-    alpha, sigma, dalpha, dsigma = (float(number) for number in scales(process, t))
-    a, b = coefficients(kind, alpha, sigma, dalpha, dsigma) if kind != "score" else (0.0, 1.0)
-    return abs(alpha * b - sigma * a) > 1e-12
+def weights(through: Sequence[Node], at: float) -> list[float]:
+    """The weights of the answers at nodes in their forecast."""
+    return lagrange([snr for _, snr in through], at)
 
 
-def changed(value: Tensor, source: str, target: str, x: Tensor, t: Tensor, model: Denoiser) -> Tensor:
-    """A value at the state x `(B, *shape)` and time t in another coordinate."""
-    if source == target:
-        return value
-    alpha, sigma, dalpha, dsigma = scales(model.process, t.double())
-    data_std = getattr(model, "data_std", None) or 1.0
-    one, other = (pair(name, alpha, sigma, dalpha, dsigma, data_std) for name in (source, target))
-    p, q = change(one, other, alpha, sigma)
-    return torch.addcmul(expand(p, x) * x, expand(q, x), value)
-
-
-def weighted(values: Sequence[Tensor], weights: Sequence[float] | Tensor) -> Tensor:
+def weighted(values: Sequence[Tensor], by: Sequence[float] | Tensor) -> Tensor:
     """The sum of values `(rows, ...)` under weights, one each or `(rows, k)` for rows of their own."""
     total: Tensor | None = None
     for k, value in enumerate(values):
-        if isinstance(weights, Tensor):
-            w = weights[:, k].view(-1, *[1] * (value.ndim - 1))
+        if isinstance(by, Tensor):
+            w = by[:, k].view(-1, *[1] * (value.ndim - 1))
             total = w * value if total is None else total.addcmul_(w, value)
         else:
-            total = weights[k] * value if total is None else total.add_(value, alpha=weights[k])
+            total = by[k] * value if total is None else total.add_(value, alpha=by[k])
     assert total is not None
     return total

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.caching.calibrate import watched
+from fewstep.caching.calibrate import for_plan, watched
 from fewstep.caching.common import Recipe
 from fewstep.caching.method import method
 from fewstep.caching.parts import rest
 from fewstep.caching.schedule import not_negative, share, whole_number
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.memory import Memory, Part
 from fewstep.core.methods import Method
 from fewstep.core.sampler import Sampler
 
@@ -27,7 +26,7 @@ METHODS = (
         arxiv="2506.09045",
         claim="skips evaluations by how the magnitude of what the blocks add was measured to change over a plan",
         use="magcache",
-        facts={"wraps": True},
+        facts={"wraps": True, "network": "transformer", "plan": True},
     ),
 )
 
@@ -50,7 +49,8 @@ def magcache(
     schedule is known before the run. With threshold 0 it is the model itself, bit for bit.
 
     Args:
-        ratios, times: what `calibrate` gives: they hold for one plan, and every other is refused when it runs.
+        ratios, times: what `calibrate` gives: they hold for one plan. Every other is refused when it runs; one that
+            starts in the middle has the rest of the schedule.
         threshold: of the error, summed. most: evaluations in a row at which the blocks stand.
         retention: the fraction of the run that is whole at first.
         order: of the forecast of what is kept; 1 is the paper's reuse.
@@ -71,20 +71,14 @@ def magcache(
         raise ValueError(f"ratios of magnitudes must be above 0, got {list(ratios)}")
     part, skipped = rest(model, 0, 0), frozenset(_skipped(ratios, threshold, most, retention))
 
-    def check(run: Memory | Part) -> None:
-        near = [abs(a - b) <= 1e-6 * max(1.0, abs(b)) for a, b in zip(run.times, times, strict=False)]
-        if len(run.times) != len(times) or not all(near):
-            raise ValueError(
-                f"this cache was calibrated for another plan (of {len(times)} evaluations, the run has"
-                f" {len(run.times)} or other times): calibrate for this plan"
-            )
-
+    check, before = for_plan(times)
     return Recipe(
         {part.name: part},
         lambda number, count: (part.name,) if number in skipped else (),
         order,
         never=not skipped,
         checks=check,
+        offset=before,
     )
 
 

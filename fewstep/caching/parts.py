@@ -35,7 +35,8 @@ class Part:
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of what is kept: two where a joint block passes words on as well."""
-        return (self.name, f"{self.name} words") if self.blocks[-1].beside is not None else (self.name,)
+        joint = bool(self.blocks) and self.blocks[-1].beside is not None
+        return (self.name, f"{self.name} words") if joint else (self.name,)
 
     def keeping(self, model: nn.Module, store: Store) -> dict[str, nn.Module]:
         """The modules, by path, that run the stretch and put into `store` what is kept."""

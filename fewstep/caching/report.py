@@ -43,7 +43,8 @@ def tell(memory: AnyMemory, key: Hashable, kind: str, cost: float | None, ran: S
         again = part.number in told.seen  # another branch of guidance, or other rows
         told.seen.add(part.number)
         if ran is not None:
-            whole, other = (len(told.seen) * many / told.rows for many in (told.whole, told.rows - told.whole))
+            whole = len(told.seen) * told.whole / told.rows
+            other = len(told.seen) - whole
             report |= dict.fromkeys(KINDS, 0) | {"whole": _tidy(whole), kind: _tidy(other)}
             if cost is not None:
                 report["cost"] = whole + other * cost

@@ -30,7 +30,7 @@ METHODS = (
         arxiv="2411.19108",
         claim="leaves out all blocks until what the first one attends to, step by step, has changed enough",
         use="teacache",
-        facts={"wraps": True, "reads": True},
+        facts={"wraps": True, "network": "transformer", "reads": True},
     ),
 )
 

@@ -202,7 +202,9 @@ def _exact(config: str, n: int) -> tuple[Process, list[float], Array]:
 def _orders(plan: Program) -> tuple[float | None, float | None]:
     """The measured order of the plan's solver, and that of its single steps."""
     try:
-        function = find(plan.name, "solver")
+        how = plan.about.get("rewritten", {})
+        again = how.get("to") == plan.name  # unless something else was done to it afterwards
+        function = find(how["from"] if again else plan.name, "solver")
         if plan.stochastic:
             return None, None
         errors, defects = [], []
@@ -211,12 +213,13 @@ def _orders(plan: Program) -> tuple[float | None, float | None]:
             traced = Trace(process)
             ops, result = traced.program(function(traced, process, times, **plan.about.get("options", {})))
             start_at = process.alpha(times[0]), process.sigma(times[0])
-            made = replace(plan, ops=ops, result=result, times=tuple(times), start=start_at)
+            solved = replace(plan, ops=ops, result=result, times=tuple(times), start=start_at)
+            made = find(how["by"], "rewrite")(solved, **how["options"]) if again else solved
             start = exact[0]
             ends = list(_play(made, start, lambda op, x: _x0(*_level(op.scales), x), _no_draw))
             errors.append(float(np.abs(ends[-1][1][made.result] - exact[-1]).max()))
-            defects.append(_defect(made, process, times, exact))
-    except (ValueError, TypeError, ArithmeticError):
+            defects.append(_defect(made, solved, times, exact))
+    except (ValueError, TypeError, ArithmeticError, LookupError):
         return None, None  # not a solver by name, options that it no longer takes, or a table without these levels
 
     def slope(values: list[float]) -> float | None:
@@ -231,15 +234,16 @@ def _no_draw(op: Draw) -> Array:
     raise ValueError("a plan that draws noise has no order")
 
 
-def _defect(plan: Program, process: Process, times: list[float], exact: Array) -> float:
-    """The median error of single steps in the second half, each from exact states at the grid's times."""
-    states = grid_states(plan)
+def _defect(plan: Program, solved: Program, times: list[float], exact: Array) -> float:
+    """The median error of single steps in the second half, each from exact states at the grid's times; where these are
+    is read off the plan as it was `solved`, before a rewrite that leaves out evaluations."""
+    states = grid_states(solved)
     at = {slot: k for k, (slot, _) in enumerate(states)}
     if len(states) != len(times):
         raise ValueError("a state is on no noise level of the grid")
     # States computed earlier at the same level (predictions to be corrected) are exact, too, where they are read.
     of_level = {level: k for k, (_, level) in enumerate(states)}
-    every = {slot: of_level[level] for slot, level in levels(plan).items() if level in of_level} | at
+    every = {slot: of_level[level] for slot, level in levels(solved).items() if level in of_level} | at
     errors = {}
     for op, values in _play(plan, exact[0], lambda op, x: _x0(*_level(op.scales), x), _no_draw):
         if (k := every.get(op.slot)) is not None:

@@ -22,13 +22,17 @@ Number = TypeVar("Number", float, Tensor)
 KINDS = ("x0", "eps", "v", "velocity", "score", "flow")
 
 
-def coefficients(kind: str, alpha: Number, sigma: Number, dalpha: Number, dsigma: Number) -> tuple[Number, Number]:
-    """`(a, b)` with `value = a x0 + b eps`.
+def coefficients(
+    kind: str | tuple[Number, Number], alpha: Number, sigma: Number, dalpha: Number, dsigma: Number
+) -> tuple[Number, Number]:
+    """`(a, b)` with `value = a x0 + b eps`, by the name of the kind; the pair itself stands for a kind without a name.
 
     x0 (1, 0); eps (0, 1); v (-sigma, alpha) (Salimans & Ho, 2022); velocity (alpha', sigma'), which is `eps - x0` for
     the rectified flow; score (0, -1/sigma), infinite at sigma = 0; flow (-1, 1), the rectified flow's velocity
     `eps - x0` under any process.
     """
+    if isinstance(kind, tuple):
+        return kind
     one, zero = alpha * 0 + 1, alpha * 0
     if kind == "x0":
         return one, zero
@@ -46,9 +50,17 @@ def coefficients(kind: str, alpha: Number, sigma: Number, dalpha: Number, dsigma
 
 
 def conversion(
-    source: str, target: str, alpha: Number, sigma: Number, dalpha: Number, dsigma: Number
+    source: str | tuple[Number, Number],
+    target: str | tuple[Number, Number],
+    alpha: Number,
+    sigma: Number,
+    dalpha: Number,
+    dsigma: Number,
 ) -> tuple[Number, Number]:
-    """`(P, Q)` with `target = P x + Q source`: the solution of `P (alpha, sigma) + Q (a_s, b_s) = (a_t, b_t)`."""
+    """`(P, Q)` with `target = P x + Q source`: the solution of `P (alpha, sigma) + Q (a_s, b_s) = (a_t, b_t)`.
+
+    Both are kinds by name, or pairs `(a, b)` of numbers of the type of alpha.
+    """
     if source == target:
         return alpha * 0, alpha * 0 + 1
     if source == "score" or target == "score":  # through eps = -sigma score: finite at sigma = 0 towards eps

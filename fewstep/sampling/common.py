@@ -26,6 +26,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from fewstep.core.lagrange import lagrange
 from fewstep.core.process import Process
 from fewstep.core.trace import SymbolicPrediction, Trace, Value
 
@@ -64,16 +65,6 @@ def gauss(n: int) -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * (nodes + 1), 0.5 * weights
 
 
-def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
-    """The Lagrange basis of `nodes` at the points `at`: shape `(len(nodes), len(at))`."""
-    basis = np.ones((len(nodes), len(at)))
-    for j, node in enumerate(nodes):
-        for k, other in enumerate(nodes):
-            if k != j:
-                basis[j] *= (at - other) / (node - other)
-    return basis
-
-
 def _mu(kind: str, alpha: float, sigma: float) -> float:
     if kind == "eps":
         return sigma / alpha
@@ -100,7 +91,8 @@ def step_weights(
     if frame.variable == "mu":
         low, high = _mu(kind, *at), _mu(kind, *to)
         points, weights = gauss(len(nodes) // 2 + 1)
-        basis = lagrange([_mu(kind, process.alpha(t), process.sigma(t)) for t in nodes], low + (high - low) * points)
+        values = [_mu(kind, process.alpha(t), process.sigma(t)) for t in nodes]
+        basis = np.stack(lagrange(values, low + (high - low) * points))
         means = basis @ weights
         if kind == "v":  # the polynomial is that of v / r
             means = means / [math.hypot(process.alpha(t), process.sigma(t)) for t in nodes]
@@ -115,9 +107,9 @@ def step_weights(
     else:
         measure = to[0] * (1 + frame.eta) * np.exp((1 + frame.eta) * (log_snr - stop))
     if frame.variable == "log_snr":
-        basis = lagrange([process.log_snr(t) for t in nodes], log_snr)
+        basis = np.stack(lagrange([process.log_snr(t) for t in nodes], log_snr))
     else:
-        basis = lagrange(list(nodes), process.time(torch.from_numpy(log_snr)).numpy())
+        basis = np.stack(lagrange(list(nodes), process.time(torch.from_numpy(log_snr)).numpy()))
     return scale_b / scale_a * math.exp(-frame.eta * h), list(basis @ (weights * measure * h))
 
 

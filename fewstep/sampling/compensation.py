@@ -6,15 +6,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from fewstep.core.lagrange import lagrange
 from fewstep.core.methods import Method
 from fewstep.core.ops import Combine, Evaluate, one_level
 from fewstep.core.plan import Plan, as_plan
 from fewstep.core.prediction import KINDS
 from fewstep.core.record import rewrite
 from fewstep.core.sampler import Sampler
-from fewstep.sampling.common import lagrange
 
 METHODS = (
     Method(
@@ -92,11 +90,10 @@ def _compensated(plan: Plan, ratios: Sequence[float], points: int) -> Plan:
             nodes = [e for e in nodes if kind in outputs[e] or one_level(evaluations[e].scales[0]) > 0]
             if len(nodes) < 2:
                 continue
-            at = np.array([rho * t + (1 - rho) * last])
-            weights = lagrange([evaluations[e].t for e in nodes], at)[:, 0]
+            weights = lagrange([evaluations[e].t for e in nodes], rho * t + (1 - rho) * last)
             for e in nodes:  # the numbers of new slots do not depend on the ratios
                 outputs[e].setdefault(kind, slots + e * len(KINDS) + KINDS.index(kind))
-            moved[slot] = {outputs[e][kind]: float(w) for e, w in zip(nodes, weights, strict=True)}
+            moved[slot] = {outputs[e][kind]: w for e, w in zip(nodes, weights, strict=True)}
 
     for op in plan.ops:
         if isinstance(op, Evaluate):

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.core.lagrange import lagrange
 from fewstep.core.live import Live
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
-from fewstep.sampling.common import Frame, ddim, gauss, lagrange, step_weights
+from fewstep.sampling.common import Frame, ddim, gauss, step_weights
 from fewstep.sampling.statistics import Statistics, load_statistics
 
 METHODS = (
@@ -39,7 +40,7 @@ _KEPT = 256  # steps whose coefficients are kept at most
 def _spectral() -> tuple[np.ndarray, Tensor, Tensor]:
     """Gauss nodes on [0, 1], the integrals of their Lagrange basis from 0 to each node, and to 1."""
     nodes, weights = gauss(_NODES)
-    to_node = np.stack([c * (lagrange(list(nodes), c * nodes) @ weights) for c in nodes])
+    to_node = np.stack([c * (np.stack(lagrange(list(nodes), c * nodes)) @ weights) for c in nodes])
     return nodes, torch.from_numpy(to_node), torch.from_numpy(weights)
 
 
@@ -66,7 +67,7 @@ class _Path:
             inner_b = drift + width * torch.tensordot(to_node, push, 1)
             if nodes:
                 grown = width * torch.exp(line + inner_l + rate + inner_s)
-                basis = torch.from_numpy(lagrange(list(nodes), log_snr)) * weights
+                basis = torch.from_numpy(np.stack(lagrange(list(nodes), log_snr))) * weights
                 moments = [m + torch.tensordot(row, grown, 1) for m, row in zip(moments, basis, strict=True)]
                 pushed = pushed + torch.tensordot(weights, grown * inner_b, 1)
             line, rate = (v + width * torch.tensordot(weights, w, 1) for v, w in ((line, l), (rate, s)))

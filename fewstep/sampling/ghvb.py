@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from fewstep.core.lagrange import lagrange
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.core.trace import Trace, Value
-from fewstep.sampling.common import Frame, Point, lagrange, step, step_weights
+from fewstep.sampling.common import Frame, Point, step, step_weights
 
 METHODS = (
     Method(
@@ -90,7 +91,7 @@ def _step(
     """
     nodes = log_snrs[-len(means) :]
     scale, wanted = step_weights(process, frame, a, b, [process.time(node) for node in nodes])
-    basis = lagrange(nodes, np.array(log_snrs))
+    basis = np.stack(lagrange(nodes, np.array(log_snrs)))
     held = np.array([basis[:, : len(shares)] @ shares for _, shares in means])
     value = x * scale
     for c, (mean, _) in zip(np.linalg.solve(held.T, wanted), means, strict=True):

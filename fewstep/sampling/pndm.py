@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
+from fewstep.core.lagrange import lagrange
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.core.trace import Trace, Value
-from fewstep.sampling.common import ddim, gauss, lagrange
+from fewstep.sampling.common import ddim, gauss
 
 _PAPER = "Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022)"
 METHODS = (
@@ -52,7 +55,7 @@ def _mix(history: Sequence[tuple[float, Value]], b: float, order: int = 4) -> Va
     """
     nodes = [t for t, _ in history[-order:]]
     points, weights = gauss(order // 2 + 1)
-    means = lagrange(nodes, nodes[-1] + (b - nodes[-1]) * points) @ weights
+    means = np.stack(lagrange(nodes, nodes[-1] + (b - nodes[-1]) * points)) @ weights
     return sum((eps * w for (_, eps), w in zip(history[-order:], means, strict=True)), start=Value({}))
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.caching.ab_cache import ab_cache, levels_of, log_snr_of
+from fewstep.caching.forecast import check_coordinate, coordinate_at
+from fewstep.core.arguments import check_whole
+from fewstep.core.lagrange import lagrange
 from fewstep.core.live import Answer, Live, Loop, around
 from fewstep.core.methods import Method
-from fewstep.core.ops import Combine, Evaluate, Op, one_level, slots_of
-from fewstep.core.plan import Plan, as_plan
+from fewstep.core.plan import Plan
 from fewstep.core.prediction import conversion
-from fewstep.core.record import rewrite
 from fewstep.core.sampler import Sampler
 
 METHODS = (
@@ -24,7 +25,7 @@ METHODS = (
         kind="executor",
         paper="Training-Free Adaptive Diffusion with Bounded Difference Approximation Strategy (Ye et al., 2024)",
         arxiv="2410.09873",
-        claim="reuses the last noise prediction, sample by sample, while the states' third difference is small",
+        claim="reuses or forecasts predictions, sample by sample, while the states' third difference is small",
         use="skip",
     ),
 )
@@ -33,49 +34,22 @@ METHODS = (
 def reuse(plan: Sampler, skipped: Collection[int]) -> Plan:
     """The plan without some of its evaluations (numbers from 0): the last eps before each is used in its place.
 
-    The same skipping for every sample, so it is a plan again: the evaluation is replaced by combinations.
+    The same skipping for every sample, so it is a plan again: `ab_cache` of order 1 in eps.
 
     Raises:
         ValueError: the first evaluation among the skipped, or one at alpha = 0, where eps says nothing about x0.
     """
-    return rewrite(as_plan(plan), lambda band: _reused(band, skipped))
+    return ab_cache(plan, skipped=skipped, order=1, coordinate="eps")
 
 
-def _reused(plan: Plan, skipped: Collection[int]) -> Plan:
-    if wrong := [i for i in skipped if not 0 < i < plan.nfe]:
-        raise ValueError(f"evaluations 1 to {plan.nfe - 1} can be skipped, not {wrong[0]}")
-    fresh = 1 + max([plan.result, *(slot for op in plan.ops for slot in slots_of(op))])
-    ops: list[Op] = []
-    eps, count = -1, -1
-    for op in plan.ops:
-        if not isinstance(op, Evaluate):
-            ops.append(op)
-            continue
-        count += 1
-        if count not in skipped:
-            outputs = dict(op.outputs)
-            if "eps" not in outputs:
-                outputs["eps"] = fresh
-                fresh += 1
-            eps = outputs["eps"]
-            ops.append(replace(op, outputs=tuple(outputs.items())))
-            continue
-        alpha, sigma, dalpha, dsigma = _floats(op)
-        if alpha == 0:
-            raise ValueError(f"evaluation {count} is at alpha = 0, where eps says nothing of x0: it cannot be skipped")
-        for kind, slot in op.outputs:
-            p, q = conversion("eps", kind, alpha, sigma, dalpha, dsigma)
-            ops.append(Combine(slot, ((op.x, p), (eps, q))))
-    about = dict(plan.about) | {"solver": f"{plan.name}, {len(set(skipped))} skipped"}
-    return replace(plan, ops=tuple(ops), about=about)
-
-
-def _floats(op: Evaluate) -> tuple[float, float, float, float]:
-    alpha, sigma, dalpha, dsigma = (one_level(scale) for scale in op.scales)
-    return alpha, sigma, dalpha, dsigma
-
-
-def skip(plan: Sampler, delta: float = 0.05, most: int = 4) -> Loop:
+def skip(
+    plan: Sampler,
+    delta: float = 0.05,
+    most: int = 4,
+    order: int = 1,
+    coordinate: str = "eps",
+    data_std: float | None = None,
+) -> Loop:
     """A plan that leaves out evaluations where it can (Algorithm 1 of the paper), for every solver.
 
     A sample's evaluation is skipped, and its last eps used instead, when the last four states that the network was or
@@ -83,34 +57,65 @@ def skip(plan: Sampler, delta: float = 0.05, most: int = 4) -> Loop:
     |first difference|`, but never more than `most` times in a row, nor among the first three evaluations. The
     decision is each sample's own; a call evaluates those that need it.
 
+    With an order k above 1, which the paper has not, what stands in is the forecast of `fewstep.caching.ab_cache`
+    through the sample's own last k evaluations: the polynomial in log-SNR, in a coordinate. None is skipped before k
+    evaluations at different levels have been made; those at alpha = 0 or sigma = 0 are always made and forecast from
+    never.
+
+    Args:
+        order, coordinate, data_std: of what stands in, as in `ab_cache`.
+
     Returns:
         A loop with the plan's signature. `Result.report` holds `nfe_per_sample` `(B,)` and `skipped` `(evaluations,
         B)`, booleans; `Result.nfe` counts the calls.
 
     Raises:
-        ValueError: a negative delta, `most` below 1, a plan with no operations.
+        ValueError: a negative delta, `most` or `order` below 1, an unknown coordinate, a plan with no operations.
     """
     if not delta >= 0:
         raise ValueError(f"delta must not be negative, got {delta}")
-    if isinstance(most, bool) or int(most) != most or most < 1:
-        raise ValueError(f"most must be a whole number of at least 1, got {most!r}")
+    most, order = check_whole("most", most), check_whole("order", order)
+    s = check_coordinate(coordinate, data_std)
     evaluations = plan.table.evaluations
-    scales = [_floats(e) for e in evaluations]
+    scales = [levels_of(e) for e in evaluations]
+    kinds = [coordinate_at(coordinate, *level[:2], s) for level in scales]
+    at = [log_snr_of(level) for level in scales]
+    enough = [order == 1 or len({level for level in at[:i] if math.isfinite(level)}) >= order for i in range(len(at))]
+
+    def known(i: int) -> bool:
+        """Whether the coordinate is kept at evaluation i, and may be forecast there."""
+        return math.isfinite(at[i]) if order > 1 else scales[i][1] > 0
 
     def solver(live: Live, play: Callable[[Answer], Tensor]) -> Tensor:
         x = live.start()
         states: list[Tensor] = []
-        eps, last = torch.zeros_like(x), ""
+        # Of each sample, oldest first: what is forecast from, and its log-SNRs, not a number where there is none.
+        history, last = [torch.zeros_like(x)] * order, ""
+        nodes = torch.full((order, len(x)), math.nan, dtype=torch.float64, device=x.device)
         in_a_row = torch.zeros(len(x), dtype=torch.long, device=x.device)
         skipped: list[Tensor] = []
 
+        def forecast(i: int) -> Tensor:
+            weights = lagrange(list(nodes), torch.full_like(nodes[0], at[i]))
+            parts = [w.to(x.dtype).view(-1, *[1] * (x.ndim - 1)) * f for w, f in zip(weights, history, strict=True)]
+            return sum(parts[1:], start=parts[0])
+
+        def keep(i: int, fresh: Tensor, made: Tensor) -> None:
+            """The history with what the samples `made` `(B,)` evaluated, in place of one at the same level or else of
+            the oldest."""
+            old = [*history, fresh], torch.cat([nodes, torch.full_like(nodes[:1], at[i])])
+            for j in range(order):
+                moved = made & ~(old[1][j + 1 : order] == at[i]).any(0)
+                history[j] = torch.where(moved.view(-1, *[1] * (x.ndim - 1)), old[0][j + 1], old[0][j])
+                nodes[j] = torch.where(moved, old[1][j + 1], old[1][j])
+
         def answer(live: Live, i: int, x: Tensor) -> tuple[Tensor, str]:
-            nonlocal states, eps, in_a_row, last
+            nonlocal states, in_a_row, last
             t, kind = evaluations[i].t, last
             given: dict[str, Any] = dict(evaluations[i].given)
             states = [*states[-3:], x / math.hypot(*scales[i][:2])]
             smooth = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-            if delta > 0 and len(skipped) >= 3:
+            if delta > 0 and len(skipped) >= 3 and enough[i] and (order == 1 or known(i)):
                 a, b, c, d = states
                 third = (d - 3 * c + 3 * b - a).flatten(1).norm(dim=1)
                 smooth = (third < delta * (d - c).flatten(1).norm(dim=1)) & (in_a_row < most)
@@ -120,15 +125,14 @@ def skip(plan: Sampler, delta: float = 0.05, most: int = 4) -> Loop:
                 prediction = live.evaluate(x, t, **given)
                 kind, value = prediction.kind, prediction.value
             else:  # reading from the device which samples to evaluate is what saves the evaluations
-                p, q = conversion("eps", kind, *scales[i])
-                value = p * x + q * eps
+                p, q = conversion(kinds[i], kind, *scales[i])
+                value = p * x + q * forecast(i)
                 rows = (~smooth).nonzero().squeeze(1)
                 if len(rows):
                     value[rows] = live.evaluate(x[rows], t, rows, **given).value
-            if scales[i][1] > 0:
-                p, q = conversion(kind, "eps", *scales[i])
-                fresh = p * x + q * value
-                eps = torch.where(smooth.view(-1, *[1] * (x.ndim - 1)), eps, fresh)
+            if known(i):
+                p, q = conversion(kind, kinds[i], *scales[i])
+                keep(i, p * x + q * value, ~smooth)
             last = kind
             return value, kind
 
@@ -136,4 +140,5 @@ def skip(plan: Sampler, delta: float = 0.05, most: int = 4) -> Loop:
         live.report["skipped"] = torch.stack(skipped)
         return samples
 
-    return around(plan, f"skipping {delta:g}", solver)
+    forecasts = f", order {order} in {coordinate}" if order > 1 or coordinate != "eps" else ""
+    return around(plan, f"skipping {delta:g}{forecasts}", solver)

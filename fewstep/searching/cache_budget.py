@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.caching.budget import WHOLE, Bound, budget, parts_of
 from fewstep.caching.common import OUTPUT, Cached, Recipe
-from fewstep.caching.forecast import lagrange, level, weighted
+from fewstep.caching.forecast import level, weighted, weights
 from fewstep.caching.method import check_alone
 from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
@@ -86,7 +86,7 @@ class Trial:
         self.standing: dict[int, str] = {}
         self.order = ORDERS
         recipe = Recipe(
-            parts=self.parts,  # type: ignore[arg-type]  # the output has no blocks
+            parts=self.parts,
             schedule=lambda number, count: (self.standing[number],) if number in self.standing else (),
             order=plan.nfe,
             orders=lambda number, name: self.order,
@@ -136,8 +136,7 @@ class Trial:
 
         0 where there is none: of two evaluations at one time only the later is kept.
         """
-        keys = (OUTPUT,) if (part := self.parts[edge.part]) is None else part.keys
-        nodes, errors = self.nodes(edge), [0.0] * ORDERS
+        keys, nodes, errors = self.parts[edge.part].keys, self.nodes(edge), [0.0] * ORDERS
         for memory in _branches(self.memory):
             for key in keys:
                 if f"{key} @{edge.i}" not in memory.kept:
@@ -149,8 +148,8 @@ class Trial:
                         if exact is None or any(value is None for value in values):
                             errors[k] = math.inf
                             continue
-                        weights = lagrange([self.levels[n] for n in nodes[: k + 1]], self.levels[number])
-                        errors[k] += float((weighted(values, weights) - exact).square().sum())  # type: ignore[arg-type]
+                        by = weights([(n, self.levels[n]) for n in nodes[: k + 1]], self.levels[number])
+                        errors[k] += float((weighted(values, by) - exact).square().sum())  # type: ignore[arg-type]
         tried = errors[: len(nodes)]
         return 1 + tried.index(min(tried)) if min(tried) < math.inf else 0
 

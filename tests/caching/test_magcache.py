@@ -62,12 +62,16 @@ def test_it_holds_for_one_plan(dit):
     made = plan(dit.process, "ddim", 9)
     model = magcache(dit, [1.0] * 9, made.moments)
     with pytest.raises(
-        ValueError, match="calibrated for another plan .of 9 evaluations, the run has 10 or other times"
+        ValueError, match="for a plan, 9 evaluations, and the run is ddim, 10 evaluations: calibrate again"
     ):
         plan(dit.process, "ddim", 10)(model, noise(1))
-    with pytest.raises(ValueError, match="the run has 9 or other times"):
-        plan(dit.process, "ddim", 9, "karras" if "karras" not in str(made.about) else "uniform")(model, noise(1))
+    with pytest.raises(ValueError, match="the run is ddim, 9 evaluations"):
+        plan(dit.process, "ddim", timesteps=[0.9 * made.times[0], *made.times[1:]])(model, noise(1))
+    with pytest.raises(ValueError, match="whose times are not known before"):
+        plan(dit.process, "rk-adaptive")(model, noise(1))
     made(model, noise(1))
+    rest = plan(dit.process, "ddim", timesteps=made.times[4:])
+    assert rest.run(model, noise(1), init=noise(1, 2)).report["whole"] == 2  # evaluations 4 to 8: 4 and 8, after three
 
 
 def test_bad_input(dit):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.caching.forecast import lagrange
 from fewstep.caching.taylorseer import taylorseer
+from fewstep.core.lagrange import lagrange
 from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise
 from fewstep.networks.blocks import blocks_of

@@ -135,6 +135,17 @@ def test_float32_keeps_its_digits_at_small_sigma(source, target):
     assert float((rounded - exact).abs().max() / exact.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_stands_for_a_kind_without_a_name(kind):
+    """0.3 x0 - 0.8 eps to every kind and back, and the pair of a kind is that kind."""
+    own, levels = (0.3, -0.8), (0.9, 0.4, -0.5, 0.7)
+    (p, q), (back_p, back_q) = conversion(own, kind, *levels), conversion(kind, own, *levels)
+    a, b = coefficients(kind, *levels)
+    assert (p * 0.9 + q * 0.3, p * 0.4 - q * 0.8) == pytest.approx((a, b), abs=1e-14)
+    assert (back_p + back_q * p, back_q * q) == pytest.approx((0, 1), abs=1e-14)
+    assert conversion((a, b), own, *levels) == pytest.approx((back_p, back_q), abs=1e-14)
+
+
 def test_an_unknown_kind_is_named():
     t, x, values = known(VP())
     with pytest.raises(ValueError, match="unknown prediction kind 'epsilon': did you mean 'eps'"):

@@ -1,4 +1,4 @@
-"""heavy-ball, time-shift and adaptive-diffusion: wrappers of any plan, off at their neutral settings."""
+"""heavy-ball and time-shift: wrappers of any plan, off at their neutral settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.heavy_ball import heavy_ball
-from fewstep.sampling.skipping import reuse, skip
 from fewstep.sampling.time_shift import time_shift
 
 F64 = torch.float64
@@ -61,13 +60,10 @@ def test_heavy_ball_refuses_what_it_cannot_damp():
 
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "ddpm"])
-def test_no_window_and_no_delta_are_the_plan_bit_for_bit(solver, make_mixture):
+def test_no_window_is_the_plan_bit_for_bit(solver, make_mixture):
     model, made = make_mixture(VP(), (2, 3)), plan(VP(), solver, 8)
     wanted = made(model, start(), seed=3, dtype=F64)
     assert torch.equal(time_shift(made, 0.0)(model, start(), seed=3, dtype=F64), wanted)
-    result = skip(made, 0.0).run(model, start(), seed=3, dtype=F64)
-    assert torch.equal(result.samples, wanted) and result.nfe == made.nfe
-    assert not bool(result.report["skipped"].any())
 
 
 def test_time_shift_asks_where_the_variance_says(make_mixture):
@@ -85,51 +81,9 @@ def test_time_shift_asks_where_the_variance_says(make_mixture):
     torch.testing.assert_close(time_shift(made, 1.0)(model, start(3), dtype=F64), alone, rtol=1e-9, atol=1e-9)
 
 
-def test_time_shift_and_skip_check_their_numbers():
+def test_time_shift_checks_its_numbers():
     made = plan(VP(), "ddim", 3)
     with pytest.raises(ValueError, match="window must not be negative"):
         time_shift(made, -0.1)
     with pytest.raises(ValueError, match="data_variance must not be negative"):
         time_shift(made, data_variance=-1)
-    with pytest.raises(ValueError, match="delta must not be negative"):
-        skip(made, -1)
-    with pytest.raises(ValueError, match="most must be a whole number of at least 1, got 0"):
-        skip(made, 0.1, most=0)
-    with pytest.raises(ValueError, match="has no table; only a plan has"):
-        skip(skip(made))
-
-
-def test_skipping_is_each_samples_own_and_is_counted(make_mixture):
-    model, made = make_mixture(VP(), (2, 3)), plan(VP(), "dpmpp-2m", 40)
-    together = skip(made, 0.3).run(model, start(6), dtype=F64)
-    each = [skip(made, 0.3).run(model, start(6)[i : i + 1], dtype=F64) for i in range(6)]
-    torch.testing.assert_close(together.samples, torch.cat([one.samples for one in each]), rtol=1e-9, atol=1e-9)
-    counts = together.report["nfe_per_sample"]
-    assert counts.tolist() == [one.nfe for one in each] and len(set(counts.tolist())) > 1
-    assert torch.equal(counts, made.nfe - together.report["skipped"].sum(0)) and counts.max() < made.nfe
-
-
-def test_the_error_falls_with_delta_and_runs_of_skips_are_capped(make_mixture):
-    model, made = make_mixture(VP(), (2, 3)), plan(VP(), "ddim", 50)
-    whole = made(model, start(16), dtype=F64)
-    errors = []
-    for delta in (0.02, 0.1, 0.5):
-        result = skip(made, delta).run(model, start(16), dtype=F64)
-        errors.append(float((result.samples - whole).norm()))
-    assert errors == sorted(errors) and errors[0] < errors[-1]
-    skipped = skip(made, 1e9, most=2).run(model, start(2), dtype=F64).report["skipped"][:, 0].tolist()
-    assert skipped == [False] * 3 + ([True, True, False] * 16)[:47]
-
-
-def test_reuse_is_the_plan_with_the_last_eps(make_mixture):
-    """DDIM with every second evaluation reused is DDIM on every second time: a constant eps carries over both steps."""
-    process = VP()
-    model, made = make_mixture(process, (2, 3)), plan(process, "ddim", 8, end="min")
-    half = plan(process, "ddim", timesteps=made.times[::2])
-    rewritten = reuse(made, (1, 3, 5, 7))
-    assert type(rewritten).from_json(rewritten.to_json()) == rewritten
-    assert rewritten.nfe == 4
-    wanted = half(model, start(), dtype=F64)
-    torch.testing.assert_close(rewritten(model, start(), dtype=F64), wanted, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="evaluations 1 to 7 can be skipped, not 0"):
-        reuse(made, (0,))

@@ -1,0 +1,132 @@
+"""The wrapper of caches: forecasts of the output, in runs and shared calls, and what is counted and held."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import fewstep as fs
+from fewstep.caching.common import ANSWER, OUTPUT, Cached, Recipe
+from fewstep.caching.parts import cut
+from fewstep.core.memory import Memory
+from fewstep.core.noise import Noise
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.denoisers.operations import operations
+from fewstep.networks.surgery import replaced
+from fewstep.processes.vp import VP
+from fewstep.sampling.skipping import reuse
+
+F64 = torch.float64
+
+
+def cached(model, every: int = 2, order: int = 1, coordinate: str = "own", parts=None):
+    parts = {OUTPUT: ANSWER} if parts is None else parts
+    names = tuple(parts)[:1]
+    recipe = Recipe(parts, lambda k, n: () if k % every == 0 else names, order, coordinate=coordinate)
+    return Cached(model, recipe, ("budget", {"every": every}))
+
+
+def noise(n: int, shape: tuple[int, ...] = (2,)) -> Tensor:
+    return Noise(0).normal(0, (n, *shape), "cpu", F64)
+
+
+def polynomial(degree: int, process):
+    """A model whose eps is a polynomial in log-SNR, whatever the state."""
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        snr = process.log_snr(t).view(-1, 1)
+        return sum((0.3 / (k + 1)) * snr**k for k in range(degree + 1)) * torch.ones_like(x)
+
+    return fs.wrap(eps, process, "eps", (2,))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_an_output_that_is_a_polynomial_is_forecast_exactly(order):
+    process = VP()
+    plan = fs.plan(process, "dpmpp-2m", 24)
+    for degree in (order - 1, order):
+        model = polynomial(degree, process)
+        whole = plan(model, noise(2), dtype=F64)
+        seen: list[Tensor] = []
+        found = plan(
+            cached(model, order=order, coordinate="eps"), noise(2), dtype=F64,
+            callback=lambda n, t, x, p, seen=seen: seen.append(p.eps.clone()),
+        )  # fmt: skip
+        # The forecast has its order once it has so many answers to go by.
+        exact = [float(process.log_snr(torch.tensor(t, dtype=F64))) for t in plan.moments]
+        off = [
+            abs(float(e[0, 0]) - sum(0.3 / (k + 1) * u**k for k in range(degree + 1)))
+            for e, u in zip(seen, exact, strict=True)
+        ]
+        late = max(off[2 * order :])
+        assert (late < 1e-9) == (degree < order), (degree, order, late)
+        assert bool(torch.isfinite(found).all()) and found.shape == whole.shape
+
+
+def test_reuse_of_eps_is_the_plan_that_reuses_it():
+    """Against the plan whose evaluations are combinations."""
+    mixture = GaussianMixture(torch.ones(2), torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), 0.3, VP())
+    plan = fs.plan(VP(), "dpmpp-2m", 12)
+    ours = plan(cached(mixture, coordinate="eps"), noise(3), dtype=F64)
+    torch.testing.assert_close(ours, reuse(plan, range(1, 12, 2))(mixture, noise(3), dtype=F64), rtol=1e-9, atol=1e-9)
+
+
+def test_requests_with_other_keeps_share_a_call():
+    """Runs of 12 and 9 evaluations: the weights of a call differ from row to row."""
+    model = cached(polynomial(3, VP()), order=3, coordinate="eps")
+    plans = [fs.plan(VP(), "ddim", 12), fs.plan(VP(), "dpmpp-2m", 9)]
+    requests = [(plan, noise(2)) for plan in plans]
+    for found, plan in zip(fs.run_mixed(requests, model, dtype=F64), plans, strict=True):
+        assert torch.equal(found, plan(model, noise(2), dtype=F64))
+
+
+def test_what_is_held_is_what_is_counted():
+    digits = fs.load("digits")
+    part = cut(digits, 1)
+    plan = fs.plan(digits.process, "ddim", 12)
+    for order in (1, 3):
+        result = plan.run(cached(digits, order=order, parts={part.name: part}), noise(2, (1, 8, 8)).float(), label=3)
+        assert result.report["bytes"] == order * 2 * 64 * 8 * 8 * 4  # what comes up to the finest level, in float32
+        assert (result.report["whole"], result.report["part"], result.report["forecast"]) == (6, 6, 0)
+    model = cached(digits, parts={part.name: part})
+    store: dict[str, Tensor] = {}
+    with torch.no_grad():
+        t = torch.tensor(1.0)
+        replaced(digits, part.keeping(digits, store))(torch.zeros(1, 1, 8, 8), t, label=torch.tensor([3]))
+    share = operations(replaced(digits, part.standing(digits, store))) / operations(digits)
+    assert math.isclose(model.cost((part.name,)), share, rel_tol=1e-3)
+    assert math.isclose(result.report["cost"], 6 + 6 * share, rel_tol=1e-3)
+
+
+def test_a_short_plan_is_warned_of():
+    digits = fs.load("digits")
+    part = cut(digits, 1)
+    with pytest.warns(UserWarning, match=r"a plan of 6 evaluations leaves little to save.*as dear as 4.2 whole ones"):
+        fs.plan(digits.process, "ddim", 6)(cached(digits, parts={part.name: part}), noise(1, (1, 8, 8)).float())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fs.plan(digits.process, "ddim", 9)(cached(digits, parts={part.name: part}), noise(1, (1, 8, 8)).float())
+
+
+def test_a_fork_of_a_memory_goes_on_by_itself():
+    memory = Memory(2, (3.0, 2.0, 1.0), 0.0)
+    memory.advance()
+    memory.keep("a", torch.ones(2))
+    memory.branch("weak").keep("b", torch.zeros(2))
+    memory.notes["n"] = [1]
+    other = memory.fork(1, list)
+    assert other.number == 1 and other.t == 2.0 and torch.equal(other.get("a"), torch.ones(2))
+    assert other.branch("weak").get("b") is not None and other.notes["n"] == [1]
+    other.keep("a", torch.zeros(2))
+    other.notes["n"].append(2)
+    other.report["x"] = 1
+    assert torch.equal(memory.get("a"), torch.ones(2)) and memory.notes["n"] == [1] and not memory.report
+    made = other.once("k", lambda: object())
+    assert other.branch("weak").once("k", lambda: object()) is made
+    memory.forget("a")
+    memory.forget("a")
+    assert memory.get("a") is None
