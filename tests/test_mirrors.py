@@ -30,6 +30,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE 
 # for what is reached through others, the file's own name.
 ELSEWHERE = {
     "acceleration/verdict.py": ("acceleration/test_pipeline.py", "verdict"),
+    "caching/calibrate.py": ("caching/test_magcache.py", "fewstep.caching.calibrate"),
     "cli/common.py": ("cli/test_sample_options.py", "fewstep.cli.common"),
     "cli/compare.py": ("cli/test_search_compare.py", "compare"),
     "cli/info.py": ("cli/test_methods_info.py", "info"),

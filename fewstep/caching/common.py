@@ -154,11 +154,11 @@ class Cached(Wrapper):
         """
         if part.number == 0:
             self._begin(part)
+        if part.t is None:
+            return None
         if self.recipe.gate is not None:
             known = self.recipe.gate.knows(part)
             return tuple((name, 1) for name in self.recipe.schedule(part.number, len(part.times)) if known)
-        if part.t is None:
-            return None
         before = 0 if self.recipe.offset is None else self.recipe.offset(part)
         kept, at = _notes(part, self._key).kept, level(self.process, part.t)
         number, orders = part.number + before, self.recipe.orders

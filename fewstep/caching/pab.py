@@ -15,7 +15,7 @@ METHODS = (
         kind="cache",
         paper="Real-Time Video Generation with Pyramid Attention Broadcast (Zhao et al., 2024)",
         arxiv="2408.12588",
-        claim="keeps the answers of attention for some evaluations in the middle of a run, those to words for longer",
+        claim="keeps attention's answers for some evaluations amid a run, those to words for longer",
         use="pab",
         facts={"wraps": True},
     ),

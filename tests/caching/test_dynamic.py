@@ -175,3 +175,38 @@ def test_changes():
 
 def test_it_says_that_it_reads(dit):
     assert "once an evaluation" in first_block(dit).describe()["reads the device"]
+
+
+@pytest.mark.parametrize("kind, thresholds", [
+    ("DiTPipeline", (0.2, 0.15)),
+    ("PixArtAlphaPipeline", (0.15, 0.3)),
+    ("FluxPipeline", (0.35, 0.1)),
+    ("StableDiffusion3Pipeline", (0.45, 0.1)),
+])  # fmt: skip
+def test_transformers_of_diffusers(kind, thresholds):
+    """Rows are chosen among pictures, words and embeddings, whose blocks take them in several ways."""
+    pytest.importorskip("diffusers")
+    from claims.pipelines import matching, tiny
+    from fewstep.hub.pipeline import PipelineDenoiser
+
+    deeper = {"num_single_layers": 2} if kind == "FluxPipeline" else {"num_layers": 3}
+    model = PipelineDenoiser(tiny(kind, matching("ddim", kind), **deeper), size=16)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    asked = {"text": ["a cat", "the red dog", "a mat"]} if "text" in model.conditions else {"label": [3, 1, 2]}
+    condition = model.check_condition(asked, 3, torch.device("cpu"))
+    words = condition["text"].shape[1] if "text" in condition else -1
+    condition = {key: v[:, :7] if v.ndim > 1 and v.shape[1] == words else v for key, v in condition.items()}
+    made, noises = plan(model.process, "ddim", 10), Noise(0).normal(0, (3, *model.shape))
+    whole = made(model, noises, **condition)
+    for wrap, threshold in zip((first_block, teacache), thresholds, strict=True):
+        cached = wrap(model, threshold=threshold)
+        together = made.run(cached, noises, **condition)
+        assert together.report["whole"] != int(together.report["whole"])  # some rows run where others do not
+        for k in range(3):
+            own = {key: value[k : k + 1] for key, value in condition.items()}
+            alone = made(cached, noises[k : k + 1], **own)
+            torch.testing.assert_close(alone, together.samples[k : k + 1], **CLOSE)
+        assert 0 < float((together.samples - whole).norm() / whole.norm()) < 0.05

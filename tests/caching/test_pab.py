@@ -60,26 +60,6 @@ def test_a_unet_has_attention_too():
     assert ran(digits, made, path)[0] == [0, 1, 2, 4, 6, 8, 9]
 
 
-def test_kinds_are_told_apart_by_their_build():
-    """A network of the form of diffusers': attention to the picture, to words, and jointly."""
-    pytest.importorskip("diffusers")
-    from claims.pipelines import matching, tiny
-    from fewstep.hub.pipeline import PipelineDenoiser
-
-    wanted = {
-        "PixArtAlphaPipeline": ({"attn1"}, {"attn2"}),
-        "DiTPipeline": ({"attn1"}, set()),
-        "FluxPipeline": ({"attn"}, set()),
-        "StableDiffusionPipeline": ({"attn1"}, {"attn2"}),
-    }
-    for kind, names in wanted.items():
-        model = PipelineDenoiser(tiny(kind, matching("ddim", kind)))
-        found = attention_parts(model)
-        for parts, own in zip(found.values(), names, strict=True):
-            assert {name.split(".")[-1] for name in parts} == own
-            assert all(len(part.keys) == 1 + (part.blocks[0].output is not None) for part in parts.values())
-
-
 def test_bad_input(dit):
     with pytest.raises(ValueError, match="interval must be a whole number of at least 1, got 0"):
         pab(dit, 0)
