@@ -70,6 +70,7 @@ ELSEWHERE = {
     "sampling/time_shift.py": ("sampling/test_corrections.py", "fewstep.sampling.time_shift"),
     "report/compare.py": ("cli/test_search_compare.py", "compare"),
     "report/search.py": ("cli/test_search_compare.py", "search"),
+    "searching/cache_edges.py": ("searching/test_cache_budget.py", "fewstep.searching.cache_edges"),
     "searching/candidates.py": ("searching/test_learn.py", "fewstep.searching.candidates"),
     "searching/grids.py": ("searching/test_gits.py", "fewstep.searching.grids"),
     "searching/job.py": ("searching/test_search.py", "fewstep.searching.job"),

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from fewstep.acceleration.verdict import judge
+from fewstep.acceleration.cached import cached_rows
+from fewstep.acceleration.verdict import Judge, judge
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
@@ -132,6 +133,7 @@ def accelerate(
     iterations: int | None = None,
     progress: bool = False,
     data: str | Path | Dataset | None = None,
+    cache: bool = False,
 ) -> Accelerated:
     """The best sampler of a model at `nfe` evaluations.
 
@@ -150,6 +152,8 @@ def accelerate(
             allows. With `iterations` (of the fit, in place of `seconds`) it makes the result repeatable to the bit.
         data: where the conditions of the noises come from, row by row, and what "frechet" compares with. Needed by
             models that take a picture, such as bridges; by default classes in turn, and the model's own data.
+        cache: longer plans, cached until they cost as much, are judged along (from ten evaluations on); where one of
+            them is the best, the model returned is cached, for that plan.
 
     Raises:
         ValueError: an unknown metric, nfe below 1, a model without a shape.
@@ -176,7 +180,7 @@ def accelerate(
         spent = time.perf_counter() - clock
         return _search(
             model, nfe, seed, sizes, Runs(model, unseen), error, bar,
-            seconds=seconds, metric=metric, iterations=iterations, data=given, spent=spent,
+            seconds=seconds, metric=metric, iterations=iterations, data=given, spent=spent, cache=cache,
         )  # fmt: skip
 
 
@@ -211,6 +215,7 @@ def _search(
     iterations: int | None,
     data: Dataset | None,
     spent: float,
+    cache: bool = False,
 ) -> Accelerated:
     """(b), (c) and (d) of `accelerate`, where the verdict's noises are solved with an error that is known."""
     clock = time.perf_counter()
@@ -246,6 +251,11 @@ def _search(
     bar.stage("verdict on unseen noises")
     rows = judge(model, candidates, learned, unseen, REFERENCE_NFE, metric, data)
     lap("verdict")
+    if cache:
+        bar.stage(f"caches that cost {nfe} evaluations")
+        rows += cached_rows(model, rows, nfe, seed, Judge(model, unseen.problem, data))
+        rows.sort(key=lambda row: math.inf if row[metric] is None else row[metric])
+        lap("caches")
 
     chosen, notes = _choose(rows, metric, learned, candidates)
     reference_row = next(row for row in rows if row["role"] == "reference")
@@ -267,9 +277,11 @@ def _search(
         "seconds": took,
         "frechet_against": rows[0]["frechet_against"],
     }
+    made = chosen.get("denoiser", model)
     for row in rows:
         row.pop("plan")
-    return Accelerated(model, plan, rows, figures, notes)
+        row.pop("denoiser", None)
+    return Accelerated(made, plan, rows, figures, notes)
 
 
 def _projected(model: Denoiser, nfe: int, seed: int, data: Dataset | None) -> list[Plan]:
@@ -289,6 +301,14 @@ def _choose(
     offered = [row for row in rows if row["role"] in ("candidate", "learned") and row[metric] is not None]
     hand = min((row for row in offered if row["role"] == "candidate"), key=lambda row: row[metric])
     own = next((row for row in offered if row["role"] == "learned"), None)
+    cached = min((row for row in rows if row["role"] == "cached" and row[metric] is not None),
+                 key=lambda row: row[metric], default=None)  # fmt: skip
+    best = min((row for row in (hand, own) if row is not None), key=lambda row: row[metric])
+    if cached is not None and cached[metric] < best[metric]:
+        return cached, [
+            f"{cached['name']} until it costs {cached['nfe']:g} is the best: {cached[metric]:.3g} against"
+            f" {best[metric]:.3g} of {best['name']}."
+        ]
     if own is None:
         return hand, [f"Nothing could be learned here; the best hand-made plan is {hand['name']}."]
     if not own[metric] < hand[metric]:

@@ -68,6 +68,19 @@ def _row(role: str, plan: Sampler, real: _Real) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What all are measured against: the model's noises with the reference's answers, and the data."""
+
+    model: Denoiser
+    problem: Problem
+    data: Dataset | None
+
+    def measured(self, role: str, plan: Sampler, run: Ran) -> dict[str, Any]:
+        """A row of the verdict."""
+        return _measured(role, plan, run, self.model, self.problem, _real(self.model, self.problem, self.data))
+
+
 def _measured(role: str, plan: Sampler, run: Ran, model: Denoiser, problem: Problem, real: _Real) -> dict[str, Any]:
     row = _row(role, plan, real) | {"n": len(problem)}
     if run.samples is None:

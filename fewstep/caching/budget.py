@@ -46,6 +46,25 @@ class Bound:
         return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
 
 
+class Timetable(tuple[str, ...]):
+    """What runs at each evaluation of a plan, in words; printed as a row an evaluation."""
+
+    times: tuple[float, ...]
+    orders: tuple[int, ...]
+
+    def __new__(cls, rows: Sequence[str], times: Sequence[float], orders: Sequence[int]) -> Timetable:
+        made = super().__new__(cls, rows)
+        made.times, made.orders = tuple(times), tuple(orders)
+        return made
+
+    def __str__(self) -> str:
+        lines = []
+        for number, (row, t, order) in enumerate(zip(self, self.times, self.orders, strict=True)):
+            more = "" if row == WHOLE else f": forecast, order {order}"
+            lines.append(f"{number:>4}  t {t:<10.6g} {row}{more}")
+        return "\n".join(lines)
+
+
 def parts_of(model: Denoiser) -> dict[str, Part]:
     """What may stand still in a model: its output and, where its network has blocks, what lies below each level of a
     UNet, or all of a transformer's blocks but the first, and but the first half."""
@@ -111,6 +130,7 @@ def budget(
         checks=check,
         offset=before,
         orders=lambda number, name: orders[number],
-        rows=tuple(rows),
+        rows=Timetable(rows, times, orders),
         bound=None if bound is None else Bound(**bound),  # type: ignore[arg-type]
+        figures=figures,
     )

@@ -54,14 +54,13 @@ def for_plan(
 
     def check(part: Memory | Part) -> None:
         own, n = part.times, before(part)
-        same = 0 <= n < len(times) and all(
-            math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, times[n:], strict=True)
-        )
-        if not (own and same and solver in (None, part.solver)):
-            what = f"{len(own)} evaluations" if own else "whose times are not known before"
+        same = 0 <= n < len(times) and all(map(math.isclose, own, times[n:]))
+        if not (same and solver in (None, part.solver)):
+            count = f"{len(own)} evaluations" + (" at other times" if len(own) == len(times) else "")
+            got = f"{part.solver}, {count if own else 'whose times nobody knows before'}"
             raise ValueError(
-                f"this cache was calibrated for {solver or 'a plan'}, {len(times)} evaluations, and the run is"
-                f" {part.solver}, {what}: calibrate again, or name a cache with an interval"
+                f"this cache was calibrated for {solver or 'a plan'}, {len(times)} evaluations, and the run is {got}:"
+                " calibrate again, or name a cache with an interval"
             )
 
     return check, before

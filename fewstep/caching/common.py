@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewstep.caching.dynamic import Gate, Gated, gated
 from fewstep.caching.forecast import OWN, Node, coordinate_at, level, nodes, weighted, weights
-from fewstep.caching.parts import Part
+from fewstep.caching.parts import Part, innermost
 from fewstep.caching.report import tell
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
@@ -50,6 +50,7 @@ class Recipe:
             nothing stands before so many answers are kept.
         rows: the schedule in words, one an evaluation, of a cache that was calibrated.
         bound: what is known of the deviation from the whole model, of such a cache.
+        figures: what else was measured, as JSON.
         gate: what decides for each sample whether its part, which the schedule lets stand, does.
         around: what else changes in a model that has the network inside, such as its guidance: `(model) -> model`.
     """
@@ -64,6 +65,7 @@ class Recipe:
     orders: Callable[[int, str], int] | None = None
     rows: Sequence[str] | None = None
     bound: Any = None
+    figures: Mapping[str, Any] | None = None
     gate: Gate | None = None
     around: Callable[[Denoiser], Denoiser] | None = None
 
@@ -118,9 +120,10 @@ class Cached(Wrapper):
         told = ", ".join(
             f"{name} {value}" for name, value in self.said[1].items() if isinstance(value, int | float | str)
         )
-        found = self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")}
-        reads = {"reads the device": "once an evaluation, what to run of each sample"}
-        return found | (reads if self.recipe.gate is not None else {})
+        more: dict[str, Any] = {} if self.bound is None else {"cache bound": str(self.bound)}
+        if self.recipe.gate is not None:
+            more["reads the device"] = "once an evaluation, what to run of each sample"
+        return self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")} | more
 
     @property
     def carries(self) -> bool:
@@ -135,6 +138,11 @@ class Cached(Wrapper):
     def bound(self) -> Any:
         """How near fresh samples are to the whole model's, of a cache that was calibrated; None of others."""
         return self.recipe.bound
+
+    @property
+    def figures(self) -> Mapping[str, Any] | None:
+        """What was measured when it was calibrated, as JSON; None of others."""
+        return self.recipe.figures
 
     def order(self, part: str) -> int:
         """Of a part's forecasts."""
@@ -366,23 +374,6 @@ def _notes(part: Memory | Rows, key: Any) -> _Notes:
 def _known(t: float | None) -> float:
     assert t is not None  # `_decide` let nothing stand, and nothing is kept, where the host does not know the time
     return t
-
-
-def innermost(model: Denoiser, parts: Mapping[str, Part]) -> str:
-    """The path of the innermost denoiser that holds the parts, "" for the model itself.
-
-    Of parts without blocks that is the one that wraps no other.
-    """
-    paths = [part.blocks[-1].path for name, part in parts.items() if name != OUTPUT]
-    if not paths:
-        at, inner = "", model
-        while isinstance(inner, Wrapper) and list(inner.children()) == [inner.model]:
-            at, inner = f"{at}.model" if at else "model", inner.model
-        return at
-    names = paths[0].split(".")
-    holders = [".".join(names[:n]) for n in range(1, len(names))]
-    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
-    return found[-1] if found else ""
 
 
 def _moved(recipe: Recipe, prefix: str) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.networks.blocks import networks_of
 from fewstep.networks.surgery import Block, InPlaceOf, Skip
@@ -248,3 +249,20 @@ def each(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Part
         raise suggest("block", name, able)
     chosen = able if names is None else {name: able[name] for name in names}
     return {name: Part(name, (block,), True) for name, block in chosen.items()}
+
+
+def innermost(model: Denoiser, parts: Mapping[str, Part]) -> str:
+    """The path of the innermost denoiser that holds the parts, "" for the model itself.
+
+    Of parts without blocks that is the one that wraps no other.
+    """
+    paths = [part.blocks[-1].path for part in parts.values() if part.blocks]
+    if not paths:
+        at, inner = "", model
+        while isinstance(inner, Wrapper) and list(inner.children()) == [inner.model]:
+            at, inner = f"{at}.model" if at else "model", inner.model
+        return at
+    names = paths[0].split(".")
+    holders = [".".join(names[:n]) for n in range(1, len(names))]
+    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
+    return found[-1] if found else ""

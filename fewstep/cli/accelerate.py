@@ -31,6 +31,9 @@ def accelerate(
     nfe: Annotated[int, typer.Option(help="Network evaluations of the plan.")] = 4,
     seconds: Annotated[float, typer.Option(help="Time to spend on learning a plan.")] = 60.0,
     metric: Annotated[str, typer.Option(help="What decides: 'endpoint' or 'frechet'.")] = "endpoint",
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Judge longer plans along, cached until they cost as much.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the accelerated model [default: runs/NAME-NFE].")
     ] = None,
@@ -47,6 +50,7 @@ def accelerate(
     Example:
         fewstep accelerate digits --nfe 4 --out runs/digits-4
         fewstep sample runs/digits-4 -n 64 --label 3
+        fewstep accelerate digits --nfe 12 --cache
     """
     from fewstep.core.files import claim_folder
 
@@ -60,7 +64,7 @@ def accelerate(
 
     from fewstep.acceleration.pipeline import accelerate as run
 
-    found = run(opened, nfe, seconds=seconds, metric=metric, seed=seed, progress=True)
+    found = run(opened, nfe, seconds=seconds, metric=metric, seed=seed, progress=True, cache=cache)
     found.save(folder)
     if as_json:
         plan = {"nfe": found.plan.nfe, "about": dict(found.plan.about)}

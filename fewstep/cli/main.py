@@ -1,4 +1,4 @@
-"""The command line: `fewstep demo | sample | train | accelerate | search | compare | evaluate | methods | info`."""
+"""The command line: `fewstep demo | sample | train | accelerate | cache | search | ...`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.accelerate import accelerate
+from fewstep.cli.cache import cache
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
 from fewstep.cli.demo import demo
@@ -54,7 +55,7 @@ def root(
     """
 
 
-for command in (demo, sample, train, accelerate, search, compare, evaluate, methods, info):
+for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, methods, info):
     app.command()(command)
 
 

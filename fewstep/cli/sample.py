@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import common, guides, pictures
+from fewstep.cli.cache import Cache, cached
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,7 @@ def sample(
     guide: guides.Guide = None,
     steer: guides.Steer = None,
     reward: guides.RewardName = None,
+    cache: Cache = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -88,6 +90,7 @@ def sample(
         fewstep sample shapes -n 16 --prompt "a green triangle above a red square" --guidance 2 --out scenes.png
         fewstep sample shapes --prompt "a red circle" --guide cfg:scale=4,clamp -n 16 --out circles.png
         fewstep sample shapes --steer fk:particles=16,strength=30 --reward "soft-caption=a large red circle" -n 4
+        fewstep sample shapes --prompt "a red circle" --steps 20 --cache deepcache:interval=2,order=2 -n 16
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
     """
     used = common.Used()
@@ -104,7 +107,7 @@ def sample(
     total = count * max(1, len(said))
     condition = _condition(base, label, said, count) | _pictures(base, init, mask, strength)
     base.check_condition(condition, total, base.device)
-    opened = guides.guided(base, guidance, negative, guide)
+    opened = cached(guides.guided(base, guidance, negative, guide), cache)
     start, share = None, 1.0
     if init is not None and "picture" not in base.conditions:
         opened, start, share = _start(base, opened, init, mask, strength)
@@ -158,6 +161,7 @@ def sample(
         "guide": guide,
         "steer": steer,
         "reward": reward,
+        "cache": cache,
         "seeds": seeds,
         "size": size,
         "mask": mask and str(mask),

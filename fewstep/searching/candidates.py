@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fewstep.caching.ab_cache import ab_cache
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card, methods
 from fewstep.core.ops import Combine, Evaluate
@@ -115,8 +116,21 @@ def hand_made(process: Process, nfe: int, solvers: Sequence[str] | None = None) 
                     yield plan
 
 
+FORECAST = 10  # evaluations from which on some of a longer plan are worth forecasting
+
+
 def fitted(process: Process, nfe: int, data_std: float) -> Iterator[Plan]:
-    """The universal plans of exactly `nfe` evaluations, where there are any, one for each spectrum."""
+    """The plans of exactly `nfe` evaluations that depend on the data's standard deviation.
+
+    The universal ones, where there are any, one for each spectrum; and plans of twice as many evaluations, of which
+    every second is forecast from those before.
+    """
+    if nfe >= FORECAST:
+        for solver in ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2"):
+            for order in (2, 3):
+                plan = make_plan(process, solver, nfe=2 * nfe)
+                if (found := ab_cache(plan, 2, order, data_std=data_std)).nfe == nfe:
+                    yield found
     for spectrum in rows():
         for end in ENDS:
             try:
