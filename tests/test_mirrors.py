@@ -31,6 +31,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE 
 ELSEWHERE = {
     "acceleration/verdict.py": ("acceleration/test_pipeline.py", "verdict"),
     "caching/recipe.py": ("caching/test_common.py", "fewstep.caching.recipe"),
+    "caching/calibrate.py": ("caching/test_magcache.py", "fewstep.caching.calibrate"),
     "cli/common.py": ("cli/test_sample_options.py", "fewstep.cli.common"),
     "cli/compare.py": ("cli/test_search_compare.py", "compare"),
     "cli/info.py": ("cli/test_methods_info.py", "info"),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fewstep.caching.calibrate import for_plan
 from fewstep.caching.method import method
 from fewstep.caching.parts import Part, cut, rest, units
 from fewstep.caching.recipe import ANSWER, OUTPUT, Recipe
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
-from fewstep.core.memory import Memory
-from fewstep.core.memory import Part as Rows
 from fewstep.core.methods import Method
 from fewstep.networks.blocks import networks_of
 
@@ -23,7 +21,7 @@ METHODS = (
         kind="cache",
         claim="leaves out what a plan can do without for an error that was asked for, measured and bounded",
         use="budget",
-        facts={"wraps": True},
+        facts={"wraps": True, "plan": True},
     ),
 )
 
@@ -126,21 +124,7 @@ def budget(
     if any(isinstance(k, bool) or int(k) != k or k < 1 for k in orders):
         raise ValueError(f"orders must be whole numbers of at least 1, got {list(orders)}")
     used = {name: known[name] for name in dict.fromkeys(rows) if name != WHOLE}
-
-    def before(part: Memory | Rows) -> int:
-        return len(times) - len(part.times)
-
-    def check(part: Memory | Rows) -> None:
-        own, n = part.times, before(part)
-        same = 0 <= n < len(times) and all(map(math.isclose, own, times[n:]))
-        if not (same and part.solver == solver):
-            count = f"{len(own)} evaluations" + (" at other times" if len(own) == len(times) else "")
-            got = f"{part.solver}, {count if own else 'whose times nobody knows before'}"
-            raise ValueError(
-                f"this cache was calibrated for {solver}, {len(times)} evaluations, and the run is {got}: calibrate"
-                " again, or name a cache with an interval"
-            )
-
+    check, before = for_plan(times, solver)
     return Recipe(
         parts=used,
         schedule=lambda number, count: () if rows[number] == WHOLE else (rows[number],),

@@ -1,8 +1,9 @@
 """The wrapper of caches: a model of which parts stand still at some evaluations of a run.
 
 A *schedule* says, from the number of an evaluation alone, which parts are not run there; a *forecast* puts in their
-place a polynomial in log-SNR through what they last said, of order 1 (the last one again) or more. Everything is kept
-in the run's memory, branch by branch and sample by sample, and nothing is read from the device.
+place a polynomial in log-SNR through what they last said, of order 1 (the last one again) or more. Where a *gate* is
+given, the schedule says which part may stand, and the gate decides for each sample, on the device. Everything is kept
+in the run's memory, branch by branch and sample by sample; without a gate nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fewstep.caching.dynamic import Gate, Gated, gated
 from fewstep.caching.forecast import Node, coordinate_at, level, nodes, weighted, weights
-from fewstep.caching.parts import Store
-from fewstep.caching.recipe import OUTPUT, Recipe, innermost, moved
+from fewstep.caching.parts import Store, innermost
+from fewstep.caching.recipe import OUTPUT, Recipe, moved
+from fewstep.caching.report import tell
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
@@ -47,7 +50,8 @@ class Cached(Wrapper):
     """A model under one method of caching; `fs.cache` makes it.
 
     Without a run's memory, and where the host does not know the times of a run, it is the model itself. `Result.report`
-    counts `whole`, `part` and `forecast` evaluations, their `cost` in whole ones, and the most `bytes` held.
+    counts `whole`, `part` and `forecast` evaluations (of a sample, in the mean, where a gate decides), their `cost` in
+    whole ones, and the most `bytes` held.
 
     Around guidance and the like the cache works inside, where each row of the network is one of the run's.
     """
@@ -79,8 +83,10 @@ class Cached(Wrapper):
         told = ", ".join(
             f"{name} {value}" for name, value in self.said[1].items() if isinstance(value, int | float | str)
         )
-        bound = {} if self.bound is None else {"cache bound": str(self.bound)}
-        return self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")} | bound
+        more: dict[str, Any] = {} if self.bound is None else {"cache bound": str(self.bound)}
+        if self.recipe.gate is not None:
+            more["reads the device"] = "once an evaluation, what to run of each sample"
+        return self.model.describe() | {"cache": self.said[0] + (f": {told}" if told else "")} | more
 
     @property
     def carries(self) -> bool:
@@ -126,6 +132,9 @@ class Cached(Wrapper):
             self._begin(part)
         if part.t is None:
             return None
+        if self.recipe.gate is not None:
+            known = self.recipe.gate.knows(part)
+            return tuple((name, 1) for name in self.recipe.schedule(part.number, len(part.times)) if known)
         before = 0 if self.recipe.offset is None else self.recipe.offset(part)
         kept, at = _notes(part, self._key).kept, level(self.process, part.t)
         number, orders = part.number + before, self.recipe.orders
@@ -142,7 +151,8 @@ class Cached(Wrapper):
         if self.recipe.checks is not None:
             self.recipe.checks(part)
         n = len(part.times)
-        if self.recipe.rows is None and 0 < n <= SHORT and any(self.recipe.schedule(k, n) for k in range(n)):
+        host = self.recipe.rows is None and self.recipe.gate is None  # neither measured nor decided as it runs
+        if host and 0 < n <= SHORT and any(self.recipe.schedule(k, n) for k in range(n)):
             cost = sum(self.cost(tuple(self.recipe.schedule(k, n)) if k else ()) for k in range(n))
             warnings.warn(
                 f"a plan of {n} evaluations leaves little to save: this cache makes them as dear as {cost:.1f} whole"
@@ -161,6 +171,8 @@ class Cached(Wrapper):
         if standing is None:
             return ask(self.model, x, t, memory, condition)
         names = tuple(name for name, _ in standing)
+        if self.recipe.gate is not None:
+            return self._gated(self.recipe.gate, bool(names), x, t, memory, condition)
         if OUTPUT in names:
             found = self._forecast_output(dict(standing)[OUTPUT], x, t, memory)
         else:
@@ -189,6 +201,19 @@ class Cached(Wrapper):
         if not standing and OUTPUT in store:
             self._keep(OUTPUT, {OUTPUT: store[OUTPUT]}, memory)
 
+    def _gated(
+        self, gate: Gate, may: bool, x: Tensor, t: Tensor, memory: AnyMemory, condition: dict[str, Any]
+    ) -> Prediction:
+        def make() -> tuple[Denoiser, Gated]:
+            modules, call = gated(gate, self.model, self.recipe.parts)
+            return self._with(modules), call
+
+        graft, call = self._made(memory, ("gate",), make)
+        call.begin(memory, may, len(x))
+        found = ask(graft, x, t, memory, condition)
+        self._tell((gate.part,), memory, call.end())
+        return found
+
     def _made(self, memory: AnyMemory, names: tuple[str, ...], make: Callable[[], Made]) -> Made:
         """What `make` gives, once a run: anew where something has put other modules into the model since."""
         box: dict[str, Any] = memory.once((self._key, names), dict)
@@ -200,7 +225,8 @@ class Cached(Wrapper):
     def _outer(self) -> Denoiser:
         """The model with the cache inside."""
         assert self._inner is not None
-        return self._with({self._at: replaced(self._inner, {"model": self.model.get_submodule(self._at)})})
+        made = self._with({self._at: replaced(self._inner, {"model": self.model.get_submodule(self._at)})})
+        return made if self.recipe.around is None else self.recipe.around(made)
 
     def _fresh(self, standing: tuple[str, ...]) -> list[str]:
         """The parts that an evaluation has run whole: none of their blocks stood."""
@@ -301,23 +327,10 @@ class Cached(Wrapper):
         p, q = conversion(kind, other, *numbers) if to else conversion(other, kind, *numbers)
         return torch.addcmul(expand(p, x) * x, expand(q, x), value)
 
-    # What the run's report says.
-
-    def _tell(self, standing: tuple[str, ...], memory: AnyMemory) -> None:
-        for part in memory.parts():
-            told = part.once((self._key, "told"), _Told)
-            own = part.memory if isinstance(part, Rows) else part
-            told.held[id(own.kept)] = sum(v.nbytes for key, v in own.kept.items() if " @" in key or key == OUTPUT)
-            report = part.report
-            report["bytes"] = max(report.get("bytes", 0), sum(told.held.values()))
-            if part.number in told.seen:  # another branch of guidance, or other rows
-                continue
-            told.seen.add(part.number)
-            kind = "forecast" if OUTPUT in standing else "part" if standing else "whole"
-            for name in ("whole", "part", "forecast"):
-                report[name] = report.get(name, 0) + (name == kind)
-            if self.shape is not None:
-                report["cost"] = report.get("cost", 0.0) + self.cost(standing)
+    def _tell(self, standing: tuple[str, ...], memory: AnyMemory, ran: Sequence[bool] | None = None) -> None:
+        """The run's report; ran: for each row whether nothing stood, where that differs."""
+        kind = "forecast" if OUTPUT in standing else "part" if standing else "whole"
+        tell(memory, self._key, kind, None if self.shape is None else self.cost(standing), ran)
 
     def cost(self, standing: Sequence[str] = ()) -> float:
         """What an evaluation at which these parts stand costs, in whole evaluations by floating-point operations.
@@ -338,14 +351,6 @@ class Cached(Wrapper):
             given.update(store)
             self._costs[names] = operations(graft) / full
         return self._costs[names]
-
-
-@dataclass
-class _Told:
-    """What a run's report has counted: evaluations, and bytes by branch."""
-
-    seen: set[int] = field(default_factory=set)
-    held: dict[int, int] = field(default_factory=dict)
 
 
 def _notes(part: Memory | Rows, key: Any) -> _Notes:

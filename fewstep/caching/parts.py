@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.networks.blocks import networks_of
 from fewstep.networks.surgery import Block, InPlaceOf, Skip
@@ -35,7 +36,7 @@ class Part:
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of what is kept: two where a joint block passes words on as well."""
-        joint = self.residual and self.blocks[-1].beside is not None
+        joint = bool(self.blocks) and self.blocks[-1].beside is not None
         return (self.name, f"{self.name} words") if joint else (self.name,)
 
     def keeping(self, model: nn.Module, store: Store) -> dict[str, nn.Module]:
@@ -61,18 +62,38 @@ class Part:
         return found
 
 
-def _tensors(block: Block, args: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
+def entering(block: Block, args: tuple[Any, ...], named: Mapping[str, Any]) -> list[Tensor]:
     """What goes into a block: its tensor and, of a joint one, the words."""
     found = [block.taken(args, named)]
     return found if block.beside is None else [*found, replace(block, input=block.beside).taken(args, named)]
 
 
-def _answers(block: Block, answer: Any) -> list[Tensor]:
-    """What comes out of a block: its tensor and, of a joint one, the words."""
+def leaving(block: Block, answer: Any) -> list[Tensor]:
+    """What comes out of a block: its tensor and, of a joint one, the words, none `(rows, 0)` where it has no use for
+    them: SD3's last one."""
     if block.beside is None:
         return [block.value(answer)]
     assert block.output is not None
-    return [answer[block.output], answer[1 - block.output]]
+    value, words = answer[block.output], answer[1 - block.output]
+    return [value, value.new_zeros((len(value), 0)) if words is None else words]
+
+
+def added(out: Tensor, into: Tensor) -> Tensor:
+    """What a stretch adds to its input; nothing to words that it does not pass on."""
+    return out - into if out.shape == into.shape else out
+
+
+def onto(into: Tensor, kept: Tensor) -> Tensor:
+    """What a stretch that stands makes of its input, the inverse of `added`."""
+    return into + kept if kept.shape == into.shape else kept
+
+
+def returned(block: Block, values: Sequence[Tensor], args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What a block returns whose tensors (`leaving`) these are."""
+    if len(values) == 1:
+        return block.answer(values[0], args, named)
+    value, words = values[0], values[1] if values[1].ndim > 2 else None
+    return (value, words) if block.output == 0 else (words, value)
 
 
 class Entered(InPlaceOf):
@@ -83,7 +104,7 @@ class Entered(InPlaceOf):
         self.inner, self.block, self.begin = of, block, begin
 
     def forward(self, *args: Any, **named: Any) -> Any:
-        self.begin["entered"] = _tensors(self.block, args, named)
+        self.begin["entered"] = entering(self.block, args, named)
         return self.inner(*args, **named)
 
 
@@ -106,13 +127,12 @@ class Kept(InPlaceOf):
 
     def forward(self, *args: Any, **named: Any) -> Any:
         answer = self.inner(*args, **named)
-        found = _answers(self.block, answer)
+        found = leaving(self.block, answer)
         if self.before is not None:
             begin = self.before[1]
-            entered = begin.pop("entered") if "entered" in begin else _tensors(self.block, args, named)
-            found = [out - into for out, into in zip(found, entered, strict=True)]
-        for key, value in zip(self.keys, found, strict=False):
-            self.store[key] = value
+            entered = begin.pop("entered") if "entered" in begin else entering(self.block, args, named)
+            found = [added(out, into) for out, into in zip(found, entered, strict=True)]
+        self.store.update(zip(self.keys, found, strict=True))
         return answer
 
 
@@ -126,12 +146,9 @@ class Standing(InPlaceOf):
     def forward(self, *args: Any, **named: Any) -> Any:
         values = [self.store[key] for key in self.keys]
         if self.residual:
-            entered = _tensors(self.block, args, named)
-            values = [into + value for into, value in zip(entered, values, strict=True)]
-        if len(values) == 1:
-            return self.block.answer(values[0], args, named)
-        assert self.block.output is not None
-        return (values[0], values[1]) if self.block.output == 0 else (values[1], values[0])
+            entered = entering(self.block, args, named)
+            values = [onto(into, value) for into, value in zip(entered, values, strict=True)]
+        return returned(self.block, values, args, named)
 
 
 class Void(InPlaceOf):
@@ -232,3 +249,20 @@ def each(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Part
         raise suggest("block", name, able)
     chosen = able if names is None else {name: able[name] for name in names}
     return {name: Part(name, (block,), True) for name, block in chosen.items()}
+
+
+def innermost(model: Denoiser, parts: Mapping[str, Part]) -> str:
+    """The path of the innermost denoiser that holds the parts, "" for the model itself.
+
+    Of parts without blocks that is the one that wraps no other.
+    """
+    paths = [part.blocks[-1].path for part in parts.values() if part.blocks]
+    if not paths:
+        at, inner = "", model
+        while isinstance(inner, Wrapper) and list(inner.children()) == [inner.model]:
+            at, inner = f"{at}.model" if at else "model", inner.model
+        return at
+    names = paths[0].split(".")
+    holders = [".".join(names[:n]) for n in range(1, len(names))]
+    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
+    return found[-1] if found else ""

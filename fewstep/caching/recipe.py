@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fewstep.caching.dynamic import Gate
 from fewstep.caching.forecast import OWN
 from fewstep.caching.parts import Part
-from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory
 from fewstep.core.memory import Part as Rows
 from fewstep.networks.surgery import Block
@@ -34,6 +35,8 @@ class Recipe:
         rows: the schedule in words, one an evaluation, of a cache that was calibrated.
         bound: what is known of the deviation from the whole model, of such a cache.
         figures: what else was measured, as JSON.
+        gate: what decides for each sample whether its part, which the schedule lets stand, does.
+        around: what else changes in a model that has the network inside, such as its guidance: `(model) -> model`.
     """
 
     parts: Mapping[str, Part]
@@ -47,23 +50,8 @@ class Recipe:
     rows: Sequence[str] | None = None
     bound: Any = None
     figures: Mapping[str, Any] | None = None
-
-
-def innermost(model: Denoiser, parts: Mapping[str, Part]) -> str:
-    """The path of the innermost denoiser that holds the parts, "" for the model itself.
-
-    Of parts without blocks that is the one that wraps no other.
-    """
-    paths = [part.blocks[-1].path for name, part in parts.items() if name != OUTPUT]
-    if not paths:
-        at, inner = "", model
-        while isinstance(inner, Wrapper) and list(inner.children()) == [inner.model]:
-            at, inner = f"{at}.model" if at else "model", inner.model
-        return at
-    names = paths[0].split(".")
-    holders = [".".join(names[:n]) for n in range(1, len(names))]
-    found = [holder for holder in holders if isinstance(model.get_submodule(holder), Denoiser)]
-    return found[-1] if found else ""
+    gate: Gate | None = None
+    around: Callable[[Denoiser], Denoiser] | None = None
 
 
 def moved(recipe: Recipe, prefix: str) -> Recipe:

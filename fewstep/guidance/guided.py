@@ -145,7 +145,7 @@ class Guided(Wrapper):
         given = None if memory is None else memory.branch("given")
         active, calls = [i for i, one in enumerate(decided) if one is not None], []
         for i in active:
-            branch = None if memory is None else memory.branch(self._branch(i))
+            branch = None if memory is None else memory.branch(self.branch(i))
             rows = self.guides[i].rule.wanted(branch)
             if rows is not None and len(rows) < x.shape[0]:
                 return self._split(i, rows, decided, x, t, memory, condition)
@@ -163,7 +163,8 @@ class Guided(Wrapper):
         assert guided is not None
         return strong.replaced(self._finished(guided, strong), x=x, t=t)
 
-    def _branch(self, i: int) -> str:
+    def branch(self, i: int) -> str:
+        """The name of method i's branch of a run's memory."""
         name = self.guides[i].source.branch
         return name if i == 0 else f"{name} {i}"
 
@@ -278,7 +279,7 @@ class Guided(Wrapper):
         own = {name: value for name, value in condition.items() if name in self.model.conditions}
         calls = []
         for i, guide in enumerate(self.guides):
-            branch = None if memory is None else memory.branch(self._branch(i))
+            branch = None if memory is None else memory.branch(self.branch(i))
             decided = (guide.source.host(None), None)
             calls.append(Call(self.model, x, t, own, branch, decided, self if i == 0 else self.also[i - 1]))
         given = None if memory is None else memory.branch("given")

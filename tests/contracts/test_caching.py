@@ -1,8 +1,8 @@
 """The contract of every cache; a card of the kind enters by itself.
 
 Its rows are those of the contract of wrappers: at work, and at strength zero. Facts: `reads`, it reads the device once
-an evaluation to decide; `network`, the kind of network that it needs; `keeps` False, it says the same as ever, and
-forecasts nothing.
+an evaluation to decide; `network`, the kind of network that it needs; `plan`, it was calibrated for one; `keeps` False,
+it says the same as ever, and forecasts nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fewstep.core.sampler import Result
 from fewstep.denoisers.masked import flops
 
 CACHES = {name: card for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)}
+PLAN = {name: card.facts.get("plan") for name, card in CACHES.items()}
 LABELS = [0, 1, 2]
 N = 12
 
@@ -72,8 +73,8 @@ def test_outside_a_run_it_is_the_model(name, model):
 
 
 def test_where_only_the_device_knows_the_time_it_is_the_model(name, model):
-    if name == "budget":
-        return  # which refuses such a run
+    if PLAN.get(name):
+        return  # it refuses such a run
     cached, x, t = made(name, model), noise(3), torch.tensor([0.2, 0.4, 0.6])
     memory, named = Memory(3), model.check_condition({"label": LABELS}, 3, x.device)
     with torch.no_grad():
@@ -92,7 +93,7 @@ def test_a_sample_is_the_same_alone_and_in_company(name, model):
 
 def test_requests_that_share_calls_are_those_alone(name, model):
     cached = made(name, model)
-    plans = [made_plan(model), made_plan(model) if name == "budget" else made_plan(model, "dpmpp-2m", 9)]
+    plans = [made_plan(model), made_plan(model) if PLAN.get(name) else made_plan(model, "dpmpp-2m", 9)]
     requests = [(plan, noise(2, k), {"label": [k, 2]}) for k, plan in enumerate(plans)]
     for found, (plan, x, given) in zip(fs.run_mixed(requests, cached), requests, strict=True):
         torch.testing.assert_close(found, plan(cached, x, **given), rtol=0, atol=2e-5)
@@ -102,7 +103,7 @@ def test_nothing_outlives_a_run(name, model):
     """Neither one of another size, solver and dtype, nor one that breaks off, changes the next."""
     cached = made(name, model)
     first = run(cached).samples
-    if name != "budget":
+    if not PLAN.get(name):
         run(cached, made_plan(model, "dpmpp-2m", 10), n=2)
     run(cached, n=1, dtype=torch.float64)
 

@@ -22,6 +22,7 @@ from fewstep.denoisers.folder import CONFIG, FORMERLY, _fingerprint, load_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.restorer import Restorer
 from fewstep.guidance.known import Region
+from fewstep.networks.dit import DiT
 from fewstep.networks.mlp import MLP
 from fewstep.networks.reference import ReferenceDiT
 from fewstep.networks.unet import UNet
@@ -72,6 +73,11 @@ def referred() -> NetworkDenoiser:
     return NetworkDenoiser(network, VP(), "v", (2, 4, 4), {"label": Label(3), "y": Picture((2, 2, 4, 4))})
 
 
+def transformer() -> NetworkDenoiser:
+    network = shaken(DiT(channels=2, size=4, width=16, depth=4, classes=3))
+    return NetworkDenoiser(network, VP(), "v", (2, 4, 4), {"label": Label(3)})
+
+
 def pairs(d: int) -> torch.Tensor:
     root = torch.randn(d, d, generator=torch.Generator().manual_seed(5), dtype=F64)
     return root @ root.mT + torch.eye(d, dtype=F64)
@@ -108,6 +114,13 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "experts": lambda make: make([base(), base(data_std=0.5)], [0.4]),
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
+    "taylorseer": lambda make: make(attentive(), 2, 2, 0.1, 0.9),
+    "pab": lambda make: make(attentive(), 2, 4, 2, 0.0),
+    "magcache": lambda make: make(transformer(), [1.0, 1.1], fs.plan(VP(), "ddim", 2).moments, 0.5, 2, 0.5),
+    "teacache": lambda make: make(transformer(), 0.5, [0.3, 1.5, -0.01], 4),
+    "first-block": lambda make: make(transformer(), 2, 1, 0.5, 1, 3),
+    "dbcache": lambda make: make(transformer(), threshold=0.5, warmup=1),
+    "faster-cache": lambda make: make(CARDS["cfg"].load()(attentive(), 2.0, {"label": 1}), 2, 3, 0.1, 0.0),
     "budget": lambda make: make(
         base(),
         ["whole", "output"],
