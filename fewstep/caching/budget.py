@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +26,6 @@ METHODS = (
 )
 
 WHOLE = "whole"
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A tolerance that holds for a share of fresh samples, as sure as `sure`, whatever the law of the errors.
-
-    The deviations of `noises` exchangeable noises were measured; the least one that at least the share lie below with
-    this confidence is `value`, infinite where so few noises cannot tell.
-    """
-
-    value: float
-    share: float
-    sure: float
-    noises: int
-
-    def __str__(self) -> str:
-        of = f"{10 * self.share:g} of 10" if (10 * self.share).is_integer() else f"{self.share:.0%}"
-        return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
 
 
 @dataclass(frozen=True)
@@ -99,8 +81,6 @@ def budget(
     times: Sequence[float],
     orders: Sequence[int],
     solver: str,
-    bound: Mapping[str, float] | None = None,
-    figures: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The model with a part left out at each of a plan's evaluations, as `fs.cache(model, error=..., plan=plan)` finds.
 
@@ -108,7 +88,6 @@ def budget(
         rows: at each evaluation "whole", or the part that stands: "output" (nothing is run), "below level 0" and so on.
         times: of the evaluations. solver: the plan's name, as a run's memory has it.
         orders: of the forecast at each evaluation; it stands only where so many answers are kept.
-        bound: the fields of a `Bound`. figures: what was measured, kept for whoever asks.
 
     The plan may start in the middle (`strength`): the rest of the schedule is kept. Every other plan is refused when it
     runs, as is a sampler whose times are not known beforehand.
@@ -134,6 +113,4 @@ def budget(
         offset=before,
         orders=lambda number, name: orders[number],
         rows=Timetable(tuple(rows), tuple(times), tuple(orders)),
-        bound=None if bound is None else Bound(**bound),  # type: ignore[arg-type]
-        figures=figures,
     )

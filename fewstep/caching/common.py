@@ -278,10 +278,21 @@ class Cached(Wrapper):
             for key in values:
                 fresh = part.get(f"{key} @new")
                 assert fresh is not None
+                self._same(name, key, fresh, kept, part)
                 part.keep(f"{key} @{here[0]}", fresh)
                 part.forget(f"{key} @new")
                 for number, _ in gone:
                     part.forget(f"{key} @{number}")
+
+    def _same(self, name: str, key: str, fresh: Tensor, kept: Sequence[Node], part: Memory | Rows) -> None:
+        """`ValueError` for a value of another shape than what is kept of it: no forecast goes through both."""
+        for number, _ in kept:
+            before = part.get(f"{key} @{number}")
+            if before is not None and before.shape != fresh.shape:
+                raise ValueError(
+                    f"{name!r} was {tuple(before.shape)} at evaluation {number} and is {tuple(fresh.shape)} at"
+                    f" {part.number}: a network whose values change their shape cannot be cached there"
+                )
 
     def _forecast(self, name: str, key: str, count: int, memory: AnyMemory) -> Tensor:
         """What a part would have said: from its last `count` kept answers."""
@@ -330,7 +341,12 @@ class Cached(Wrapper):
     def _tell(self, standing: tuple[str, ...], memory: AnyMemory, ran: Sequence[bool] | None = None) -> None:
         """The run's report; ran: for each row whether nothing stood, where that differs."""
         kind = "forecast" if OUTPUT in standing else "part" if standing else "whole"
-        tell(memory, self._key, kind, None if self.shape is None else self.cost(standing), ran)
+        held = tell(memory, self._key, kind, None if self.shape is None else self.cost(standing), ran)
+        if (most := self.recipe.most_bytes) is not None and held > most:
+            raise ValueError(
+                f"what this cache keeps takes {held} bytes in this run, more than most_bytes, {most}: a lower order"
+                " keeps less, as do coarser parts and fewer samples at a time"
+            )
 
     def cost(self, standing: Sequence[str] = ()) -> float:
         """What an evaluation at which these parts stand costs, in whole evaluations by floating-point operations.

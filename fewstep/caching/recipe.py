@@ -20,6 +20,24 @@ Schedule = Callable[[int, int], Sequence[str]]  # (number, evaluations of the ru
 
 
 @dataclass(frozen=True)
+class Bound:
+    """A tolerance that holds for a share of fresh samples, as sure as `sure`, whatever the law of the errors.
+
+    The deviations of `noises` exchangeable noises were measured; the least one that at least the share lie below with
+    this confidence is `value`, infinite where so few noises cannot tell.
+    """
+
+    value: float
+    share: float
+    sure: float
+    noises: int
+
+    def __str__(self) -> str:
+        of = f"{10 * self.share:g} of 10" if (10 * self.share).is_integer() else f"{self.share:.0%}"
+        return f"{self.sure:.0%} sure: {of} fresh samples within {self.value:.2g}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a method of caching says of a model: the parts that may stand still, when, and how they are forecast.
 
@@ -33,10 +51,11 @@ class Recipe:
         orders: `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`;
             nothing stands before so many answers are kept.
         rows: the schedule in words, one an evaluation, of a cache that was calibrated.
-        bound: what is known of the deviation from the whole model, of such a cache.
-        figures: what else was measured, as JSON.
         gate: what decides for each sample whether its part, which the schedule lets stand, does.
         around: what else changes in a model that has the network inside, such as its guidance: `(model) -> model`.
+        most_bytes: that may be kept in a run; None for any number.
+        bound: what is known of the deviation from the whole model, where the cache was found for an error.
+        figures: what else was measured then, as JSON.
     """
 
     parts: Mapping[str, Part]
@@ -48,10 +67,11 @@ class Recipe:
     offset: Callable[[Memory | Rows], int] | None = None
     orders: Callable[[int, str], int] | None = None
     rows: Sequence[str] | None = None
-    bound: Any = None
-    figures: Mapping[str, Any] | None = None
     gate: Gate | None = None
     around: Callable[[Denoiser], Denoiser] | None = None
+    most_bytes: int | None = None
+    bound: Bound | None = None
+    figures: Mapping[str, Any] | None = None
 
 
 def moved(recipe: Recipe, prefix: str) -> Recipe:

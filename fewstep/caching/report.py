@@ -21,8 +21,8 @@ class _Told:
     whole: int = 0
 
 
-def tell(memory: AnyMemory, key: Hashable, kind: str, cost: float | None, ran: Sequence[bool] | None = None) -> None:
-    """Adds an evaluation to the report of each run that shares it.
+def tell(memory: AnyMemory, key: Hashable, kind: str, cost: float | None, ran: Sequence[bool] | None = None) -> int:
+    """Adds an evaluation to the report of each run that shares it; the most bytes that one of these holds.
 
     Bytes are those of what is kept under names with " @" in them.
 
@@ -53,6 +53,7 @@ def tell(memory: AnyMemory, key: Hashable, kind: str, cost: float | None, ran: S
                 report[name] = report.get(name, 0) + (name == kind)
             if cost is not None:
                 report["cost"] = report.get("cost", 0.0) + cost
+    return max(int(part.report["bytes"]) for part in memory.parts())
 
 
 def _tidy(count: float) -> float:

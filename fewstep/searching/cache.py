@@ -8,10 +8,11 @@ from typing import Any
 
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.methods import made
+from fewstep.core.methods import card, made
 from fewstep.core.sampler import Sampler
 from fewstep.data.dataset import Dataset
 from fewstep.searching.cache_budget import find_budget
+from fewstep.searching.cache_threshold import find_threshold
 
 
 @checked
@@ -34,7 +35,7 @@ def cache(
     With a method's name it is wrapped in that (`fewstep methods --kind cache`), with the method's options. With an
     `error` instead, what to leave out is found for a plan: the samples' relative deviation from the whole model's, of
     fresh noises together, is below it. `cached.schedule`, `cached.bound` and `cached.figures` say what was found, and
-    whether fewer steps of the same solver are nearer at that cost.
+    whether fewer steps of the same solver are nearer at that cost. With both, the method's `threshold` is found.
 
     Args:
         error: the deviation, relative to the norm of the samples, above 0.
@@ -47,18 +48,20 @@ def cache(
         folder: keeps what was measured, to go on from.
 
     Raises:
-        ValueError: neither or both of a method and an error, an unknown method or option, a model that the method
+        ValueError: neither a method nor an error, an unknown method or option, a model that the method
             refuses; an error that is not above 0, no plan with a table, a cached model.
     """
-    if (method is None) == (error is None):
-        raise ValueError("give a method, as 'deepcache', or the error to find a cache for, with the plan: one of them")
-    if method is not None:
+    if method is None and error is None:
+        raise ValueError("give a method, as 'deepcache', or the error to find a cache for, with the plan")
+    if error is None:
         if plan is not None or folder is not None:
             raise ValueError("a plan and a folder go with error=..., which calibrates for the plan")
-        return made("cache", method, skip=1, **options)(model)
+        return made("cache", str(method), skip=1, **options)(model)
+    if method is not None:
+        card(method, "cache")
+        return find_threshold(model, method, error, plan, seed=seed, calibrate=calibrate, data=data, **options)
     if options:
         raise ValueError(f"options are a method's, and error=... has none: leave {', '.join(options)} out")
-    assert error is not None
     return find_budget(
         model, error, plan, seed=seed, calibrate=calibrate, seconds=seconds, measure=measure, data=data, folder=folder
     )

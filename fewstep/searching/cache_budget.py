@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.caching.budget import WHOLE, Bound, budget
+from fewstep.caching.budget import WHOLE, budget
 from fewstep.caching.common import Cached
 from fewstep.caching.method import check_alone
+from fewstep.caching.recipe import Bound
 from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
@@ -204,7 +205,7 @@ def made_of(
         for number in range(edge.i + 1, min(edge.j, plan.nfe)):
             rows[number], orders[number] = edge.part, min(edges[edge].order, before)
     solver = f"{plan.name} with noise" if plan.stochastic else plan.name
-    return budget(model, rows, list(plan.moments), orders, solver, bound, figures)
+    return budget(model, rows, list(plan.moments), orders, solver, bound=bound, figures=figures)
 
 
 def fewer(plan: Plan, model: Denoiser, cost: float, fresh: Any, seed: int) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.caching.budget import Bound, budget, parts_of
+from fewstep.caching.budget import budget, parts_of
+from fewstep.caching.recipe import Bound
 from fewstep.core.noise import Noise
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.caching.common import Cached
-from fewstep.caching.parts import cut
+from fewstep.caching.parts import cut, each
 from fewstep.caching.recipe import ANSWER, OUTPUT, Recipe
 from fewstep.core.memory import Memory
 from fewstep.core.noise import Noise
@@ -131,3 +131,46 @@ def test_a_fork_of_a_memory_goes_on_by_itself():
     memory.forget("a")
     memory.forget("a")
     assert memory.get("a") is None
+
+
+def test_more_than_may_be_kept():
+    digits = fs.load("digits")
+    plan = fs.plan(digits.process, "ddim", 12)
+    need = plan.run(fs.cache(digits, "deepcache", order=2), noise(2, (1, 8, 8)).float()).report["bytes"]
+    plan(fs.cache(digits, "deepcache", order=2, most_bytes=need), noise(2, (1, 8, 8)).float())
+    with pytest.raises(ValueError, match=rf"takes {need} bytes in this run, more than most_bytes, {need - 1}: a lower"):
+        plan(fs.cache(digits, "deepcache", order=2, most_bytes=need - 1), noise(2, (1, 8, 8)).float())
+
+
+class Growing(torch.nn.Module):
+    """A network of one block, whose answer grows from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.calls = Tail(), 0
+        self.blocks = self.skippable = {"block": self.block}
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return self.block(torch.cat([x] * self.calls, 1))[:, : x.shape[1]]
+
+
+class Tail(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x
+
+
+def test_a_network_that_changes_its_shapes_is_named():
+    model = fs.wrap(Growing(), VP(), "eps", (2,))
+    parts = each(model)
+    recipe = Recipe(parts, lambda number, count: () if number < 3 else ("block",), 2)
+    with pytest.raises(ValueError, match=r"'block' was \(1, 2\) at evaluation 0 and is \(1, 4\) at 1: a network whose"):
+        fs.plan(VP(), "ddim", 12)(Cached(model, recipe, ("budget", {})), noise(1), dtype=F64)
+
+
+def test_answers_that_are_not_finite_are_named():
+    """Forecast ones as well: by their evaluation and time."""
+    process = VP()
+    model = fs.wrap(lambda x, t: x / (process.log_snr(t).view(-1, 1) > 1.0).logical_not().to(x), process, "eps", (2,))
+    with pytest.raises(ValueError, match=r"the network returned values that are not finite at evaluation \d+, t = "):
+        fs.plan(process, "ddim", 12)(cached(model), noise(2), dtype=F64)

@@ -24,7 +24,7 @@ def test_by_name_and_by_error():
     ("options", "message"),
     [
         ({}, "give a method, as 'deepcache', or the error"),
-        ({"method": "deepcache", "error": 0.1}, "give a method, as 'deepcache', or the error"),
+        ({"method": "deepcache", "error": 0.1}, "calibrated for a plan with a table"),
         ({"method": "deepcach"}, "unknown cache 'deepcach': did you mean 'deepcache'"),
         ({"method": "deepcache", "intervall": 2}, "did you mean 'interval'"),
         ({"method": "deepcache", "interval": 0}, "interval must be a whole number of at least 1, got 0"),
