@@ -27,10 +27,10 @@ def operations(model: nn.Module) -> int:
         raise ValueError("operations are counted on one sample, so the denoiser needs a shape: set model.shape = (...)")
     tensor = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    x = torch.zeros((1, *model.shape), device=tensor.device, dtype=dtype)
+    x = torch.zeros((1, *model.shape), device=model.device, dtype=dtype)  # not the tensor's: weights may be elsewhere
     pictures = {name: kind for name, kind in model.conditions.items() if isinstance(kind, Picture)}
     condition = model.check_condition({name: torch.zeros(kind.shape) for name, kind in pictures.items()}, 1, x.device)
-    t = torch.tensor(model.process.t_max, device=tensor.device, dtype=dtype)
+    t = torch.tensor(model.process.t_max, device=x.device, dtype=dtype)
 
     def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
         return sdpa_flop_count(query, key, value)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.caching.deepcache import deepcache
 from fewstep.core.noise import Noise
@@ -123,3 +124,24 @@ def test_bad_input(digits):
         deepcache(digits, 0)
     with pytest.raises(ValueError, match="a level 5 below its first"):
         deepcache(digits, 2, level=5)
+
+
+def test_moved_weights_are_left_out_too():
+    """accelerate's hooks, which move weights as they are used, run the parts of the copy and not the original."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("diffusers")
+    from claims.pipelines import matching, tiny
+
+    pipeline = tiny("StableDiffusionPipeline", matching("ddim", "StableDiffusionPipeline"))
+    model = load(pipeline, "cpu", offload=True)
+    made, x = plan(model.process, "ddim", 12), torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+
+    def operations(of):
+        with FlopCounterMode(display=False) as counter:
+            made(of, x, text="a cat")
+        return counter.get_total_flops()
+
+    whole, cached = operations(model), deepcache(model, 3)
+    share = made.run(cached, x, text="a cat").report["cost"] / 12
+    assert share < 0.9
+    assert operations(cached) == pytest.approx(share * whole, rel=0.05)
