@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers [accuracy distance overhead steering]`: measure beside the peers, and rewrite these.
+"""`python -m benchmarks.peers [accuracy caching distance overhead ...]`: measure beside the peers, and rewrite these.
 
 Figures go to benchmarks/results/peers_*.json, one row a case, and to sections of benchmarks/RESULTS.md. `--quick`, a
 trial with few budgets and rounds, only prints. `make peers` makes the environment this needs.
@@ -15,12 +15,18 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks.__main__ import HERE, machine, place
-from benchmarks.peers import accuracy, distance, overhead, steering
+from benchmarks.peers import accuracy, caching, distance, overhead, steering
 from fewstep.report.files import write_text
 
 QUICK_NFES = (5, 10)
 ROUNDS, QUICK_ROUNDS = 30, 4
-PARTS = {"accuracy": accuracy, "distance": distance, "overhead": overhead, "steering": steering}
+PARTS = {
+    "accuracy": accuracy,
+    "caching": caching,
+    "distance": distance,
+    "overhead": overhead,
+    "steering": steering,
+}
 PACKAGES = ("diffusers", "k-diffusion", "azula", "torchdiffeq", "torchsde")
 
 
