@@ -16,8 +16,8 @@ from fewstep.guidance.guide import guide
 from fewstep.hub.models import load
 
 UNIT = "relative deviation from the whole run"
-SCALES = {"digits guided": 3.0, "shapes guided": 2.0}
-CLASSES = ("digits", "digits-dit", "digits guided")
+SCALES = {"digits guided": 3.0, "digits-dit guided": 3.0, "shapes guided": 2.0}
+CLASSES = ("digits", "digits-dit", "digits guided", "digits-dit guided")
 
 CLAIMS = ()
 

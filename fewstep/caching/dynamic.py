@@ -138,17 +138,17 @@ class Behind(InPlaceOf):
 
     def __init__(self, of: nn.Module, block: Block, call: Gated):
         super().__init__(of)
-        self.inner, self.block, self.call = of, block, call
+        self.run, self.block, self.call = of, block, call
         self.opens, self.closes = block is call.part.blocks[0], block is call.part.blocks[-1]
 
     def forward(self, *args: Any, **named: Any) -> Any:
         call = self.call
         if self.opens:
-            call.decide(self.inner, self.block, args, named)
+            call.decide(self.run, self.block, args, named)
         if call.rows is None:
-            answer = self.inner(*args, **named)
+            answer = self.run(*args, **named)
         elif len(call.rows):
-            answer = self.inner(*map(call.chosen, args), **{name: call.chosen(v) for name, v in named.items()})
+            answer = self.run(*map(call.chosen, args), **{name: call.chosen(v) for name, v in named.items()})
         else:
             answer = returned(self.block, entering(self.block, args, named), args, named)
         return call.finish(self.block, answer, args, named) if self.closes else answer

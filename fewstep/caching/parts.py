@@ -101,11 +101,11 @@ class Entered(InPlaceOf):
 
     def __init__(self, of: nn.Module, block: Block, begin: MutableMapping[str, Any]):
         super().__init__(of)
-        self.inner, self.block, self.begin = of, block, begin
+        self.run, self.block, self.begin = of, block, begin  # not `inner`, which networks ask blocks of ours for
 
     def forward(self, *args: Any, **named: Any) -> Any:
         self.begin["entered"] = entering(self.block, args, named)
-        return self.inner(*args, **named)
+        return self.run(*args, **named)
 
 
 class Kept(InPlaceOf):
@@ -123,10 +123,10 @@ class Kept(InPlaceOf):
         before: tuple[Block, MutableMapping[str, Any]] | None,
     ):
         super().__init__(of)
-        self.inner, self.block, self.store, self.keys, self.before = of, block, store, keys, before
+        self.run, self.block, self.store, self.keys, self.before = of, block, store, keys, before
 
     def forward(self, *args: Any, **named: Any) -> Any:
-        answer = self.inner(*args, **named)
+        answer = self.run(*args, **named)
         found = leaving(self.block, answer)
         if self.before is not None:
             begin = self.before[1]

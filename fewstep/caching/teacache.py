@@ -87,8 +87,8 @@ def attended_to(module: nn.Module, block: Block, args: tuple[Any, ...], named: M
     modulate by their table.
     """
     x = block.taken(args, named)
-    if callable(entering := getattr(module, "entering", None)):
-        found: Tensor = entering(*args, **named)[0]
+    if callable(ours := getattr(module, "entering", None)):  # which has no use for what lies beside them
+        found: Tensor = ours(x, args[1] if len(args) > 1 else named["embedding"])[0]
         return found
     norm = module.norm1
     assert isinstance(norm, nn.Module)
@@ -109,11 +109,11 @@ class _Seen(InPlaceOf):
 
     def __init__(self, inner: nn.Module, of: nn.Module, block: Block, store: dict[str, Tensor]):
         super().__init__(of)
-        self.inner, self.block, self.store = inner, block, store
+        self.run, self.block, self.store = inner, block, store
 
     def forward(self, *args: Any, **named: Any) -> Any:
         self.store["seen"] = attended_to(self.of, self.block, args, named)
-        return self.inner(*args, **named)
+        return self.run(*args, **named)
 
 
 def calibrate(

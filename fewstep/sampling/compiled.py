@@ -193,11 +193,16 @@ def compile(plan: Sampler, model: Denoiser, **options: Any) -> Compiled:
     Worth it where many batches of one size are drawn: compiling a network takes from ten seconds to minutes.
 
     Raises:
-        ValueError: a plan for another process, or one with no table.
+        ValueError: a plan for another process, or one with no table; a cache that decides what to run as it runs.
     """
     own = getattr(model, "process", None)
     if own is not None and not plan.fits(own):
         raise ValueError("the plan was made for another process: make it with fs.plan(model.process, ...)")
     _ = plan.table
+    if isinstance(model, Cached) and model.recipe.gate is not None:
+        raise ValueError(
+            f"{model.said[0]!r} decides by what it has computed what to run, which no graph can: compile the model"
+            " inside, or one with a cache that has a schedule"
+        )
     modes = Modes(model) if isinstance(model, Cached) and not model.inside else None
     return Compiled(plan, model, torch.compile(step, fullgraph=True, dynamic=False, **options), modes)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fewstep as fs
 from fewstep.caching.dynamic import AGE, polynomial, relative
 from fewstep.caching.first_block import first_block
 from fewstep.caching.teacache import teacache
+from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.memory import Memory, Together, ask
 from fewstep.core.noise import Noise
+from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.guidance.adaptive import adaptive
 from fewstep.guidance.cfg import cfg
+from fewstep.networks.reference import ReferenceDiT
+from fewstep.processes.ve import EDM
 from fewstep.sampling.build import plan
 from fewstep.sampling.mixed import Request, run_mixed
 
@@ -173,8 +179,11 @@ def test_changes():
     assert half.dtype == torch.float32 and half[0] == 0.25
 
 
-def test_it_says_that_it_reads(dit):
+def test_it_says_that_it_reads_and_is_no_graph(dit):
     assert "once an evaluation" in first_block(dit).describe()["reads the device"]
+    for model in (first_block(dit), first_block(cfg(dit, 2.0))):
+        with pytest.raises(ValueError, match="'first-block' decides by what it has computed .* no graph can"):
+            fs.compile(plan(dit.process, "ddim", 4), model)
 
 
 @pytest.mark.parametrize("kind, thresholds", [
@@ -210,3 +219,22 @@ def test_transformers_of_diffusers(kind, thresholds):
             alone = made(cached, noises[k : k + 1], **own)
             torch.testing.assert_close(alone, together.samples[k : k + 1], rtol=1e-5, atol=1e-5)
         assert 0 < float((together.samples - whole).norm() / whole.norm()) < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrap", [lambda model: first_block(model, threshold=0.6), lambda model: teacache(model, 0.2)])
+def test_blocks_that_are_called_with_more_than_an_embedding(wrap):
+    """Rows are chosen among the keys and values of references as well."""
+    torch.manual_seed(0)
+    network = ReferenceDiT(channels=1, size=8, width=32, depth=4, classes=10, references=2)
+    for parameter in network.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    conditions = {"label": Label(10), "y": Picture((2, 1, 8, 8))}
+    model = NetworkDenoiser(network, EDM(), "x0", (1, 8, 8), conditions, precondition="edm").eval()
+    made, cached = plan(model.process, "ddim", 16), wrap(model)
+    given = {"label": [1, 2, 3], "y": torch.randn(3, 2, 1, 8, 8)}
+    together = made.run(cached, noise(3), **given)
+    assert together.report["whole"] != int(together.report["whole"])
+    for k in range(3):
+        alone = made(cached, noise(3)[k : k + 1], label=given["label"][k], y=given["y"][k : k + 1])
+        torch.testing.assert_close(alone, together.samples[k : k + 1], **CLOSE)

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from fewstep.conditions.picture import Picture
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.blocks import blocks_of as found_blocks
 from fewstep.networks.common import Attend
 from fewstep.networks.dit import DiT
 from fewstep.networks.reference import Keys, ReferenceDiT
 from fewstep.networks.surgery import Keep, replaced, without
-from fewstep.networks.surgery import blocks_of as found_blocks
 from fewstep.processes.vp import VP
 
 F64 = torch.float64
