@@ -143,6 +143,5 @@ def render(about: dict[str, Any], rows: list[Row]) -> str:
         f"Small transformers of diffusers (eight blocks, random weights), {about['steps']} steps of ddim: the deviation"
         " of the samples from the whole run's, and the share of its processor time; one thread, least of three."
         " Weights, settings and noises are the same; diffusers' hooks decide for a batch by its mean, fewstep's for"
-        " each sample.\n\n"
-        + table(columns, cells)
+        " each sample.\n\n" + table(columns, cells)
     )

@@ -12,7 +12,7 @@ import time
 
 from torch import Tensor
 
-from claims.caching.fresh import UNIT, asked, fewer, model_of, run, steps_of, whole, words
+from claims.caches import UNIT, asked, fewer, model_of, run, steps_of, whole, words
 from claims.common import Outcome, compared, experiment, gap, slow
 from claims.parts import Denoiser
 from fewstep.caching.common import Cached
@@ -131,14 +131,14 @@ def _classes(seed: int) -> Outcome:
 def _scenes(seed: int) -> tuple[float, float, float]:
     """Guided shapes with captions: accuracy cached and whole, and the cached run's share of the seconds."""
     name = "shapes guided"
-    made, base = _half(name, seed)
-    times, found_ = [], []
-    for model in (made, base):
-        begin = time.perf_counter()
-        x = run(model, name, steps_of(name, "ddim", STEPS), seed + AWAY, CAPTIONS).samples
-        times.append(time.perf_counter() - begin)
-        found_.append(float(caption_accuracy(x, asked(name, CAPTIONS)["text"]).value))
-    return found_[0], found_[1], times[0] / times[1]
+    least, read = [float("inf")] * 2, [0.0] * 2
+    for _ in range(2):
+        for i, model in enumerate(_half(name, seed)):
+            begin = time.process_time()
+            x = run(model, name, steps_of(name, "ddim", STEPS), seed + AWAY, CAPTIONS).samples
+            least[i] = min(least[i], time.process_time() - begin)
+            read[i] = float(caption_accuracy(x, asked(name, CAPTIONS)["text"]).value)
+    return read[0], read[1], least[0] / least[1]
 
 
 @experiment
@@ -152,7 +152,7 @@ def _captions(seed: int) -> Outcome:
 @experiment
 def _time(seed: int) -> Outcome:
     about = f"{words('shapes guided', CAPTIONS)}, {STEPS} steps of ddim, half of the evaluations"
-    return compared([_scenes(seed)[2], 0.6], "at most 0.6", about, unit="share of the whole run's seconds")
+    return compared([_scenes(seed)[2], 0.6], "at most 0.6", about, unit="share of the whole run's processor seconds")
 
 
 CLAIMS = (

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from claims.caching.fresh import UNIT, fewer, model_of, run, steps_of, whole, words
+from claims.caches import UNIT, fewer, model_of, run, steps_of, whole, words
 from claims.common import Outcome, compared, experiment, gap, plan, slow
 from claims.parts import EDM, Denoiser, Noise
 from claims.trained import NetworkDenoiser

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from claims.caching.fresh import UNIT, fewer, fresh, model_of, run, steps_of, whole, words
+from claims.caches import UNIT, fewer, fresh, model_of, run, steps_of, whole, words
 from claims.common import Outcome, compared, experiment, gap, plan, slow, thrice
 from claims.parts import EDM, Denoiser, Noise
 from claims.trained import NetworkDenoiser

@@ -19,8 +19,6 @@ UNIT = "relative deviation from the whole run"
 SCALES = {"digits guided": 3.0, "digits-dit guided": 3.0, "shapes guided": 2.0}
 CLASSES = ("digits", "digits-dit", "digits guided", "digits-dit guided")
 
-CLAIMS = ()
-
 
 @functools.cache
 def model_of(name: str) -> Denoiser:
