@@ -14,23 +14,28 @@ from claims.parts import Denoiser, Noise, Plan
 from fewstep.core.sampler import Result
 from fewstep.guidance.guide import guide
 from fewstep.hub.models import load
+from fewstep.searching.problem import conditions
 
 UNIT = "relative deviation from the whole run"
 SCALES = {"digits guided": 3.0, "digits-dit guided": 3.0, "shapes guided": 2.0}
+ASKED = "shapes asked"
 CLASSES = ("digits", "digits-dit", "digits guided", "digits-dit guided")
 
 
 @functools.cache
 def model_of(name: str) -> Denoiser:
     """An embedded model, or a guided one."""
-    base = load(name.removesuffix(" guided"))
+    base = load(name.split()[0])
     return guide(base, "cfg", scale=SCALES[name]) if name in SCALES else base
 
 
 def asked(name: str, n: int) -> dict[str, Any]:
-    """Digits of all classes in turn; shapes without captions, or, guided, with those of held-out scenes."""
+    """Digits of all classes in turn; shapes without captions, with those that a search takes ("asked"), or, guided,
+    with those of held-out scenes."""
     if name in CLASSES:
         return {"label": torch.arange(n) % 10}
+    if name == ASKED:
+        return dict(conditions(model_of(name), None, 10_000 + torch.arange(n)))
     if name in SCALES:
         from fewstep.data import shapes
 
@@ -67,5 +72,5 @@ def fewer(name: str, solver: str, cost: float, seed: int, n: int) -> tuple[int, 
 
 def words(name: str, n: int) -> str:
     """What is measured on."""
-    scale = f" at scale {SCALES[name]:g}" if name in SCALES else ""
-    return f"embedded {name.removesuffix(' guided')}{' guided' + scale if scale else ''}, {n} fresh noises"
+    scale = f" guided at scale {SCALES[name]:g}" if name in SCALES else " with captions" if name == ASKED else ""
+    return f"embedded {name.split()[0]}{scale}, {n} fresh noises"
