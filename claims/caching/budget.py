@@ -45,7 +45,8 @@ def _fresh(name: str, solver: str, error: float, seed: int) -> float:
     return deviation(made.samples, whole(name, solver, STEPS, seed + AWAY, N))
 
 
-ABOUT = f"{len(SETTINGS)} settings: digits, digits-dit, shapes with captions; {', '.join(SOLVERS)} in {STEPS} steps; errors of 0.02 and 0.005"
+ABOUT = f"{len(SETTINGS)} settings: digits, digits-dit, shapes with captions; {', '.join(SOLVERS)} in {STEPS} steps"
+ABOUT += "; errors of 0.02 and 0.005"
 
 
 @experiment
