@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
+from fewstep.caching.ab_cache import ab_cache
 from fewstep.caching.common import Cached
 from fewstep.caching.parts import cut, each
 from fewstep.caching.recipe import ANSWER, OUTPUT, Recipe
@@ -19,7 +20,6 @@ from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import replaced
 from fewstep.processes.vp import VP
-from fewstep.sampling.skipping import reuse
 
 F64 = torch.float64
 
@@ -68,12 +68,14 @@ def test_an_output_that_is_a_polynomial_is_forecast_exactly(order):
         assert bool(torch.isfinite(found).all()) and found.shape == whole.shape
 
 
-def test_reuse_of_eps_is_the_plan_that_reuses_it():
+@pytest.mark.parametrize("order, coordinate", [(1, "eps"), (2, "x0"), (3, "own")])
+def test_it_is_the_plan_that_forecasts_its_evaluations(order, coordinate):
     """Against the plan whose evaluations are combinations."""
     mixture = GaussianMixture(torch.ones(2), torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), 0.3, VP())
     plan = fs.plan(VP(), "dpmpp-2m", 12)
-    ours = plan(cached(mixture, coordinate="eps"), noise(3), dtype=F64)
-    torch.testing.assert_close(ours, reuse(plan, range(1, 12, 2))(mixture, noise(3), dtype=F64), rtol=1e-9, atol=1e-9)
+    ours = plan(cached(mixture, order=order, coordinate=coordinate), noise(3), dtype=F64)
+    theirs = ab_cache(plan, 2, order, coordinate)(mixture, noise(3), dtype=F64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_requests_with_other_keeps_share_a_call():
