@@ -29,7 +29,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
 from fewstep.data.dataset import Dataset
 from fewstep.sampling.build import plan as make_plan
-from fewstep.searching.cache_edges import Costs, Edge, Kept, Measured, Trial, deviation, measured
+from fewstep.searching.cache_edges import Costs, Edge, Kept, Measured, Trial, deviation, fingerprint, measured
 from fewstep.searching.problem import data_for, draw, run_all
 from fewstep.searching.shared import threads_for
 
@@ -115,7 +115,8 @@ def find_budget(
         noise, condition, first = noises(0, calibrate)
         trial = Trial(model, plan, noise, condition, seed, first)
         costs = Costs(trial, measure)
-        settings = {"error": error, "seed": seed, "calibrate": calibrate, "plan": json.loads(plan.to_json())}
+        settings = {"model": fingerprint(model), "error": error, "seed": seed, "calibrate": calibrate}
+        settings["plan"] = json.loads(plan.to_json())
         kept = Kept(None if folder is None else Path(folder) / "cache-search.json", settings)
         edges = measured(trial, error, kept, None if seconds is None else begin + seconds)
         fresh = noises(calibrate, CHECKED)

@@ -7,6 +7,7 @@ which goes on from the state that it had at i.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -217,6 +218,14 @@ def measured(trial: Trial, error: float, kept: Kept, until: float | None) -> dic
     return found
 
 
+def fingerprint(model: Denoiser) -> str:
+    """What tells a model from others, by the names, shapes and sums of its tensors."""
+    digest = hashlib.sha256(repr(sorted(model.describe().items(), key=lambda item: item[0])).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum()):.17g}".encode())
+    return digest.hexdigest()
+
+
 class Kept:
     """Edges that were measured, in a file to go on from."""
 
@@ -225,8 +234,11 @@ class Kept:
         if file is None or not file.is_file():
             return
         data = json.loads(read_text(file))
-        if data.get("format") != FORMAT or data.get("settings") != settings:
-            raise ValueError(f"{file} holds a search with other settings: take the same ones, or another folder")
+        told = data.get("settings", {}) if data.get("format") == FORMAT else {}
+        if other := [name for name, value in settings.items() if told.get(name) != value]:
+            raise ValueError(
+                f"{file} holds a search with other settings ({', '.join(other)}): take the same ones, or another folder"
+            )
         self.edges = {
             key: Measured(math.inf if error is None else float(error), int(order))
             for key, (error, order) in data["edges"].items()

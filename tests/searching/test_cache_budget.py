@@ -134,8 +134,11 @@ def test_a_search_goes_on_from_what_was_measured(tmp_path):
     (tmp_path / "cache-search.json").write_text(json.dumps(data))
     again = find_budget(model, 0.01, plan, folder=tmp_path)
     assert again.figures["edges"] < first.figures["edges"]
-    with pytest.raises(ValueError, match="holds a search with other settings"):
+    with pytest.raises(ValueError, match=r"holds a search with other settings \(error\)"):
         find_budget(model, 0.02, plan, folder=tmp_path)
+    other = GaussianMixture(torch.ones(3), torch.tensor([[1.0, 0.1], [-1.0, 0.5], [0.0, -1.0]]), 0.3, VP())
+    with pytest.raises(ValueError, match=r"other settings \(model\)"):
+        find_budget(other, 0.01, plan, folder=tmp_path)
     stopped = find_budget(model, 0.01, plan, seconds=1e-6)
     assert set(stopped.schedule) == {"whole"}
 
