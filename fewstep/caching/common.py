@@ -90,7 +90,7 @@ class Cached(Wrapper):
 
     @property
     def carries(self) -> bool:
-        return True
+        return not self.recipe.never or self.model.carries
 
     @property
     def inside(self) -> str:
