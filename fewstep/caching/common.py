@@ -8,6 +8,7 @@ in the run's memory, branch by branch and sample by sample; without a gate nothi
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fewstep.caching.dynamic import Gate, Gated, gated
-from fewstep.caching.forecast import Node, coordinate_at, level, nodes, weighted, weights
-from fewstep.caching.parts import Store, innermost
+from fewstep.caching.forecast import Node, coordinate_at, level, nodes, told, weighted, weights
+from fewstep.caching.parts import NOISE, Store, innermost
 from fewstep.caching.recipe import OUTPUT, Recipe, moved
 from fewstep.caching.report import tell
 from fewstep.core.denoiser import Denoiser, Wrapper
@@ -61,7 +62,7 @@ class Cached(Wrapper):
 
     def __init__(self, model: Denoiser, recipe: Recipe, said: tuple[str, Mapping[str, Any]]):
         super().__init__(model)
-        self.recipe, self.said = recipe, said
+        self.recipe, self.said, self.adaptor = recipe, said, recipe.adaptor
         self._at = innermost(model, recipe.parts)
         inner = model.get_submodule(self._at) if self._at else None
         assert inner is None or isinstance(inner, Denoiser)
@@ -192,7 +193,10 @@ class Cached(Wrapper):
         """Put the forecasts of what stands into a store."""
         for name, count in standing:
             for key in self.recipe.parts[name].keys:
-                store[key] = self._forecast(name, key, count, memory)
+                store[key] = value = self._forecast(name, key, count, memory)
+                if self.adaptor is not None:
+                    noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows)]
+                    store[NOISE] = torch.tensor(noise).to(value.device, non_blocking=True)
 
     def settle(self, standing: tuple[str, ...], store: Store, memory: AnyMemory) -> None:
         """Keep what an evaluation has put into a store."""
@@ -247,7 +251,8 @@ class Cached(Wrapper):
         kept = self._fresh(standing)
         for name in (*standing, *kept):
             part = self.recipe.parts[name]
-            make = part.keeping if name in kept else part.standing
+            stands = functools.partial(part.standing, adaptor=self.adaptor)
+            make = part.keeping if name in kept else stands
             own = make(found, store)
             if own.keys() & modules.keys():  # parts that end alike go around each other
                 found, modules = self._with(modules), {}
@@ -365,6 +370,7 @@ class Cached(Wrapper):
             full = operations(whole)
             graft, given = self._original.graft(names)
             given.update(store)
+            given[NOISE] = torch.zeros((), device=self.device)
             self._costs[names] = operations(graft) / full
         return self._costs[names]
 

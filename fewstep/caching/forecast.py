@@ -18,6 +18,7 @@ from fewstep.core.process import Process
 
 OWN = "own"  # the coordinate in which EDM's networks answer
 COORDINATES = (OWN, *(kind for kind in KINDS if kind != "score"))
+FURTHEST = 5.0  # of the noise level that a network is told
 Coordinate = str | tuple[Number, Number]
 Node = tuple[int, float]  # an evaluation that was made: its number and its log-SNR
 
@@ -46,6 +47,11 @@ def coordinate_at(coordinate: str, alpha: Number, sigma: Number, data_std: float
 def level(process: Process, t: float) -> float:
     """The log-SNR `log(alpha / sigma)` at a time, infinite for pure noise and clean samples."""
     return float(process.log_snr(t))
+
+
+def told(process: Process, t: float) -> float:
+    """The noise level as a network gets it: log(sigma / alpha) / 4, within -5 to 5."""
+    return min(max(-level(process, t) / 4, -FURTHEST), FURTHEST)
 
 
 def nodes(before: Sequence[Node], at: float, order: int) -> list[Node]:

@@ -19,6 +19,7 @@ from fewstep.networks.blocks import networks_of
 from fewstep.networks.surgery import Block, InPlaceOf, Skip
 
 Store = MutableMapping[str, Tensor]
+NOISE = "noise"  # in a store: the noise level of each row, for an adaptor (`forecast.told`)
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,22 @@ class Part:
         start = Entered(model.get_submodule(first.path), first, begin)
         return {first.path: start, last.path: Kept(end, last, store, self.keys, (first, begin))}
 
-    def standing(self, model: nn.Module, store: Store) -> dict[str, nn.Module]:
-        """The modules, by path, that leave the stretch out and take its answer from `store`."""
+    def standing(self, model: nn.Module, store: Store, adaptor: nn.Module | None = None) -> dict[str, nn.Module]:
+        """The modules, by path, that leave the stretch out and take its answer from `store`.
+
+        With an adaptor the answer is what that makes of the kept value, what enters the stretch and the noise level:
+        of a part that is not residual, which has at least two blocks.
+        """
         last, found = self.blocks[-1], dict[str, nn.Module]()
         for block in self.blocks[:-1]:
             module = model.get_submodule(block.path)
             found[block.path] = Skip(block, module) if self.residual else Void(module)
         end = model.get_submodule(last.path)
         found[last.path] = Standing(end, last, store, self.keys, self.residual)
+        if adaptor is not None:
+            first, begin = self.blocks[0], dict[str, Any]()
+            found[first.path] = Seen(model.get_submodule(first.path), first, begin)
+            found[last.path] = Adapted(end, last, store, self.keys, adaptor, begin)
         return found
 
 
@@ -163,6 +172,46 @@ class Void(InPlaceOf):
         if isinstance(resnets, nn.ModuleList) and hasattr(self.of, "downsamplers"):
             return nothing, (nothing,) * (len(resnets) + (len(ends) if isinstance(ends, nn.ModuleList) else 0))
         return nothing
+
+
+class Seen(Void):
+    """Replaces the first block of what only leads to a value that is kept, and notes what enters it."""
+
+    def __init__(self, of: nn.Module, block: Block, begin: MutableMapping[str, Any]):
+        super().__init__(of)
+        self.block, self.begin = block, begin
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        self.begin["entered"] = entering(self.block, args, named)
+        return super().forward(*args, **named)
+
+
+class Adapted(Standing):
+    """Replaces a block by what an adaptor makes of its kept value, `adaptor(kept, shallow, noise)`.
+
+    shallow: what enters the part, as `Seen` noted it. The answer must have the shape of what is kept.
+    """
+
+    def __init__(
+        self,
+        of: nn.Module,
+        block: Block,
+        store: Store,
+        keys: Sequence[str],
+        adaptor: nn.Module,
+        begin: MutableMapping[str, Any],
+    ):
+        super().__init__(of, block, store, keys, False)
+        self.adaptor, self.begin = adaptor, begin
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        kept, (shallow,) = self.store[self.keys[0]], self.begin.pop("entered")
+        made = self.adaptor(kept, shallow, self.store[NOISE])
+        if made.shape != kept.shape:
+            raise ValueError(
+                f"the adaptor must give a feature of the kept one's shape, {tuple(kept.shape)}, got {tuple(made.shape)}"
+            )
+        return returned(self.block, [made], args, named)
 
 
 def cut(model: nn.Module, level: int) -> Part:

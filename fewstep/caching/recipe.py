@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from fewstep.caching.dynamic import Gate
 from fewstep.caching.forecast import OWN
 from fewstep.caching.parts import Part
@@ -53,6 +55,8 @@ class Recipe:
         rows: the schedule in words, one an evaluation, of a cache that was calibrated.
         gate: what decides for each sample whether its part, which the schedule lets stand, does.
         around: what else changes in a model that has the network inside, such as its guidance: `(model) -> model`.
+        adaptor: what a part that stands makes of what is kept of it: `(kept, shallow, noise) -> feature`
+            (`parts.Adapted`).
         most_bytes: that may be kept in a run; None for any number.
         bound: what is known of the deviation from the whole model, where the cache was found for an error.
         figures: what else was measured then, as JSON.
@@ -69,6 +73,7 @@ class Recipe:
     rows: Sequence[str] | None = None
     gate: Gate | None = None
     around: Callable[[Denoiser], Denoiser] | None = None
+    adaptor: nn.Module | None = None
     most_bytes: int | None = None
     bound: Bound | None = None
     figures: Mapping[str, Any] | None = None

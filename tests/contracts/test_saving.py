@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import fewstep as fs
+from fewstep.caching.clockwork import Adaptor
 from fewstep.conditions.label import Label
 from fewstep.conditions.picture import Picture
 from fewstep.core.config import built, config
@@ -78,6 +79,10 @@ def transformer() -> NetworkDenoiser:
     return NetworkDenoiser(network, VP(), "v", (2, 4, 4), {"label": Label(3)})
 
 
+def adaptor() -> Adaptor:
+    return shaken(Adaptor(8, 8, 8))
+
+
 def pairs(d: int) -> torch.Tensor:
     root = torch.randn(d, d, generator=torch.Generator().manual_seed(5), dtype=F64)
     return root @ root.mT + torch.eye(d, dtype=F64)
@@ -131,6 +136,9 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         figures={"error": 0.05},
     ),
     "deepcache": lambda make: make(NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2),
+    "clockwork": lambda make: make(
+        NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2, adaptor=adaptor()
+    ),
     "token-merging": lambda make: make(attentive(), 0.25, ["mid.attn"], (2, 4), 3),
     "reference": lambda make: make(referred()),
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),

@@ -109,6 +109,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "masked": (lambda make, model: make(model, {0.4: [attention(model)]}), lambda make, model: make(model, {})),
     "fixed": (lambda make, model: make(model, label=1), lambda make, model: make(model, label=1)),
     "deepcache": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "clockwork": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
     "taylorseer": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
     "pab": (lambda make, model: make(model, 2), lambda make, model: make(model, 1, 1)),
     "magcache": (
@@ -158,7 +159,7 @@ GUIDANCE = {name for name, row in EXAMPLES.items() if row is GUIDED}
 CACHES = [name for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)]
 REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *itertools.product(CACHES, CACHES)}
 TRANSFORMERS = {name for name, card in WRAPPERS.items() if card.facts.get("network") == "transformer"}
-UNETS = {"deepcache", "lacon"}  # whose rows name what only a UNet has
+UNETS = {"deepcache", "clockwork", "lacon"}  # whose rows name what only a UNet has
 # Caches do nothing outside a run: of their pairs with other wrappers a quarter is enough for the default suite.
 PAIRS = [
     pytest.param(
