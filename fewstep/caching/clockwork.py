@@ -36,7 +36,7 @@ METHODS = (
         kind="network",
         paper=PAPER,
         arxiv="2312.08128",
-        claim="brings a kept feature up to date for a tenth of the operations of what it replaces",
+        claim="brings a kept feature up to date for under a fifth of the operations of what it replaces",
         use="Adaptor",
     ),
 )

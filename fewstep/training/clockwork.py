@@ -76,7 +76,8 @@ def fit_adaptor(
     `seed`, and the model stays as it is.
 
     Args:
-        noises: `(B, *shape)` to run from. condition: of the samples.
+        noises: `(B, *shape)` to run from. condition: of the samples, and `init`, `(B, *shape)`, for a plan that starts
+            in the middle: an adaptor does best in runs like those that it was fitted to.
         steps, batch: of the optimiser. period, level: as in "clockwork". width: channels of the adaptor.
 
     Raises:
