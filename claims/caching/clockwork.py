@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.caching.fresh import UNIT, asked, fresh, model_of, steps_of, words
-from claims.common import Outcome, compared, experiment, frechet, gap, plan, slow, thrice
+from claims.common import Claim, Outcome, compared, experiment, frechet, gap, plan, slow, thrice
 from claims.parts import Denoiser, Plan
 from fewstep.caching.clockwork import Adaptor, clockwork
 from fewstep.data.digits import load
@@ -138,14 +138,14 @@ CLAIMS = (
     *(slow("clockwork", f"a learned adaptor is nearer to the whole run than {other}{where}",
            _against("learned", other, image))
       for image, where in ((False, ""), (True, ", from a picture")) for other in ADAPTORS[:2]),
-    slow("clockwork", "an adaptor fitted to runs from pictures is nearer to the whole run than identity, from a picture",
+    slow("clockwork", "an adaptor fitted to runs from pictures is nearer there than identity",
          _against(THERE, "identity", True)),
-    slow("clockwork", "an adaptor fitted to runs from pictures is nearer to the whole run than fewer steps of equal cost",
+    slow("clockwork", "an adaptor fitted to runs from pictures is nearer there than fewer steps of equal cost",
          _nearer(THERE, True)),
     slow("clockwork", "a learned adaptor brings digits closer to the data than identity",
          _closer("learned", "identity")),
     *(slow("clockwork", f"digits of {adaptor} are within 5 % as close to the data as those of the whole model",
            _closer(adaptor, "whole", 1.05))
       for adaptor in ("identity", "learned")),
-    slow("feature-adaptor", "takes under a fifth of the operations of what it replaces", _small()),
+    Claim("feature-adaptor", "takes under a fifth of the operations of what it replaces", _small()),
 )  # fmt: skip
