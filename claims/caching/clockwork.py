@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.caching.fresh import UNIT, asked, fresh, model_of, steps_of, words
+from claims.caches import UNIT, asked, fresh, model_of, steps_of, words
 from claims.common import Claim, Outcome, compared, experiment, frechet, gap, plan, slow, thrice
 from claims.parts import Denoiser, Plan
 from fewstep.caching.clockwork import Adaptor, clockwork

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from claims.caches import asked, fresh, model_of, steps_of, words
 from claims.caching.clockwork import ABOUT, NAME, NOISES, PERIOD, SOLVER, STEPS, TRAINED, WIDTH, N, fitted
-from claims.caching.fresh import asked, fresh, model_of, steps_of, words
 from claims.common import Outcome, compared, slow, thrice
 from fewstep.training.clockwork import recorded
 
