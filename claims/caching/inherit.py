@@ -1,4 +1,4 @@
-"""Claims of inherited features: blocks, layers and units, reused or forecast, against fewer steps and left-out blocks."""
+"""Claims of inherited features: of blocks, layers and units, against fewer steps and left-out blocks."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.networks.blocks import networks_of
+from fewstep.networks.condconv import CondConv2d
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -193,7 +194,7 @@ def _unit(module: nn.Module) -> str | None:
         if not any(name.startswith(BESIDE) for name in path.split("."))
     ]
     for path, part in inside:
-        if isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1:
+        if isinstance(part, CondConv2d) or (isinstance(part, nn.Conv2d) and max(part.kernel_size) > 1):
             return path
     linear = [(part.weight.numel(), path) for path, part in inside if isinstance(part, nn.Linear)]
     return max(linear, key=lambda pair: pair[0])[1] if linear else None
