@@ -30,7 +30,7 @@ def attention_parts(model: Denoiser) -> dict[str, dict[str, Part]]:
         if module._modules.get("core") is not None and block.skippable:
             found[ITSELF][name] = Part(name, (block,), True)
             continue
-        for inner, attention in _diffusers(module, block):
+        for inner, attention in attention_modules(module, block):
             kind = CROSS if getattr(attention, "is_cross_attention", False) else ITSELF
             found[kind][inner.path] = Part(inner.path, (inner,), False)
     if not any(found.values()):
@@ -38,7 +38,7 @@ def attention_parts(model: Denoiser) -> dict[str, dict[str, Part]]:
     return found
 
 
-def _diffusers(module: nn.Module, block: Block) -> Iterator[tuple[Block, nn.Module]]:
+def attention_modules(module: nn.Module, block: Block) -> Iterator[tuple[Block, nn.Module]]:
     """The attention modules of diffusers in a block; joint ones return the picture and the words."""
     for name, part in module.named_modules():
         if all(isinstance(getattr(part, key, None), nn.Module) for key in ("to_q", "to_k")):

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.networks.common import Attend, Embedding, as_pair, attend, head_count, plain, vector, zeroed
+from fewstep.networks.condconv import CondConv2d
 from fewstep.networks.text import TextEncoder
 
 METHODS = (
@@ -36,6 +38,8 @@ METHODS = (
                 "vocabulary": 6,
                 "captions": 4,
                 "places": True,
+                "drop": ("down.0.res1", "mid.attn"),
+                "experts": 2,
             },
         },
     ),
@@ -56,24 +60,37 @@ def grid(x: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(*sides, indexing="ij")).expand(x.shape[0], 2, *x.shape[2:])
 
 
-class Residual(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))) * (1 + scale) + shift)), scale and shift from the embedding."""
+def _convolution(channels: int, out: int, embedding: int, experts: int) -> nn.Conv2d | CondConv2d:
+    if experts == 1:
+        return nn.Conv2d(channels, out, 3, padding=1)
+    return CondConv2d(channels, out, embedding, experts)
 
-    def __init__(self, channels: int, out: int, embedding: int, dropout: float) -> None:
+
+class Residual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))) * (1 + scale) + shift)), scale and shift from the embedding.
+
+    With `experts` above 1 the kernels of its convolutions are mixed for each sample, by the embedding.
+    """
+
+    def __init__(self, channels: int, out: int, embedding: int, dropout: float, experts: int = 1) -> None:
         super().__init__()
+        self.experts = experts
         self.norm1 = _norm(channels)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv1 = _convolution(channels, out, embedding, experts)
         self.modulation = nn.Linear(embedding, 2 * out)
         self.norm2 = _norm(out, affine=False)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zeroed(nn.Conv2d(out, out, 3, padding=1))
+        self.conv2 = _convolution(out, out, embedding, experts)
+        for parameter in (self.conv2.weight, self.conv2.bias):
+            nn.init.zeros_(parameter)  # type: ignore[arg-type]
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        routed = () if self.experts == 1 else (vector(embedding),)
         scale, shift = self.modulation(vector(embedding))[:, :, None, None].chunk(2, dim=1)
-        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv1(F.silu(self.norm1(x)), *routed)
         hidden = F.silu(torch.addcmul(shift, self.norm2(hidden), 1 + scale))
-        return self.skip(x) + self.conv2(self.dropout(hidden))
+        return self.skip(x) + self.conv2(self.dropout(hidden), *routed)
 
 
 class Attention(nn.Module):
@@ -128,12 +145,16 @@ class UNet(nn.Module):
             None.
         places: two more channels hold the row and column of every pixel, from -1 to 1; without them, convolutions
             learn the position only from the borders, and slowly.
+        drop: names of skippable blocks that it is built without. experts: kernels of each convolution in residual
+            blocks, mixed by the embedding (`fewstep.networks.condconv`), at the levels of the dropped blocks, or at all
+            levels where none is dropped; 1 for plain convolutions.
 
     The last layer starts at zero, and so does every residual branch. Blocks, in order: `down.0.res0`,
     `down.0.attn0`, `down.0.down`, `down.1.res0`, ..., `mid.res0`, `mid.attn`, `mid.res1`, `up.1.res0`, ..., `up.1.up`,
     `up.0.res0`. The number after `down` and `up` is the level, 0 the finest.
 
-    Raises ValueError for sizes that do not divide evenly and for resolutions in `attention` that no level has.
+    Raises ValueError for sizes that do not divide evenly, for resolutions in `attention` that no level has and for
+    blocks to drop that are not skippable.
     """
 
     def __init__(
@@ -152,6 +173,8 @@ class UNet(nn.Module):
         picture: int = 0,
         out: int | None = None,
         places: bool = False,
+        drop: Sequence[str] = (),
+        experts: int = 1,
     ) -> None:
         super().__init__()
         self.channels, self.size = channels, as_pair(size)
@@ -160,10 +183,11 @@ class UNet(nn.Module):
         self.places = places
         self.width, self.attention = tuple(width), tuple(attention)
         self.blocks_per_level, self.classes, self.patch, self.dropout = blocks, classes, patch, dropout
-        if not self.width or min(self.width) < 1 or min(channels, blocks, patch) < 1:
+        self.drop, self.experts = tuple(drop), experts
+        if not self.width or min(self.width) < 1 or min(channels, blocks, patch, experts) < 1:
             raise ValueError(
-                "channels, blocks, patch and every width must be at least 1, "
-                f"got channels={channels}, blocks={blocks}, patch={patch}, width={self.width}"
+                "channels, blocks, patch, experts and every width must be at least 1, "
+                f"got channels={channels}, blocks={blocks}, patch={patch}, experts={experts}, width={self.width}"
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
@@ -182,28 +206,47 @@ class UNet(nn.Module):
             attends, last = height in self.attention, level == len(self.width) - 1
             # Going up, a level receives the width of the level below it, then its own; each block reads one skip.
             below = wide if last else self.width[level + 1]
-            down.append(self._level(blocks, before, 0, wide, attends, None if last else ("down", Down())))
-            up.append(self._level(blocks, below, wide, wide, attends, ("up", Up()) if level else None))
+            count = self._experts_at(level)
+            down.append(self._level(blocks, before, 0, wide, attends, None if last else ("down", Down()), count))
+            up.append(self._level(blocks, below, wide, wide, attends, ("up", Up()) if level else None, count))
             before = wide
         self.down = nn.ModuleList(down)
-        self.mid = nn.ModuleDict({"res0": Residual(before, before, self.embedding_width, dropout)})
+        self.mid = nn.ModuleDict({"res0": Residual(before, before, self.embedding_width, dropout, count)})
         if heights[-1] in self.attention:
             self.mid["attn"] = self._attention(before)
-        self.mid["res1"] = Residual(before, before, self.embedding_width, dropout)
+        self.mid["res1"] = Residual(before, before, self.embedding_width, dropout, count)
         self.up = nn.ModuleList(up)
         self.last_norm = _norm(self.width[0])
         self.last = zeroed(nn.Conv2d(self.width[0], self.out_channels * patch**2, 3, padding=1))
+        able = self.skippable
+        for name in dict.fromkeys(self.drop):
+            if name not in able:
+                raise suggest("block", name, able)
+            parent, _, child = name.rpartition(".")
+            del self.get_submodule(parent)._modules[child]
+
+    def _experts_at(self, level: int) -> int:
+        """How many kernels the convolutions of a level have."""
+        inside = (f"down.{level}.", f"up.{level}.", *(["mid."] if level == len(self.width) - 1 else []))
+        return self.experts if not self.drop or any(name.startswith(inside) for name in self.drop) else 1
 
     def _attention(self, wide: int) -> Attention:
         return Attention(wide, None if self.vocabulary is None else self.embedding_width)
 
     def _level(
-        self, blocks: int, entering: int, skip: int, wide: int, attends: bool, end: tuple[str, nn.Module] | None
+        self,
+        blocks: int,
+        entering: int,
+        skip: int,
+        wide: int,
+        attends: bool,
+        end: tuple[str, nn.Module] | None,
+        experts: int,
     ) -> nn.ModuleDict:
         modules: dict[str, nn.Module] = {}
         for index in range(blocks):
             arriving = (wide if index else entering) + skip
-            modules[f"res{index}"] = Residual(arriving, wide, self.embedding_width, self.dropout)
+            modules[f"res{index}"] = Residual(arriving, wide, self.embedding_width, self.dropout, experts)
             if attends:
                 modules[f"attn{index}"] = self._attention(wide)
         return nn.ModuleDict(modules | dict([end] if end else []))
@@ -259,6 +302,8 @@ class UNet(nn.Module):
             "picture": self.picture,
             "out": self.out_channels,
             "places": self.places,
+            "drop": list(self.drop),
+            "experts": self.experts,
         }
 
     def forward(
@@ -284,7 +329,8 @@ class UNet(nn.Module):
         hidden, skips = self.first(torch.cat([folded, grid(folded)], dim=1) if self.places else folded), []
         for modules in _levels(self.down):
             for index in range(self.blocks_per_level):
-                hidden = modules[f"res{index}"](hidden, embedding)
+                if f"res{index}" in modules:
+                    hidden = modules[f"res{index}"](hidden, embedding)
                 if f"attn{index}" in modules:
                     hidden = modules[f"attn{index}"](hidden, embedding)
                 skips.append(hidden)

@@ -120,6 +120,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
     "taylorseer": lambda make: make(attentive(), 2, 2, 0.1, 0.9),
+    "inherit": lambda make: make(attentive(), 3, "unit", ["mid.attn", "mid.res1"], [(0.0, 2), (0.5, 3)], 2, 0.1, 0.9),
     "pab": lambda make: make(attentive(), 2, 4, 2, 0.0),
     "magcache": lambda make: make(transformer(), [1.0, 1.1], fs.plan(VP(), "ddim", 2).moments, 0.5, 2, 0.5),
     "teacache": lambda make: make(transformer(), 0.5, [0.3, 1.5, -0.01], 4),

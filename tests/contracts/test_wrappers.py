@@ -111,6 +111,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "deepcache": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
     "clockwork": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
     "taylorseer": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "inherit": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
     "pab": (lambda make, model: make(model, 2), lambda make, model: make(model, 1, 1)),
     "magcache": (
         lambda make, model: by_magnitude(make, model, 0.15),

@@ -1,0 +1,1 @@
+"""Smaller networks for the same answers."""
