@@ -102,8 +102,8 @@ def budget(
         raise suggest("part", unknown[0], known)
     if any(isinstance(k, bool) or int(k) != k or k < 1 for k in orders):
         raise ValueError(f"orders must be whole numbers of at least 1, got {list(orders)}")
-    used = {name: known[name] for name in dict.fromkeys(rows) if name != WHOLE}
     check, before = for_plan(times, solver)
+    used = {name: known[name] for name in dict.fromkeys(rows) if name != WHOLE}
     return Recipe(
         parts=used,
         schedule=lambda number, count: () if rows[number] == WHOLE else (rows[number],),

@@ -136,17 +136,21 @@ class Cached(Wrapper):
         if self.recipe.gate is not None:
             known = self.recipe.gate.knows(part)
             return tuple((name, 1) for name in self.recipe.schedule(part.number, len(part.times)) if known)
-        before = 0 if self.recipe.offset is None else self.recipe.offset(part)
-        kept, at = _notes(part, self._key).kept, level(self.process, part.t)
-        number, orders = part.number + before, self.recipe.orders
-        found = []
-        for name in self.recipe.schedule(number, len(part.times) + before):
+        kept, at, number = _notes(part, self._key).kept, level(self.process, part.t), self._number(part)
+        if self.recipe.ahead is not None:
+            self.recipe.ahead.turn(part, kept)
+        orders, found = self.recipe.orders, []
+        for name in self.recipe.schedule(number, len(part.times) + number - part.number):
             if kept.get(name):
                 order = self.order(name) if orders is None else orders(number, name)
                 count = len(nodes(kept[name], at, order))
                 if orders is None or count == order:
                     found.append((name, count))
         return tuple(found)
+
+    def _number(self, part: Memory | Rows) -> int:
+        """Of this evaluation in the schedule."""
+        return part.number + (0 if self.recipe.offset is None else self.recipe.offset(part))
 
     def _begin(self, part: Memory | Rows) -> None:
         if self.recipe.checks is not None:
@@ -187,13 +191,14 @@ class Cached(Wrapper):
             if not names and OUTPUT in self.recipe.parts:
                 self._keep_output(found, memory)
         self._tell(names, memory)
-        return found
+        return found if self.recipe.ahead is None else self.recipe.ahead.after(self, names, found, memory, condition)
 
     def fill(self, standing: tuple[tuple[str, int], ...], store: Store, memory: AnyMemory) -> None:
         """Put the forecasts of what stands into a store."""
+        at = [(self._number(part), part.rows) for part in memory.parts()]
         for name, count in standing:
             for key in self.recipe.parts[name].keys:
-                store[key] = value = self._forecast(name, key, count, memory)
+                store[key] = value = self.recipe.adjust(key, self._forecast(name, key, count, memory), at)
                 if self.adaptor is not None:
                     noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows)]
                     store[NOISE] = torch.tensor(noise).to(value.device, non_blocking=True)
@@ -236,13 +241,12 @@ class Cached(Wrapper):
         """The parts that an evaluation has run whole: none of their blocks stood."""
         if OUTPUT in standing:
             return []
-        parts = self.recipe.parts
-        stood = {block.path for name in standing for block in parts[name].blocks}
-        return [
-            name
-            for name, part in parts.items()
-            if name != OUTPUT and name not in standing and not any(block.path in stood for block in part.blocks)
-        ]
+        parts, never = self.recipe.parts, {OUTPUT, *standing, self.recipe.ahead and self.recipe.ahead.part}
+        stood = tuple(f"{block.path}." for name in standing for block in parts[name].blocks)
+        ran = {
+            name: not any(f"{block.path}.".startswith(stood) for block in part.blocks) for name, part in parts.items()
+        }
+        return [name for name in parts if name not in never and ran[name]]
 
     def graft(self, standing: tuple[str, ...]) -> tuple[Denoiser, dict[str, Tensor]]:
         """The model with these parts standing and the others kept, and the store that both go through."""
@@ -359,6 +363,8 @@ class Cached(Wrapper):
         Counted once, by running the model on one sample. Raises ValueError for a model without a shape.
         """
         names = tuple(standing)
+        if self.recipe.ahead is not None and self.recipe.ahead.part in names:
+            names = (self.recipe.ahead.through,)
         if not names:
             return 1.0
         if OUTPUT in names:

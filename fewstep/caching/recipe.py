@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep.caching.ahead import Ahead
 from fewstep.caching.dynamic import Gate
 from fewstep.caching.forecast import OWN
 from fewstep.caching.parts import Part
@@ -53,6 +54,8 @@ class Recipe:
         orders: `(number, part)`, the order of a forecast at an evaluation of the schedule, where that is not `order`;
             nothing stands before so many answers are kept.
         rows: the schedule in words, one an evaluation, of a cache that was calibrated.
+        adjust: `(key, value, [(evaluation of the schedule, rows), ...])` is what stands in the place of a forecast.
+        ahead: a part whose answers for later evaluations are made at an earlier one.
         gate: what decides for each sample whether its part, which the schedule lets stand, does.
         around: what else changes in a model that has the network inside, such as its guidance: `(model) -> model`.
         adaptor: what a part that stands makes of what is kept of it: `(kept, shallow, noise) -> feature`
@@ -71,6 +74,8 @@ class Recipe:
     offset: Callable[[Memory | Rows], int] | None = None
     orders: Callable[[int, str], int] | None = None
     rows: Sequence[str] | None = None
+    adjust: Callable[[str, Tensor, Sequence[tuple[int, int]]], Tensor] = lambda key, value, at: value
+    ahead: Ahead | None = None
     gate: Gate | None = None
     around: Callable[[Denoiser], Denoiser] | None = None
     adaptor: nn.Module | None = None

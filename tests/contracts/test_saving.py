@@ -136,6 +136,16 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         bound={"value": 0.1, "share": 0.9, "sure": 0.95, "noises": 100},
         figures={"error": 0.05},
     ),
+    "encoder-propagation": lambda make: make(base(), [0, 3], order=2, inject=0.1),
+    "block-caching": lambda make: make(
+        base(),
+        {"mid.res0": [0.0, 0.1], "mid.res1": [0.0, 0.3]},
+        fs.plan(VP(), "ddim", 2).moments,
+        "ddim",
+        0.2,
+        2,
+        {"mid.res0": torch.linspace(-1, 1, 32).reshape(2, 2, 8)},
+    ),
     "deepcache": lambda make: make(NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2),
     "clockwork": lambda make: make(
         NetworkDenoiser(unet(width=(8, 8)), VP(), "v", (2, 4, 4), {"label": Label(3)}), 2, adaptor=adaptor()
