@@ -6,8 +6,7 @@ import functools
 import math
 from typing import Any
 
-from claims.caching.fresh import UNIT, fewer, model_of, run, steps_of, whole, words
-
+from claims.caches import UNIT, fewer, model_of, run, steps_of, whole, words
 from claims.common import Outcome, compared, experiment, gap, slow
 from fewstep.caching.inherit import inherit
 from fewstep.core.sampler import Result

@@ -6,8 +6,8 @@ import functools
 import time
 
 import torch
-from claims.caching.fresh import UNIT, fewer, model_of, run, steps_of, whole
 
+from claims.caches import UNIT, fewer, model_of, run, steps_of, whole
 from claims.common import Outcome, compared, experiment, gap, slow, thrice
 from claims.parts import Denoiser, Noise
 from claims.trained import NetworkDenoiser, NoiseLevels
