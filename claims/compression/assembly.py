@@ -50,7 +50,7 @@ def _student(experts: int, seed: int) -> NetworkDenoiser:
 @torch.no_grad()
 def _loss(student: NetworkDenoiser, seed: int) -> float:
     """On all held-out digits, with noise levels even over the quantiles."""
-    data = open_data(NAME, "validation")
+    data = open_data(NAME, split="validation")
     x0, count = data.images, len(data.images)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     t = _levels().quantile((order + 0.5) / count)

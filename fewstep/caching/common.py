@@ -28,7 +28,7 @@ from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
 from fewstep.core.prediction import Prediction, conversion, expand, scales
 from fewstep.denoisers.operations import operations
-from fewstep.networks.surgery import replaced
+from fewstep.networks.surgery import has, replaced
 
 SHORT = 8  # evaluations of a plan that leaves nothing to save
 Made = TypeVar("Made")
@@ -205,7 +205,7 @@ class Cached(Wrapper):
 
     def settle(self, standing: tuple[str, ...], store: Store, memory: AnyMemory) -> None:
         """Keep what an evaluation has put into a store."""
-        for name in self._fresh(standing):
+        for name in filter(self._there, self._fresh(standing)):
             self._keep(name, {key: store[key] for key in self.recipe.parts[name].keys}, memory)
         if not standing and OUTPUT in store:
             self._keep(OUTPUT, {OUTPUT: store[OUTPUT]}, memory)
@@ -253,7 +253,7 @@ class Cached(Wrapper):
         store: dict[str, Tensor] = {}
         found, modules = self.model, dict[str, Any]()
         kept = self._fresh(standing)
-        for name in (*standing, *kept):
+        for name in filter(self._there, (*standing, *kept)):
             part = self.recipe.parts[name]
             stands = functools.partial(part.standing, adaptor=self.adaptor)
             make = part.keeping if name in kept else stands
@@ -265,6 +265,10 @@ class Cached(Wrapper):
         graft = replaced(found, modules)
         assert isinstance(graft, Denoiser)
         return graft, store
+
+    def _there(self, name: str) -> bool:
+        """Whether the model has the part still: what goes around a cache may have left out the block that it is in."""
+        return all(has(self.model, block.path) for block in self.recipe.parts[name].blocks)
 
     def _with(self, modules: dict[str, Any]) -> Denoiser:
         found = replaced(self.model, modules)

@@ -167,6 +167,11 @@ def without(model: nn.Module, blocks: Iterable[Block]) -> nn.Module:
     return replaced(model, {block.path: Skip(block, model.get_submodule(block.path)) for block in blocks})
 
 
+def has(module: nn.Module, path: str) -> bool:
+    """Whether the module has a submodule at this path, of its own: what is in place of another has none of that."""
+    return not path or path in _paths(module, path)
+
+
 def _paths(module: nn.Module, path: str) -> Iterator[str]:
     """The parts of a dotted path that lead to submodules, from the shortest on."""
     at, here = "", module

@@ -9,6 +9,7 @@ from caching.test_parts import MODELS
 import fewstep as fs
 from fewstep.caching.inherit import GRANULARITIES, inherit, layers_of, staged, stages_of, units_of
 from fewstep.core.noise import Noise
+from fewstep.denoisers.masked import MaskedDenoiser
 
 FIRST = {  # of each network: a block, its first layer and unit, and of what stands last
     "unet": ("down.0.res0", "down.0.res0", "down.0.res0.conv1", "up.0.res1.conv1"),
@@ -87,6 +88,19 @@ def test_it_goes_inside_guidance(digits, granularity):
                        label=3)  # fmt: skip
     assert torch.equal(inside.samples, outside.samples)
     assert inside.report["whole"] == inside.report["part"] == 6
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_what_lies_in_a_block_that_is_left_out_is_left_out(digits, granularity):
+    """By masks around the cache and inside it, and by guidance that leaves blocks out."""
+    plan, noise = fs.plan(digits.process, "ddim", 10), Noise(0).normal(0, (2, 1, 8, 8))
+    masks = {plan.moments[k]: ["mid.res0"] for k in (1, 4)}
+    outside = plan(MaskedDenoiser(inherit(digits, 2, granularity), masks), noise, label=3)
+    assert torch.equal(outside, plan(inherit(MaskedDenoiser(digits, masks), 2, granularity), noise, label=3))
+    assert not torch.equal(outside, plan(inherit(digits, 2, granularity), noise, label=3))
+    options = {"scale": 1.5, "blocks": ["mid.res0"]}
+    around = plan(fs.guide(inherit(digits, 2, granularity), "slg", **options), noise, label=3)
+    assert torch.equal(around, plan(inherit(fs.guide(digits, "slg", **options), 2, granularity), noise, label=3))
 
 
 def test_key_evaluations():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fewstep as fs
 from fewstep.networks.blocks import blocks_of
 from fewstep.networks.dit import DiT
-from fewstep.networks.surgery import Block, Keep, Skip, Stored, replaced, without
+from fewstep.networks.surgery import Block, Keep, Skip, Stored, has, replaced, without
 from fewstep.networks.unet import Attention, UNet
 
 
@@ -133,6 +133,13 @@ def test_threads_share_the_original():
 def test_what_is_refused(parts, message):
     with pytest.raises(ValueError, match=message):
         replaced(unet(), parts)
+
+
+def test_what_is_in_place_of_a_block_has_none_of_its_parts():
+    network = unet()
+    left_out = replaced(network, {"mid.res0": Skip(of=network.get_submodule("mid.res0"))})
+    assert has(network, "") and has(network, "mid.res0.conv1") and not has(network, "mid.res0.conv3")
+    assert has(left_out, "mid.res0") and has(left_out, "mid.res1.conv1") and not has(left_out, "mid.res0.conv1")
 
 
 def test_a_name_that_begins_like_another_is_not_inside_it():
