@@ -173,7 +173,7 @@ GUIDANCE = {name for name, row in EXAMPLES.items() if row is GUIDED}
 CACHES = [name for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)]
 REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *itertools.product(CACHES, CACHES)}
 TRANSFORMERS = {name for name, card in WRAPPERS.items() if card.facts.get("network") == "transformer"}
-UNETS = {"deepcache", "clockwork", "lacon"}  # whose rows name what only a UNet has
+UNETS = {"deepcache", "clockwork", "encoder-propagation", "lacon"}  # whose rows name what only a UNet has
 # Caches do nothing outside a run: of their pairs with other wrappers a quarter is enough for the default suite.
 PAIRS = [
     pytest.param(
@@ -381,7 +381,6 @@ def test_nothing_is_read_from_the_device(name, model, x):
     wrapped = made(name, model)
     named, t = asked(wrapped, x), torch.tensor(0.4)
     times = plan(model.process, "ddim", 12).moments if WRAPPERS[name].facts.get("plan") else (0.4, 0.4, 0.4)
-    times = plan(model.process, "ddim", 12).moments if WRAPPERS[name].facts.get("calibrated") else (0.4, 0.4, 0.4)
     with torch.no_grad():
         for watch in (nullcontext(), seen := Seen()):  # the first run finds the host's numbers of each time
             memory = Memory(len(x), times, 0.0, None, "ddim")
