@@ -28,6 +28,7 @@ ROOMS = {
     "metrics": "Measures of the quality of samples.",
     "searching": "Searches: `fewstep search MODEL --method NAME`.",
     "acceleration": "The whole job: search, learn, judge.",
+    "compression": "Smaller models of trained ones.",
 }
 
 
