@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from claims.caches import UNIT, fewer, model_of, run, steps_of, whole, words
+from claims.caches import ASKED, UNIT, fewer, model_of, run, steps_of, whole, words
 from claims.common import Outcome, compared, experiment, gap, plan, slow
 from claims.parts import EDM, Denoiser, Noise
 from claims.trained import NetworkDenoiser
@@ -118,6 +118,8 @@ CLAIMS = (
     *(slow("deepcache", f"forecasts of order 3 on {name} are three times as near as fewer steps of equal cost",
            _nearer(name, 2, 3, LONG, 1 / 3))
       for name in ("digits", "shapes")),
+    slow("deepcache", "forecasts of order 3 on captioned scenes are three times as near as fewer steps of equal cost",
+         _nearer(ASKED, 2, 3, LONG, 1 / 3)),
     *(slow("deepcache", f"it is 1.5 times as fast in batches of {batch}", _faster(batch)) for batch in BATCHES),
     *(slow("deepcache", f"and as fast as operations say in batches of {batch}", _predicted(batch))
       for batch in BATCHES),
