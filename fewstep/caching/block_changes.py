@@ -34,8 +34,8 @@ def calibrate(
 
     "change" is the paper's, the mean over samples of `|y_n - y_(n-1)|_1 / |y_n|_1`, y what the block adds (Wimbauer et
     al., equation 4), in one run of the plan. "end" is the deviation of the samples, relative to their norm, when the
-    block alone stands at evaluation n alone: it takes half as many runs as there are blocks and evaluations together,
-    blocks times evaluations, and tells apart what changes from what matters. The first number is 0.
+    block alone stands at evaluation n alone. It tells what matters from what merely changes, and takes half a run for
+    every block and evaluation. The first number is 0.
 
     Args:
         noises: `(B, *shape)` to run from; a handful will do. condition: of the samples.
