@@ -69,6 +69,6 @@ clean:
 	@test -n "$(PYTHON)" || { echo "make: python 3.11 or later is needed, and none was found" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-peers
 	$(PEERS_PIP) torch -e .
-	$(PEERS_PIP) diffusers accelerate torchsde torchdiffeq einops
+	$(PEERS_PIP) diffusers transformers accelerate torchsde torchdiffeq einops
 	$(PEERS_PIP) --no-deps azula k-diffusion
 	@touch $@
