@@ -28,7 +28,7 @@ from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
 from fewstep.core.prediction import Prediction, conversion, expand, scales
 from fewstep.denoisers.operations import operations
-from fewstep.networks.surgery import has, replaced
+from fewstep.networks.surgery import compiled_as, has, replaced
 
 SHORT = 8  # evaluations of a plan that leaves nothing to save
 Made = TypeVar("Made")
@@ -264,6 +264,7 @@ class Cached(Wrapper):
             modules |= own
         graft = replaced(found, modules)
         assert isinstance(graft, Denoiser)
+        compiled_as(self.model, graft)
         return graft, store
 
     def _there(self, name: str) -> bool:

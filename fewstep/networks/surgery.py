@@ -162,6 +162,18 @@ def replaced(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return copies[""]
 
 
+def compiled_as(model: nn.Module, copy: nn.Module) -> None:
+    """Compile what `replaced` has copied of a model's modules that were compiled in place (`module.compile()`).
+
+    A copy runs eagerly: what its original was compiled to is the original.
+    """
+    for path, module in model.named_modules():
+        if module.__dict__.get("_compiled_call_impl") is not None:
+            other = copy.get_submodule(path)
+            if other is not module and other.__dict__.get("_compiled_call_impl") is None:
+                other.compile()
+
+
 def without(model: nn.Module, blocks: Iterable[Block]) -> nn.Module:
     """The model with these blocks left out, sharing everything else with it."""
     return replaced(model, {block.path: Skip(block, model.get_submodule(block.path)) for block in blocks})

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fewstep as fs
 from fewstep.networks.blocks import blocks_of
 from fewstep.networks.dit import DiT
-from fewstep.networks.surgery import Block, Keep, Skip, Stored, has, replaced, without
+from fewstep.networks.surgery import Block, Keep, Skip, Stored, compiled_as, has, replaced, without
 from fewstep.networks.unet import Attention, UNet
 
 
@@ -303,3 +303,23 @@ def test_the_transformer_has_its_seam_too():
     }
     replaced(network, {"block.1.attn.core": Maps(store)})(*inputs())
     assert [(maps.shape, words) for maps, words in store] == [((2, 2, 16, 16), 0)]
+
+
+def test_copies_are_compiled_as_their_originals():
+    """Those alone that replacing has copied; what is shared keeps what it was compiled to."""
+
+    def compiled(module):
+        return module.__dict__.get("_compiled_call_impl")
+
+    model = fs.load("digits")
+    model.network.compile()
+    model.network.first.compile()
+    block = blocks_of(model)["mid.res0"]
+    copy = replaced(model, {block.path: Skip(block, model.get_submodule(block.path))})
+    assert compiled(copy.network) is None
+    compiled_as(model, copy)
+    assert compiled(copy.network) is not None and compiled(copy.network) is not compiled(model.network)
+    assert copy.network.first is model.network.first and compiled(copy.network.mid) is None
+    before = compiled(copy.network)
+    compiled_as(model, copy)
+    assert compiled(copy.network) is before
