@@ -92,8 +92,7 @@ def noise(n: int, shape: tuple[int, ...] = (2, 8, 8)) -> Tensor:
     return Noise(0).normal(0, (n, *shape))
 
 
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("keys", [3, None, (0, 1, 5)])
+@pytest.mark.parametrize("keys, order", [(3, 2), (None, 1), ((0, 1, 5), 2)])
 def test_decoders_in_one_batch_are_those_one_by_one(model, order, keys):
     plan = fs.plan(model.process, "dpmpp-2m", 10)
     found = [
