@@ -20,7 +20,7 @@ from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan, as_plan
 from fewstep.core.program import Program, program
-from fewstep.core.sampler import Sampler, begin_run, memory_for
+from fewstep.core.sampler import Sampler, begin_run, memory_for, solver_of
 from fewstep.networks.surgery import replaced
 
 MEASURES = ("change", "end")
@@ -52,8 +52,7 @@ def calibrate(
     check_alone(model)
     made = as_plan(plan)
     found = (relative_changes if measure == "change" else end_deviations)(model, made, noises, condition)
-    solver = f"{made.name} with noise" if made.stochastic else made.name
-    return {"changes": found, "times": list(made.moments), "solver": solver}
+    return {"changes": found, "times": list(made.moments), "solver": solver_of(made)}
 
 
 def _dtype(noises: Tensor) -> torch.dtype:

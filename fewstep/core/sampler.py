@@ -263,8 +263,12 @@ def memory_for(model: Model, rows: int, condition: Mapping[str, Any], sampler: S
     if not model.carries:
         return None
     told = {name: float(v) if isinstance(v, int | float) else None for name, v in condition.items() if v is not None}
-    solver = f"{sampler.name} with noise" if sampler.stochastic else sampler.name
-    return Memory(rows, sampler.moments, sampler.times[-1], told, solver)
+    return Memory(rows, sampler.moments, sampler.times[-1], told, solver_of(sampler))
+
+
+def solver_of(sampler: Sampler) -> str:
+    """A sampler's name as a run's memory has it."""
+    return f"{sampler.name} with noise" if sampler.stochastic else sampler.name
 
 
 class Watch:

@@ -26,7 +26,7 @@ from fewstep.caching.recipe import Bound
 from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
-from fewstep.core.sampler import Sampler
+from fewstep.core.sampler import Sampler, solver_of
 from fewstep.data.dataset import Dataset
 from fewstep.sampling.build import plan as make_plan
 from fewstep.searching.cache_edges import Costs, Edge, Kept, Measured, Trial, deviation, fingerprint, measured
@@ -205,8 +205,7 @@ def made_of(
         before = sum(row == WHOLE for row in rows[: edge.i + 1])
         for number in range(edge.i + 1, min(edge.j, plan.nfe)):
             rows[number], orders[number] = edge.part, min(edges[edge].order, before)
-    solver = f"{plan.name} with noise" if plan.stochastic else plan.name
-    return budget(model, rows, list(plan.moments), orders, solver, bound=bound, figures=figures)
+    return budget(model, rows, list(plan.moments), orders, solver_of(plan), bound=bound, figures=figures)
 
 
 def fewer(plan: Plan, model: Denoiser, cost: float, fresh: Any, seed: int) -> dict[str, Any] | None:

@@ -15,10 +15,10 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory
 from fewstep.core.methods import Method
 from fewstep.core.plan import as_plan
-from fewstep.core.sampler import Sampler
+from fewstep.core.sampler import Sampler, solver_of
 from fewstep.networks.surgery import replaced
 from fewstep.training.players import Moment, Player, cosine, optimise
-from fewstep.training.trajectories import again, frozen, solver_of, visits
+from fewstep.training.trajectories import again, frozen, visits
 
 METHODS = (
     Method(

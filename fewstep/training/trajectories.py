@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.memory import Memory
+from fewstep.core.mode import evaluating
 from fewstep.core.model import Model
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.program import drive, program
-from fewstep.core.sampler import begin_run, memory_for
+from fewstep.core.sampler import begin_run, memory_for, solver_of
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,14 @@ def again(model: Model, plan: Plan, run: list[Visit], rows: Tensor) -> Iterator[
         yield model(x, t, memory=memory, **condition), value
 
 
-def solver_of(plan: Plan) -> str:
-    """A plan's name as a run's memory has it."""
-    return f"{plan.name} with noise" if plan.stochastic else plan.name
-
-
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """A model in evaluation mode whose weights ask for no gradient; both are as they were at the end."""
-    asked, training = [p for p in model.parameters() if p.requires_grad], model.training
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
-        model.train(training)
+    asked = [p for p in model.parameters() if p.requires_grad]
+    with evaluating(model):
+        model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in asked:
+                parameter.requires_grad_(True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 import fewstep as fs
 from fewstep.caching.deepcache import deepcache
 from fewstep.core.noise import Noise
-from fewstep.training.trajectories import again, frozen, solver_of, visits
+from fewstep.core.sampler import solver_of
+from fewstep.training.trajectories import again, frozen, visits
 
 
 def noise(n: int) -> torch.Tensor:
@@ -56,3 +58,15 @@ def test_a_frozen_model_is_as_it_was_afterwards():
     with frozen(digits):
         assert not digits.training and not any(p.requires_grad for p in digits.parameters())
     assert digits.training and not first.requires_grad and sum(not p.requires_grad for p in digits.parameters()) == 1
+
+
+def test_a_frozen_model_comes_back_part_by_part():
+    """What was in evaluation mode inside a model that trains stays so, and what asked for no gradient."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    with frozen(model):
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert model[0].weight.requires_grad and not model[0].bias.requires_grad
