@@ -198,17 +198,16 @@ class Cached(Wrapper):
         at = [(self._number(part), part.rows) for part in memory.parts()]
         for name, count in standing:
             for key in self.recipe.parts[name].keys:
-                store[key] = value = self.recipe.adjust(key, self._forecast(name, key, count, memory), at)
-                if self.adaptor is not None:
-                    noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows)]
-                    store[NOISE] = torch.tensor(noise).to(value.device, non_blocking=True)
+                store[key] = self.recipe.adjust(key, self._forecast(name, key, count, memory), at)
+        if self.adaptor is not None and store:
+            noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows)]
+            store[NOISE] = torch.tensor(noise).to(next(iter(store.values())).device, non_blocking=True)
 
     def settle(self, standing: tuple[str, ...], store: Store, memory: AnyMemory) -> None:
         """Keep what an evaluation has put into a store."""
-        for name in filter(self._there, self._fresh(standing)):
-            self._keep(name, {key: store[key] for key in self.recipe.parts[name].keys}, memory)
-        if not standing and OUTPUT in store:
-            self._keep(OUTPUT, {OUTPUT: store[OUTPUT]}, memory)
+        for name, part in self.recipe.parts.items():
+            if name not in standing and all(key in store for key in part.keys):
+                self._keep(name, {key: store[key] for key in part.keys}, memory)
 
     def _gated(
         self, gate: Gate, may: bool, x: Tensor, t: Tensor, memory: AnyMemory, condition: dict[str, Any]
