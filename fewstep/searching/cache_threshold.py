@@ -96,8 +96,8 @@ def find_threshold(
                 chosen, told = threshold, found
                 break
         many, cached = noises(calibrate + CHECKED, BOUNDED), make(model, threshold=chosen, **options)
-        apart = each_deviation(samples(cached, many), many[3]).tolist()
-        report = plan.run(cached, many[0], seed=seed, first=many[2], dtype=dtype, **many[1]).report
+        result = plan.run(cached, many[0], seed=seed, first=many[2], dtype=dtype, **many[1])
+        apart, report = each_deviation(result.samples, many[3]).tolist(), result.report
     figures = {
         "asked": error,
         "error": told,
