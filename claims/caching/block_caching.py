@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from claims.cached import UNIT, Setting, at_most, cost, evenly
+from claims.caches import DIFFERENCE, Setting, at_most, cost, evenly
 from claims.common import Outcome, experiment, slow, thrice
 from fewstep.caching.block_caching import block_caching
 from fewstep.caching.block_changes import calibrate
@@ -37,9 +37,9 @@ def _nearer(seed: int, on: Setting, measure: str, order: int, against: str) -> O
     about = f"order {order}, {spent:.1f} whole evaluations by operations, {CALIBRATED[measure]} noises to calibrate"
     about += f", {on.about}"
     if against == "fewer":
-        return Outcome(own, on.deviation(seed, made=fewer), f"{on.solver}, {fewer.nfe} steps", about, unit=UNIT)
+        return Outcome(own, on.deviation(seed, made=fewer), f"{on.solver}, {fewer.nfe} steps", about, unit=DIFFERENCE)
     words = f"all blocks at every second evaluation, order {order}, {cost(even, on.steps):.1f} whole evaluations"
-    return Outcome(own, on.deviation(seed, even), words, about, unit=UNIT)
+    return Outcome(own, on.deviation(seed, even), words, about, unit=DIFFERENCE)
 
 
 SETTINGS = [Setting(model, steps=steps) for model in ("digits", "digits-dit") for steps in (20, 50)]

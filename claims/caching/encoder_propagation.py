@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from claims.cached import UNIT, Setting
+from claims.caches import DIFFERENCE, Setting
 from claims.common import SLICED, Outcome, Plan, experiment, sliced, slow, thrice, tolerance
 from fewstep.caching.common import Cached
 from fewstep.caching.encoder_propagation import encoder_propagation
@@ -37,7 +37,7 @@ def _about(on: Setting, keys: Keys, order: int) -> str:
 def _nearer(seed: int, on: Setting, keys: Keys, order: int) -> Outcome:
     cached, _, fewer = _arms(on, keys, order)
     figures = on.deviation(seed, cached), on.deviation(seed, made=fewer)
-    return Outcome(*figures, f"{on.solver}, {fewer.nfe} steps", _about(on, keys, order), unit=UNIT)
+    return Outcome(*figures, f"{on.solver}, {fewer.nfe} steps", _about(on, keys, order), unit=DIFFERENCE)
 
 
 @functools.cache

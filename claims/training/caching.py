@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from claims.cached import UNIT, Setting, at_most, cost, evenly
+from claims.caches import DIFFERENCE, Setting, at_most, cost, evenly
 from claims.common import Outcome, experiment, slow, thrice
 from fewstep.caching.block_caching import block_caching
 from fewstep.caching.block_changes import calibrate
@@ -23,7 +23,7 @@ def _scaled(seed: int, on: Setting) -> Outcome:
     found = fit_scale_shift(plain, on.made, noise, steps=STEPS, lr=RATE, seed=seed, **condition)
     about = f"{cost(plain, on.steps):.1f} whole evaluations, {STEPS} steps of training on {TRAINED} noises, {on.about}"
     figures = on.deviation(seed, found.model), on.deviation(seed, plain)
-    return Outcome(*figures, "the same schedule without", about, unit=UNIT)
+    return Outcome(*figures, "the same schedule without", about, unit=DIFFERENCE)
 
 
 CLAIMS = tuple(
