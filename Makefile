@@ -18,7 +18,7 @@ test: .venv/.test
 
 # What six minutes have no room for. In parts: `make test-slow PART=2/4` runs the second quarter.
 PART ?= 1/1
-test-slow: .venv/.test
+test-slow: .venv/.test-slow
 	$(PYTEST) -m "slow and not gpu" --part $(PART)
 
 lint: .venv/.test
@@ -59,6 +59,10 @@ clean:
 .venv/.test: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e '.[test]'
 	@touch $@ .venv/.package
+
+.venv/.test-slow: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[test-slow]'
+	@touch $@ .venv/.test .venv/.package
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e '.[docs]'

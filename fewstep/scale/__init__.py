@@ -1,0 +1,1 @@
+"""Scale: one job on many machines: sampling in shards, experts trained apart, patches of one picture in parallel."""
