@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import sys
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.memory import Memory, Together, ask
+from fewstep.core.memory import AnyMemory, Memory, Together, ask
 from fewstep.core.methods import Method
-from fewstep.core.noise import Noise
+from fewstep.core.model import Callback
+from fewstep.core.noise import Noise, Source
+from fewstep.core.prediction import Prediction, joined
 from fewstep.core.program import Program, program
 from fewstep.core.run import check_answer, check_given
 from fewstep.core.sampler import Sampler, begin_run, is_finite, memory_for
@@ -31,7 +35,13 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A plan with its noise `(B, *shape)` and the other arguments of `fewstep.core.sampler.Sampler.run`."""
+    """A plan with its noise `(B, *shape)` and the other arguments of `fewstep.core.sampler.Sampler.run`.
+
+    source: where the steps' noise comes from, in place of `seed` and `first`. watch: called after each evaluation, as a
+    run's callback. model: another model for this request alone, of the shared one's process and conditions, such as the
+    same weights with an adapter; only requests of one model share a call. owner: requests of one owner take their turns
+    among themselves, so that many of one do not hold up the single one of another.
+    """
 
     plan: Sampler
     noise: Tensor
@@ -39,23 +49,36 @@ class Request:
     seed: int = 0
     first: int = 0
     init: Tensor | None = None
+    source: Source | None = None
+    watch: Callback | None = None
+    model: Denoiser | None = None
+    owner: Hashable = None
 
 
 class _Run:
     """A request in progress: its program, and the evaluation it asks for next."""
 
-    def __init__(self, request: Request, model: Denoiser, dtype: torch.dtype):
+    def __init__(self, request: Request, shared: Denoiser, dtype: torch.dtype):
         if isinstance(request.plan, Steered):
             raise ValueError(
                 f"{request.plan.name!r} weighs the particles of a sample together, between the calls: run it alone, by"
                 " plan.run or fs.sample, which takes any number of samples"
             )
-        x, self.condition = begin_run(request.plan, model, request.noise, request.init, dtype, dict(request.condition))
-        table, self.rows, self.count = request.plan.table, len(x), 0
+        self.request, self.dtype, self.model = request, dtype, request.model or shared
+        self.watch, self.rows = request.watch, len(request.noise)
+        self.until: int | None = None  # the evaluation before which it waits
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        request, model = self.request, self.model
+        condition = dict(request.condition)
+        x, self.condition = begin_run(request.plan, model, request.noise, request.init, self.dtype, condition)
+        table = request.plan.table
         check_given(table, model)
-        self.evaluations = table.evaluations
+        self.count, self.evaluations = 0, table.evaluations
         self.memory: Memory | None = memory_for(model, len(x), request.condition, request.plan)
-        self.program: Program = program(table, x, Noise(request.seed, request.first))
+        self.program: Program = program(table, x, request.source or Noise(request.seed, request.first))
         self.samples: Tensor | None = None
         self._advance(None)
 
@@ -65,25 +88,38 @@ class _Run:
         except StopIteration as stop:
             self.samples = stop.value
 
-    def joins(self, other: _Run) -> bool:
-        """Whether the two may share a call: not with prompts of different lengths."""
-        both = self.condition.keys() & other.condition.keys()
-        return all(self.condition[name].shape[1:] == other.condition[name].shape[1:] for name in both)
+    @property
+    def waits(self) -> bool:
+        return self.until is not None and self.count >= self.until
 
-    def take(self, value: Tensor, kind: str) -> None:
+    def joins(self, other: _Run) -> bool:
+        """Whether the two may share a call: not under different models, nor with prompts of different lengths."""
+        both = self.condition.keys() & other.condition.keys()
+        return self.model is other.model and all(
+            self.condition[name].shape[1:] == other.condition[name].shape[1:] for name in both
+        )
+
+    def take(self, answer: Prediction, rows: slice | None = None) -> None:
+        """Go on with an answer, or with some rows of it."""
+        if self.watch is not None:
+            own = answer if rows is None else answer.part(rows)
+            self.watch(self.count + 1, self.evaluations[self.count].t, self.x, own)
         self.count += 1
-        self._advance((value, kind))
+        self._advance((answer.value if rows is None else answer.value[rows], answer.kind))
 
 
 class Mixed:
     """A denoiser shared by requests that join and leave between its calls.
 
     `add` a request at any time, `step` for one network call, `pop` its samples when `step` has returned its ticket.
-    Each call takes the requests in turn, as many as fit into `max_batch` samples.
+    Each call takes the owners in turn, and of each its requests in turn, as many as fit into `max_batch` samples.
 
     A request's own arithmetic is that of `plan.run`, on its own rows: what it shares is the network's batch. So its
     samples differ from those of a run alone only where the network's rounding depends on the batch's size, and are
     bit-equal whatever else is in a batch of the same size.
+
+    Where a shared call fails, each of its requests is tried alone, and only those that fail then are finished with the
+    error. Where memory runs out, calls are made in parts of half as many rows from then on.
     """
 
     def __init__(self, model: Denoiser, max_batch: int | None = None, dtype: torch.dtype = torch.float32):
@@ -91,8 +127,9 @@ class Mixed:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         self.model, self.max_batch, self.dtype = model, max_batch, dtype
         self.calls = 0
+        self.most_rows: int | None = None  # of a network call, once memory has run out
         self._runs: dict[int, _Run] = {}  # in the order in which they are served next
-        self._done: dict[int, Tensor] = {}
+        self._done: dict[int, Tensor | Exception] = {}
         self._next = 0
         self._group: tuple[tuple[int, ...], dict[str, Tensor]] = ((), {})
 
@@ -119,14 +156,37 @@ class Mixed:
             self._done[ticket] = run.samples
         return ticket
 
+    def hold(self, ticket: int, evaluation: int) -> None:
+        """Let a request wait before its evaluation of this number, from 0, until it gets its model (`change`)."""
+        self._runs[ticket].until = evaluation
+
+    def change(self, ticket: int, model: Denoiser | None = None) -> None:
+        """Go on with another model from a request's next evaluation on, or with its own; it waits no longer."""
+        if (run := self._runs.get(ticket)) is not None:
+            run.model, run.until = model or run.model, None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not finished and are not held."""
+        return sum(not run.waits for run in self._runs.values())
+
     def _chosen(self) -> tuple[int, ...]:
         chosen: list[int] = []
-        rows, left = 0, len(self._runs)
+        rows, queues = 0, dict[Hashable, list[int]]()
         for ticket, run in self._runs.items():
-            fits = self.max_batch is None or rows + run.rows <= self.max_batch
-            if fits and (not chosen or self._runs[chosen[0]].joins(run)):
-                chosen.append(ticket)
-                rows += run.rows
+            if not run.waits:
+                queues.setdefault(run.request.owner, []).append(ticket)
+        left = len(self._runs)
+        while queues and (self.max_batch is None or rows < self.max_batch):
+            for owner, queue in list(queues.items()):
+                ticket = queue.pop(0)
+                run = self._runs[ticket]
+                fits = self.max_batch is None or rows + run.rows <= self.max_batch
+                if fits and (not chosen or self._runs[chosen[0]].joins(run)):
+                    chosen.append(ticket)
+                    rows += run.rows
+                if not queue:
+                    del queues[owner]
         if len(chosen) < left:  # those served now go to the end of the queue
             for ticket in chosen:
                 self._runs[ticket] = self._runs.pop(ticket)
@@ -138,6 +198,50 @@ class Mixed:
         tickets = self._chosen()
         if not tickets:
             return []
+        try:
+            answer = self._called(tickets)
+        except Exception as error:
+            return self._again(tickets, error)
+        finished = []
+        rows = [self._runs[ticket].rows for ticket in tickets]
+        for ticket, begin, count in zip(tickets, itertools.accumulate([0, *rows]), rows, strict=False):
+            run = self._runs[ticket]
+            run.take(answer, slice(begin, begin + count))
+            if run.samples is not None:
+                finished.append(self._finish(ticket, run.samples))
+        return finished
+
+    def _finish(self, ticket: int, samples: Tensor | Exception) -> int:
+        del self._runs[ticket]
+        self._done[ticket] = samples
+        return ticket
+
+    def _again(self, tickets: tuple[int, ...], error: Exception) -> list[int]:
+        """After a call that failed: half as many rows where memory ran out, else each request alone."""
+        runs = [self._runs[ticket] for ticket in tickets]
+        rows = min(sum(run.rows for run in runs), self.most_rows or sys.maxsize)
+        for run in runs:
+            if run.memory is not None:  # which may hold half of a step
+                run.start()
+        if out_of_memory(error) and rows > 1:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.most_rows = rows // 2
+            return []
+        if len(tickets) == 1:
+            return [self._finish(tickets[0], error)]
+        finished = []
+        for ticket, run in zip(tickets, runs, strict=True):
+            try:
+                run.take(self._called((ticket,)))
+            except Exception as own:
+                finished.append(self._finish(ticket, own))
+            else:
+                finished += [self._finish(ticket, run.samples)] if run.samples is not None else []
+        return finished
+
+    def _called(self, tickets: tuple[int, ...]) -> Prediction:
+        """The network's answer to what these requests ask for."""
         runs = [self._runs[ticket] for ticket in tickets]
         if self._group[0] != tickets:  # the conditions of a group are concatenated once
             names = dict.fromkeys(name for run in runs for name in run.condition)
@@ -152,22 +256,30 @@ class Mixed:
         for run in runs:
             if run.memory is not None:
                 run.memory.advance(given=run.evaluations[run.count].given)
-        prediction = ask(self.model, x, t, Together(memories) if memories else None, named)
+        memory = Together(memories) if memories else None
+        answer = self._answer(runs[0].model, x, t, memory, named)
         self.calls += 1
-        check_answer(prediction.value, x, self.calls, float("nan"))
-        finished = []
-        for ticket, run, value in zip(tickets, runs, prediction.value.split([run.rows for run in runs]), strict=True):
-            run.take(value, prediction.kind)
-            if run.samples is not None:
-                del self._runs[ticket]
-                self._done[ticket] = run.samples
-                finished.append(ticket)
-        return finished
+        check_answer(answer.value, x, self.calls, float("nan"))
+        return answer
+
+    def _answer(
+        self, model: Denoiser, x: Tensor, t: Tensor, memory: AnyMemory | None, named: dict[str, Tensor]
+    ) -> Prediction:
+        most = self.most_rows
+        if most is None or len(x) <= most:
+            return ask(model, x, t, memory, named)
+        parts = []
+        for begin in range(0, len(x), most):
+            rows = slice(begin, begin + most)
+            own = {name: value[rows] for name, value in named.items()}
+            answer = ask(model, x[rows], t[rows], None if memory is None else memory[rows], own)
+            parts.append((torch.arange(len(x), device=x.device)[rows], answer))
+        return joined(parts, x, t)
 
     def _condition(self, run: _Run, name: str) -> Tensor:
         """A request's condition, or its default where the request leaves it out."""
         if name not in run.condition:
-            run.condition[name] = self.model.conditions[name].check(name, None, run.rows, run.x.device)
+            run.condition[name] = run.model.conditions[name].check(name, None, run.rows, run.x.device)
         return run.condition[name]
 
     def pop(self, ticket: int) -> Tensor:
@@ -176,8 +288,11 @@ class Mixed:
         Raises:
             ValueError: samples that are not finite (other requests are unaffected).
             KeyError: a ticket that is not finished, or whose samples were returned already.
+            Exception: what the network raised on this request.
         """
         samples = self._done.pop(ticket)
+        if isinstance(samples, Exception):
+            raise samples
         if not is_finite(samples):
             raise ValueError("the samples are not finite: run the plan by itself, which names the evaluation")
         return samples
@@ -186,6 +301,15 @@ class Mixed:
         """Forget a request, finished or not."""
         self._runs.pop(ticket, None)
         self._done.pop(ticket, None)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 @checked

@@ -109,3 +109,131 @@ def test_bad_requests_are_named_before_anything_runs():
     with pytest.raises(ValueError, match="max_batch must be at least 1"):
         Mixed(model, 0)
     assert model.sizes == []
+
+
+class Faulty(Elementwise):
+    """Out of memory beyond so many rows; an error for one label."""
+
+    def __init__(self, most: int = 100, bad: int | None = None):
+        super().__init__()
+        self.most, self.bad = most, bad
+
+    def forward(self, x, t, label):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.bad is not None and bool((label == self.bad).any()):
+            raise RuntimeError("this label breaks it")
+        return super().forward(x, t, label)
+
+
+def test_an_error_finishes_the_request_that_causes_it_and_no_other():
+    model = Faulty(bad=2)
+    every = requests()
+    mixed = Mixed(model)
+    tickets = [mixed.add(one) for one in every]
+    while len(mixed):
+        mixed.step()
+    with pytest.raises(RuntimeError, match="this label breaks it"):
+        mixed.pop(tickets[0])
+    for ticket, one in list(zip(tickets, every, strict=True))[1:]:
+        assert torch.equal(mixed.pop(ticket), alone(Elementwise(), one))
+
+
+def test_samples_that_are_not_finite_are_one_requests_alone():
+    class Broken(Elementwise):
+        def forward(self, x, t, label):
+            answer = super().forward(x, t, label)
+            return answer.replaced(torch.where((label == 2).view(-1, 1, 1), torch.nan, answer.value))
+
+    every = requests()
+    mixed = Mixed(Broken())
+    tickets = [mixed.add(one) for one in every]
+    while len(mixed):
+        mixed.step()
+    with pytest.raises(ValueError, match="not finite"):
+        mixed.pop(tickets[0])
+    for ticket, one in list(zip(tickets, every, strict=True))[1:]:
+        assert torch.equal(mixed.pop(ticket), alone(Elementwise(), one))
+
+
+@pytest.mark.parametrize("carries", [False, True])
+def test_where_memory_runs_out_calls_are_halved(carries):
+    from fewstep.guidance.guide import guide
+
+    base, whole = Faulty(most=3), Elementwise()
+    model, reference = (guide(m, "cfg", scale=1.5) if carries else m for m in (base, whole))
+    every = requests()
+    out = run_mixed(every, model)
+    assert base.sizes and max(base.sizes) <= 3
+    for one, samples in zip(every, out, strict=True):
+        assert torch.equal(samples, alone(reference, one))
+    alone_too = run_mixed([(plan(VP(), "ddim", 2), torch.zeros(5, 2, 3))], Faulty(most=1))
+    assert len(alone_too[0]) == 5
+    with pytest.raises(torch.OutOfMemoryError):
+        run_mixed([(plan(VP(), "ddim", 2), torch.zeros(5, 2, 3))], Faulty(most=0))
+
+
+def test_owners_take_turns():
+    model = Elementwise()
+    mixed = Mixed(model, max_batch=4)
+    many = [mixed.add(Request(plan(VP(), "ddim", 6), Noise(i).normal(0, (1, 2, 3)), owner="many")) for i in range(12)]
+    single = mixed.add(Request(plan(VP(), "ddim", 3), Noise(99).normal(0, (1, 2, 3)), owner="one"))
+    done = [ticket for _ in range(3) for ticket in mixed.step()]
+    assert done == [single]  # in every call, although twelve of another owner came before it
+    calls = mixed.calls
+    while len(mixed):
+        done += mixed.step()
+    assert sorted(done) == sorted([*many, single]) and mixed.calls - calls <= -(-(12 * 6 - 9) // 4) + 3
+
+
+def test_a_held_request_waits_for_its_model():
+    class Other(Elementwise):
+        def forward(self, x, t, label):
+            return super().forward(x, t, label + 1)
+
+    model, other = Elementwise(), Other()
+    first, second, *_ = requests()
+    mixed = Mixed(model)
+    a, b = mixed.add(first), mixed.add(second)
+    mixed.hold(a, 2)
+    while mixed.waiting:
+        mixed.step()
+    assert len(mixed) == 1 and torch.equal(mixed.pop(b), alone(model, second))
+    mixed.change(a, other)
+    while len(mixed):
+        mixed.step()
+    # Two evaluations with the one model and the rest with the other.
+    count = 0
+
+    class Switching(Elementwise):
+        def forward(self, x, t, label):
+            nonlocal count
+            count += 1
+            return (model if count <= 2 else other)(x, t, label=label)
+
+    assert torch.equal(mixed.pop(a), alone(Switching(), first))
+    assert other.sizes == [3] * 2 * (first.plan.nfe - 2)  # alone in its calls, in both runs
+
+
+def test_models_of_their_own_share_no_call_and_watching_sees_every_answer():
+    model, other, seen = Elementwise(), Elementwise(), []
+    first, second, *_ = requests()
+    own = Request(first.plan, first.noise, first.condition, model=other, watch=lambda *told: seen.append(told))
+    out = run_mixed([own, second], model)
+    assert torch.equal(out[0], alone(other, Request(first.plan, first.noise, first.condition)))
+    assert set(model.sizes) == {2} and set(other.sizes) == {3}
+    assert [number for number, *_ in seen] == list(range(1, first.plan.nfe + 1))
+    assert [t for _, t, *_ in seen] == [op.t for op in first.plan.evaluations]
+    assert seen[0][3].x0.shape == (3, 2, 3)
+
+
+def test_a_source_of_noise_stands_for_seed_and_first():
+    from fewstep.core.noise import Seeds
+
+    model, made = Elementwise(), plan(VP(), "ddpm", 5)
+    source = Seeds((7, 3), (2, 0))
+    noise = source.normal(0, (2, 2, 3))
+    (out,) = run_mixed([Request(made, noise, source=source)], model)
+    for row, (seed, number) in enumerate(((7, 2), (3, 0))):
+        one = made(model, Noise(seed, number).normal(0, (1, 2, 3)), seed=seed, first=number)
+        assert torch.equal(out[row : row + 1], one)
