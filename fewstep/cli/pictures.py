@@ -60,30 +60,11 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
 
     `grey` gives one channel in [0, 1], for masks.
     """
-    import numpy as np
-    import torch
+    from fewstep.core.pictures import for_model
 
-    from fewstep.core.pictures import read_one
-
-    autoencoder: Any = model.facts.autoencoder
-    shape = tuple(model.shape or ())
-    if autoencoder is not None:
-        shape = (autoencoder.pixel_channels, *(n * autoencoder.factor for n in shape[1:]))
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"this model's samples are no pictures (their shape is {shape}): {path} cannot be used")
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    found = read_one(path, "L" if grey or shape[0] == 1 else "RGB", None if grey else (shape[1], shape[2]))
-    if grey:  # by area: a sharper filter would overshoot at a mask's edges
-        from PIL import Image, ImageOps
-
-        fitted = ImageOps.fit(Image.fromarray(found[..., 0]), (shape[2], shape[1]), Image.Resampling.BOX)
-        found = np.asarray(fitted)[..., None]
-    values = torch.from_numpy(found.copy()).permute(2, 0, 1).float() / 255
-    if grey:
-        return values
-    low, high = model.value_range or (-1.0, 1.0)
-    return low + (high - low) * values
+    return for_model(path, model, str(path), grey)
 
 
 def kind_of(out: Path) -> str:

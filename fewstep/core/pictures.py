@@ -97,7 +97,7 @@ def read(
             deep = _deep(opened)
             if deep is not None and span is None:
                 return deep
-            cut = ";16" in _raw_mode(opened)
+            cut = ";16" in raw_mode(opened)
             image = convert(ImageOps.exif_transpose(opened), mode, span)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         name = getattr(file, "name", None) if not isinstance(file, str | Path) else Path(file).name
@@ -121,16 +121,43 @@ def depth(file: str | Path | IO[bytes]) -> Deep | None:
         return None
 
 
-def read_one(file: str | Path, mode: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A picture by itself, its span its own; `ValueError` where it cannot be read."""
+def read_one(
+    file: str | Path | IO[bytes], mode: str, size: tuple[int, int] | None = None, what: str = ""
+) -> np.ndarray:
+    """A picture by itself, its span its own; `ValueError` where it cannot be read. `what` is it called."""
+    what = what or str(file)
     found = read(file, mode, size)
     if isinstance(found, Deep):
         span = span_of([found])
-        say(span, str(file), 3)
+        say(span, what, 3)
         found = read(file, mode, size, span)
     if isinstance(found, np.ndarray):
         return found
-    raise ValueError(f"{file} cannot be read as a picture: {found}")
+    raise ValueError(f"{what} cannot be read as a picture: {found}")
+
+
+def for_model(file: str | Path | IO[bytes], model: Any, what: str, grey: bool = False) -> Tensor:
+    """A picture file as `(C, H, W)` of a model's data, in their range, cropped and resized to their size.
+
+    `grey` gives one channel in [0, 1], for masks. `what` the file is called in messages.
+
+    Raises:
+        ValueError: a model whose samples are no pictures, a file that cannot be read.
+    """
+    shape = data_shape(model) or ()
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"this model's samples are no pictures (their shape is {shape}): {what} cannot be used")
+    found = read_one(file, "L" if grey or shape[0] == 1 else "RGB", None if grey else (shape[1], shape[2]), what)
+    if grey:  # by area: a sharper filter would overshoot at a mask's edges
+        from PIL import Image, ImageOps
+
+        fitted = ImageOps.fit(Image.fromarray(found[..., 0]), (shape[2], shape[1]), Image.Resampling.BOX)
+        found = np.asarray(fitted)[..., None]
+    values = torch.from_numpy(found.copy()).permute(2, 0, 1).float() / 255
+    if grey:
+        return values
+    low, high = model.value_range or (-1.0, 1.0)
+    return low + (high - low) * values
 
 
 def convert(image: Image, mode: str, span: Span | None = None) -> Image:
@@ -283,7 +310,7 @@ def _stated(image: Image) -> float | None:
         file.seek(place)
 
 
-def _raw_mode(image: Image) -> str:
+def raw_mode(image: Image) -> str:
     """How a file stores its pixels, as far as Pillow says before it decodes them: "RGB;16B" for 16-bit colours."""
     tiles: Any = getattr(image, "tile", None) or [(None, None, None, "")]
     arguments = tiles[0][3]

@@ -126,7 +126,8 @@ class Mixed:
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         self.model, self.max_batch, self.dtype = model, max_batch, dtype
-        self.calls = 0
+        self.calls = self.rows = 0  # of the network, and the samples of all of them
+        self.served = 0  # requests that the last call served
         self.most_rows: int | None = None  # of a network call, once memory has run out
         self._runs: dict[int, _Run] = {}  # in the order in which they are served next
         self._done: dict[int, Tensor | Exception] = {}
@@ -258,7 +259,7 @@ class Mixed:
                 run.memory.advance(given=run.evaluations[run.count].given)
         memory = Together(memories) if memories else None
         answer = self._answer(runs[0].model, x, t, memory, named)
-        self.calls += 1
+        self.calls, self.rows, self.served = self.calls + 1, self.rows + len(x), len(runs)
         check_answer(answer.value, x, self.calls, float("nan"))
         return answer
 
