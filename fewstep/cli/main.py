@@ -1,4 +1,4 @@
-"""The command line: `fewstep demo | sample | train | accelerate | cache | search | ...`."""
+"""The command line: `fewstep demo | sample | train | accelerate | cache | search | serve | ...`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fewstep.cli.methods import methods
 from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
+from fewstep.cli.serve import serve
 from fewstep.cli.train import train
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -55,7 +56,7 @@ def root(
     """
 
 
-for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, methods, info):
+for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
     app.command()(command)
 
 

@@ -158,7 +158,7 @@ class Plan(Sampler):
         """The plan of `to_json`. Raises `ValueError` for anything else: missing parts, slots used before they exist."""
         try:
             return cls._from_data(json.loads(text))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise ValueError(f"not a fewstep plan: {error}") from None
 
     @classmethod

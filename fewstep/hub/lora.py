@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.hub.checkpoints import read_weights
 from fewstep.hub.components import families, unsupported
+from fewstep.networks.low_rank import Factors
 
 DESCRIBED = "adapter_config.json"  # beside the weights that PEFT saves
 USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -57,6 +58,28 @@ def add_adapters(pipeline: Any, adapters: Mapping[str | os.PathLike[str], float]
                 found.append((name, float(weight), network, own, scales))
     for name, weight, network, tensors, alphas in found:
         _inject(peft, name, weight, network, tensors, alphas)
+
+
+def read_factors(pipeline: Any, file: str | os.PathLike[str]) -> dict[str, Factors]:
+    """The two sides of a file's adapter, and its scale, by layer of the pipeline's network, for `low_rank.adapted`.
+
+    Raises:
+        ValueError: as `add_adapters`; an adapter that is also for a text encoder, whose prompts are everybody's.
+    """
+    component, network = next(iter(_networks(pipeline).items()))
+    path = _file(Path(file))
+    tensors, alphas = _read(pipeline, path)
+    if other := sorted({key.partition(".")[0] for key in tensors} - {component}):
+        raise ValueError(
+            f"{path} is an adapter for the {other[0]} as well, which requests share: load it with the model"
+        )
+    own, scales = _of(component, tensors), _of(component, alphas)
+    _check(path, component, network, own)
+    found: dict[str, Factors] = {}
+    for layer in _paths(own):
+        down, up = (own[f"{layer}.lora_{side}.weight"] for side in "AB")
+        found[layer] = down, up, scales.get(layer, len(down)) / len(down)
+    return found
 
 
 def _networks(pipeline: Any) -> dict[str, nn.Module]:

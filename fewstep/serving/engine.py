@@ -157,6 +157,10 @@ class Engine:
                 self._cancelled.add(job)
                 self._wake.notify()
 
+    def aside(self, work: Callable[[], None]) -> None:
+        """Have something done in the thread that finishes jobs, before those that finish later."""
+        self._finisher.submit(work)
+
     def close(self, grace: float = 0.0) -> bool:
         """Take nothing more, finish what is there within `grace` seconds, and drop the rest; whether all was done."""
         end = time.monotonic() + grace

@@ -83,22 +83,24 @@ class Served:
     def __init__(self, base: Denoiser, exact: bool = False, max_batch: int = 64):
         self.base = base.eval()
         self.least = 1
-        network: Denoiser = base
         if exact:
             found = None if base.carries else steady_from(base, max_batch)
             if found is None:
                 raise ValueError("the last bits of this model's answers depend on the size of a call, up to"
                                  f" {max_batch} rows: serve it without --exact")  # fmt: skip
             self.least = found
-            network = Padded(base, found) if found > 1 else base
         self.reads = "picture" in base.conditions
         self.guides = SCALE not in base.conditions and any(kind.guides for kind in base.conditions.values())
         self.shape = data_shape(base)
         self.pictures = self.shape is not None and len(self.shape) == 3 and self.shape[0] in (1, 3)
         self._plans: OrderedDict[Any, Sampler] = OrderedDict()
         self._lock = threading.Lock()
-        self.model = self.around(network)
+        self.model = self.around(self.filled(base))
         choose_plan(base)  # what is measured of a model for its plans is measured before the first request
+
+    def filled(self, network: Denoiser) -> Denoiser:
+        """A network with the least number of rows that exact calls have."""
+        return Padded(network, self.least) if self.least > 1 else network
 
     def around(self, network: Denoiser) -> Denoiser:
         """What requests run, with this in the place of the base."""

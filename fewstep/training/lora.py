@@ -22,6 +22,7 @@ from fewstep.core.files import write
 from fewstep.core.methods import Method
 from fewstep.core.prediction import expand
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.low_rank import Factors
 
 METHODS = (
     Method(
@@ -304,19 +305,7 @@ def load_lora(model: NetworkDenoiser, path: str | os.PathLike[str], scale: float
     Raises:
         ValueError: a file that is not an adapter, or one for another network (the message says how they differ).
     """
-    data = Path(path).read_bytes()
-    try:
-        tensors, header = load_tensors(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header["__metadata__"]["fewstep"])
-        if about["format"] != FORMAT:
-            raise KeyError("format")
-        network, names, rank, alpha, nodes = (about[key] for key in ("network", "layers", "rank", "alpha", "nodes"))
-    except (SafetensorError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no fewstep adapter (safetensors with a {FORMAT!r} header)") from None
-    own = _network(model)
-    if wrong := sorted(key for key in own.keys() | network.keys() if own.get(key) != network.get(key)):
-        differ = ", ".join(f"{key} {network.get(key)!r}, not {own.get(key)!r}" for key in wrong)
-        raise ValueError(f"{path} is an adapter for another network: it has {differ}")
+    tensors, names, rank, alpha, nodes = _read(model, path)
     if nodes is not None and scale != 1.0:
         raise ValueError(f"adapters that depend on the time act at scale 1, got {scale}")
     made = add_lora(model, rank, names, alpha) if nodes is None else _timed(model, nodes, rank, names, alpha)
@@ -333,3 +322,39 @@ def load_lora(model: NetworkDenoiser, path: str | os.PathLike[str], scale: float
     if scale != 1.0:
         set_scale(made, scale)
     return made
+
+
+def _read(
+    model: NetworkDenoiser, path: str | os.PathLike[str]
+) -> tuple[dict[str, Tensor], list[str], int, float, list[float] | None]:
+    """A file's tensors, layers, rank, alpha and nodes; `ValueError` as `load_lora`."""
+    data = Path(path).read_bytes()
+    try:
+        tensors, header = load_tensors(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"]["fewstep"])
+        if about["format"] != FORMAT:
+            raise KeyError("format")
+        network, names, rank, alpha, nodes = (about[key] for key in ("network", "layers", "rank", "alpha", "nodes"))
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no fewstep adapter (safetensors with a {FORMAT!r} header)") from None
+    own = _network(model)
+    if wrong := sorted(key for key in own.keys() | network.keys() if own.get(key) != network.get(key)):
+        differ = ", ".join(f"{key} {network.get(key)!r}, not {own.get(key)!r}" for key in wrong)
+        raise ValueError(f"{path} is an adapter for another network: it has {differ}")
+    return tensors, names, rank, alpha, nodes
+
+
+def read_factors(model: NetworkDenoiser, path: str | os.PathLike[str]) -> dict[str, Factors]:
+    """The two sides of a file's adapter, and its scale, by layer of `model.network`, for `low_rank.adapted`.
+
+    Raises:
+        ValueError: as `load_lora`; an adapter that depends on the time.
+    """
+    tensors, names, rank, alpha, nodes = _read(model, path)
+    if nodes is not None:
+        raise ValueError(f"{path} depends on the time: load it with load_lora")
+    try:
+        sides = {name: [tensors[f"{name}.{ADAPTER}.{side}"] for side in "AB"] for name in names}
+    except KeyError as error:
+        raise ValueError(f"{path} does not fit its own description: {error.args[0]} is missing") from None
+    return {name: (down, up, alpha / rank) for name, (down, up) in sides.items()}
