@@ -86,7 +86,7 @@ def serve(
     if grace < 0:
         raise ValueError(f"--grace must be at least 0, got {grace:g}")
     from fewstep.serving.app import create_app
-    from fewstep.serving.run import bound, run
+    from fewstep.serving.run import bound, server
 
     listening = bound(host, port)
     with service.models.using(service.default):  # a model that is none is known before anybody asks
@@ -97,7 +97,7 @@ def serve(
         if host not in ("127.0.0.1", "::1", "localhost") and not keys:
             common.say("anybody who reaches this address may use it: give --api-key FILE to ask for a key")
 
-    run(service, create_app(service), listening, keys, grace, started=started)
+    server(service, create_app(service), listening, keys, grace, started=started).run(sockets=[listening])
 
 
 def opened(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import warnings
 from typing import Any
 
 import numpy as np
@@ -41,17 +40,15 @@ def opened(data: bytes, what: str, most: int) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > most:
-                raise ValueError(f"{what} has {width}x{height} pixels, more than the {most} that are read")
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{what} is animated: send one frame")
-            if "16" in raw_mode(image) or image.mode.startswith(("I", "F")):
-                raise ValueError(f"{what} has 16 bits a channel: send 8")
-            image.load()
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > most:
+            raise ValueError(f"{what} has {width}x{height} pixels, more than the {most} that are read")
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"{what} is animated: send one frame")
+        if "16" in raw_mode(image) or image.mode.startswith(("I", "F")):
+            raise ValueError(f"{what} has 16 bits a channel: send 8")
+        image.load()
     except UnidentifiedImageError:
         raise ValueError(f"{what} is no picture in {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:

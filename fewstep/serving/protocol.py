@@ -34,6 +34,7 @@ class Common(BaseModel):
     cost: float | None = Field(None, ge=0, description="With --route: what an evaluation costs in quality.")
     # Fields of OpenAI's that make no difference here; only the values that a picture of ours meets are taken.
     user: str | None = Field(None, max_length=1000)
+    safety_identifier: str | None = Field(None, max_length=1000)
     quality: Literal["auto", "standard"] | None = None
     style: Literal["auto"] | None = None
     background: Literal["auto", "opaque"] | None = None

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fewstep.serving.served import Limits
 from fewstep.serving.service import Service
 
 BODY = 32 << 20  # bytes
@@ -17,8 +16,8 @@ def needed() -> None:
     """`ImportError` that names the extra, where the libraries of a server are missing."""
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
         raise ImportError("serving needs fastapi and uvicorn: pip install 'fewstep[serve]'") from None
@@ -47,7 +46,7 @@ def wrapped(service: Service, app: Any, keys: Sequence[str], patience: float | N
     return Guard(app, BODY, keys, lambda: service.closing, patience or PATIENCE)
 
 
-def run(
+def server(
     service: Service,
     app: Any,
     listening: socket.socket,
@@ -55,8 +54,9 @@ def run(
     grace: float = 30.0,
     patience: float | None = None,
     started: Callable[[str], None] | None = None,
-) -> None:
-    """Serve until SIGTERM or SIGINT; then refuse new work and finish what runs within `grace` seconds.
+) -> Any:
+    """A uvicorn server whose `run(sockets=[listening])` serves until SIGTERM, SIGINT or `should_exit`; then it refuses
+    new work and finishes what runs within `grace` seconds.
 
     patience: seconds within which a request's head and body must come. started: called with the address.
     """
@@ -76,14 +76,19 @@ def run(
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if started is not None:
-                host, port = listening.getsockname()[:2]
-                started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                started(address(listening))
 
     config = uvicorn.Config(
         wrapped(service, app, keys, patience), http=own, ws="none", log_level="warning", access_log=False,
         timeout_graceful_shutdown=max(1, round(grace)), backlog=2048, lifespan="on",
     )  # fmt: skip
-    Server(config).run(sockets=[listening])
+    return Server(config)
+
+
+def address(listening: socket.socket) -> str:
+    """Where a socket listens, as a browser takes it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _many_files() -> None:
@@ -96,5 +101,3 @@ def _many_files() -> None:
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
-
-__all__ = ["BODY", "Limits", "bound", "needed", "run", "wrapped"]
