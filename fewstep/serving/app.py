@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -25,10 +26,11 @@ from fewstep.serving.pictures import from_base64
 from fewstep.serving.protocol import Edit, ErrorBody, Generation, error
 from fewstep.serving.service import Drawing, Service
 
-OWN = ("guidance", "plan", "solver", "timesteps", "strength")  # with which a request may ask for what is not finite
+OWN = ("guidance", "plan")  # with which a request may ask for what is not finite
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 401, 404, 408, 413, 422, 429, 499, 500, 503, 504)
+    code: {"model": ErrorBody} for code in (400, 401, 404, 408, 413, 429, 500, 503)
 }
+LOG = logging.getLogger("fewstep.serving")
 BLOCKING = 32  # requests that may be read, or wait for a model to load, at a time
 
 
@@ -59,7 +61,7 @@ def create_app(service: Service) -> FastAPI:
 
     async def answer(request: Request, asked: dict[str, Any], sent: dict[str, bytes], kind: str) -> Response:
         if asked.get("stream"):
-            return await _streamed(begin, asked, sent, kind)
+            return await _streamed(request, begin, asked, sent, kind)
         drawing = await begin(asked, sent)
         try:
             found = await _unless_gone(request, drawing, asked)
@@ -75,12 +77,21 @@ def create_app(service: Service) -> FastAPI:
             data.append(where | {"seed": seed, "number": number})
         return JSONResponse({"created": int(time.time()), "data": data, **_about(drawing)})
 
+    async def told(work: Awaitable[Response]) -> Response:
+        try:
+            return await work
+        except Exception as failed:
+            status, body, headers = _failure(failed)
+            if status == 500:
+                LOG.error("a request failed", exc_info=failed)
+            return JSONResponse(body, status, headers)
+
     @app.post("/v1/images/generations", responses=ERRORS, summary="Draw pictures.")
     async def generations(request: Request, body: Generation) -> Response:
         asked = body.model_dump()
         pictures = {name: asked.pop(name) for name in ("init", "mask")}
         sent = {name: from_base64(text, name) for name, text in pictures.items() if text is not None}
-        return await answer(request, asked, sent, "image_generation")
+        return await told(answer(request, asked, sent, "image_generation"))
 
     @app.post("/v1/images/edits", responses=ERRORS, summary="Draw a picture anew, or the part that a mask names.")
     async def edits(request: Request, form: Annotated[Edit, Form()]) -> Response:
@@ -88,7 +99,7 @@ def create_app(service: Service) -> FastAPI:
         sent = {"init": await form.image.read()}
         if form.mask is not None:
             sent["mask"] = await form.mask.read()
-        return await answer(request, asked, sent, "image_edit")
+        return await told(answer(request, asked, sent, "image_edit"))
 
     @app.get("/v1/images/files/{name}.png", responses=ERRORS, summary="A picture that was asked for by its address.")
     async def file(name: str) -> Response:
@@ -171,11 +182,12 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _streamed(
-    begin: Callable[..., Any], asked: dict[str, Any], sent: dict[str, bytes], kind: str
+    request: Request, begin: Callable[..., Any], asked: dict[str, Any], sent: dict[str, bytes], kind: str
 ) -> StreamingResponse:
     """Partial pictures, then whole ones, as server-sent events."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[int, int, bytes] | None] = asyncio.Queue()
+    # Estimates as they come, None when all is done, and `Gone` when nobody listens any more.
+    queue: asyncio.Queue[tuple[int, int, bytes] | None | type[Gone]] = asyncio.Queue()
 
     def partial(index: int, number: int, png: bytes) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, (index, number, png))
@@ -185,8 +197,12 @@ async def _streamed(
 
     async def events() -> AsyncIterator[bytes]:
         about = {"created_at": int(time.time()), "quality": "auto", "background": "opaque", **_about(drawing)}
+        gone = asyncio.ensure_future(_disconnected(request))
+        gone.add_done_callback(lambda _: queue.put_nowait(Gone))
         try:
             while (found := await queue.get()) is not None:
+                if not isinstance(found, tuple):
+                    return
                 index, number, png = found
                 own = {"b64_json": base64.b64encode(png).decode(), "partial_image_index": number, "index": index}
                 yield _event(f"{kind}.partial_image", about | own)
@@ -202,6 +218,7 @@ async def _streamed(
                 yield _event(f"{kind}.completed", about | own)
             yield b"data: [DONE]\n\n"
         finally:
+            gone.cancel()
             drawing.cancel()
             drawing.hold.close()
 
@@ -217,7 +234,7 @@ def _failure(failed: BaseException) -> tuple[int, Any, dict[str, str]]:
     if isinstance(failed, Full):
         return 429, error(str(failed), "rate_limit_error", code="queue_full"), retry_after(failed.seconds)
     if isinstance(failed, Late):
-        return 504, error(str(failed), "server_error", code="deadline"), {}
+        return 408, error(str(failed), code="deadline"), {}
     if isinstance(failed, Closed):
         return 503, error(str(failed), "server_error"), retry_after(30)
     if isinstance(failed, Unknown):
@@ -252,9 +269,11 @@ def _handlers(app: FastAPI) -> None:
     async def http(_: Request, failed: HTTPException) -> Response:
         return JSONResponse(error(str(failed.detail)), failed.status_code, failed.headers)
 
+    @app.exception_handler(ValueError)
     async def ours(_: Request, failed: Exception) -> Response:
         status, told, headers = _failure(failed)
         return JSONResponse(told, status, headers)
 
-    for kind in (Full, Late, Closed, Gone, ValueError, Exception):
-        app.add_exception_handler(kind, ours)
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, failed: Exception) -> Response:
+        return JSONResponse(_failure(failed)[1], 500)

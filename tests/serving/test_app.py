@@ -213,7 +213,7 @@ def test_bad_pictures(served, name):
         ({"cost": 0.1}, 400, "start it with --route"),
         ({"guidance": 1e9}, 400, "guidance: Input should be less than or equal to 1000"),
         ({"deadline": 0}, 400, "deadline"),
-        ({"deadline": 1e-9, "steps": 50}, 504, "the deadline of 1e-09 s passed"),
+        ({"deadline": 1e-9, "steps": 50}, 408, "the deadline of 1e-09 s passed"),
         ({"output_format": "jpeg"}, 400, "output_format"),
         ({"mask": base64.b64encode(b"x").decode()}, 400, "mask"),
     ],
