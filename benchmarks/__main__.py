@@ -17,7 +17,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import diffusers_overhead, executors, imports, learned, overhead, restoration, stochastic, training
+from benchmarks import (
+    diffusers_overhead,
+    executors,
+    imports,
+    learned,
+    overhead,
+    restoration,
+    serving,
+    stochastic,
+    training,
+)
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -171,6 +181,55 @@ def _diffusers(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _serving(rows: list[dict[str, Any]]) -> str:
+    by: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault(row["part"], []).append(row)
+    ways = list(serving.WAYS)
+    full = {(row["model"], row["way"]): row["throughput"] for row in by["full"]}
+    cells = [[f"{name}: all at once"] + [f"{full[name, way]:.1f} a second" for way in ways] for name in serving.MODELS]
+    loads = {(row["model"], row["load"], row["way"]): row for row in by["load"]}
+    for name in serving.MODELS:
+        for share in serving.LOADS:
+            found = [loads[name, share, way] for way in ways]
+            cells.append([f"{name}: {100 * share:.0f} % of capacity"] + [_latency(row) for row in found])
+    beyond = [
+        f"`{row['model']}` at {row['load']:g} times its capacity of {row['capacity']:.1f} a second, {serving.QUEUE} in"
+        f" the queue: {row['throughput']:.1f} a second are done, {row['refused']} of {row['requests']} are refused at"
+        f" once, the 95th percentile of the others is {row['p95']:.2f} s"
+        for row in by["beyond"]
+    ]
+    costs = {(row["requests"], row["case"]): row["us"] for row in by["overhead"]}
+    over = [[str(n), f"{costs[n, 'run_mixed']:.0f}", f"{costs[n, 'engine']:.0f}"] for n in serving.COUNTS]
+    (web,) = by["http"]
+    said = ", ".join(f"{count} of {code}" for code, count in sorted(web["statuses"].items()))
+    return (
+        "## Serving\n\nRequests of one picture arrive as a Poisson process for"
+        f" {serving.SECONDS:.0f} s; each takes {', '.join(map(str, serving.STEPS))} steps of dpmpp-2m at guidance 1 or"
+        f" 2, all equally often. Calls of at most {serving.BATCH} samples, the network in one thread, the same arrivals"
+        " for all. Seconds from arrival to samples: median, 95th and 99th percentile. Step-level: the engine, where"
+        " requests join between calls. Request-level: the first that waits and all others of its plan, to their end."
+        " Capacity is what the engine draws when all are there at once; a way that cannot keep up leaves some"
+        f" unfinished {serving.SECONDS:.0f} s after the last arrival.\n\n"
+        + table(["", *ways], cells)
+        + "\n\nBeyond capacity: "
+        + "; ".join(beyond)
+        + ".\n\nMicroseconds of a call beyond a network that answers at once, which serves so many requests of one"
+        " sample:\n\n" + table(["requests", "run_mixed", "engine"], over) + "\n\nOver HTTP:"
+        f" {web['requests']} requests of one digit in 4 steps by {web['connections']} connections to `fewstep serve"
+        f" digits --exact` with room for 48: {web['seconds']:.0f} s, answers {said}; {web['lost']} lost,"
+        f" {web['doubled']} doubled, {web['wrong']} of {web['checked']} looked at differ from the picture that"
+        f" `fs.sample` draws. Resident memory grows by {web['mb_per_1000_requests']:.2f} MB per 1000 requests"
+        f" ({web['memory_mb'][len(web['memory_mb']) // 5]:.0f} MB after a fifth of them,"
+        f" {web['memory_mb'][-1]:.0f} MB at the end)."
+    )
+
+
+def _latency(row: dict[str, Any]) -> str:
+    left = f", {row['unfinished']} of {row['requests']} unfinished" if row["unfinished"] else ""
+    return f"{row['p50']:.2f}, {row['p95']:.2f}, {row['p99']:.2f} s{left}"
+
+
 SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], str]]] = {
     "overhead": (overhead.measure, _overhead),
     "stochastic": (stochastic.measure, _stochastic),
@@ -179,6 +238,7 @@ SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dic
     "executors": (executors.measure, _executors),
     "training": (training.measure, _training),
     "restoration": (restoration.measure, _restoration),
+    "serving": (serving.measure, _serving),
     "diffusers": (diffusers_overhead.measure, _diffusers),
 }
 

@@ -98,3 +98,11 @@ def png(sample: Tensor, value_range: tuple[float, float] | None, facts: dict[str
         raise ValueError(f"samples of shape {tuple(sample.shape)} are no pictures")
     grid = image_grid(sample[None].to(torch.float32), value_range or (-1.0, 1.0), scale=1)
     return png_bytes(grid, {KEY: facts} if facts is not None else None)
+
+
+def picture_pixels(data: bytes) -> Any:
+    """The pixels of a PNG, (H, W) or (H, W, 3) uint8."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return np.asarray(image)

@@ -100,4 +100,3 @@ def _many_files() -> None:
         wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-

@@ -41,7 +41,9 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(service: Service, keys: tuple[str, ...] = (), patience: float | None = None, grace: float = 5) -> Iterator[Live]:
+def live(
+    service: Service, keys: tuple[str, ...] = (), patience: float | None = None, grace: float = 5
+) -> Iterator[Live]:
     listening = bound("127.0.0.1", 0)
     ready = threading.Event()
     made = server(service, create_app(service), listening, keys, grace, patience, lambda _: ready.set())

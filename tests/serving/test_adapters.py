@@ -81,9 +81,7 @@ def test_the_adapter_acts_from_the_step_at_which_it_is_there(folder):
     with running(folder, 2, slow) as server:
         found = []
         thread = threading.Thread(
-            target=lambda: found.extend(
-                server.draw(label=3, seed=4, steps=5, solver="dpmpp-2m", adapter="style")
-            )
+            target=lambda: found.extend(server.draw(label=3, seed=4, steps=5, solver="dpmpp-2m", adapter="style"))
         )
         thread.start()
         counters = server.service.models.counters["digits"]

@@ -281,7 +281,9 @@ def test_a_key_is_asked_for():
 
 
 def test_models_come_and_go_by_least_use():
-    sizes = {name: sum(p.numel() * p.element_size() for p in fs.load(name).parameters()) for name in ("digits", "shapes")}
+    sizes = {
+        name: sum(p.numel() * p.element_size() for p in fs.load(name).parameters()) for name in ("digits", "shapes")
+    }
     models = Models({"digits": "digits", "shapes": "shapes"}, fs.load, memory=max(sizes.values()) + 1000)
     with live(Service(models, Limits())) as running:
         for name in ("digits", "shapes", "digits"):

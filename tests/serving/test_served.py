@@ -19,9 +19,7 @@ def drawn(served: Served, *wanted: Wanted, max_batch: int = 64) -> list[torch.Te
     """All of them together, in shared calls."""
     every = [served.requests(one, max_batch, Limits()) for one in wanted]
     out = iter(run_mixed([request for each in every for request in each], served.model, max_batch))
-    return [
-        served.decoded(one, torch.cat([next(out) for _ in each])) for one, each in zip(wanted, every, strict=True)
-    ]
+    return [served.decoded(one, torch.cat([next(out) for _ in each])) for one, each in zip(wanted, every, strict=True)]
 
 
 def test_samples_of_every_kind_in_shared_calls_are_those_of_their_runs_alone(digits):
@@ -87,7 +85,11 @@ def test_a_models_own_plan_and_its_own_guidance_are_taken(digits):
     assert Served(model).plan(Wanted(numbered(0, 1))) is plan
     assert Served(model).plan(Wanted(numbered(0, 1), guidance=3.0)).nfe == 10
     distilled = fs.wrap(
-        lambda x, t, guidance: x * guidance.view(-1, 1), model.process, "x0", (2,), conditions={"guidance": Number(1, 8)}
+        lambda x, t, guidance: x * guidance.view(-1, 1),
+        model.process,
+        "x0",
+        (2,),
+        conditions={"guidance": Number(1, 8)},
     )
     served = Served(distilled)
     assert served.model is distilled and served.condition(Wanted(numbered(0, 1), guidance=2.0)) == {"guidance": 2.0}
