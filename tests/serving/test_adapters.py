@@ -148,9 +148,9 @@ def test_what_cannot_be_is_named(folder, tmp_path):
 
 def test_adapters_of_pipelines_are_those_that_are_loaded_with_them(tmp_path):
     pytest.importorskip("diffusers")
-    from claims.pipelines import matching, tiny
     from safetensors.torch import save_file
 
+    from claims.pipelines import matching, tiny
     from fewstep.networks.low_rank import adapted
 
     kind = "StableDiffusionPipeline"
