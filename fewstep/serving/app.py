@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from fewstep import __version__
@@ -128,13 +128,13 @@ def create_app(service: Service) -> FastAPI:
             return JSONResponse(error("the server is shutting down", "server_error"), 503)
         return {"status": "ready", "loaded": service.models.loaded}
 
-    @app.get("/metrics", summary="Counts, in Prometheus' text form.")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Counts, in Prometheus' text form.")
     async def metrics() -> Response:
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry()
         registry.register(Collector(lambda: service.models.counters, service.models.queues))
-        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 
