@@ -83,6 +83,33 @@ def open_model(
     """The model on a device that exists, as the options of the command line ask; `ValueError` otherwise."""
     from fewstep.hub.models import load
 
+    options = load_options(
+        device, dtype=dtype, size=size, download=download, offload=offload, variant=variant, lora=lora,
+        long_prompts=long_prompts,
+    )  # fmt: skip
+    model = load(name, **options)
+    if tile is not None:
+        autoencoder: Any = model.facts.autoencoder
+        if autoencoder is None:
+            raise ValueError("this model has no autoencoder whose decoding could be tiled: leave --tile out")
+        autoencoder.tile = tile
+    if compiled:
+        model.network.compile()
+    return model
+
+
+def load_options(
+    device: str | None,
+    *,
+    dtype: str | None = None,
+    size: str | None = None,
+    download: bool = False,
+    offload: bool = False,
+    variant: str | None = None,
+    lora: Sequence[str] | None = None,
+    long_prompts: bool = False,
+) -> dict[str, Any]:
+    """What `fs.load` takes, of the options of the command line."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their hints on import are not this command's to give
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     options: dict[str, Any] = {"download": True} if download else {}
@@ -100,15 +127,7 @@ def open_model(
         options["dtype"] = getattr(torch, dtype)
     if size is not None:
         options["size"] = read_size(size)
-    model = load(name, check_device(device), **options)
-    if tile is not None:
-        autoencoder: Any = model.facts.autoencoder
-        if autoencoder is None:
-            raise ValueError("this model has no autoencoder whose decoding could be tiled: leave --tile out")
-        autoencoder.tile = tile
-    if compiled:
-        model.network.compile()
-    return model
+    return {"device": check_device(device)} | options
 
 
 def read_adapters(given: Sequence[str]) -> dict[str, float]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fewstep.cli import common
 
 if TYPE_CHECKING:
-    from fewstep.core.denoiser import Denoiser
-    from fewstep.serving.service import Service
+    from fewstep.serving.setup import Setup
 
 KEY = "FEWSTEP_API_KEY"  # the environment's
 
@@ -78,16 +77,18 @@ def serve(
     from fewstep.serving.run import needed
 
     needed()
-    service, keys = opened(
-        models, max_batch=max_batch, max_samples=max_samples, max_steps=max_steps, queue=queue, deadline=deadline,
-        memory=memory, exact=exact, api_key=api_key, adapters=adapters, adapter_by=adapter_by, route=route,
-        halves=halves, dtype=dtype, download=download, variant=variant, lora=lora, device=device,
+    setup = made(
+        models, max_batch, max_samples, max_steps, queue, deadline, memory, exact, adapters, adapter_by, route, halves,
+        dtype, download, variant, lora, device,
     )  # fmt: skip
     if grace < 0:
         raise ValueError(f"--grace must be at least 0, got {grace:g}")
     from fewstep.serving.app import create_app
+    from fewstep.serving.guards import read_keys
     from fewstep.serving.run import bound, server
 
+    keys = read_keys(api_key, os.environ.get(KEY))
+    service = setup.service()
     listening = bound(host, port)
     with service.models.using(service.default):  # a model that is none is known before anybody asks
         pass
@@ -100,9 +101,8 @@ def serve(
     server(service, create_app(service), listening, keys, grace, started=started).run(sockets=[listening])
 
 
-def opened(
+def made(
     models: list[str],
-    *,
     max_batch: int = 64,
     max_samples: int = 64,
     max_steps: int = 250,
@@ -110,7 +110,6 @@ def opened(
     deadline: float = 600.0,
     memory: float | None = None,
     exact: bool = False,
-    api_key: Path | None = None,
     adapters: Path | None = None,
     adapter_by: int = 2,
     route: str | None = None,
@@ -120,69 +119,35 @@ def opened(
     variant: str | None = None,
     lora: list[str] | None = None,
     device: str | None = None,
-) -> tuple[Service, list[str]]:
-    """The service that the options describe, and the keys that it asks for."""
-    from fewstep.serving.adapters import Adapters
-    from fewstep.serving.guards import read_keys
-    from fewstep.serving.halves import spread
-    from fewstep.serving.models import Models, named
+) -> Setup:
+    """What the options describe."""
     from fewstep.serving.served import Limits
-    from fewstep.serving.service import Service
+    from fewstep.serving.setup import Setup
 
-    for name, count in (("max-batch", max_batch), ("max-samples", max_samples), ("max-steps", max_steps),
-                        ("queue", queue), ("halves", halves)):  # fmt: skip
-        common.check_positive(f"--{name}", count)
-    for name, number in (("deadline", deadline), ("memory", memory)):
-        if number is not None and not number > 0:
-            raise ValueError(f"--{name} must be above 0, got {number:g}")
-    if halves > 1 and adapters is not None:
-        raise ValueError("adapters act in this process alone: leave --halves or --adapters out")
-    keys = read_keys(api_key, os.environ.get(KEY))
-    sources = named(models)
-    for source in sources.values():
-        check_model(source)
-
-    def load(source: str) -> Denoiser:
-        model: Denoiser = common.open_model(source, device, dtype=dtype, download=download, variant=variant, lora=lora)
-        return spread(model, halves)
-
-    most = None if memory is None else int(memory * 2**30)
-    router, cost = (None, None) if route is None else _router(route, sources)
-    service = Service(
-        Models(sources, load, most, exact, max_batch, queue),
+    router, cost = read_route(route)
+    return Setup(
+        tuple(models),
+        common.load_options(device, dtype=dtype, download=download, variant=variant, lora=lora),
+        max_batch,
         Limits(max_samples, max_steps, queue, deadline),
-        None if adapters is None else Adapters(adapters, adapter_by),
+        None if memory is None else int(memory * 2**30),
+        exact,
+        halves,
+        adapters,
+        adapter_by,
         router,
         cost,
     )
-    return service, keys
 
 
-def _router(text: str, sources: dict[str, str]) -> tuple[Any, float]:
-    """A router's folder and the cost, of "FOLDER:cost=0.1"; `ValueError` for one that chooses what is not served."""
+def read_route(text: str | None) -> tuple[Path | None, float | None]:
+    """A router's folder and the cost, of "FOLDER:cost=0.1"."""
     from fewstep.cli.spec import read_spec
-    from fewstep.serving.routing import Router
 
+    if text is None:
+        return None, None
     folder, options = read_spec(text, "--route")
     cost = options.pop("cost", 0.0)
     if options or isinstance(cost, bool) or not isinstance(cost, int | float) or cost < 0:
         raise ValueError(f"--route takes FOLDER:cost=C with C of at least 0, got {text!r}")
-    router = Router.load(folder)
-    if other := sorted({option.model for option in router.options} - set(sources)):
-        raise ValueError(f"the router {folder} chooses {other[0]!r}, which is not served: name it as well")
-    return router, float(cost)
-
-
-def check_model(source: str) -> None:
-    """`ValueError` for what is certainly no model; nothing is loaded."""
-    from fewstep.core.errors import suggest
-    from fewstep.hub.models import embedded
-
-    path = Path(source)
-    if source in embedded() or path.is_file():
-        return
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "model_index.json")):
-            raise ValueError(f"the folder {path} holds no model: neither fewstep nor diffusers saved it")
-    elif source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise suggest("model", source, embedded())
+    return Path(folder), float(cost)

@@ -76,6 +76,7 @@ class Service:
         adapters: the low-rank adapters that a request may name.
         route: chooses a model and its steps for a caption and a cost, where that is wanted.
         cost: of an evaluation, where a request does not say.
+        replicated: whether it is one of several behind one address, which know nothing of each other's pictures.
     """
 
     models: Models
@@ -85,6 +86,7 @@ class Service:
     cost: float | None = None
     kept: Kept = field(default_factory=Kept)
     closing: bool = False
+    replicated: bool = False
 
     @property
     def default(self) -> str:
@@ -100,6 +102,8 @@ class Service:
         Raises:
             Unknown: a model that is not served. Full, Closed: as `Engine.submit`. ValueError: anything that cannot be.
         """
+        if self.replicated and asked.get("response_format") == "url":
+            raise ValueError("this server has replicas, which keep no pictures: ask for b64_json")
         name, asked = self._routed(asked)
         hold = contextlib.ExitStack()
         try:

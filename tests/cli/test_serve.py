@@ -13,8 +13,10 @@ import urllib.request
 
 import pytest
 
-from fewstep.cli.serve import check_model, opened
+from fewstep.cli.serve import made, read_route
+from fewstep.serving.guards import read_keys
 from fewstep.serving.models import named
+from fewstep.serving.setup import check_model
 
 
 def test_what_cannot_be_served_is_named_at_once(fails, tmp_path):
@@ -52,10 +54,16 @@ def test_names_of_models(tmp_path):
         named(["=x"])
 
 
-def test_a_key_of_the_environment(monkeypatch):
-    monkeypatch.setenv("FEWSTEP_API_KEY", "alpha")
-    service, keys = opened(["digits"], max_samples=3)
-    assert keys == ["alpha"] and service.limits.samples == 3 and service.default == "digits"
+def test_what_the_options_describe(tmp_path):
+    setup = made(["digits", "x=shapes"], max_samples=3, memory=0.5)
+    service = setup.service()
+    assert service.limits.samples == 3 and service.default == "digits" and service.models.memory == 2**29
+    assert list(service.models.sources) == ["digits", "x"] and service.models.loaded == []
+    assert read_route(f"{tmp_path}:cost=0.1") == (tmp_path, 0.1) and read_route(None) == (None, None)
+    for text in (f"{tmp_path}:cost=-1", f"{tmp_path}:price=1", f"{tmp_path}:cost=much"):
+        with pytest.raises(ValueError, match="--route takes FOLDER:cost=C"):
+            read_route(text)
+    assert read_keys(None, "alpha") == ["alpha"]
 
 
 def test_without_the_extra_it_is_named(fails, monkeypatch):
