@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fewstep.core.files import writing
 from fewstep.core.methods import Method
 from fewstep.data.dataset import Dataset, DataSpec, classes_of, split_rows
 
@@ -72,6 +74,32 @@ def open_npz(
     classes = None if labels is None else classes_of(labels.tolist(), str(path))
     spec = DataSpec(path.stem, tuple(raw.shape[1:]), limits, classes, len(rows))
     return Dataset(spec, raw, None if labels is None else torch.from_numpy(labels[rows].astype(np.int64)))
+
+
+def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: Sequence[int], **arrays: np.ndarray) -> Path:
+    """Write images that come in parts as one array `images` of that shape, float32, and other arrays beside them.
+
+    Only a part is in memory at a time, and the file appears whole or not at all (`fewstep.core.files.writing`).
+
+    Raises:
+        ValueError: parts that do not add up to the shape.
+    """
+    with writing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as entry:
+            header = {"descr": "<f4", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+            np.lib.format.write_array_header_2_0(entry, header)
+            rows = 0
+            for part in images:
+                if part.shape[1:] != tuple(shape[1:]):
+                    raise ValueError(f"a part of images of {tuple(shape[1:])} holds some of {part.shape[1:]}")
+                entry.write(np.ascontiguousarray(part, dtype="<f4").data)
+                rows += len(part)
+            if rows != shape[0]:
+                raise ValueError(f"{shape[0]} images were to be written, and {rows} came")
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+    return Path(path)
 
 
 def _read(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
