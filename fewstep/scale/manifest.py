@@ -86,11 +86,11 @@ class Shards:
 
     def agree(self, about: Mapping[str, Any]) -> None:
         """Take what a worker is, or `ValueError` where it is not what the shards were drawn by."""
-        about = json.loads(json.dumps(dict(about)))
+        found: dict[str, Any] = json.loads(json.dumps(dict(about)))
         if self.about is None:
-            self.about = about
+            self.about = found
             self._write()
-        self._check(self.about, about)
+        self._check(self.about, found)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -166,9 +166,8 @@ class Shards:
         at = 0
         for entry in self.facts:
             if entry["begin"] != at:
-                raise ValueError(
-                    f"samples {min(at, entry['begin'])} to {max(at, entry['begin']) - 1} are not there once"
-                )
+                first, last = sorted((at, entry["begin"]))
+                raise ValueError(f"samples {first} to {last - 1} are not there once")
             at = entry["end"]
         if at != self.total:
             raise ValueError(f"{at} of {self.total} samples are there")
