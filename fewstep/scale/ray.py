@@ -113,10 +113,8 @@ class Ray:
         room = gpus if on_gpu else cpus
         if not room:
             raise ValueError("this Ray has no CPU for a worker")
-        needs = (
-            {"num_gpus": 1.0, "num_cpus": float(max(1, cpus // gpus) if cpus else 0)} if on_gpu else {"num_cpus": 1.0}
-        )
-        return min(room, self.workers or room), needs
+        room = min(room, self.workers or room)
+        return room, {"num_gpus": 1.0, "num_cpus": float(cpus // gpus)} if on_gpu else {"num_cpus": 1.0}
 
 
 class _Hired:

@@ -1,4 +1,4 @@
-"""Sampling in shards: sample i is what one machine would draw, whichever worker draws it, and however often one dies."""
+"""Sampling in shards: sample i is what one machine would draw, whoever draws it and however often a worker dies."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def sample_shards(
         batches: whole batches of a shard, by default one, or as many as keep the shards below 512.
         plan, steps, nfe, solver, timesteps, seed, brownian: as `fs.sample` takes them.
         device: of each worker's model.
-        advance: called with a number of batches that are there: those of before as soon as work begins, then those of each
-            shard.
+        advance: called with a number of batches that are there: those of before as soon as work begins, then those of
+            each shard.
         **condition: as `fs.sample` takes it, in numbers, texts and lists: they travel to the workers.
 
     Raises:
