@@ -111,7 +111,7 @@ def test_bad_options(options, message):
         ({"CPU": 8.0}, None, 3, 3, {"num_cpus": 1.0}),
         ({"CPU": 8.0, "GPU": 2.0}, None, None, 2, {"num_gpus": 1.0, "num_cpus": 4.0}),
         ({"CPU": 8.0, "GPU": 2.0}, "cpu", None, 8, {"num_cpus": 1.0}),
-        ({"CPU": 1.0, "GPU": 2.0}, "cuda", None, 2, {"num_gpus": 1.0, "num_cpus": 1.0}),
+        ({"CPU": 1.0, "GPU": 2.0}, "cuda", None, 2, {"num_gpus": 1.0, "num_cpus": 0.0}),
     ],
 )
 def test_room_for_workers(resources, device, workers, room, needs):
@@ -204,9 +204,8 @@ def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path):
     assert 2 <= len(before["shards"]) < 6 and not out.exists()
     times = {entry["file"]: (folder / entry["file"]).stat().st_mtime_ns for entry in before["shards"]}
 
-    other = subprocess.run(
-        [*words(out), "--seed", "9"], env=environment(), cwd=tmp_path, capture_output=True, text=True
-    )
+    asked = [*words(out), "--seed", "9"]
+    other = subprocess.run(asked, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     assert other.returncode == 2 and "another job: seed is 0 there and 9 here" in other.stderr
 
     kept = {}
