@@ -22,8 +22,8 @@ LEVELS = NoiseLevels(PROCESS, "log-normal", -0.8, 1.2)
 DRAWS = 16  # noises of each held-out picture
 SHAPE = (64,)
 WHAT = (
-    f"digits as 64 numbers, mlp of width 256, {STEPS} steps of {BATCH}; {K} clusters by k-means on pixels, router an mlp"
-    f" of width 64, {ROUTED} steps, out of the same FLOPs"
+    f"digits as 64 numbers, mlp of width 256, {STEPS} steps of {BATCH}; {K} clusters by k-means on pixels, router an"
+    f" mlp of width 64, {ROUTED} steps, out of the same FLOPs"
 )
 UNIT = "validation loss"
 
@@ -32,13 +32,13 @@ def _pictures(split: str) -> Tensor:
     return load_digits(split)[0].flatten(1)
 
 
-def _network(seed: int, std: float, width: int = 256, depth: int = 3, out: int = 1) -> MLP:
+def _network(seed: int, width: int = 256, depth: int = 3, out: int = 1) -> MLP:
     made: MLP = fresh(MLP, seed, SHAPE, width, depth, out=out)
     return made
 
 
 def _base(seed: int, std: float) -> NetworkDenoiser:
-    return NetworkDenoiser(_network(seed, std), PROCESS, "x0", SHAPE, precondition="edm", data_std=std)
+    return NetworkDenoiser(_network(seed), PROCESS, "x0", SHAPE, precondition="edm", data_std=std)
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def _experts(seed: int, share: str) -> Any:
     """Experts with a K-th of the "steps" or of the "batch", less what their router costs."""
     data = _pictures("train")
     std = float(data.std())
-    router = Router(_network(seed + 100, std, 64, 2, K), PROCESS, K, std)
+    router = Router(_network(seed + 100, 64, 2, K), PROCESS, K, std)
     base = _base(seed, std)
     alike = NetworkDenoiser(router.network, PROCESS, "x0", SHAPE)  # to count with: the loss costs as good as nothing
     left = STEPS - ROUTED * flops(alike) / flops(base)
