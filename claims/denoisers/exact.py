@@ -17,6 +17,7 @@ from claims.trained import MLP, fit, fresh
 from fewstep.core.prediction import KINDS
 from fewstep.data.digits import load as load_digits
 from fewstep.denoisers.checks import check_denoiser
+from fewstep.denoisers.cluster_experts import ClusterExperts
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.denoisers.experts import Experts
 from fewstep.denoisers.fixed import Fixed
@@ -245,9 +246,35 @@ def _of_its_class(seed: int) -> Outcome:
     return compared(figures, "the model itself", about, "high", "class accuracy")
 
 
+def _global(seed: int) -> Outcome:
+    """Experts of parts of a mixture's components, and the exact posterior of the part, in every kind."""
+    generator, worst = torch.Generator().manual_seed(seed), 0.0
+    weights, means = (
+        0.5 + torch.rand(6, generator=generator, dtype=F64),
+        torch.randn(6, 3, generator=generator, dtype=F64),
+    )
+    parts = ([0, 3], [1], [2, 4, 5])
+    for process in (VP(), EDM()):
+        for predicts in ("x0", "eps"):
+            whole = GaussianMixture(weights, means, 0.09, process, predicts)
+            experts = [GaussianMixture(weights[p], means[p], 0.09, process, predicts) for p in parts]
+            mixed = ClusterExperts(experts, [float(weights[p].sum()) for p in parts])
+            for share in MIXTURE_TIMES:
+                t = torch.tensor(process.t_min + share * (process.t_max - process.t_min), dtype=F64)
+                eps = torch.randn(DATA, 3, generator=generator, dtype=F64)
+                x = process.alpha(t) * whole.sample(DATA, seed) + process.sigma(t) * eps
+                for kind in ("x0", "eps", "velocity"):
+                    exact = whole(x, t).to(kind)
+                    gap_ = (mixed(x, t).to(kind) - exact).abs().max() / exact.abs().max()
+                    worst = max(worst, float(gap_))
+    about = f"6 components in 3 clusters, vp and edm, {len(MIXTURE_TIMES)} times; x0, eps and velocity"
+    return tolerance(worst, 1e-10, about, "largest relative error")
+
+
 CLAIMS = (
     slow("check-denoiser", "a wrong kind or sign is found and the right one named", _named),
     slow("check-denoiser", "a right one is not accused", _accused),
+    Claim("cluster-experts", "exact experts and an exact posterior are the model of all data", _global),
     Claim("dataset", "is the weighted mean over the data, with labels the class's", _brute_force),
     slow("dataset", "denoises its own data better than a network trained on them", _optimal),
     Claim("experts", "a coarse expert in the noise and an exact one near the data do well together", _routes),

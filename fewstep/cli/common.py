@@ -62,6 +62,14 @@ Lora = Annotated[
 LongPrompts = Annotated[
     bool, typer.Option("--long-prompts", help="Read all of prompts that are longer than the text encoder.")
 ]
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Work in many processes, by Ray: one at HOST:PORT or ray://HOST:PORT; without an address, this machine's.",
+    ),
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -24,6 +24,7 @@ from fewstep.cli.search import search
 from fewstep.cli.serve import serve
 from fewstep.cli.train import train
 
+MAY_STAND_ALONE = {"--ray": "auto"}  # options whose value may be left out, and what it is then
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Plain help: Rich's panels would double the time that `fewstep --help` takes.
@@ -80,12 +81,12 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:
-    """`compare`'s `--nfe 4 8 16` as `--nfe 4 --nfe 8 --nfe 16`, and `sample`'s `--seeds 3 7`."""
+    """`compare`'s `--nfe 4 8 16` as `--nfe 4 --nfe 8 --nfe 16`, `sample`'s `--seeds 3 7`; `--ray` as `--ray auto`."""
     spread: list[str] = []
     option: str | None
     option, fresh = None, False
     lists: tuple[str, ...] = ()
-    for word in arguments:
+    for word, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         if word.startswith("-"):
             option = word if word in lists else None
             fresh = True
@@ -95,6 +96,8 @@ def _spread(arguments: Sequence[str]) -> list[str]:
             fresh = False
         lists = lists or {"compare": COMPARE_LISTS, "sample": SAMPLE_LISTS}.get(word, ())
         spread.append(word)
+        if word in MAY_STAND_ALONE and following.startswith("-"):
+            spread.append(MAY_STAND_ALONE[word])
     return spread
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.core.denoiser import Denoiser
+    from fewstep.scale.manifest import Shards
 
 KEY = "fewstep"  # the text chunk of a PNG, and the array of an .npz, that holds the parameters as JSON
 
@@ -92,26 +94,33 @@ def check_out(out: Path, force: bool) -> None:
 
 def write(
     out: Path,
-    images: Tensor,
+    images: Tensor | Shards,
     value_range: tuple[float, float],
     facts: dict[str, Any],
     own: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """The samples as what `out` names, whole or not at all. `own` holds a sample's own facts, for its own file."""
+    """The samples as what `out` names, whole or not at all. `own` holds a sample's own facts, for its own file.
+
+    Samples that come in shards are written a shard at a time; a grid needs all of them.
+    """
+    import torch
+
+    from fewstep.scale.manifest import parts_of
+
     out.parent.mkdir(parents=True, exist_ok=True)
     kind = kind_of(out)
     if kind == ".npz":
         return _write_npz(out, images, value_range, facts)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if len(images.shape) != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"samples of shape {tuple(images.shape[1:])} are no pictures: name an .npz")
     from fewstep.report.grid import image_grid, save_png
 
     if kind == ".png":
-        save_png(out, image_grid(images, value_range), {KEY: facts})
+        save_png(out, image_grid(torch.cat(list(parts_of(images))), value_range), {KEY: facts})
         return
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        for index, image in enumerate(images):
+        for index, image in enumerate(itertools.chain.from_iterable(parts_of(images))):
             picture = image_grid(image[None], value_range, scale=1)
             said = facts | {"index": index} | dict(own[index] if own else {})
             save_png(temporary / f"{index:05d}.png", picture, {KEY: said})
@@ -123,26 +132,26 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_npz(out: Path, images: Tensor, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
+def _write_npz(out: Path, images: Tensor | Shards, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
     """Arrays `images`, (N, H, W, C) floats, `value_range` and the parameters: a data set that fewstep opens."""
-    import io
-
     import numpy as np
 
-    from fewstep.core.files import write
+    from fewstep.data.npz import write_npz
+    from fewstep.scale.manifest import parts_of
 
     low, high = value_range
-    values = images.float().clamp(low, high).cpu()  # a data set's values lie within its range
-    arrays: dict[str, Any] = {
-        "images": values.movedim(1, -1).numpy() if values.ndim == 4 else values.numpy(),
-        "value_range": np.array(value_range, dtype=np.float64),
-        KEY: np.array(json.dumps(facts)),
-    }
+    n, *shape = images.shape
+    picture = len(shape) == 3
+
+    def arrays(part: Tensor) -> np.ndarray:
+        values = part.float().clamp(low, high).cpu()  # a data set's values lie within its range
+        return values.movedim(1, -1).numpy() if picture else values.numpy()
+
+    beside: dict[str, Any] = {"value_range": np.array(value_range, dtype=np.float64), KEY: np.array(json.dumps(facts))}
     if facts["label"] is not None:
-        arrays["labels"] = np.full(len(values), facts["label"], dtype=np.int64)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write(out, buffer.getvalue())
+        beside["labels"] = np.full(n, facts["label"], dtype=np.int64)
+    written = (n, *shape[1:], shape[0]) if picture else (n, *shape)
+    write_npz(out, map(arrays, parts_of(images)), written, **beside)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

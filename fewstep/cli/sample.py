@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.cli import common, guides, pictures
-from fewstep.cli.cache import Cache, cached
+from fewstep.cli.cache import Cache
+from fewstep.cli.drawing import drawing, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewstep.core.denoiser import Denoiser
+    from fewstep.scale.manifest import Shards
 
 LISTS = ("--seeds",)  # options that take several values, as in `--seeds 3 7 11`
 BATCH = 256
-STRENGTH = 0.6  # of a start from a picture where none is given
 
 
 def sample(
@@ -73,6 +75,7 @@ def sample(
     seeds: Annotated[
         list[int] | None, typer.Option(help="A seed per sample, as in --seeds 3 7 11: each as --seed S -n 1 draws it.")
     ] = None,
+    ray: common.OnRay = None,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
@@ -84,6 +87,9 @@ def sample(
     any other takes ten evaluations of a universal plan. Sample i depends on --seed and i alone, not on -n; with several
     prompts, each gets the samples that it would get alone.
 
+    With --ray many processes draw, on this machine or a cluster: the same samples, bit for bit on equal hardware. What
+    is done lies in shards beside --out until all is; after a crash, or Ctrl-C, the same command goes on from there.
+
     \b
     Example:
         fewstep sample digits -n 64 --label 3 --steps 8 --solver unipc --timesteps karras --out threes.png
@@ -92,6 +98,7 @@ def sample(
         fewstep sample shapes --steer fk:particles=16,strength=30 --reward "soft-caption=a large red circle" -n 4
         fewstep sample shapes --prompt "a red circle" --steps 20 --cache deepcache:interval=2,order=2 -n 16
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
+        fewstep sample digits -n 100000 --ray --out digits.npz
     """
     used = common.Used()
     count = n if n is not None else len(seeds) if seeds else 64
@@ -100,61 +107,43 @@ def sample(
         raise ValueError(f"--seeds names {len(seeds)} samples and their noise: leave -n, --seed and --brownian out")
     pictures.check_out(out, force)
     said = [*(prompt or []), *(pictures.read_prompts(prompts) if prompts is not None else [])]
-    base: Denoiser = common.open_model(
-        model, device, dtype=dtype, size=size, download=download, offload=offload, tile=tile, compiled=compiled,
-        variant=variant, lora=lora, long_prompts=long_prompts,
-    )  # fmt: skip
     total = count * max(1, len(said))
-    condition = _condition(base, label, said, count) | _pictures(base, init, mask, strength)
-    base.check_condition(condition, total, base.device)
-    opened = cached(guides.guided(base, guidance, negative, guide), cache)
-    start, share = None, 1.0
-    if init is not None and "picture" not in base.conditions:
-        opened, start, share = _start(base, opened, init, mask, strength)
-    elif init is None and (mask is not None or strength is not None):
-        raise ValueError("--mask and --strength go with a picture to start from: give --init")
-    if steer is not None and solver is None and plan_file is None:
-        solver = "auto-sde"  # particles need noise
-    plan = guides.steered(common.chosen_plan(opened, solver, steps, timesteps, nfe, plan_file, share), steer, reward)
-
-    from fewstep import __version__
-    from fewstep.core.noise import VERSION
-    from fewstep.sampling.sample import Interrupted
-    from fewstep.sampling.sample import sample as draw
-
+    asked: dict[str, Any] = {
+        "model": model, "n": count, "batch": BATCH, "label": label, "prompts": said, "negative": negative,
+        "guidance": guidance, "guide": guide, "steer": steer, "reward": reward, "cache": cache, "solver": solver,
+        "steps": steps, "timesteps": timesteps, "nfe": nfe, "plan": plan_file and str(plan_file),
+        "init": init and str(init), "strength": strength, "mask": mask and str(mask), "brownian": brownian,
+        "seed": seed, "seeds": seeds, "device": device, "dtype": dtype, "size": size, "download": download,
+        "offload": offload, "tile": tile, "compiled": compiled, "variant": variant, "lora": lora,
+        "long_prompts": long_prompts,
+    }  # fmt: skip
     batches = -(-total // BATCH)
-    stages = common.Stages()
-    begin, done = time.perf_counter(), total
-    rows = [(s, 0) for s in seeds] if seeds else [(seed, i) for i in range(count)]
-    noise: dict[str, Any] = {"seed": seed} if not seeds and len(said) < 2 else {"seeds": rows * max(1, len(said))}
-    if start is not None:
-        noise["init"] = start.expand(total, *start.shape)
-    with stages.stage(f"{total} samples, {plan.name}", batches * plan.nfe) as advance:
-        with common.counted(opened, advance) as calls:
-            try:
-                images = draw(opened, total, plan=plan, batch_size=BATCH, brownian=brownian, **noise, **condition)
-            except Interrupted as stop:  # what is done is kept
-                images, done = stop.samples, len(stop.samples)
-    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    images: Tensor | Shards
+    if ray is not None:
+        images, about, calls = _in_shards(asked, total, out, ray, device)
+    else:
+        images, about, calls = _here(asked, batches)
+    seconds, done = time.perf_counter() - begin, images.shape[0]
     facts: dict[str, Any] = {
-        "fewstep": __version__,
+        "fewstep": _version(),
         "command": pictures.command_line(
             context, ("out", "force", "as_json", "prompts"), {"prompt": said} if said else {}
         ),
         "model": model,
-        "solver": plan.name,
-        "timesteps": plan.about.get("timesteps"),
-        "steps": plan.about.get("steps"),
-        "end": plan.about.get("end"),
-        "nfe": plan.nfe,
+        "solver": about["solver"],
+        "timesteps": about["plan"].get("timesteps"),
+        "steps": about["plan"].get("steps"),
+        "end": about["plan"].get("end"),
+        "nfe": about["nfe"],
         "n": count,
         "seed": None if seeds else seed,
-        "noise_version": VERSION,
+        "noise_version": about["noise_version"],
         "label": label,
         "prompt": said[0] if len(said) == 1 else said or None,
         "guidance": guidance,
-        "device": str(base.device),
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "device": about["device"],
+        "dtype": about["dtype"],
     }
     optional = {
         "negative": negative,
@@ -167,20 +156,22 @@ def sample(
         "mask": mask and str(mask),
     }
     facts |= {key: value for key, value in optional.items() if value}
-    facts |= {"init": str(init), "strength": share} if init is not None else {}
-    facts |= {"plan": plan.to_json()} if plan_file is not None else {}
+    facts |= {"init": str(init), "strength": about["strength"]} if init is not None else {}
+    facts |= {"plan": _text(plan_file)} if plan_file is not None else {}
     facts |= {"interrupted": done} if done < total else {}
     own = [
         ({"seed": s, "number": i} if seeds or len(said) > 1 else {}) | ({"prompt": text} if text else {})
         for text in said or [""]
-        for s, i in rows
+        for s, i in rows_of(count, seed, seeds)
     ]
-    pictures.write(out, images, opened.value_range or (-1.0, 1.0), facts, own)
-    measured = {"planned_nfe": plan.nfe, "actual_nfe": calls() / batches, "seconds": seconds, "out": str(out)}
+    pictures.write(out, images, tuple(about["value_range"]), facts, own)
+    if ray is not None:
+        images.remove()  # type: ignore[union-attr]  # they are shards
+    measured = {"planned_nfe": about["nfe"], "actual_nfe": calls / batches, "seconds": seconds, "out": str(out)}
     if as_json:
         common.print_json(facts | measured | used.facts())
     else:
-        made = f"{plan.nfe} evaluations planned and {measured['actual_nfe']:g} made"
+        made = f"{about['nfe']} evaluations planned and {measured['actual_nfe']:g} made"
         typer.echo(f"{done} samples in {seconds:.2f} s, {made}: {out}")
         used.say()
     if done < total:
@@ -188,41 +179,61 @@ def sample(
         raise typer.Exit(130)
 
 
-def _condition(model: Denoiser, label: int | None, prompts: list[str], n: int) -> dict[str, Any]:
-    """What was asked for, by the name of the condition."""
-    from fewstep.conditions.label import Label
+def _here(asked: dict[str, Any], batches: int) -> tuple[Tensor, dict[str, Any], int]:
+    """The samples drawn in this process, those that are done where it is interrupted; what drew them; its calls."""
+    made = drawing(**asked)
 
-    kind = model.conditions.get("label")
-    if label is not None and isinstance(kind, Label) and label >= kind.classes:  # that index stands for no label
-        raise ValueError(f"label {label} is out of range: 0 to {kind.classes - 1}; leave --label out for none")
-    guides.check_reads(model, prompts[0] if prompts else None)
-    asked: dict[str, Any] = {"label": label} if label is not None else {}
-    if prompts:
-        asked["text"] = prompts[0] if len(prompts) == 1 else [text for text in prompts for _ in range(n)]
-    return asked
+    from fewstep.sampling.sample import Interrupted
 
-
-def _pictures(base: Denoiser, init: Path | None, mask: Path | None, strength: float | None) -> dict[str, Any]:
-    """The pictures that go into the network of a model that reads some."""
-    if "picture" not in base.conditions:
-        return {}
-    if init is None or (mask is None) == ("mask" in base.conditions) or strength is not None:
-        wanted = "--init and --mask" if "mask" in base.conditions else "--init, and no --mask"
-        raise ValueError(f"this model's network reads the picture itself: give {wanted}, without --strength")
-    found = {"picture": pictures.read_picture(init, base)}
-    return found | ({"mask": pictures.read_picture(mask, base, grey=True)} if mask is not None else {})
+    stages = common.Stages()
+    with stages.stage(f"{made.total} samples, {made.plan.name}", batches * made.plan.nfe) as advance:
+        with common.counted(made.model, advance) as calls:
+            try:
+                images = made(0, made.total)
+            except Interrupted as stop:  # what is done is kept
+                images = stop.samples
+    return images, made.about | {"device": str(made.model.device)}, calls()
 
 
-def _start(
-    base: Denoiser, opened: Denoiser, init: Path, mask: Path | None, strength: float | None
-) -> tuple[Denoiser, Tensor | None, float]:
-    """The model (which keeps what the mask keeps), the picture to start from or None, and the strength."""
-    share = strength if strength is not None else STRENGTH if mask is None else 1.0
-    if not 0 < share <= 1 or (mask is None and share == 1):
-        raise ValueError(f"--strength must be above 0 and below 1 (1 only with --mask), got {share:g}")
-    picture = pictures.read_picture(init, base)
-    if mask is not None:
-        from fewstep.guidance.guide import guide
+def _in_shards(
+    asked: dict[str, Any], total: int, out: Path, address: str, device: str | None
+) -> tuple[Shards, dict[str, Any], int]:
+    """The samples drawn by Ray, in a hidden folder beside `out`, what drew them, and the calls of all workers."""
+    from fewstep.scale.ray import Ray
+    from fewstep.scale.sampling import draw_shards
+    from fewstep.scale.shards import Work
 
-        opened = guide(opened, "known", picture=picture, mask=1 - pictures.read_picture(mask, base, grey=True))
-    return opened, picture if share < 1 else None, share
+    executor = Ray(address, device)
+    folder = out.resolve().parent / f".{out.name}.shards"
+    work = Work("fewstep.cli.drawing:drawer", asked)
+    stages = common.Stages()
+    with contextlib.ExitStack() as stack:
+        one: Callable[[], None] | None = None
+
+        def advance(count: int) -> None:
+            nonlocal one
+            if one is None:  # once a worker has opened the model: what it refuses is said alone
+                one = stack.enter_context(stages.stage(f"{total} samples, in batches", -(-total // BATCH)))
+            for _ in range(count):
+                one()
+
+        try:
+            shards = draw_shards(work, asked, total, folder, executor, BATCH, advance=advance)
+        except KeyboardInterrupt:
+            common.say(f"interrupted: what is done lies in {folder}; the same command goes on from there")
+            raise
+    assert shards.about is not None
+    return shards, shards.about, sum(int(entry["calls"]) for entry in shards.facts)
+
+
+def _version() -> str:
+    from fewstep import __version__
+
+    return __version__
+
+
+def _text(plan: Path) -> str:
+    """A plan's own JSON."""
+    from fewstep.core.plan import Plan
+
+    return Plan.load(plan).to_json()

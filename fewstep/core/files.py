@@ -10,25 +10,33 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
-def write(path: str | os.PathLike[str], data: bytes | str) -> Path:
-    """Write bytes, or text as UTF-8 with its line ends as they are, to `path` in one move; return the path.
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to fill, which takes the name `path` in one move once it is filled.
 
-    The bytes are written under a hidden name in the same folder, flushed to disk and then renamed; a failure on
-    the way leaves the old file as it was and nothing else. The folder must exist.
+    The bytes go under a hidden name in the same folder, and are flushed to disk before the move; a failure on the way
+    leaves the old file as it was and nothing else. The folder must exist.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+
+
+def write(path: str | os.PathLike[str], data: bytes | str) -> Path:
+    """Write bytes, or text as UTF-8 with its line ends as they are, to `path` in one move (`writing`); return it."""
+    with writing(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+    return Path(path)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

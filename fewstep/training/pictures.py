@@ -29,6 +29,9 @@ def write_pictures(state: TrainingState, out: Path, seed: int = 0) -> Path:
     randomness is used: the noise belongs to the samples, and the model is a copy.
     """
     model, device = state.averaged(), state.accelerator.device
+    path = out / FOLDER / f"step-{state.step:08}.png"
+    if not state.accelerator.is_main_process:  # it was asked for its part of the weights
+        return path
     given = state.example(COUNT)[1]
     named: dict[str, Any] = {}
     for name, kind in model.conditions.items():
@@ -36,6 +39,5 @@ def write_pictures(state: TrainingState, out: Path, seed: int = 0) -> Path:
         named[name] = labels.to(device)
     count = min((len(value) for value in named.values()), default=COUNT)
     images = sample(model, count, seed=seed, **{name: value[:count] for name, value in named.items()})
-    path = out / FOLDER / f"step-{state.step:08}.png"
     path.parent.mkdir(exist_ok=True)
     return save_png(path, image_grid(images, model.value_range or (-1.0, 1.0)), {"step": state.step, "seed": seed})

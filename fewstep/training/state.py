@@ -27,6 +27,7 @@ from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective
 from fewstep.training.players import Moment, Player, optimise
 from fewstep.training.recipe import Recipe, differences
+from fewstep.training.sharded import as_in, asked, shard, whole
 from fewstep.training.sources import coarse, make_denoiser, open_split
 
 # A resumed run may change these: they set how long and how often, not what a step does.
@@ -81,7 +82,13 @@ class TrainingState:
         objective = recipe.make_objective(self.denoiser, self._example, self.levels)
         inner = next(module for module in objective.modules() if isinstance(module, Objective))
         self.terms, self.network = inner.modules_of_terms, self.denoiser.network
-        self.objective = accelerator.prepare(objective)
+        self.sharded = asked(accelerator)
+        # What is in shards has no copy: the averaged model is made from one that is not.
+        self.whole = copy.deepcopy(self.denoiser) if self.sharded else self.denoiser
+        if self.sharded:
+            self.objective = shard(objective, self.network, accelerator)
+        else:
+            self.objective = accelerator.prepare(objective)
         self.ema = recipe.make_average(self.network)
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if settings.precision == "fp16" else None
         self.player = Player(
@@ -97,6 +104,10 @@ class TrainingState:
             backward=self._backward,
             scaler=self.scaler,
         )
+        if self.sharded and self.scaler is not None:
+            raise ValueError(
+                "sharded training takes precision bf16 or fp32: fp16's losses are scaled for whole weights"
+            )
         self.coupling, self.backward = recipe.make_coupling(), recipe.make_backward()
         own_way = self.backward is not None or isinstance(self.levels, ImportanceLevels)
         if own_way and (settings.accumulate > 1 or self.scaler is not None):
@@ -123,7 +134,7 @@ class TrainingState:
         def watched(moment: Moment) -> bool | None:
             self.step = moment.step + 1
             decile = (moment.drawn.quantile * DECILES).long().to(self.accelerator.device)
-            self._record(moment.losses["model"], moment.norms["model"], decile)
+            self._record(moment.losses["model"], whole(moment.norms["model"]), decile)
             return None if watch is None else watch()
 
         optimise(
@@ -181,9 +192,12 @@ class TrainingState:
     def _forward(self, drawn: Drawn, rows: slice) -> Tensor:
         device = self.accelerator.device.type
         condition = {name: value[rows] for name, value in drawn.condition.items()}
-        with torch.autocast(device, torch.float16) if self.scaler is not None else contextlib.nullcontext():
+        kind = torch.float16 if self.scaler is not None else None
+        if self.sharded and self.recipe.train.precision == "bf16":  # else Accelerate has wrapped the pass
+            kind = torch.bfloat16
+        with torch.autocast(device, kind) if kind is not None else contextlib.nullcontext():
             losses = self.objective(drawn.x0[rows], drawn.eps[rows], drawn.t[rows], condition)
-        return losses if self.scaler is None else losses.float()
+        return losses if kind is None else losses.float()
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
@@ -296,9 +310,11 @@ class TrainingState:
         return summed / total
 
     def averaged(self) -> NetworkDenoiser:
-        """A copy of the denoiser with the averaged weights, in evaluation mode."""
-        model = copy.deepcopy(self.denoiser)
-        self.ema.copy_to(model.network)
+        """A copy of the denoiser with the averaged weights, in evaluation mode; sharded, every process has to ask."""
+        model = copy.deepcopy(self.whole).to(self.accelerator.device)
+        with torch.no_grad():
+            for name, parameter in model.network.named_parameters():
+                parameter.copy_(whole(self.ema.average[name]))
         return model.eval()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -318,7 +334,8 @@ class TrainingState:
             tensors["scaler"] = torch.tensor([kept["scale"], kept["_growth_tracker"]], dtype=torch.float64)
         if self.backward is not None:
             tensors |= {f"backward.{name}": value for name, value in self.backward.state().items()}
-        return tensors
+        # In one order for all processes: those of a restored optimiser come as each process read them.
+        return {name: whole(tensors[name]) for name in sorted(tensors)}
 
     def save(self, out: Path, elapsed: float) -> None:
         """Writes a checkpoint (the main process does). Raises FloatingPointError rather than save bad weights."""
@@ -357,14 +374,15 @@ class TrainingState:
                 f"the pictures in {self.recipe.data.source!r} are not those that the checkpoint {path} was trained on:"
                 " some were replaced, renamed or moved. Bring them back, or train anew in another folder"
             )
-        self.network.load_state_dict(part(tensors, "network"))
-        self.ema.load(part(tensors, "ema"), facts["ema_updates"])
-        restore_optimizer(self.network, self.player.optimizer, part(tensors, "optimizer"))
+        weights, terms = dict(self.network.named_parameters()), dict(self.terms.named_parameters())
+        self.network.load_state_dict(as_in(part(tensors, "network"), weights))
+        self.ema.load(as_in(part(tensors, "ema"), self.ema.average), facts["ema_updates"])
+        restore_optimizer(self.network, self.player.optimizer, as_in(part(tensors, "optimizer"), weights))
         self.draws.restore(part(tensors, "generator"))
         if isinstance(self.levels, ImportanceLevels):
             self.levels.load(part(tensors, "levels"))
-        self.terms.load_state_dict(part(tensors, "terms"))
-        restore_optimizer(self.terms, self.player.optimizer, part(tensors, "terms_optimizer"))
+        self.terms.load_state_dict(as_in(part(tensors, "terms"), terms))
+        restore_optimizer(self.terms, self.player.optimizer, as_in(part(tensors, "terms_optimizer"), terms))
         if self.scaler is not None:
             scale, tracker = tensors["scaler"].tolist()
             kept = self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}

@@ -109,8 +109,10 @@ def train(
             if not finished:
                 bar.say(f"interrupted: step {state.step} is saved in {folder}; run again with resume to continue")
                 return Result(folder, state.step, loss, None)
+            if main or state.sharded:
+                averaged = state.averaged()  # from every process's shards
             if main:
-                _export(state.averaged(), folder)
+                _export(averaged, folder)
                 bar.say(f"trained {state.step} of {settings.steps} steps; the model is in {folder / 'model'}")
             accelerator.wait_for_everyone()
     return Result(folder, state.step, loss, folder / "model")
@@ -167,11 +169,13 @@ def _loop(
                 stop = bool(accelerator.reduce(flag, "sum") > 0)
         if settings.validate_every and step % settings.validate_every == 0:
             state.check_finite()
+            if log is not None or state.sharded:
+                validation = {"step": step, "validation_loss": state.validation_loss()}
             if log is not None:
-                log.write({"step": step, "validation_loss": state.validation_loss()})
+                log.write(validation)
         if sample_every and step % sample_every == 0:
             state.check_finite()
-            if accelerator.is_main_process:
+            if accelerator.is_main_process or state.sharded:
                 write_pictures(state, out)
         if step % settings.save_every == 0 or step == last or stop:
             state.save(out, time.monotonic() - began)

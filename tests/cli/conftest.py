@@ -34,6 +34,25 @@ def unconditional(tmp_path_factory):
     return save_model(tiny(None, None), tmp_path_factory.mktemp("models") / "plain")
 
 
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory):
+    """A model that reads captions."""
+    from fewstep.conditions.text import Text
+    from fewstep.denoisers.folder import save_model
+    from fewstep.denoisers.network import NetworkDenoiser
+    from fewstep.networks.unet import UNet
+    from fewstep.processes.ve import EDM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(3, 8, (8, 16), classes=None, vocabulary=4, captions=3)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    text = Text(("a", "red", "green", "square"), 3)
+    model = NetworkDenoiser(network, EDM(), "x0", (3, 8, 8), {"text": text}, "edm")
+    return save_model(model, tmp_path_factory.mktemp("models") / "captioned")
+
+
 @pytest.fixture
 def fewstep(capsys, tmp_path, monkeypatch):
     """`code, out, err = fewstep("sample", ...)`, in an empty folder."""

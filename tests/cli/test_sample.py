@@ -133,25 +133,6 @@ def test_damaged_models(fails, folder, tmp_path):
     assert not (tmp_path / "samples.png").exists()
 
 
-@pytest.fixture(scope="session")
-def captioned(tmp_path_factory):
-    """A model that reads captions."""
-    from fewstep.conditions.text import Text
-    from fewstep.denoisers.folder import save_model
-    from fewstep.denoisers.network import NetworkDenoiser
-    from fewstep.networks.unet import UNet
-    from fewstep.processes.ve import EDM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet(3, 8, (8, 16), classes=None, vocabulary=4, captions=3)
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-    text = Text(("a", "red", "green", "square"), 3)
-    model = NetworkDenoiser(network, EDM(), "x0", (3, 8, 8), {"text": text}, "edm")
-    return save_model(model, tmp_path_factory.mktemp("models") / "captioned")
-
-
 def test_prompts_and_guidance(fewstep, fails, captioned, tmp_path):
     words = ("sample", captioned, "-n", 3, "--steps", 2, "--prompt", "a red square")
     assert fewstep(*words, "--guidance", 2.5, "--out", "guided.npz")[0] == 0

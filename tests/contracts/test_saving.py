@@ -117,6 +117,9 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         torch.tensor([1.0, 2.0]), DATA[:4].reshape(2, 2, 3), pairs(6)[None].repeat(2, 1, 1), Interpolant()
     ),
     "experts": lambda make: make([base(), base(data_std=0.5)], [0.4]),
+    "cluster-experts": lambda make: make(
+        [base(), base(data_std=0.6)], {"network": unet(out=2), "clusters": 2, "data_std": 0.7}, 1, "digits", 0.7
+    ),
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
     "taylorseer": lambda make: make(attentive(), 2, 2, 0.1, 0.9),

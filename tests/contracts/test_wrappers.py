@@ -167,6 +167,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         lambda make, model: make([model, copy.deepcopy(model)], [0.5]),
         lambda make, model: make([model, model], [0.5]),
     ),
+    "cluster-experts": (
+        lambda make, model: make([model, fewer_weights(model)], Inked()),
+        lambda make, model: make([model]),
+    ),
 }
 # Inner and outer that do not go together: without conditions there is nothing to fix and nothing to guide by.
 GUIDANCE = {name for name, row in EXAMPLES.items() if row is GUIDED}
@@ -224,6 +228,14 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         return self.layer(x.float()).to(x.dtype)
+
+
+class Inked(nn.Module):
+    """A router that tells two clusters apart by how bright a sample is."""
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        bright = x.flatten(1).mean(1)
+        return torch.stack((bright, -bright), 1)
 
 
 class Other(Denoiser):
