@@ -56,6 +56,8 @@ def serve(
     halves: Annotated[
         int, typer.Option(help="Processes or devices that share the rows of a call, as guidance's two halves.")
     ] = 1,
+    ray: common.OnRay = None,
+    replicas: Annotated[int, typer.Option(help="With --ray: servers behind the one address.")] = 2,
     dtype: common.Dtype = None,
     download: common.Download = False,
     variant: common.Variant = None,
@@ -73,6 +75,7 @@ def serve(
         fewstep serve digits shapes
         curl -s 127.0.0.1:8000/v1/images/generations -H 'content-type: application/json' \\
             -d '{"model": "digits", "label": 3, "seed": 7, "steps": 8}'
+        fewstep serve digits --ray --replicas 2 --exact
     """
     from fewstep.serving.run import needed
 
@@ -88,15 +91,20 @@ def serve(
     from fewstep.serving.run import bound, server
 
     keys = read_keys(api_key, os.environ.get(KEY))
+
+    def started(address: str) -> None:
+        common.say(f"{', '.join(setup.sources)} at {address}/v1 ({address}/docs shows how); Ctrl-C ends it")
+        if host not in ("127.0.0.1", "::1", "localhost") and not keys:
+            common.say("anybody who reaches this address may use it: give --api-key FILE to ask for a key")
+
+    if ray is not None:
+        from fewstep.serving.replicas import deploy
+
+        return deploy(setup, host, port, address=ray, replicas=replicas, keys=keys, started=started)
     service = setup.service()
     listening = bound(host, port)
     with service.models.using(service.default):  # a model that is none is known before anybody asks
         pass
-
-    def started(address: str) -> None:
-        common.say(f"{', '.join(service.models.sources)} at {address}/v1 ({address}/docs shows how); Ctrl-C ends it")
-        if host not in ("127.0.0.1", "::1", "localhost") and not keys:
-            common.say("anybody who reaches this address may use it: give --api-key FILE to ask for a key")
 
     server(service, create_app(service), listening, keys, grace, started=started).run(sockets=[listening])
 

@@ -42,6 +42,22 @@ def test_what_cannot_be_served_is_named_at_once(fails, tmp_path):
     assert "--halves or --adapters" in fails("serve", "digits", "--halves", 2, "--adapters", tmp_path / "empty")
 
 
+def test_replicas_without_ray(fails, monkeypatch):
+    assert "replicas must be a whole number of at least 1, got 0" in fails("serve", "digits", "--ray", "--replicas", 0)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'fewstep[ray]'" in fails("serve", "digits", "--ray")
+
+
+@pytest.mark.slow
+def test_where_there_is_no_ray(fails):
+    pytest.importorskip("ray")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    assert "no Ray at" in fails("serve", "digits", "--ray", f"127.0.0.1:{port}")
+    assert "the address of a Ray is HOST:PORT" in fails("serve", "digits", "--ray", "nowhere")
+
+
 def test_names_of_models(tmp_path):
     (tmp_path / "four").mkdir()
     assert named(["digits", "x=shapes", str(tmp_path / "four")]) == {
