@@ -89,7 +89,7 @@ def test_without_the_extra_it_is_named(fails, monkeypatch):
 
 @pytest.mark.slow
 def test_a_server_that_is_told_to_end_finishes_what_runs_and_is_gone():
-    command = [sys.executable, "-m", "fewstep", "serve", "digits", "--port", "0", "--grace", "20"]
+    command = [sys.executable, "-m", "fewstep", "serve", "digits", "--port", "0", "--grace", "60"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         assert process.stderr is not None
@@ -98,7 +98,7 @@ def test_a_server_that_is_told_to_end_finishes_what_runs_and_is_gone():
         answers: list[int] = []
 
         def draw() -> None:
-            body = json.dumps({"steps": 200, "n": 64, "seed": 1}).encode()
+            body = json.dumps({"steps": 60, "n": 64, "seed": 1}).encode()
             request = urllib.request.Request(
                 f"{address}/v1/images/generations", body, {"content-type": "application/json"}
             )
