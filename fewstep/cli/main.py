@@ -18,6 +18,7 @@ from fewstep.cli.demo import demo
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
+from fewstep.cli.route import route
 from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
@@ -59,6 +60,7 @@ def root(
 
 for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
     app.command()(command)
+app.add_typer(route, name="route")
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
