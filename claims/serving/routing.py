@@ -1,7 +1,8 @@
 """Claims of routing by the caption, on captions that the router was not fitted to.
 
-All options draw the same noises. What they are held against is the best that fixed options do on the held-out captions
-themselves: the upper hull of their points, which is the best coin between two of them.
+All options draw the same noises. A router's quality at a cost is that of the price at which it costs as much. What it
+is held against is the best that fixed options do on the held-out captions themselves: the upper hull of their points,
+which is the best coin between two of them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from claims.common import Outcome, load_model, slow, thrice
+from claims.common import Outcome, slow, thrice
 from fewstep.data.captions import parse
-from fewstep.serving.routing import Option, Router, area_under, at_cost, budget_curve, fit_router
+from fewstep.hub.models import load as load_model
+from fewstep.serving.routing import Option, Router, along, budget_curve, fit_router, mixture
 from fewstep.serving.scoring import Scores, score, shapes_captions
 
 FITTED, HELD = 400, 400
@@ -55,15 +57,17 @@ def _curves(seed: int, predictor: str) -> tuple[Tensor, Tensor, list[float]]:
 
 def _about(predictor: str) -> str:
     return (
-        f"embedded shapes, {len(OPTIONS)} options of 1 to 16 evaluations of the network, {predictor}, fitted to {FITTED}"
-        f" captions with one picture each; {HELD} held-out captions"
+        f"embedded shapes, {len(OPTIONS)} options of 1 to 16 evaluations of the network, {predictor}, fitted to"
+        f" {FITTED} captions with one picture each; {HELD} held-out captions"
     )
 
 
 def _area(predictor: str) -> Callable[[int], Outcome]:
     def run(seed: int) -> Outcome:
         curve, fixed, costs = _curves(seed, predictor)
-        ours, theirs = (area_under(each, min(costs), max(costs)) for each in (curve, fixed))
+        grid = torch.linspace(min(costs), max(costs), 101, dtype=torch.float64).tolist()
+        both = ((along, curve), (mixture, fixed))
+        ours, theirs = (sum(read(each, cost) for cost in grid) / len(grid) for read, each in both)
         unit = f"{RIGHT}, mean over budgets"
         return Outcome(ours, theirs, "the best mixture of fixed options", _about(predictor), "high", unit)
 
@@ -75,7 +79,7 @@ def _at_half(seed: int) -> Outcome:
     budget = max(costs) / 2
     about = f"{_about('learned')}; mean cost {budget:g}"
     return Outcome(
-        at_cost(curve, budget), at_cost(fixed, budget), "the best mixture of fixed options", about, "high", RIGHT
+        along(curve, budget), mixture(fixed, budget), "the best mixture of fixed options", about, "high", RIGHT
     )
 
 
@@ -85,7 +89,7 @@ def _against(which: int, name: str) -> Callable[[int], Outcome]:
     def run(seed: int) -> Outcome:
         curve, fixed, costs = _curves(seed, "learned")
         about = f"{_about('learned')}; mean cost {costs[which]:g}"
-        return Outcome(at_cost(curve, costs[which]), float(fixed[which, 1]), name, about, "high", RIGHT)
+        return Outcome(along(curve, costs[which]), float(fixed[which, 1]), name, about, "high", RIGHT)
 
     return run
 
@@ -95,7 +99,10 @@ def _cost_of(seed: int) -> Outcome:
     curve, fixed, costs = _curves(seed, "learned")
     wanted = float(fixed[-1, 1]) - LESS
     grid = torch.linspace(min(costs), max(costs), 601, dtype=torch.float64).tolist()
-    ours, theirs = (next(cost for cost in grid if at_cost(each, cost) >= wanted) for each in (curve, fixed))
+    ours, theirs = (
+        next((cost for cost in grid if read(each, cost) >= wanted), max(costs))
+        for read, each in ((along, curve), (mixture, fixed))
+    )
     about = f"{_about('learned')}; for what always the dearest reaches, less {LESS:g}"
     return Outcome(ours, theirs, "the best mixture of fixed options", about, "low", "evaluations a picture")
 

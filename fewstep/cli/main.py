@@ -12,6 +12,7 @@ import typer
 
 from fewstep.cli.accelerate import accelerate
 from fewstep.cli.cache import cache
+from fewstep.cli.chat import chat
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
 from fewstep.cli.demo import demo
@@ -58,7 +59,7 @@ def root(
     """
 
 
-for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
+for command in (demo, sample, chat, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
     app.command()(command)
 app.add_typer(route, name="route")
 

@@ -219,8 +219,8 @@ def fit_router(
 def budget_curve(predicted: Tensor, quality: Tensor, costs: Sequence[float]) -> Tensor:
     """The budget curve `(K, 2)` float64: mean cost and mean quality of N captions, for rising cost.
 
-    Between two points of it lie those of a coin tossed for each caption; a choice that costs more than another and
-    gives no more is left out by whoever reads the curve (`area_under`).
+    Each point is a price, the first the highest; at most `TURNS` of those at which a choice changes are kept. Between
+    two of them lie the points of a coin tossed for each caption (`along`).
 
     Args:
         predicted: `(N, M)`, by which the options are chosen at every price. quality: `(N, M)`, what they reach.
@@ -243,14 +243,30 @@ def budget_curve(predicted: Tensor, quality: Tensor, costs: Sequence[float]) -> 
     return torch.stack(points)
 
 
-def at_cost(curve: Tensor, cost: float) -> float:
-    """The best quality that mixing points of a curve `(K, 2)` reaches at a mean cost of at most `cost`.
+def along(curve: Tensor, cost: float) -> float:
+    """The quality of a budget curve `(K, 2)` at a mean cost: linear between its points, as a coin between two prices is.
 
-    The upper hull of the points. For the points of fixed options it is the best random mixture of them.
+    Below the curve's first point and beyond its last, theirs.
     """
     x, y = curve.double().unbind(1)
+    k = int((x <= cost).sum())
+    if k in (0, len(x)):
+        return float(y[min(k, len(x) - 1)])
+    share = (cost - float(x[k - 1])) / float(x[k] - x[k - 1])
+    return float(y[k - 1]) * (1 - share) + float(y[k]) * share
+
+
+def mixture(points: Tensor, cost: float) -> float:
+    """The best quality of a coin between two of K points `(K, 2)`, mean cost and quality, that costs at most `cost`.
+
+    That is the upper hull: what the best random mixture of fixed options reaches.
+
+    Raises:
+        ValueError: a cost below that of every point.
+    """
+    x, y = points.double().unbind(1)
     if not cost >= float(x.min()):
-        raise ValueError(f"nothing of the curve costs {cost} or less: it begins at {float(x.min()):g}")
+        raise ValueError(f"nothing costs {cost} or less: the cheapest costs {float(x.min()):g}")
     inside, outside = x <= cost, x > cost
     best = float(y[inside].max())
     if bool(outside.any()):
@@ -258,12 +274,6 @@ def at_cost(curve: Tensor, cost: float) -> float:
         mixed = y[inside].unsqueeze(1) * (1 - share) + y[outside] * share
         best = max(best, float(mixed.max()))
     return best
-
-
-def area_under(curve: Tensor, low: float, high: float, points: int = 101) -> float:
-    """The mean of `at_cost` over costs from `low` to `high`: quality, in [0, 1]."""
-    grid = torch.linspace(low, high, points, dtype=torch.float64).tolist()
-    return sum(at_cost(curve, cost) for cost in grid) / points
 
 
 def _without_cost(option: Option) -> tuple[Any, ...]:
