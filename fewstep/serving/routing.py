@@ -240,11 +240,11 @@ def budget_curve(predicted: Tensor, quality: Tensor, costs: Sequence[float]) -> 
     for price in between.unique().flip(0):
         row = (predicted - price * share).argmax(1, keepdim=True)
         points.append(torch.stack((cost[row].mean(), quality.gather(1, row).mean())))
-    return torch.stack(points)
+    return torch.stack(points).unique_consecutive(dim=0)
 
 
 def along(curve: Tensor, cost: float) -> float:
-    """The quality of a budget curve `(K, 2)` at a mean cost: linear between its points, as a coin between two prices is.
+    """The quality of a budget curve `(K, 2)` at a mean cost: linear between points, as a coin between two prices is.
 
     Below the curve's first point and beyond its last, theirs.
     """

@@ -6,6 +6,7 @@ the first of them. Without one it starts from a red circle.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,24 +41,22 @@ def scripted(messages: Sequence[Message]) -> str:
     said = " ".join(_POLITE.sub(" ", re.sub(r"[.!?,]", " ", messages[-1]["content"].lower())).split())
     if messages[0]["content"].startswith(REFINE):
         return messages[-1]["content"]  # there is nothing to say of shapes that was not said
+    spec, begun = _seen(messages)
     try:
-        spec, begun = _seen(messages)
         kind, wanted = _understood(said, spec)
     except ValueError as error:
         return f"{error} {HELP}"
-    start = (
-        ""
-        if begun or said == wanted.caption or _DRAW.fullmatch(said)
-        else f"I see no picture, so I begin with {START}. "
-    )
+    whole = begun or said == wanted.caption or _DRAW.fullmatch(said)
+    start = "" if whole else f"I see no picture, so I begin with {START}. "
     return f"{start}Here is {wanted.caption}: <{kind}>{wanted.caption}</{kind}>"
 
 
 def _seen(messages: Sequence[Message]) -> tuple[Spec, bool]:
-    """What the last picture shows, and whether there is one."""
+    """What the last picture shows, and whether there is one that can be told."""
     for line in messages[0]["content"].splitlines():
         if line.startswith(STATE):
-            return parse(line.removeprefix(STATE)), True
+            with contextlib.suppress(ValueError):  # a picture of something else
+                return parse(line.removeprefix(STATE)), True
     return parse(START), False
 
 
