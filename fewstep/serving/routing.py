@@ -51,11 +51,11 @@ TURNS = 256  # prices of a budget curve at most
 class Option:
     """One way to draw a picture: a model's name, and what `fs.sample` takes; None is the model's own default.
 
-    guidance: the scale of classifier-free guidance, None for none. cost: of one picture, in whatever unit all options
-    of a router share (network evaluations, or seconds).
+    steps, nfe: one of them at most. guidance: the scale of classifier-free guidance, None for none. cost: of one
+    picture, in whatever unit all options of a router share (network evaluations, or seconds).
 
     Raises:
-        ValueError: another kind of value, steps below 1, a cost that is not above 0.
+        ValueError: another kind of value, both steps and nfe or one below 1, a cost that is not above 0.
     """
 
     model: str
@@ -63,18 +63,22 @@ class Option:
     solver: str | None = None
     guidance: float | None = None
     cost: float = 1.0
+    nfe: int | None = None
 
     def __post_init__(self) -> None:
         kinds = (("model", str), ("steps", int | None), ("solver", str | None), ("guidance", float | None))
-        for name, kind in (*kinds, ("cost", float)):
+        for name, kind in (*kinds, ("cost", float), ("nfe", int | None)):
             check_kind(f"{name} of an option", getattr(self, name), kind)
-        if not self.model or (self.steps is not None and self.steps < 1):
-            raise ValueError(f"an option has a model and at least one step, got {self.model!r} and {self.steps}")
+        counts = [count for count in (self.steps, self.nfe) if count is not None]
+        if not self.model or len(counts) > 1 or min(counts, default=1) < 1:
+            said = f"{self.model!r}, steps {self.steps} and nfe {self.nfe}"
+            raise ValueError(f"an option has a model and at least one step or evaluation, got {said}")
         if not 0 < self.cost < math.inf or not math.isfinite(self.guidance or 0):
             raise ValueError(f"cost must be above 0 and guidance finite, got {self.cost} and {self.guidance}")
 
     def __str__(self) -> str:
         steps = "own plan" if self.steps is None else f"{self.steps} step{'s' * (self.steps != 1)}"
+        steps = steps if self.nfe is None else f"at most {self.nfe} evaluation{'s' * (self.nfe != 1)}"
         return ", ".join(
             [self.model, steps]
             + ([] if self.solver is None else [self.solver])
@@ -277,7 +281,7 @@ def mixture(points: Tensor, cost: float) -> float:
 
 
 def _without_cost(option: Option) -> tuple[Any, ...]:
-    return option.model, option.steps, option.solver, option.guidance
+    return option.model, option.steps, option.solver, option.guidance, option.nfe
 
 
 def _predictor(name: str) -> Any:

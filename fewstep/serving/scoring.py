@@ -143,7 +143,7 @@ def parts(options: Sequence[Option], captions: Sequence[str]) -> int:
 
 def _opened(model: Denoiser, option: Option) -> tuple[Denoiser, Sampler]:
     guided = model if option.guidance is None else guide(model, "cfg", scale=option.guidance)
-    return guided, choose_plan(guided, option.steps, solver=option.solver)
+    return guided, choose_plan(guided, option.steps, option.nfe, option.solver)
 
 
 def _chunk(

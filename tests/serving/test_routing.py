@@ -147,9 +147,12 @@ def test_bad_input():
         ({"model": ""}, "an option has a model"),
         ({"steps": 0}, "at least one step"),
         ({"steps": 1.5}, "steps of an option must be a whole number"),
+        ({"steps": 2, "nfe": 2}, "at least one step or evaluation, got 'shapes', steps 2 and nfe 2"),
+        ({"nfe": 0}, "at least one step or evaluation"),
         ({"cost": 0.0}, "cost must be above 0"),
         ({"guidance": float("inf")}, "guidance finite"),
     ):
         with pytest.raises(ValueError, match=why):
             Option(**({"model": "shapes"} | options))
     assert str(OPTIONS[0]) == "shapes, 8 steps, ddim, guidance 2" and str(Option("m")) == "m, own plan"
+    assert str(Option("m", nfe=1)) == "m, at most 1 evaluation"

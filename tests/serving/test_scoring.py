@@ -12,7 +12,7 @@ from fewstep.metrics.shapes_verifier import check
 from fewstep.serving.routing import Option
 from fewstep.serving.scoring import judged, parts, score, shapes_captions
 
-OPTIONS = (Option("shapes", 1), Option("shapes", 2, guidance=2.0), Option("cached", 4, "ddim"))
+OPTIONS = (Option("shapes", 1), Option("shapes", nfe=2, guidance=2.0), Option("cached", 8, "ddim"))
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +47,20 @@ def test_scores_are_those_of_the_pictures(models):
     every = [caption for caption in asked for _ in range(2)]
     for k, option in enumerate(OPTIONS):
         model = models[option.model] if option.guidance is None else fs.guide(models["shapes"], "cfg", scale=2.0)
-        images = fs.sample(model, 12, steps=option.steps, solver=option.solver, seed=9, text=every)
+        images = fs.sample(model, 12, steps=option.steps, nfe=option.nfe, solver=option.solver, seed=9, text=every)
         wanted = brightness(images, every).double().view(6, 2).mean(1)
         torch.testing.assert_close(found.quality[:, k], wanted, atol=1e-5, rtol=0)
     assert found.captions == tuple(asked)
 
 
 def test_costs_count_what_the_network_does(models):
-    """Two samples an evaluation under guidance; of a cache's four, two are not whole."""
+    """Two samples an evaluation under guidance; of a cache's eight, some are not whole."""
     asked = shapes_captions(3, 5)
     found = score(models, OPTIONS, asked, judge=brightness)
-    plan = fs.plan(models["cached"].process, "ddim", 4)
+    plan = fs.plan(models["cached"].process, "ddim", 8)
     whole = plan.run(models["cached"], torch.randn(1, 3, 32, 32), text=asked[:1]).report
     assert [option.cost for option in found.options[:2]] == [1.0, 4.0] and found.unit == "evaluations"
-    assert found.options[2].cost == pytest.approx(whole["cost"]) and 2 < whole["cost"] < 4
+    assert found.options[2].cost == pytest.approx(whole["cost"]) and 4 < whole["cost"] < 7
     timed = score(models, OPTIONS[:1], asked, judge=brightness, unit="seconds")
     assert timed.unit == "seconds" and 0 < timed.options[0].cost < 60
 
