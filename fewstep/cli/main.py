@@ -12,12 +12,14 @@ import typer
 
 from fewstep.cli.accelerate import accelerate
 from fewstep.cli.cache import cache
+from fewstep.cli.chat import chat
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
 from fewstep.cli.demo import demo
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
+from fewstep.cli.route import route
 from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
@@ -57,8 +59,9 @@ def root(
     """
 
 
-for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
+for command in (demo, sample, chat, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
     app.command()(command)
+app.add_typer(route, name="route")
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
