@@ -137,7 +137,7 @@ class Divides(nn.Module):
         own, seen = strips.own(group.rank), strips.seen(group.rank, call.border)
         above, below = own.start - seen.start, seen.stop - own.stop
         if call.waits:
-            everyone = self._exchange(group, fresh).finish()
+            everyone = self._exchange(group, fresh).whole()
             before, after = everyone.split([own.start * strips.columns, (strips.rows - own.stop) * strips.columns], 3)
             if not call.last and above + below:
                 border = before[:, :, :, (own.start - above) * strips.columns :], after[:, :, :, : below * strips.columns]
@@ -176,12 +176,17 @@ class Coming:
     room: list[Tensor]
     memory: AnyMemory
     name: str
+    done: bool = False
 
-    def finish(self) -> Tensor:
-        """Wait for it, and keep it."""
-        if self.room:
+    def whole(self) -> Tensor:
+        """All of it, when it is there."""
+        self.pending.wait()
+        return torch.cat(self.room, 3)
+
+    def finish(self) -> None:
+        """Keep it, once, when it is there; a worker that only sends has nothing to keep."""
+        if not self.done:
+            self.done = True
             self.pending.wait()
-            self.whole = torch.cat(self.room, 3)
-            self.room = []
-            self.memory.keep(self.name, self.whole)
-        return self.whole
+            if self.room:
+                self.memory.keep(self.name, torch.cat(self.room, 3))

@@ -99,7 +99,7 @@ class PatchParallel(Wrapper):
 
     Raises:
         ValueError: a network without a `dit`; more workers than token rows, a border below 0 or above what there is; a
-            model that is divided already. At the first evaluation: attention under a rule of guidance that looks at
+            model that is divided already, or cached, whose blocks would not be found. At the first evaluation: attention under a rule of guidance that looks at
             the whole picture.
     """
 
@@ -107,8 +107,11 @@ class PatchParallel(Wrapper):
         self, model: Denoiser, workers: int = 2, border: int | None = None, warmup: int | None = 1, name: str = ""
     ):
         super().__init__(model)
-        if any(isinstance(part, PatchParallel) for part in model.modules()):
+        made_by = {getattr(part, "made_by", ("",))[0] for part in model.modules() if isinstance(part, Denoiser)}
+        if "parallel" in made_by:
             raise ValueError("this model is divided among workers already: divide the model inside it")
+        if "cache" in made_by:
+            raise ValueError("this model is cached already, and a cache and patch workers do not go together")
         if warmup is not None and (isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0):
             raise ValueError(f"warmup must be a whole number of at least 0, or None, got {shown(warmup)}")
         self.workers, self.border, self.warmup, self.group = workers, border, warmup, None

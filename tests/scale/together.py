@@ -16,12 +16,13 @@ from fewstep.scale.workers import Group
 
 def together(task: Callable[[Group], Any], workers: int, timeout: float = 30.0) -> list[Any]:
     """What `task(group)` returned, or raised, in each worker."""
-    store, found = distributed.HashStore(), [None] * workers
+    store, found, ends = distributed.HashStore(), [None] * workers, [None] * workers
 
     def run(rank: int) -> None:
         try:
-            ends = distributed.ProcessGroupGloo(store, rank, workers, timedelta(seconds=timeout))
-            found[rank] = task(Group(ends, timeout))
+            # Kept until all are done: an end that goes cuts off what others have not read yet.
+            ends[rank] = distributed.ProcessGroupGloo(store, rank, workers, timedelta(seconds=timeout))
+            found[rank] = task(Group(ends[rank], timeout))
         except Exception as error:
             found[rank] = error
 
