@@ -113,10 +113,13 @@ class Link:
 
 
 def measure_link(group: Group, sizes: Sequence[int] = (2**10, 2**16, 2**20, 2**22), repeats: int = 20) -> Link:
-    """A line through the seconds of messages there and back between the first two workers, half of each.
+    """A line through the seconds of messages there and back between two workers, half of each; both call this.
 
-    All workers call this; each gets what it measured itself, those beyond the second what the first two would.
+    Raises:
+        ValueError: a group of another size.
     """
+    if group.size != 2:
+        raise ValueError(f"messages are measured between two workers, got a group of {group.size}")
     found = []
     for size in sizes:
         tensor, took = torch.zeros(size, dtype=torch.uint8), []

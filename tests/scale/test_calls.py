@@ -57,6 +57,7 @@ def test_a_line_through_messages():
 def test_a_link_is_measured_between_two():
     found = together(lambda group: measure_link(group, (2**8, 2**12), 3), 2)
     assert all(link.latency >= 0 and 0 < link.bandwidth < float("inf") for link in found)
+    assert "between two workers, got a group of 1" in str(together(measure_link, 1)[0])
 
 
 def test_patch_workers_by_hand():
