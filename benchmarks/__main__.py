@@ -17,7 +17,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import diffusers_overhead, executors, imports, learned, overhead, restoration, stochastic, training
+from benchmarks import (
+    diffusers_overhead,
+    executors,
+    imports,
+    learned,
+    overhead,
+    restoration,
+    simulator,
+    stochastic,
+    training,
+)
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -180,6 +190,7 @@ SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dic
     "training": (training.measure, _training),
     "restoration": (restoration.measure, _restoration),
     "diffusers": (diffusers_overhead.measure, _diffusers),
+    "simulator": (simulator.measure, simulator.render),
 }
 
 

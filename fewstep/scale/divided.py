@@ -140,7 +140,10 @@ class Divides(nn.Module):
             everyone = self._exchange(group, fresh).whole()
             before, after = everyone.split([own.start * strips.columns, (strips.rows - own.stop) * strips.columns], 3)
             if not call.last and above + below:
-                border = before[:, :, :, (own.start - above) * strips.columns :], after[:, :, :, : below * strips.columns]
+                border = (
+                    before[:, :, :, (own.start - above) * strips.columns :],
+                    after[:, :, :, : below * strips.columns],
+                )
                 call.memory.keep(self.name, torch.cat(border, 3))
             return self._attend(q, [before, fresh, after], beside)
         old = call.memory.get(self.name) if call.known else None

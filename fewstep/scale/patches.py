@@ -99,8 +99,8 @@ class PatchParallel(Wrapper):
 
     Raises:
         ValueError: a network without a `dit`; more workers than token rows, a border below 0 or above what there is; a
-            model that is divided already, or cached, whose blocks would not be found. At the first evaluation: attention under a rule of guidance that looks at
-            the whole picture.
+            model that is divided already, or cached, whose blocks would not be found. At the first evaluation:
+            attention under a rule of guidance that looks at the whole picture.
     """
 
     def __init__(

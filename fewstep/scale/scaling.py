@@ -113,7 +113,9 @@ def draw(panels: Mapping[str, Sequence[Point]], load: float, path: str | Path) -
             row[1].plot(n, [point.throughput for point in own], **style)
         row[0].set_ylabel(f"latency, s, at {load:.0%} load")
         row[1].set_ylabel("samples a second, at most")
-        for axis, what in zip(row, ("median, and dashed the 99th percentile", "requests that never run out"), strict=True):
+        for axis, what in zip(
+            row, ("median, and dashed the 99th percentile", "requests that never run out"), strict=True
+        ):
             axis.set_title(f"{title}: {what}", fontsize=9, loc="left")
             axis.set_xscale("log")
             axis.set_yscale("log")

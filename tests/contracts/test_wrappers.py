@@ -401,7 +401,9 @@ def test_nothing_is_read_from_the_device(name, model, x):
 @pytest.mark.parametrize("inner, outer", PAIRS)
 def test_two_of_them_keep_what_each_keeps(inner, outer, model, x):
     if (inner, outer) in REFUSED:
-        with pytest.raises(ValueError, match="unconditional|needs a model that is conditioned|is cached already|divided"):
+        with pytest.raises(
+            ValueError, match="unconditional|needs a model that is conditioned|is cached already|divided"
+        ):
             made(outer, made(inner, model))
         return
     stacked = made(outer, made(inner, model))

@@ -101,10 +101,12 @@ def test_it_is_masked_attention_over_the_map_of_the_evaluation_before(border, wa
     """The network written out: every token attends through a mask to [this evaluation's map, the one before]."""
     base, workers, rows, columns = transformer(), 3, 7, 3
     parts = Strips(rows, columns, workers)
-    owner = torch.tensor([next(w for w in range(workers) if i // columns in parts.own(w)) for i in range(rows * columns)])
+    owner = torch.tensor(
+        [next(w for w in range(workers) if i // columns in parts.own(w)) for i in range(rows * columns)]
+    )
     own = owner[:, None] == owner
     seen = torch.tensor([[j // columns in parts.seen(int(w), border) for j in range(rows * columns)] for w in owner])
-    found, memory = pcpp(base, workers, border, warmup) if border is not None else distrifusion(base, workers, warmup), Memory(3, [0.9, 0.7, 0.5], 0.1)  # noqa: E501
+    found, memory = PatchParallel(base, workers, border, warmup), Memory(3, [0.9, 0.7, 0.5], 0.1)
     before: list[Tensor] = []
     for number, t in enumerate(memory.times):
         x = Noise(number).normal(0, (3, *base.shape))
