@@ -247,8 +247,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         "## The simulated service\n\nThe embedded transformer of digits behind `Mixed`, one thread a worker, requests"
         f" of {', '.join(map(str, STEPS))} evaluations at random times, {LOAD:.0%} of what workers could serve one"
         f" request at a time, {COUNT} requests a worker; real, then simulated from the mean seconds of the run's"
-        " calls by their rows. Latencies in seconds, throughput in samples a second. Real calls of equal rows differ in length, the"
-        " simulated ones do not, which shows in the tails.\n\n"
+        " calls by their rows. Latencies in seconds, throughput in samples a second. Real calls of equal rows differ in"
+        " length, the simulated ones do not, which shows in the tails.\n\n"
         + _lines(["workers", "busy", "rows a call", "throughput", "mean", "median", "95 %", "99 %"], served)
         + "\n\nMilliseconds of an evaluation by one worker and by two patch workers over gloo, which see all of each"
         " other's stale keys and values, and what the simulation takes the two for, from the calls of one and the"
