@@ -11,7 +11,7 @@ The first evaluations, `warmup` of them, exchange everything and wait for it: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -261,7 +261,7 @@ def _networks(model: nn.Module) -> Iterator[tuple[str, DiT]]:
             yield path, module
 
 
-def _with(model: Denoiser, parts: dict[str, nn.Module]) -> Denoiser:
+def _with(model: Denoiser, parts: Mapping[str, nn.Module]) -> Denoiser:
     found = replaced(model, parts)
     assert isinstance(found, Denoiser)
     return found

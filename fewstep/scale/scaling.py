@@ -15,7 +15,7 @@ from fewstep.core.files import write
 from fewstep.scale.simulate import Requests, poisson, simulate
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-STEPS = {10: 0.5, 20: 0.3, 50: 0.2}
+STEPS = {10: 0.6, 20: 0.3, 50: 0.1}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def scaling(
 
     All ways see the same requests, one sample each: `load` of what the workers of the first way could serve one request
     at a time. With more workers come more requests, `each` for a worker and 2,000 at least. The most that a way serves
-    is measured apart, on eight full batches a replica that are there from the beginning.
+    is measured apart, on requests for eight full batches a replica that are there from the beginning.
 
     Raises:
         ValueError: no ways, workers below 1, a load that is not above 0.
@@ -79,7 +79,7 @@ def scaling(
                 continue
             replicas = n // way.patches
             served = simulate(requests, way.calls, replicas, way.batching, max_batch)
-            count = 8 * replicas * (1 if way.batching == "none" else max_batch)
+            count = 8 * replicas * max_batch
             waiting = poisson(1.0, steps, count, seed=seed + 1)
             most = simulate(Requests.of(np.zeros(count), waiting.steps), way.calls, replicas, way.batching, max_batch)
             figures = (served.p50, served.p95, served.p99, served.utilisation, served.batch, most.throughput)

@@ -64,8 +64,10 @@ class Group:
                 "there is no process group: call Group.join() in processes that torchrun started, or"
                 " fewstep.scale.workers.start"
             )
-        self.processes = distributed.group.WORLD if processes is None else processes
-        self.rank, self.size, self.timeout = self.processes.rank(), self.processes.size(), float(timeout)
+        own: Any = distributed.group.WORLD if processes is None else processes
+        self.processes, self.timeout = own, float(timeout)
+        self.rank: int = own.rank()
+        self.size: int = own.size()
         self._count = 0
 
     @classmethod

@@ -12,7 +12,6 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
-from fewstep.scale import calls as module
 from fewstep.scale.calls import Calls, Link, PatchCalls, line, measure_calls, measure_link
 from fewstep.scale.strips import Strips
 
@@ -39,10 +38,10 @@ def test_the_table_is_a_line_between_its_rows_and_goes_on():
     assert TABLE(0.25) == pytest.approx(0.425) and Calls((1, 2), (0.1, 0.9))(0.2) == 0.0
 
 
-def test_measured_seconds_are_those_of_a_shared_call(monkeypatch):
+def test_measured_seconds_are_those_of_a_shared_call():
     model = Slow()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: model.now)
-    found = measure_calls(model, (4, 1, 2), repeats=3, sampler=plan(model.process, "ddim", 5))
+    made = plan(model.process, "ddim", 5)
+    found = measure_calls(model, (4, 1, 2), repeats=3, sampler=made, clock=lambda: model.now)
     assert found.rows == (1, 2, 4)
     assert found.seconds == pytest.approx([0.003, 0.004, 0.006])
     assert len(model.rows) == 4 * 3 * 5 and set(model.rows) == {1, 2, 4}
