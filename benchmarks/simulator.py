@@ -2,9 +2,9 @@
 
 Real requests arrive by the wall clock. A process of its own gives each to the worker with the fewest evaluations to
 make; each worker is a process with one thread, whose loop is `Mixed`. The simulation is told the mean seconds of the
-calls of this run by their rows, as the machine may have other work, and when the requests arrived; what it is to find
-is who waits for whom. Then the service is simulated up to a thousand workers, from the seconds of calls and messages
-measured beforehand, and drawn as docs/images/scale.png.
+calls of this run by their rows, how calls differ from these, as the machine may have other work, and when the requests
+arrived; what it is to find is who waits for whom. Then the service is simulated up to a thousand workers, from the
+seconds of calls and messages measured beforehand, and drawn as docs/images/scale.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.mixed import Mixed, Request
 from fewstep.scale.calls import Calls, Link, PatchCalls, measure_calls, measure_link
-from fewstep.scale.patches import distrifusion, strips
+from fewstep.scale.divided import strips_of
+from fewstep.scale.patches import distrifusion
 from fewstep.scale.scaling import Point, Way, draw, scaling
 from fewstep.scale.simulate import Requests, Served, poisson, simulate
 from fewstep.scale.workers import Group, start
@@ -110,8 +111,9 @@ def _meet(group: Group) -> None:
     group.exchange([(peer, torch.zeros(1)) for peer in room], list(room.items())).wait()
 
 
-def _real(replicas: int, rate: float) -> tuple[Requests, Calls, np.ndarray]:
-    """Requests, the mean seconds of the calls that served them, and when each was finished."""
+def _real(replicas: int, rate: float) -> tuple[Requests, Calls, list[float], np.ndarray]:
+    """Requests, the mean seconds of the calls that served them, how calls differ from these, and when each request was
+    finished."""
     requests = poisson(rate * replicas, STEPS, COUNT * replicas, seed=replicas)
     shared = {"arrive": torch.from_numpy(requests.arrive), "steps": torch.from_numpy(requests.steps.copy())}
     board = {
@@ -128,16 +130,17 @@ def _real(replicas: int, rate: float) -> tuple[Requests, Calls, np.ndarray]:
     for rows, took in (call for worker in found for call in worker):
         seconds.setdefault(int(rows), []).append(took)
     calls = Calls(tuple(sorted(seconds)), tuple(fmean(seconds[rows]) for rows in sorted(seconds)))
-    return requests, calls, board["finished"].numpy()
+    spread = [one / fmean(took) for took in seconds.values() for one in took]
+    return requests, calls, spread, board["finished"].numpy()
 
 
 def _served() -> list[dict[str, Any]]:
     """Real and simulated, of the same requests."""
     rows, rate = [], LOAD / (fmean(STEPS) * _alone())
     for replicas in (1, 2):
-        requests, calls, finished = _real(replicas, rate)
+        requests, calls, spread, finished = _real(replicas, rate)
         real = Served(finished - requests.arrive, finished, requests.rows, 0.0, 0.0)
-        simulated = simulate(requests, calls, replicas, max_batch=BATCH)
+        simulated = simulate(requests, calls, replicas, max_batch=BATCH, spread=spread)
         about = {"case": "service", "workers": replicas, "requests": len(requests), "rate": rate * replicas}
         about |= {"utilisation": simulated.utilisation, "batch": simulated.batch}
         for name in ("p50", "p95", "p99", "throughput"):
@@ -155,21 +158,19 @@ def _first(group: Group, model: Denoiser) -> float:
     return _rounds(model, clock=time.perf_counter)[0]
 
 
-def _evaluation(group: Group, model: Denoiser, workers: int, rows: int) -> float:
-    """The least seconds of an evaluation by patch workers, of which a group of one computes all.
-
-    Of many, as other work of the machine only adds.
-    """
+def _evaluation(group: Group, model: Denoiser, workers: int, rows: int) -> list[float]:
+    """Seconds of an evaluation by patch workers, of which a group of one computes all: of the worker's own thread, and
+    until the answer is there. The least of many, as other work of the machine only adds."""
     patches = distrifusion(model, workers).on(group)
     memory, x = Memory(rows, [0.5] * EVALUATIONS), Noise(0).normal(0, (rows, *(model.shape or ())))
-    took, t = list[float](), torch.tensor(0.5)
+    took, t = list[tuple[float, float]](), torch.tensor(0.5)
     with torch.no_grad():
         for _ in range(EVALUATIONS):
             memory.advance()
-            begin = time.perf_counter()
+            own, begin = time.thread_time(), time.perf_counter()
             ask(patches, x, t, memory, {})
-            took.append(time.perf_counter() - begin)
-    return min(took[2:-1])
+            took.append((time.thread_time() - own, time.perf_counter() - begin))
+    return [min(column) for column in zip(*took[2:-1], strict=True)]
 
 
 def _pair(group: Group) -> list[float]:
@@ -181,16 +182,17 @@ def _patched(models: dict[str, Denoiser], tables: dict[str, Calls], link: Link) 
     rows = []
     for name, model in models.items():
         count = 4 if name == SMALL else 1
-        one, two = (max(start(_evaluation, n, model, n, count, timeout=300)) for n in (1, 2))
-        said = {"case": "patches", "network": name, "rows": count, "one": one, "two": two}
-        rows.append(said | {"simulated": _divided(model, tables[name], link, 2)(count)})
+        one, two = (np.max(start(_evaluation, n, model, n, count, timeout=300), 0).tolist() for n in (1, 2))
+        found = _divided(model, tables[name], link, 2)
+        simulated = [found.computing(count), found(count)]
+        rows.append({"case": "patches", "network": name, "rows": count, "one": one, "two": two, "simulated": simulated})
     return rows
 
 
 def _divided(model: Denoiser, calls: Calls, link: Link, workers: int, border: int | None = None) -> PatchCalls:
     network = next(part for part in model.modules() if isinstance(part, DiT))
     numbers = int(np.prod(model.shape or ()))
-    return PatchCalls(calls, strips(network, workers), link, network.width, network.depth, numbers, border)
+    return PatchCalls(calls, strips_of(network, workers), link, network.width, network.depth, numbers, border)
 
 
 def _table(group: Group, model: Denoiser, rows: tuple[int, ...], repeats: int) -> list[float]:
@@ -236,7 +238,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         for row in cases["service"]
     ]
     patched = [
-        [row["network"], str(row["rows"]), *(f"{1e3 * row[name]:.1f}" for name in ("one", "two", "simulated"))]
+        [row["network"], str(row["rows"])]
+        + [f"{1e3 * row[name][0]:.1f}, {1e3 * row[name][1]:.1f}" for name in ("one", "two", "simulated")]
         for row in cases["patches"]
     ]
     tables = [
@@ -254,13 +257,16 @@ def render(rows: list[dict[str, Any]]) -> str:
     return (
         "## The simulated service\n\nThe embedded transformer of digits behind `Mixed`, one thread a worker, requests"
         f" of {', '.join(map(str, STEPS))} evaluations at random times, {LOAD:.0%} of what workers could serve one"
-        f" request at a time, {COUNT} requests a worker; real, then simulated from the mean seconds of the run's"
-        " calls by their rows. Latencies in seconds, throughput in samples a second. Real calls of equal rows differ in"
-        " length, the simulated ones do not, which shows in the tails.\n\n"
+        f" request at a time, {COUNT} requests a worker; real, then simulated from the seconds of the run's calls,"
+        " their means by rows and how calls of equal rows differ. Latencies in seconds, throughput in samples a second. Real"
+        " calls that take long come in a row, when the machine has other work; simulated ones do not.\n\n"
         + _lines(["workers", "busy", "rows a call", "throughput", "mean", "median", "95 %", "99 %"], served)
-        + "\n\nThe least milliseconds of an evaluation by one worker and by two patch workers over gloo, which see all of"
-        " each other's stale keys and values, and what the simulation takes the two for, from the calls of one and the"
-        f" messages ({1e6 * link['latency']:.0f} us each and {link['bandwidth'] / 1e9:.2g} GB a second, measured).\n\n"
+        + "\n\nThe least milliseconds of an evaluation by one worker and by two patch workers over gloo, which see all"
+        " of each other's stale keys and values: what a worker's thread computes, and until the answer is there. The"
+        " simulation knows the calls of one worker and the messages"
+        f" ({1e6 * link['latency']:.0f} us each and {link['bandwidth'] / 1e9:.2g} GB a second, measured); it has a core"
+        " for each worker, and none of the threads that carry the messages. Here other work shared the"
+        f" {link['cores']} cores.\n\n"
         + _lines(["network", "rows", "one worker", "two, real", "two, simulated"], patched)
         + f"\n\nSimulated at {SHARE:.0%} of what the workers could serve one request at a time, runs of 10, 20 and 50"
         f" evaluations (60 %, 30 % and 10 %), calls of at most 16 rows (docs/images/scale.png has 1 to 1,000 workers)."

@@ -172,16 +172,20 @@ class PatchCalls:
     border: int | None = None
     itemsize: int = 4
 
-    def __call__(self, rows: float) -> float:
+    def computing(self, rows: float) -> float:
+        """Seconds in which the worker with the largest strip computes."""
         strips = self.strips
+        return self.calls(rows * max(len(strips.own(worker)) for worker in range(strips.workers)) / strips.rows)
+
+    def __call__(self, rows: float) -> float:
+        strips, ways = self.strips, list[float]()
         if strips.workers == 1:
             return self.calls(rows)
-        share = max(len(strips.own(worker)) for worker in range(strips.workers)) / strips.rows
-        ways = []
         for worker in range(strips.workers):
             peers = sum(bool(strips.message(worker, other, self.border)) for other in range(strips.workers))
             size = rows * strips.bytes(self.border, self.width, self.depth, 1, self.itemsize, worker)
             ways.append(self.link(size, peers * self.depth))
         others = strips.workers - 1
+        share = max(len(strips.own(worker)) for worker in range(strips.workers)) / strips.rows
         gather = self.link(rows * share * self.output * self.itemsize * others, others)
-        return max(self.calls(rows * share), *ways) + gather
+        return max(self.computing(rows), *ways) + gather

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 from fewstep.core.memory import AnyMemory, Memory
 from fewstep.core.memory import Part as Rows
+from fewstep.networks.attention import Identity
 from fewstep.networks.common import Attend
 from fewstep.networks.dit import DiT
 from fewstep.networks.surgery import InPlaceOf, replaced
 from fewstep.scale.strips import Strips
 from fewstep.scale.workers import Group, Message, Pending
+
+
+def strips_of(network: DiT, workers: int) -> Strips:
+    """The strips of a network's tokens."""
+    rows, columns = (side // network.patch for side in network.size)
+    return Strips(rows, columns, workers)
 
 
 @dataclass
@@ -45,6 +52,8 @@ class Divided(InPlaceOf):
     """Replaces a network: the same on the strip of the group's worker, or without a group on all strips in turn.
 
     A strip of a `dit` is itself one, of another height, with its rows' places.
+
+    Raises ValueError for attention under a rule that looks at the whole picture, of which a worker has a strip.
     """
 
     def __init__(self, network: DiT, name: str, strips: Strips, call: Call) -> None:
@@ -55,6 +64,11 @@ class Divided(InPlaceOf):
         for path, core in network.named_modules(remove_duplicate=False):
             if type(core) is Attend:
                 parts[path] = Divides(core, f"{name}.{path}", strips, call)
+            elif path.endswith(".core") and type(core) is not Identity:
+                raise ValueError(
+                    f"the attention {path!r} is under the rule {type(core).__name__}, which looks at the whole picture:"
+                    " patch workers, who have a strip each, divide softmax attention alone"
+                )
         self.inner = replaced(network, parts)
         if call.group is not None:
             own = strips.own(call.group.rank)

@@ -24,12 +24,9 @@ from fewstep.core.memory import AnyMemory, Memory, ask, routed
 from fewstep.core.memory import Part as Rows
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
-from fewstep.networks.attention import Identity
-from fewstep.networks.common import Attend
 from fewstep.networks.dit import DiT
 from fewstep.networks.surgery import replaced
-from fewstep.scale.divided import Call, Divided
-from fewstep.scale.strips import Strips
+from fewstep.scale.divided import Call, Divided, strips_of
 from fewstep.scale.workers import Group, start
 
 METHODS = (
@@ -123,7 +120,7 @@ class PatchParallel(Wrapper):
                 + (f": its network is {', '.join(kinds)}" if kinds else "")
             )
         for network in found.values():
-            strips(network, workers).check(border)
+            strips_of(network, workers).check(border)
 
     group: Group | None
 
@@ -199,8 +196,7 @@ class PatchParallel(Wrapper):
         parts: dict[str, nn.Module] = {}
         call = Call(memory, *phase, self.border, self.group)
         for path, network in _networks(self.model):
-            check_rules(network)
-            parts[path] = Divided(network, f"{self._key}{path}", strips(network, self.workers), call)
+            parts[path] = Divided(network, f"{self._key}{path}", strips_of(network, self.workers), call)
         found = ask(_with(self.model, parts), x, t, memory, condition)
         for part in memory.parts():
             part.notes.setdefault(self._key, _Known()).rows.update(_rows(part))
@@ -217,22 +213,6 @@ class _Known:
     def only(self, numbers: Any) -> _Known:
         """Of a run that goes on from an earlier evaluation (`Memory.fork`): what is kept is from a later one."""
         return _Known()
-
-
-def strips(network: DiT, workers: int) -> Strips:
-    """The strips of a network's tokens."""
-    rows, columns = (side // network.patch for side in network.size)
-    return Strips(rows, columns, workers)
-
-
-def check_rules(network: nn.Module) -> None:
-    """`ValueError` for attention under a rule that looks at the whole picture, of which a worker has a strip."""
-    for path, module in network.named_modules():
-        if path.endswith(".core") and type(module) not in (Attend, Identity):
-            raise ValueError(
-                f"the attention {path!r} is under the rule {type(module).__name__}, which looks at the whole picture:"
-                " patch workers, who have a strip each, divide softmax attention alone"
-            )
 
 
 def sample(model: PatchParallel, n: int, timeout: float = 60.0, **options: Any) -> Tensor:
@@ -254,11 +234,14 @@ def _sample(group: Group, model: PatchParallel, n: int, options: dict[str, Any])
     return sample(model.on(group), n, **options)
 
 
-def _networks(model: nn.Module) -> Iterator[tuple[str, DiT]]:
-    """The networks that can be divided, by path: not those that lie in one."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        if type(module) is DiT:
-            yield path, module
+def _networks(module: nn.Module, path: str = "") -> Iterator[tuple[str, DiT]]:
+    """The networks that can be divided, by path, at every path where they lie."""
+    if type(module) is DiT:
+        yield path, module
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _networks(child, f"{path}.{name}" if path else name)
 
 
 def _with(model: Denoiser, parts: Mapping[str, nn.Module]) -> Denoiser:

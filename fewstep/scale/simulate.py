@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -109,6 +110,8 @@ def simulate(
     replicas: int = 1,
     batching: str = "steps",
     max_batch: int = 16,
+    spread: Sequence[float] = (),
+    seed: int = 0,
 ) -> Served:
     """Serve these requests with so many replicas of a model, each of which makes one call at a time.
 
@@ -120,9 +123,11 @@ def simulate(
     Args:
         calls: the seconds of a call by its rows (`fewstep.scale.calls`), of `PatchCalls` where a replica is several
             workers. max_batch: rows of a call at most.
+        spread: how calls of equal rows differ: factors of which each call draws one, from `seed`. None where empty.
 
     Raises:
-        ValueError: another batching, replicas or max_batch below 1, a request with more rows than max_batch.
+        ValueError: another batching, replicas or max_batch below 1, a request with more rows than max_batch, a factor
+            below 0.
     """
     if batching not in BATCHING:
         raise ValueError(f"batching must be one of {', '.join(BATCHING)}, got {shown(batching)}")
@@ -131,17 +136,37 @@ def simulate(
             raise ValueError(f"{name} must be a whole number of at least 1, got {shown(given)}")
     if (most := int(requests.rows.max())) > max_batch:
         raise ValueError(f"a request of {most} samples does not fit into calls of {max_batch}")
+    if len(spread) and not min(spread) >= 0:
+        raise ValueError(f"the factors of spread must be at least 0, got {min(spread)}")
     seconds = [0.0] + [float(calls(rows)) for rows in range(1, max_batch + 1)]
     service = _Steps if batching == "steps" else _Whole
-    return service(requests, seconds, replicas, max_batch, batching == "none").run()
+    return service(requests, seconds, replicas, max_batch, batching == "none", _factors(spread, seed)).run()
+
+
+def _factors(spread: Sequence[float], seed: int) -> Iterator[float]:
+    """Factors without end."""
+    if not len(spread):
+        yield from repeat(1.0)
+    draw = np.random.default_rng(seed)
+    while True:
+        yield from draw.choice(np.asarray(spread, np.float64), 4096).tolist()
 
 
 class _Service:
     """The clock: arrivals in order, and a heap of replicas by when they are free."""
 
-    def __init__(self, requests: Requests, seconds: Sequence[float], replicas: int, max_batch: int, alone: bool):
+    def __init__(
+        self,
+        requests: Requests,
+        seconds: Sequence[float],
+        replicas: int,
+        max_batch: int,
+        alone: bool,
+        factors: Iterator[float],
+    ):
         self.arrive, self.steps, self.rows = (v.tolist() for v in (requests.arrive, requests.steps, requests.rows))
         self.requests, self.seconds, self.max_batch, self.alone = requests, seconds, max_batch, alone
+        self.factors = factors
         self.replicas, self.finished = replicas, [0.0] * len(requests)
         self.events: list[tuple[float, int]] = []
         self.busy = self.called = 0.0
@@ -165,7 +190,7 @@ class _Service:
 
     def call(self, replica: int, chosen: list[int], now: float, times: int = 1) -> None:
         rows = sum(self.rows[one] for one in chosen)
-        took = self.seconds[rows] * times
+        took = self.seconds[rows] * sum(islice(self.factors, times))
         self.busy, self.called, self.calls = self.busy + took, self.called + rows * times, self.calls + times
         self.chosen[replica] = chosen
         heapq.heappush(self.events, (now + took, replica))

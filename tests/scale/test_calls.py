@@ -63,6 +63,7 @@ def test_patch_workers_by_hand():
     strips, free = Strips(7, 3, 3), Link(0.0, 1e300)
     shared = PatchCalls(TABLE, strips, free, width=8, depth=2, output=50)
     assert shared(4) == pytest.approx(TABLE(4 * 3 / 7))  # the largest strip has three rows of seven
+    assert shared.computing(4) == shared(4)
     assert PatchCalls(TABLE, Strips(7, 3, 1), Link(9.0, 1.0), 8, 2, 50)(3) == TABLE(3)
     link = Link(1e-3, 1e6)
     for border in (0, 1, None):

@@ -26,7 +26,8 @@ from fewstep.networks.unet import UNet
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 from fewstep.sampling.mixed import run_mixed
-from fewstep.scale.patches import PatchParallel, distrifusion, pcpp, sample, strips
+from fewstep.scale.divided import strips_of
+from fewstep.scale.patches import PatchParallel, distrifusion, pcpp, sample
 from fewstep.scale.strips import Strips
 from fewstep.scale.workers import Group
 
@@ -91,7 +92,7 @@ def test_the_first_evaluations_are_the_models_and_so_is_all_of_a_shorter_run():
 @pytest.mark.parametrize("workers", [2, 3, 7])
 def test_the_widest_border_is_the_whole_stale_map_exactly(workers):
     base = transformer()
-    widest = strips(base.network, workers).widest
+    widest = strips_of(base.network, workers).widest
     assert torch.equal(drawn(pcpp(base, workers, widest)), drawn(distrifusion(base, workers)))
     assert not torch.equal(drawn(pcpp(base, workers, widest - 1)), drawn(distrifusion(base, workers)))
 
@@ -147,7 +148,7 @@ def test_the_error_grows_as_the_border_shrinks():
 def test_bytes_are_the_closed_form(border, warmup):
     base = transformer()
     model = PatchParallel(base, 3, border, warmup)
-    found, parts = report(model), strips(base.network, 3)
+    found, parts = report(model), strips_of(base.network, 3)
     whole, less = (parts.bytes(far, width=64, depth=2, batch=3) for far in (None, border))
     first = STEPS if warmup is None else warmup
     assert found["bytes"] == first * whole + max(STEPS - 1 - first, 0) * less  # the last one sends nothing

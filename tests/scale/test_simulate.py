@@ -47,13 +47,23 @@ def test_one_at_a_time_is_pollaczek_and_khinchine():
         assert found.throughput == pytest.approx(rate, rel=0.02)
 
 
+def test_calls_that_differ_wait_as_long_as_their_second_moment_says():
+    """Of one evaluation each: E[S^2] is that of the factors. Of twenty each the sum hardly differs."""
+    for steps, square in ((1, 0.01**2 * 1.64), (20, (20 * 0.01) ** 2 + 20 * 0.01**2 * 0.64)):
+        rate, mean = 0.6 / (steps * 0.01), steps * 0.01
+        found = simulate(poisson(rate, {steps: 1.0}, 100_000), constant(0.01), batching="none", spread=(0.2, 1.8))
+        assert found.latency.mean() == pytest.approx(mean + rate * square / (2 * 0.4), rel=0.03)
+    assert (simulate(poisson(1.0, {3: 1}, 50), constant(0.1), spread=(1.0,)).finished
+            == simulate(poisson(1.0, {3: 1}, 50), constant(0.1)).finished).all()  # fmt: skip
+
+
 @pytest.mark.parametrize("servers", [1, 3])
 def test_several_replicas_are_erlangs(servers):
     load, mean, call = 0.7, 400, 0.001
     rate = servers * load / (mean * call)
-    found = simulate(exponential(rate, mean, 100_000, 1), constant(call), servers, "none")
+    found = simulate(exponential(rate, mean, 60_000, 1), constant(call), servers, "none")
     wait = busy_and_waiting(servers, load) * mean * call / (servers * (1 - load))
-    assert found.latency.mean() == pytest.approx(mean * call + wait, rel=0.03)
+    assert found.latency.mean() == pytest.approx(mean * call + wait, rel=0.04)
 
 
 def test_turns_one_by_one_share_the_processor():
@@ -151,6 +161,8 @@ def test_bad_input():
         simulate(one, constant(1.0), 0)
     with pytest.raises(ValueError, match="a request of 4 samples does not fit into calls of 3"):
         simulate(one, constant(1.0), max_batch=3)
+    with pytest.raises(ValueError, match="factors of spread must be at least 0, got -1"):
+        simulate(one, constant(1.0), spread=(1.0, -1.0))
     for rate, steps, count in ((0.0, {1: 1}, 1), (1.0, {}, 1), (1.0, {1: -1.0}, 1), (1.0, {1: 1}, 0)):
         with pytest.raises(ValueError, match="must"):
             poisson(rate, steps, count)
