@@ -258,8 +258,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         "## The simulated service\n\nThe embedded transformer of digits behind `Mixed`, one thread a worker, requests"
         f" of {', '.join(map(str, STEPS))} evaluations at random times, {LOAD:.0%} of what workers could serve one"
         f" request at a time, {COUNT} requests a worker; real, then simulated from the seconds of the run's calls,"
-        " their means by rows and how calls of equal rows differ. Latencies in seconds, throughput in samples a second. Real"
-        " calls that take long come in a row, when the machine has other work; simulated ones do not.\n\n"
+        " their means by rows and how calls of equal rows differ. Latencies in seconds, throughput in samples a second."
+        " Real calls that take long come in a row, when the machine has other work; simulated ones do not.\n\n"
         + _lines(["workers", "busy", "rows a call", "throughput", "mean", "median", "95 %", "99 %"], served)
         + "\n\nThe least milliseconds of an evaluation by one worker and by two patch workers over gloo, which see all"
         " of each other's stale keys and values: what a worker's thread computes, and until the answer is there. The"
