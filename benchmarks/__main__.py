@@ -25,6 +25,7 @@ from benchmarks import (
     overhead,
     restoration,
     serving,
+    simulator,
     stochastic,
     training,
 )
@@ -240,6 +241,7 @@ SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dic
     "restoration": (restoration.measure, _restoration),
     "serving": (serving.measure, _serving),
     "diffusers": (diffusers_overhead.measure, _diffusers),
+    "simulator": (simulator.measure, simulator.render),
 }
 
 

@@ -78,6 +78,7 @@ ELSEWHERE = {
     "searching/noise_search.py": ("searching/test_find_noise.py", "fewstep.searching.noise_search"),
     "searching/reference.py": ("searching/test_learn.py", "fewstep.searching.reference"),
     "searching/stepwise.py": ("searching/test_dynamic_compensation.py", "fewstep.searching.stepwise"),
+    "scale/divided.py": ("scale/test_patches.py", "fewstep.scale.divided"),
     "timesteps/admissible.py": ("timesteps/test_timesteps.py", "admissible"),
     "timesteps/grid.py": ("timesteps/test_timesteps.py", "fewstep.timesteps.grid"),
     "timesteps/rules.py": ("timesteps/test_timesteps.py", "karras"),

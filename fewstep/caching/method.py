@@ -69,8 +69,10 @@ def method(name: str, **older: str) -> Callable[[Callable[..., Recipe]], Callabl
 
 
 def check_alone(model: nn.Module) -> None:
-    """`ValueError` for a model that has a cache already."""
+    """`ValueError` for a model that has a cache already, or is divided among workers, who have no whole blocks."""
     for part in model.modules():
         kind, name = getattr(part, "made_by", ("", "")) if isinstance(part, Denoiser) else ("", "")
         if kind == "cache":
             raise ValueError(f"this model is cached already, by {name!r}: cache the model inside it")
+        if kind == "parallel":
+            raise ValueError(f"this model is divided among workers, by {name!r}: that and a cache do not go together")

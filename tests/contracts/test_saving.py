@@ -155,6 +155,8 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     ),
     "token-merging": lambda make: make(attentive(), 0.25, ["mid.attn"], (2, 4), 3),
     "reference": lambda make: make(referred()),
+    "distrifusion": lambda make: make(transformer(), 2, None),
+    "pcpp": lambda make: make(transformer(), 2, 1, 0),
     "cfg": lambda make: make(base(), 2.5, {"label": 1}),
     "adaptive": lambda make: make(base(), 2.5, 0.1, "cosine"),
     "apg": lambda make: make(base(), 2.5, 0.2, 0.3, -0.5, {"label": 1}, interval=(0.1, 4.0)),

@@ -135,6 +135,8 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "budget": (lambda make, model: calibrated(make, model, "output"), lambda make, model: calibrated(make, model)),
     "token-merging": (lambda make, model: make(model, 0.5), lambda make, model: make(model, 0.0)),
     "encoder-propagation": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "distrifusion": (lambda make, model: make(model, 2), lambda make, model: make(model, 1)),
+    "pcpp": (lambda make, model: make(model, 2, 1), lambda make, model: make(model, 1, 0)),
     "block-caching": (
         lambda make, model: changing(make, model, 0.15),
         lambda make, model: changing(make, model, 0.0),
@@ -175,7 +177,9 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
 # Inner and outer that do not go together: without conditions there is nothing to fix and nothing to guide by.
 GUIDANCE = {name for name, row in EXAMPLES.items() if row is GUIDED}
 CACHES = [name for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)]
-REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *itertools.product(CACHES, CACHES)}
+DIVIDED = [name for name, card in WRAPPERS.items() if card.kind == "parallel"]  # nor do these do anything outside a run
+ALONE = itertools.product((*CACHES, *DIVIDED), repeat=2)
+REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *ALONE}
 TRANSFORMERS = {name for name, card in WRAPPERS.items() if card.facts.get("network") == "transformer"}
 UNETS = {"deepcache", "clockwork", "encoder-propagation", "lacon"}  # whose rows name what only a UNet has
 # Caches do nothing outside a run: of their pairs with other wrappers a quarter is enough for the default suite.
@@ -320,7 +324,7 @@ def test_at_work_it_changes_something(name, model, x):
     with torch.no_grad():
         answer, base = (one(x, torch.tensor(0.4), **asked(one, x)).value for one in (wrapped, model))
         # What needs a run is idle outside one.
-        idle = name in ("fixed", "experts", "diffusehigh") or name in CACHES
+        idle = name in ("fixed", "experts", "diffusehigh") or name in (*CACHES, *DIVIDED)
         assert torch.equal(answer, base) == idle
 
 
@@ -409,7 +413,9 @@ def test_nothing_is_read_from_the_device(name, model, x):
 @pytest.mark.parametrize("inner, outer", PAIRS)
 def test_two_of_them_keep_what_each_keeps(inner, outer, model, x):
     if (inner, outer) in REFUSED:
-        with pytest.raises(ValueError, match="unconditional|needs a model that is conditioned|is cached already"):
+        with pytest.raises(
+            ValueError, match="unconditional|needs a model that is conditioned|is cached already|divided"
+        ):
             made(outer, made(inner, model))
         return
     stacked = made(outer, made(inner, model))
