@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -340,6 +340,21 @@ class Stages:
         with self._progress:
             yield lambda: self._progress.advance(task)
         self._progress.remove_task(task)
+
+    @contextmanager
+    def advanced(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """The same, by so many parts at once; it begins with the first call: what is refused before is said alone."""
+        with ExitStack() as stack:
+            one: Callable[[], None] | None = None
+
+            def advance(count: int) -> None:
+                nonlocal one
+                if one is None:
+                    one = stack.enter_context(self.stage(text, total))
+                for _ in range(count):
+                    one()
+
+            yield advance
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,17 +204,7 @@ def _in_shards(
     executor = Ray(address, device)
     folder = out.resolve().parent / f".{out.name}.shards"
     work = Work("fewstep.cli.drawing:drawer", asked)
-    stages = common.Stages()
-    with contextlib.ExitStack() as stack:
-        one: Callable[[], None] | None = None
-
-        def advance(count: int) -> None:
-            nonlocal one
-            if one is None:  # once a worker has opened the model: what it refuses is said alone
-                one = stack.enter_context(stages.stage(f"{total} samples, in batches", -(-total // BATCH)))
-            for _ in range(count):
-                one()
-
+    with common.Stages().advanced(f"{total} samples, in batches", -(-total // BATCH)) as advance:
         try:
             shards = draw_shards(work, asked, total, folder, executor, BATCH, advance=advance)
         except KeyboardInterrupt:

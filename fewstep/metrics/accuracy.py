@@ -69,5 +69,10 @@ def class_accuracy(
 ) -> Accuracy:
     """The share of samples that are `correct`; arguments and errors are those of `correct`."""
     right = correct(samples, labels, classifier)
-    share = right.double().mean().item()
-    return Accuracy(share, len(right), (share * (1 - share) / len(right)) ** 0.5)
+    return accuracy_of(int(right.sum()), len(right))
+
+
+def accuracy_of(right: int, n: int) -> Accuracy:
+    """The accuracy of n samples of which so many are right."""
+    share = right / n
+    return Accuracy(share, n, (share * (1 - share) / n) ** 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +36,19 @@ class CaptionAccuracy(Result):
     error: float
 
 
+PARTS = ("full", "count", "colour", "shape", "size", "position")  # of what a caption asks for
+
+
 def caption_accuracy(samples: Tensor, captions: Sequence[str], batch: int = 500) -> CaptionAccuracy:
     """Accuracy of pictures (N, 3, 32, 32) in [-1, 1], one caption each, by `fewstep.metrics.shapes_verifier.check`.
 
     Raises ValueError for other shapes, values that are not finite, and captions that cannot be read.
     """
+    return caption_accuracy_of(right_parts(samples, captions, batch), len(samples))
+
+
+def right_parts(samples: Tensor, captions: Sequence[str], batch: int = 500) -> dict[str, int]:
+    """How many pictures show each part of what was asked for, and how many all of it, "full"."""
     from fewstep.metrics.shapes_verifier import check
 
     samples = check_samples(samples, "samples")
@@ -48,9 +56,11 @@ def caption_accuracy(samples: Tensor, captions: Sequence[str], batch: int = 500)
         raise ValueError(f"{len(samples)} pictures need as many captions, got {len(captions)}")
     starts = range(0, len(samples), batch)
     found = [check(samples[at : at + batch].cpu(), captions[at : at + batch]) for at in starts]
-    share = {
-        name: float(torch.cat([getattr(part, name) for part in found]).double().mean())
-        for name in ("full", "count", "colour", "shape", "size", "position")
-    }
+    return {name: int(torch.cat([getattr(part, name) for part in found]).sum()) for name in PARTS}
+
+
+def caption_accuracy_of(right: Mapping[str, int], n: int) -> CaptionAccuracy:
+    """The figures of n pictures of which so many are right in each part."""
+    share = {name: right[name] / n for name in PARTS}
     value = share.pop("full")
-    return CaptionAccuracy(value, len(samples), **share, error=(value * (1 - value) / len(samples)) ** 0.5)
+    return CaptionAccuracy(value, n, **share, error=(value * (1 - value) / n) ** 0.5)

@@ -71,11 +71,26 @@ def endpoint_error(x: Tensor, reference: Tensor) -> EndpointError:
     check_same_kind(x, reference, "samples of x", "those of the reference")
     if len(x) != len(reference):
         raise ValueError(f"x has {len(x)} samples but the reference {len(reference)}: they must be pairs")
+    errors, norms = row_errors(x, reference)
+    rows = reference.to("cpu", torch.float64).flatten(1)
+    return endpoint_of(errors, norms, (rows - rows.roll(1, 0)).norm(dim=1))
+
+
+def row_errors(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance of each sample to its reference, and the reference's norm: (N,) each, float64 on the CPU."""
     a, b = (part.to("cpu", torch.float64).flatten(1) for part in (x, reference))
-    errors, norms = (a - b).norm(dim=1), b.norm(dim=1)
+    return (a - b).norm(dim=1), b.norm(dim=1)
+
+
+def endpoint_of(errors: Tensor, norms: Tensor, steps: Tensor) -> EndpointError:
+    """The figures from `row_errors` of all samples and the distance of each reference to the one before, (N,) each.
+
+    Raises ValueError for a reference that is zero throughout.
+    """
     if not norms.all():
         raise ValueError("the reference has a sample that is zero throughout, to which no error is relative")
     value = (errors.mean() / norms.mean()).item()
-    apart = float((b - b.roll(1, 0)).norm(dim=1).mean() / norms.mean())
+    apart = float(steps.mean() / norms.mean())
     # quantile, not median: for an even count, median() is the lower of the middle two
-    return EndpointError(value, len(x), (errors / norms).quantile(0.5).item(), *fresh(errors / norms.mean(), apart))
+    bounds = fresh(errors / norms.mean(), apart)
+    return EndpointError(value, len(errors), (errors / norms).quantile(0.5).item(), *bounds)

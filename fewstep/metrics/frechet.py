@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -40,6 +41,39 @@ class Frechet(Result):
     floor_n: int
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean `(F,)` and scatter `(F, F)`, the sum of `(x - mean) (x - mean)^T`, of rows `(N, F)`, in float64."""
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """Those of some rows `(N, F)`, at least one."""
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
+
+    def merged(self, other: Self) -> Self:
+        """Those of both sets of rows together, without the rows.
+
+        With d the difference of the means, the scatter is `S_a + S_b + d d^T n_a n_b / (n_a + n_b)`: no large numbers
+        cancel (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983).
+        """
+        n, apart = self.n + other.n, other.mean - self.mean
+        scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.n * other.n / n)
+        return type(self)(n, self.mean + apart * (other.n / n), scatter)
+
+    @property
+    def covariance(self) -> Tensor:
+        """The unbiased one; `ValueError` for a single row."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 rows, got {self.n}")
+        return self.scatter / (self.n - 1)
+
+
 def frechet(
     samples: Tensor,
     real: Tensor,
@@ -54,13 +88,19 @@ def frechet(
     """
     found = find_features(features)
     a, b = feature_pair(samples, real, found)
-    floor, floor_n = None, min(len(a), len(b) // 2)
+    return frechet_of(Moments.of(a), b, found.name, seed)
+
+
+def frechet_of(samples: Moments, real: Tensor, features: str, seed: int = 0) -> Frechet:
+    """`frechet` of samples of which the moments are known, against vectors `(M, F)` of real rows; `features` names
+    their space."""
+    floor, floor_n = None, min(samples.n, len(real) // 2)
     if floor_n >= 2:
-        order = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))
-        floor = _between(b[order[:floor_n]], b[order[floor_n:]])
+        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+        floor = _between(Moments.of(real[order[:floor_n]]), Moments.of(real[order[floor_n:]]))
     else:
         floor_n = 0
-    return Frechet(_between(a, b), len(a), len(b), found.name, floor, floor_n)
+    return Frechet(_between(samples, Moments.of(real)), samples.n, len(real), features, floor, floor_n)
 
 
 def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
@@ -83,14 +123,9 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     return max(0.0, distance.item())  # equal Gaussians cancel to rounding error of either sign
 
 
-def _between(a: Tensor, b: Tensor) -> float:
-    """The distance of two sets of rows (N, F), (M, F), with unbiased covariances."""
-    return gaussian_frechet(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
-
-
-def _covariance(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(0)
-    return centred.T @ centred / (len(rows) - 1)
+def _between(a: Moments, b: Moments) -> float:
+    """The distance of two sets of rows, with unbiased covariances."""
+    return gaussian_frechet(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -57,36 +57,54 @@ def precision_recall(
     """
     found = find_features(features)
     a, b = feature_pair(samples, real, found)
-    if not 1 <= k < min(len(a), len(b)):
-        raise ValueError(
-            f"k must be from 1 to one less than the smaller set ({len(a)} samples, {len(b)} real), not {k}"
-        )
-    radius_a, radius_b = _radii(a, k), _radii(b, k)
-    inside_real, inside_samples, nearest = [], [], torch.full((len(b),), torch.inf, dtype=torch.float64)
-    for rows in a.split(CHUNK):
-        distances = _distances(rows, b)
-        inside_real.append((distances <= radius_b).sum(1))
-        nearest = torch.minimum(nearest, distances.amin(0))
-    for rows in b.split(CHUNK):
-        inside_samples.append((_distances(rows, a) <= radius_a).any(1))
-    balls = torch.cat(inside_real).double()
-    precision, recall = (balls > 0).double().mean().item(), torch.cat(inside_samples).double().mean().item()
+    check_k(k, len(a), len(b))
+    fidelity = inside(a, b, radii(b, b, k))
+    return precision_recall_of(*fidelity, reached(a, b, radii(a, a, k)), found.name, k)
+
+
+def precision_recall_of(inside: Tensor, nearest: Tensor, reached: Tensor, features: str, k: int) -> PrecisionRecall:
+    """The figures from what `inside` and `reached` give, of one set of samples or joined over parts of it: `inside`
+    one after another, the least of `nearest`, and any of `reached`."""
+    precision, recall = (inside > 0).double().mean().item(), reached.double().mean().item()
     return PrecisionRecall(
         value=2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        n=len(a),
+        n=len(inside),
         precision=precision,
         recall=recall,
-        density=balls.mean().item() / k,
-        coverage=(nearest <= radius_b).double().mean().item(),
-        n_real=len(b),
-        features=found.name,
+        density=inside.double().mean().item() / k,
+        coverage=(nearest <= 0).double().mean().item(),
+        n_real=len(reached),
+        features=features,
         k=k,
     )
 
 
-def _radii(rows: Tensor, k: int) -> Tensor:
-    """Distance of each row to its k-th neighbour: the k+1 smallest count the row itself, at zero."""
-    return torch.cat([_distances(part, rows).kthvalue(k + 1, dim=1).values for part in rows.split(CHUNK)])
+def check_k(k: int, samples: int, real: int) -> None:
+    """`ValueError` unless there is a k-th neighbour in both sets."""
+    if not 1 <= k < min(samples, real):
+        raise ValueError(f"k must be from 1 to one less than the smaller set ({samples} samples, {real} real), not {k}")
+
+
+def inside(rows: Tensor, real: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """How many balls of real rows, of `radius` (M,), hold each of `rows`, (N,); and how far outside each ball the
+    nearest of the rows is, (M,): at most 0 where the ball holds one."""
+    counts, nearest = [], torch.full((len(real),), torch.inf, dtype=torch.float64)
+    for part in rows.split(CHUNK):
+        outside = _distances(part, real) - radius
+        counts.append((outside <= 0).sum(1))
+        nearest = torch.minimum(nearest, outside.amin(0))
+    return torch.cat(counts), nearest
+
+
+def reached(rows: Tensor, real: Tensor, radius: Tensor) -> Tensor:
+    """Whether any ball of `rows`, of `radius` (N,), holds each real row: (M,)."""
+    found = [(_distances(part, rows) <= radius).any(1) for part in real.split(CHUNK)]
+    return torch.cat(found)
+
+
+def radii(rows: Tensor, among: Tensor, k: int) -> Tensor:
+    """Distance of each row to its k-th neighbour in a set it is one of: the k+1 smallest count itself, at zero."""
+    return torch.cat([_distances(part, among).kthvalue(k + 1, dim=1).values for part in rows.split(CHUNK)])
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

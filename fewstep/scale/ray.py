@@ -55,6 +55,10 @@ class Ray:
         with connected(self.address) as resources:
             yield from self._events(work, shards, resources)
 
+    def kept(self) -> contextlib.AbstractContextManager[Any]:
+        """The connection, open for all calls while inside: a Ray of the job's own then starts once."""
+        return connected(self.address)
+
     def _events(self, work: Work, shards: Sequence[Shard], resources: dict[str, float]) -> Iterator[Event]:
         ray = self._ray
         room, needs = self._room(resources)

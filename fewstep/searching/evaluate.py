@@ -7,6 +7,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,92 @@ def evaluate(
     Raises:
         ValueError: an unknown metric or features, one that does not apply, data that do not fit or are not known.
     """
+    job = prepare(model, plan, n, metrics, features, seed, data)
+    bar: Bar = progress if callable(progress) else _bars() if progress else silent
+
+    begin = time.perf_counter()
+    samples, nfe = job.samples(bar)
+    out = job.facts(nfe, time.perf_counter() - begin)
+    with bar("metrics", len(job.metrics)) as advance:
+        for metric in job.metrics:
+            if "reference" not in metric.facts["needs"]:
+                out["figures"] |= {metric.name: measured(metric, job, samples)} | held_out(metric, job)
+                advance()
+    for metric in job.metrics:
+        if "reference" in metric.facts["needs"]:
+            out["figures"][metric.name] = _endpoint(metric, job, samples, bar)
+    return out
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be measured, with everything chosen and checked: what `evaluate` takes, and `notes` on what is not."""
+
+    model: Denoiser
+    plan: Sampler
+    n: int
+    seed: int
+    metrics: list[Method]
+    notes: list[str]
+    features: str
+    real: Dataset | None
+    originals: Tensor | None
+    condition: dict[str, Tensor]
+
+    def samples(self, bar: Bar, first: int = 0, last: int | None = None) -> tuple[Tensor, float]:
+        """Samples `first` to `last - 1`, and the evaluations made for each; `first` is a multiple of the batch."""
+        return self.solved(self.plan, bar, first, last)
+
+    def solved(
+        self, plan: Sampler, bar: Bar, first: int = 0, last: int | None = None, text: str | None = None
+    ) -> tuple[Tensor, float]:
+        """The same by another plan."""
+        last = self.n if last is None else last
+        rows = {name: value[first:last] for name, value in self.condition.items()}
+        return solve(plan, self.model, last - first, self.seed, rows, self.model.device, bar, text, first)
+
+    def references(self, bar: Bar, first: int = 0, last: int | None = None) -> list[Tensor]:
+        """The ends of the same ODE in 100 and in 200 evaluations, from the same noises; `ValueError` without one."""
+        if self.plan.about.get("strength", 1.0) != 1.0:
+            raise ValueError(
+                "the plan starts in the middle, from a clean sample: its end point cannot be compared here"
+            )
+        plans = [reference_plan(self.model.process, self.plan, nfe) for nfe in (COARSE, FINE)]
+        return [self.solved(p, bar, first, last, f"reference, {p.nfe} evaluations")[0] for p in plans]
+
+    def facts(self, nfe: float, seconds: float) -> dict[str, Any]:
+        """What `evaluate` returns, without its figures."""
+        return {
+            "plan": self.plan.name,
+            "about": dict(self.plan.about),
+            "n": self.n,
+            "seed": self.seed,
+            "noise_version": VERSION,
+            "planned_nfe": self.plan.nfe,
+            "actual_nfe": nfe,
+            "seconds": seconds,
+            "data": self.real.spec.name if self.real is not None else None,
+            "features": self.features,
+            "figures": {},
+            "notes": list(self.notes),
+        }
+
+    def captions(self, first: int = 0, last: int | None = None) -> list[str]:
+        """The captions that were asked for, in words."""
+        assert self.real is not None and self.real.spec.text is not None
+        return [self.real.spec.text.words(row) for row in self.condition["text"][first:last].tolist()]
+
+
+def prepare(
+    model: Denoiser,
+    plan: Sampler | None = None,
+    n: int = 1000,
+    metrics: Sequence[str] | None = None,
+    features: str | None = None,
+    seed: int = 0,
+    data: str | Path | Dataset | None = None,
+) -> Evaluation:
+    """What `evaluate` with these arguments measures; it raises what `evaluate` does."""
     if isinstance(n, bool) or n != int(n) or n < 2:
         raise ValueError(f"n must be a whole number of at least 2, got {n!r}")
     if features is not None:
@@ -102,37 +189,8 @@ def evaluate(
         real = data_for(model, own)
     if features is None:
         features = "pixels" if math.prod(model.shape or ()) <= WIDEST else "blocks"
-    device = model.device
     originals, condition = _conditions(model, real, n, seed)
-    bar: Bar = progress if callable(progress) else _bars() if progress else _silent
-
-    begin = time.perf_counter()
-    samples, nfe = solve(chosen, model, n, seed, condition, device, bar)
-    seconds = time.perf_counter() - begin
-    out: dict[str, Any] = {
-        "plan": chosen.name,
-        "about": dict(chosen.about),
-        "n": n,
-        "seed": seed,
-        "noise_version": VERSION,
-        "planned_nfe": chosen.nfe,
-        "actual_nfe": nfe,
-        "seconds": seconds,
-        "data": real.spec.name if real is not None else None,
-        "features": features,
-        "figures": {},
-        "notes": notes,
-    }
-    with bar("metrics", len(wanted)) as advance:
-        for metric in wanted:
-            if "reference" not in metric.facts["needs"]:
-                assert real is not None
-                out["figures"] |= _figure(metric, samples, real, originals, condition, features, seed)
-                advance()
-    for metric in wanted:
-        if "reference" in metric.facts["needs"]:
-            out["figures"][metric.name] = _endpoint(metric, chosen, model, samples, seed, condition, device, bar)
-    return out
+    return Evaluation(model, chosen, n, seed, wanted, notes, features, real, originals, condition)
 
 
 def solve(
@@ -144,18 +202,19 @@ def solve(
     device: torch.device,
     bar: Bar,
     text: str | None = None,
+    first: int = 0,
 ) -> tuple[Tensor, float]:
-    """The plan's samples for the first n noises of a seed, on the CPU, and the evaluations made for each."""
+    """The plan's samples for n noises of a seed, from number `first` on, on the CPU; the evaluations made of each."""
     if model.shape is None:
         raise ValueError("this denoiser takes any shape: only models with a shape of their own can be evaluated")
     parts, made = [], 0
     with bar(text or f"{n} samples, {plan.name}", -(-n // BATCH) * plan.nfe) as advance:
         for begin in range(0, n, BATCH):
             count = min(BATCH, n - begin)
-            source = Noise(seed, begin)
+            source = Noise(seed, first + begin)
             noise = model.process.start(functools.partial(source.normal, shape=(count, *model.shape), device=device))
             named: dict[str, Any] = {name: value[begin : begin + count] for name, value in condition.items()}
-            result = plan.run(model, noise, seed=seed, first=begin, callback=lambda *_: advance(), **named)
+            result = plan.run(model, noise, seed=seed, first=first + begin, callback=lambda *_: advance(), **named)
             parts.append(model.decode(result.samples, **named).cpu())
             made += result.nfe
     return torch.cat(parts), made / len(parts)
@@ -233,66 +292,43 @@ def _conditions(model: Denoiser, real: Dataset | None, n: int, seed: int) -> tup
     return images if _takes_pictures(model) else None, found
 
 
-def _figure(
-    metric: Method,
-    samples: Tensor,
-    real: Dataset,
-    originals: Tensor | None,
-    condition: dict[str, Tensor],
-    features: str,
-    seed: int,
-) -> dict[str, Any]:
-    """A metric's figure by its name and, of one whose card says so, the figure of real data that were held out."""
-    options = {"features": features, "seed": seed, "value_range": real.spec.value_range}
+def measured(metric: Method, job: Evaluation, samples: Tensor) -> dict[str, Any]:
+    """A metric's result on samples, or on others in their place, with what its card says it needs beside them."""
+    assert job.real is not None
+    options = {"features": job.features, "seed": job.seed, "value_range": job.real.spec.value_range}
     function = metric.load()
     takes = inspect.signature(function).parameters
-    measure = functools.partial(function, **{name: options[name] for name in options if name in takes})
-
-    def needed(need: str) -> Any:
-        if need == "data":
-            return real.images
-        if need == "pairs":
-            return originals
-        given = condition[need].cpu()
-        if need == "label":
-            return given
-        assert real.spec.text is not None
-        return [real.spec.text.words(row) for row in given.tolist()]
-
-    beside = [needed(need) for need in metric.facts["needs"]]
-    found = {metric.name: measure(samples, *beside).as_dict()}
-    if metric.facts.get("held_out") and is_built_in(real.spec.name):
-        held_out = measure(open_built_in(real.spec.name, "validation").images, *beside).as_dict()
-        found[f"validation_{metric.name}"] = {key: held_out[key] for key in ("value", "n", "features")}
-    return found
+    real, condition = job.real, job.condition
+    found: dict[str, Callable[[], Any]] = {
+        "data": lambda: real.images,
+        "pairs": lambda: job.originals,
+        "label": lambda: condition["label"].cpu(),
+        "text": job.captions,
+    }
+    beside = [found[need]() for need in metric.facts["needs"]]
+    result: dict[str, Any] = function(
+        samples, *beside, **{name: options[name] for name in options if name in takes}
+    ).as_dict()
+    return result
 
 
-def _endpoint(
-    metric: Method,
-    plan: Sampler,
-    model: Denoiser,
-    samples: Tensor,
-    seed: int,
-    condition: dict[str, Tensor],
-    device: torch.device,
-    bar: Bar,
-) -> dict[str, Any]:
-    if plan.about.get("strength", 1.0) != 1.0:
-        raise ValueError("the plan starts in the middle, from a clean sample: its end point cannot be compared here")
-    n = len(samples)
-    runs = []
-    for nfe in (COARSE, FINE):
-        reference = reference_plan(model.process, plan, nfe)
-        runs.append(
-            solve(reference, model, n, seed, condition, device, bar, f"reference, {reference.nfe} evaluations")[0]
-        )
-    coarse, fine = runs
+def held_out(metric: Method, job: Evaluation) -> dict[str, Any]:
+    """The figure of real data that were held out, by its name, of a metric whose card asks for it."""
+    assert job.real is not None
+    if not metric.facts.get("held_out") or not is_built_in(job.real.spec.name):
+        return {}
+    found = measured(metric, job, open_built_in(job.real.spec.name, "validation").images)
+    return {f"validation_{metric.name}": {key: found[key] for key in ("value", "n", "features")}}
+
+
+def _endpoint(metric: Method, job: Evaluation, samples: Tensor, bar: Bar) -> dict[str, Any]:
+    coarse, fine = job.references(bar)
     measure = metric.load()
     estimate = measure(coarse, fine).value
     return measure(samples, fine).as_dict() | {"reference_nfe": FINE, "reference_error": estimate}
 
 
-class _silent:
+class silent:
     """No bar: what `progress=False` means."""
 
     def __init__(self, text: str, total: int) -> None:
@@ -309,7 +345,7 @@ def _bars() -> Bar:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    class Stage(_silent):
+    class Stage(silent):
         def __init__(self, text: str, total: int) -> None:
             console = Console(stderr=True)
             columns = (*Progress.get_default_columns(), MofNCompleteColumn())

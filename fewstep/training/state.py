@@ -105,9 +105,7 @@ class TrainingState:
             scaler=self.scaler,
         )
         if self.sharded and self.scaler is not None:
-            raise ValueError(
-                "sharded training takes precision bf16 or fp32: fp16's losses are scaled for whole weights"
-            )
+            raise ValueError("sharded training takes precision bf16 or fp32: fp16 scales losses by whole gradients")
         self.coupling, self.backward = recipe.make_coupling(), recipe.make_backward()
         own_way = self.backward is not None or isinstance(self.levels, ImportanceLevels)
         if own_way and (settings.accumulate > 1 or self.scaler is not None):

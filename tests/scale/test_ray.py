@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -220,6 +221,23 @@ def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path):
         images = torch.from_numpy(file["images"]).movedim(-1, 1)
     wanted = fs.sample(fs.load("digits"), N, label=LABEL, steps=STEPS)
     assert torch.equal(images, wanted.clamp(-1, 1))
+
+
+@pytest.mark.slow
+def test_figures_of_workers_are_those_of_one_machine(tmp_path):
+    """The command as it is, on a Ray of its own: metrics of both rounds."""
+    asked = ["evaluate", "digits", "-n", "600", "--steps", "3", "--json", "--device", "cpu"]
+    asked += ["--metrics", "frechet,precision-recall,accuracy", "--features", "digits"]
+    found = []
+    for more in ([], ["--ray", "local"]):
+        command = [sys.executable, "-m", "fewstep", *asked, *more]
+        done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["figures"])
+    here, there = found
+    assert there["frechet"]["value"] == pytest.approx(here["frechet"]["value"], rel=1e-9)
+    for name in ("precision-recall", "accuracy", "validation_frechet"):
+        assert there[name] == here[name]
 
 
 @pytest.mark.slow
