@@ -12,6 +12,8 @@ from fewstep.metrics.shapes_verifier import check
 from fewstep.serving.routing import Option
 from fewstep.serving.scoring import judged, parts, score, shapes_captions
 
+# A cache of so few evaluations saves little, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:a plan of 8 evaluations leaves little to save")
 OPTIONS = (Option("shapes", 1), Option("shapes", nfe=2, guidance=2.0), Option("cached", 8, "ddim"))
 
 
