@@ -1,4 +1,4 @@
-"""The command line: `fewstep demo | sample | train | accelerate | cache | search | serve | ...`."""
+"""The command line: `fewstep demo | sample | train | accelerate | cache | search | serve | studio | ...`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
 from fewstep.cli.serve import serve
+from fewstep.cli.studio import studio
 from fewstep.cli.train import train
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -56,7 +57,7 @@ def root(
     """
 
 
-for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
+for command in (demo, sample, train, accelerate, cache, search, compare, evaluate, serve, studio, methods, info):
     app.command()(command)
 
 
