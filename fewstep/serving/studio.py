@@ -310,9 +310,9 @@ class _Page:
         with gr.Row():
             start = gr.Button("Accelerate", variant="primary", elem_id="accelerate", min_width=120)
             stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=80)
-            use = gr.Button("Use this plan", elem_id="use-plan", interactive=False, min_width=120)
         said, curve = self._html("accelerate-said"), self._html("accelerate-curve")
         verdict, plan = self._html("verdict"), gr.State(None)
+        use = gr.Button("Use this plan", variant="primary", elem_id="use-plan", visible=False)
         outputs = [said, curve, verdict, plan, start, stop, use]
 
         def switch(on: bool) -> Any:
@@ -323,14 +323,14 @@ class _Page:
             given = [whole(what, number) for what, number in zip(names, numbers, strict=True)]
             hunt = self.hunts.start(who, Hunt(self._guided(guidance), *given))
             version = 0
-            yield shown.status(hunt.status()), "", "", None, switch(False), switch(True), switch(False)
+            yield shown.status(hunt.status()), "", "", None, switch(False), switch(True), gr.update(visible=False)
             while not hunt.done:
                 version, begin = hunt.wait(version, 1.0), time.monotonic()
                 yield (shown.status(hunt.status()), shown.plotted(hunt.plot()), *[gr.skip()] * 5)
                 time.sleep(max(0.0, FRAME - (time.monotonic() - begin)))
             after = "" if hunt.plan is None else shown.verdict(hunt.notes, json.dumps(hunt.plan))
             yield (shown.status(hunt.status(), wrong=bool(hunt.wrong)), shown.plotted(hunt.plot()), after, hunt.plan,
-                   switch(True), switch(False), switch(hunt.plan is not None))  # fmt: skip
+                   switch(True), switch(False), gr.update(visible=hunt.plan is not None))  # fmt: skip
 
         def halt(who: str) -> Iterator[Any]:
             if (hunt := self.hunts.get(who)) is not None:

@@ -54,7 +54,7 @@ class Hunt:
         self.best, self.tried, self._noises, self._round = math.inf, 0, 0, 0
         self.learned: list[float] = []
         self.judged: float | None = None
-        self.stage, self.wrong, self.notes = "loading", "", [""]
+        self.stage, self.wrong, self.notes = "loading", "", []
         self.plan: dict[str, Any] | None = None
         self.version, self.done = 0, False
         self.begin, self.seconds = time.monotonic(), 0.0
@@ -91,7 +91,7 @@ class Hunt:
                 series.append(("learned, after each iteration", [self.nfe] * len(self.learned), list(self.learned)))
             if self.judged is not None:
                 series.append(("the plan found", [self.nfe], [self.judged]))
-        return Plot("Error against evaluations", series, "network evaluations", "error", log_y=True,
+        return Plot("Error against evaluations", series, "network evaluations", "error", log_x=True, log_y=True,
                     mark="the plan found")  # fmt: skip
 
     def status(self) -> str:
@@ -103,7 +103,7 @@ class Hunt:
                 return f"{'stopping' if self.stopping else self.stage} · {time.monotonic() - self.begin:.0f} s"
             if self.plan is None:
                 return f"stopped after {self.seconds:.0f} s: no plan was found"
-            return f"{self.notes[0]} · {self.seconds:.0f} s"
+            return f"found a plan of {self.nfe} evaluations in {self.seconds:.0f} s"
 
     # From here on: its own thread.
 
