@@ -21,7 +21,7 @@ from fewstep.core.methods import Method
 from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.dataset import Dataset
-from fewstep.searching.candidates import Candidate, fitted, hand_made, rank
+from fewstep.searching.candidates import Candidate, Watch, fitted, hand_made, rank, unwatched
 from fewstep.searching.job import Job
 from fewstep.searching.learn import learn
 from fewstep.searching.olss import olss
@@ -134,6 +134,7 @@ def accelerate(
     progress: bool = False,
     data: str | Path | Dataset | None = None,
     cache: bool = False,
+    watch: Watch = unwatched,
 ) -> Accelerated:
     """The best sampler of a model at `nfe` evaluations.
 
@@ -154,6 +155,9 @@ def accelerate(
             models that take a picture, such as bridges; by default classes in turn, and the model's own data.
         cache: longer plans, cached until they cost as much, are judged along (from ten evaluations on); where one of
             them is the best, the model returned is cached, for that plan.
+        watch: is told what happens, as figures: "stage" (text); "tried" (name, nfe, error, n) of each plan in each
+            round of the search; "learned" (nfe, iteration, error) after each iteration; "judged" (role, name, nfe,
+            error) of each row of the verdict; and "call" before calls of the network. What it raises ends the work.
 
     Raises:
         ValueError: an unknown metric, nfe below 1, a model without a shape.
@@ -171,7 +175,7 @@ def accelerate(
     given = None if data is None else data_for(model, data)
     dtype = torch.float32
     clock = time.perf_counter()
-    with _Progress(progress) as bar, threads_for(model):
+    with _Progress(progress, watch) as bar, threads_for(model):
         sizes = _sizes(model, nfe, seconds, noises, dtype, given)
         bar.stage(f"reference: {sizes.verdict} noises, {REFERENCE_NFE} evaluations")
         first = sizes.train + sizes.held_out
@@ -185,7 +189,16 @@ def accelerate(
 
 
 def accelerate_for(
-    model: Denoiser, nfe: int, unseen: Runs, error: float, *, seed: int, noises: int, iterations: int, progress: bool
+    model: Denoiser,
+    nfe: int,
+    unseen: Runs,
+    error: float,
+    *,
+    seed: int,
+    noises: int,
+    iterations: int,
+    progress: bool,
+    watch: Watch = unwatched,
 ) -> Accelerated:
     """`accelerate`, judged on a problem that is solved already, whose reference has the error given, and on which plans
     may have run.
@@ -193,7 +206,7 @@ def accelerate_for(
     `noises` are learned from and held out, five to three; the problem's must be of another stream than `seed`.
     """
     train = 5 * noises // 8
-    with _Progress(progress) as bar, threads_for(model):
+    with _Progress(progress, watch) as bar, threads_for(model):
         sizes = Sizes(train, noises - train, len(unseen.problem))
         return _search(
             model, nfe, seed, sizes, unseen, error, bar,
@@ -236,7 +249,7 @@ def _search(
     train, held_out = learnt_from(REFERENCE_NFE // 2)
     bar.stage(f"search: every hand-made plan at {nfe} evaluations")
     plans = [*hand_made(model.process, nfe), *fitted(model.process, nfe, float(train.reference.double().std()))]
-    candidates = rank([*plans, *_projected(model, nfe, seed, data)], model, held_out)
+    candidates = rank([*plans, *_projected(model, nfe, seed, data)], model, held_out, bar.watch)
     if not candidates:
         raise ValueError(f"no solver can do with {nfe} evaluations")
     lap("search")
@@ -245,11 +258,15 @@ def _search(
 
     bar.stage("learning times and coefficients", total=1.0)
     learned, facts = learn(
-        model, candidates, train, held_out, seconds=seconds, iterations=iterations, advance=bar.fraction
-    )
+        model, candidates, train, held_out, seconds=seconds, iterations=iterations, advance=bar.fraction,
+        watch=bar.watch,
+    )  # fmt: skip
     lap("learn")
     bar.stage("verdict on unseen noises")
     rows = judge(model, candidates, learned, unseen, REFERENCE_NFE, metric, data)
+    for row in rows:
+        if row["role"] != "raced":
+            bar.watch("judged", {key: row[key] for key in ("role", "name", "nfe")} | {"error": row["endpoint"]})
     lap("verdict")
     if cache:
         bar.stage(f"caches that cost {nfe} evaluations")
@@ -325,10 +342,10 @@ def _choose(
 
 
 class _Progress:
-    """Rich progress of the stages, on stderr, or nothing."""
+    """Rich progress of the stages, on stderr, or nothing; `watch` is told of them."""
 
-    def __init__(self, wanted: bool):
-        self.wanted = wanted
+    def __init__(self, wanted: bool, watch: Watch):
+        self.wanted, self.watch = wanted, watch
         self.fraction: Callable[[float], None] | None = None
 
     def __enter__(self) -> _Progress:
@@ -343,6 +360,7 @@ class _Progress:
         return self
 
     def stage(self, text: str, total: float | None = None) -> None:
+        self.watch("stage", {"text": text})
         if not self.wanted:
             return
         self._finish()

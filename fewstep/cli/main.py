@@ -1,4 +1,4 @@
-"""The command line: `fewstep demo | sample | train | accelerate | cache | search | serve | ...`."""
+"""The command line: `fewstep demo | sample | train | accelerate | cache | search | serve | studio | ...`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
 from fewstep.cli.serve import serve
+from fewstep.cli.studio import studio
 from fewstep.cli.train import train
 
 MAY_STAND_ALONE = {"--ray": "auto"}  # options whose value may be left out, and what it is then
@@ -59,7 +60,9 @@ def root(
     """
 
 
-for command in (demo, sample, chat, train, accelerate, cache, search, compare, evaluate, serve, methods, info):
+for command in (
+    demo, sample, chat, train, accelerate, cache, search, compare, evaluate, serve, studio, methods, info,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(route, name="route")
 

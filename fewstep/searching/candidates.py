@@ -26,6 +26,8 @@ from fewstep.timesteps.grid import ENDS
 from fewstep.timesteps.rules import short
 
 Rule = Callable[..., list[float]]
+# Is told what happens in a search, by a word and figures, and may raise to end it.
+Watch = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,18 @@ def rounds(plans: int, noises: int) -> list[tuple[int, int]]:
     return [(min(plans, kept), min(noises, n)) for kept, n in wanted]
 
 
-def rank(plans: Sequence[Plan], model: Denoiser, problem: Problem) -> list[Candidate]:
+def unwatched(*_: Any) -> None:
+    """A `Watch` that does nothing."""
+
+
+def rank(plans: Sequence[Plan], model: Denoiser, problem: Problem, watch: Watch = unwatched) -> list[Candidate]:
     """The plans by score, best first, raced by `rounds`: each round adds noises for those that are still in it.
 
     Those that stayed longer come first. The same plans and noises give the same order, and the same scores.
+
+    Args:
+        watch: is told "call" before each call of the network, and after each round "tried": name, nfe, error and n (on
+            how many noises) of each plan in it.
     """
     norms = problem.reference.double().flatten(1).norm(dim=1)
     distances = [norms[:0] for _ in plans]
@@ -183,11 +193,13 @@ def rank(plans: Sequence[Plan], model: Denoiser, problem: Problem) -> list[Candi
         racing = ranked[:kept]
         if n > done:
             part = problem.part(done, n)
-            for i, run in zip(racing, run_shared([plans[i] for i in racing], model, part), strict=True):
+            runs = run_shared([plans[i] for i in racing], model, part, lambda: watch("call", {}))
+            for i, run in zip(racing, runs, strict=True):
                 far = torch.full_like(norms[done:n], math.inf)
                 if run.samples is not None:
                     far = (run.samples.double() - part.reference.double()).flatten(1).norm(dim=1)
                 distances[i] = torch.cat([distances[i], far])
+                watch("tried", {"name": described(plans[i]), "nfe": plans[i].nfe, "error": value(i), "n": n})
         done = max(done, n)
     ranked = sorted(racing, key=value) + ranked[len(racing) :]
     return [Candidate(plans[i], value(i), len(distances[i])) for i in ranked]

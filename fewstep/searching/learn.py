@@ -34,7 +34,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.prediction import scales
 from fewstep.core.process import Process
 from fewstep.sampling.tell import tell
-from fewstep.searching.candidates import Candidate, hand_made, rank, score
+from fewstep.searching.candidates import Candidate, Watch, hand_made, rank, score, unwatched
 from fewstep.searching.grids import SOLVERS
 from fewstep.searching.job import Job
 from fewstep.searching.olss import olss
@@ -300,6 +300,7 @@ def learn(
     seconds: float = 60.0,
     iterations: int | None = None,
     advance: Callable[[float], None] | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Plan | None, dict[str, object]]:
     """Fit plans from the first learnable starts (three at most) and return the best on held-out noises, with figures.
 
@@ -311,6 +312,8 @@ def learn(
         starts: candidates, best first; those that evaluate a time twice cannot be learned and are passed over.
         seconds: the budget; `iterations`, where given, is the budget after the starts instead, and makes the result
             repeatable.
+        watch: is told "call" before each call of the network, and after each iteration "learned": nfe, the iteration,
+            and the error of the best plan so far on the held-out noises.
 
     Returns:
         The plan, or None when there is nothing to learn from; and figures: iterations, held-out score before and after.
@@ -328,9 +331,15 @@ def learn(
         return (time.perf_counter() - begin) / seconds
 
     def tick() -> None:
+        watch("call", {})
         if advance is not None:
             advance(min(spent(), 1.0) if iterations is None else (total + rounds) / (iterations + 2 * len(fits)))
 
+    def learned() -> None:
+        error = min(fit.score for fit in fits)
+        watch("learned", {"nfe": learnable[0].plan.nfe, "iteration": total + rounds, "error": error})
+
+    learned()
     for fit in fits:
         for _ in range(2):
             # A third of the budget goes to the starts at most.
@@ -338,6 +347,7 @@ def learn(
                 break
             fit.step(tick)
             total += 1
+            learned()
     # The leader goes on; when it has stalled, the next best start has its chance with what is left.
     while active := [fit for fit in fits if fit.stalled < 2 or fit.train is few]:
         if rounds >= iterations if iterations is not None else spent() >= 1:
@@ -347,6 +357,7 @@ def learn(
             leader.on(train)
         leader.step(tick)
         rounds += 1
+        learned()
     leader = min(fits, key=lambda fit: fit.score)
     return leader.learner.plan(leader.best), {
         "learned": True,

@@ -77,6 +77,50 @@ def test_an_accelerated_network_is_a_folder_that_samples_with_its_own_plan(tmp_p
         result.save(folder)
 
 
+def test_it_tells_what_it_does_and_ends_when_told(few_candidates, make_mixture):
+    told: list[tuple[str, dict]] = []
+    how = {"nfe": 3, "noises": 40, "iterations": 1, "seed": 2}
+    found = accelerate(make_mixture(EDM()), **how, watch=lambda *what: told.append(what))
+    tried = [facts for kind, facts in told if kind == "tried"]
+    first = [facts for facts in tried if facts["n"] == tried[0]["n"]]
+    assert len(first) == found.figures["searched"] and {facts["nfe"] for facts in first} == {3}
+    assert min(facts["error"] for facts in first) > 0
+    learned = [facts for kind, facts in told if kind == "learned"]
+    assert [facts["iteration"] for facts in learned] == list(range(len(learned)))
+    assert learned[-1]["iteration"] == found.figures["learning"]["iterations"]
+    errors = [facts["error"] for facts in learned]
+    assert errors == sorted(errors, reverse=True) and errors[-1] == found.figures["learning"]["held_out_after"]
+    judged = [(facts["role"], facts["name"], facts["error"]) for kind, facts in told if kind == "judged"]
+    rows = [(row["role"], row["name"], row["endpoint"]) for row in found.rows if row["role"] != "raced"]
+    assert judged == rows
+    stages = [facts["text"] for kind, facts in told if kind == "stage"]
+    assert [text.split(":")[0].split(" ")[0] for text in stages] == [
+        "reference", "reference", "search", "learning", "verdict",
+    ]  # fmt: skip
+
+    class Enough(Exception):
+        pass
+
+    def stop(kind: str, facts: dict) -> None:
+        if kind == "call":
+            raise Enough
+
+    with pytest.raises(Enough):
+        accelerate(make_mixture(EDM()), **how, watch=stop)
+
+
+@pytest.mark.slow
+def test_watching_changes_nothing(few_candidates, make_mixture):
+    how = {"nfe": 3, "noises": 60, "iterations": 1, "seed": 2}
+    watched, alone = (
+        accelerate(make_mixture(EDM()), **how, watch=lambda *_: None),
+        accelerate(make_mixture(EDM()), **how),
+    )
+    assert watched.plan == alone.plan
+    keys = ("name", "endpoint", "low", "high")
+    assert [[row[key] for key in keys] for row in watched.rows] == [[row[key] for key in keys] for row in alone.rows]
+
+
 def test_sizes_shrink_with_the_number_given(make_mixture):
     model = make_mixture(EDM())
     assert _sizes(model, 4, 60, 5000, torch.float32).total == 380 + 128 + 512

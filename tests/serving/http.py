@@ -42,11 +42,11 @@ class Live:
 
 @contextlib.contextmanager
 def live(
-    service: Service, keys: tuple[str, ...] = (), patience: float | None = None, grace: float = 5
+    service: Service, keys: tuple[str, ...] = (), patience: float | None = None, grace: float = 5, app: Any = None
 ) -> Iterator[Live]:
     listening = bound("127.0.0.1", 0)
     ready = threading.Event()
-    made = server(service, create_app(service), listening, keys, grace, patience, lambda _: ready.set())
+    made = server(service, app or create_app(service), listening, keys, grace, patience, lambda _: ready.set())
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     assert ready.wait(30)
