@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from fewstep.cli import common
-from fewstep.cli.serve import Host, MaxBatch, Port, opened
+from fewstep.cli.serve import KEY, Host, MaxBatch, Port, made
 
 
 def studio(
@@ -33,15 +34,15 @@ def studio(
         fewstep studio
         fewstep studio shapes --open
     """
+    from fewstep.serving.guards import read_keys
     from fewstep.serving.run import bound, needed, server
     from fewstep.serving.studio import create_studio
     from fewstep.serving.studio import needed as gradio
 
     gradio()
     needed()
-    service, keys = opened(
-        [model], max_batch=max_batch, dtype=dtype, download=download, variant=variant, lora=lora, device=device
-    )
+    setup = made([model], max_batch, dtype=dtype, download=download, variant=variant, lora=lora, device=device)
+    service, keys = setup.service(), read_keys(None, os.environ.get(KEY))
     listening = bound(host, port)
     app, hunts = create_studio(service)
 

@@ -54,7 +54,8 @@ class Hunt:
         self.best, self.tried, self._noises, self._round = math.inf, 0, 0, 0
         self.learned: list[float] = []
         self.judged: float | None = None
-        self.stage, self.wrong, self.notes = "loading", "", []
+        self.stage, self.wrong = "loading", ""
+        self.notes: list[str] = []
         self.plan: dict[str, Any] | None = None
         self.version, self.done = 0, False
         self.begin, self.seconds = time.monotonic(), 0.0
