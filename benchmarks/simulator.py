@@ -270,8 +270,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         " of each other's stale keys and values: what a worker's thread computes, and until the answer is there. The"
         " simulation knows what one worker computes for these rows and for half of them, and the messages"
         f" ({1e6 * link['latency']:.0f} us each and {link['bandwidth'] / 1e9:.2g} GB a second, measured); it has a core"
-        " for each worker, and sending costs their threads nothing, which shows where calls are short. Other work shared"
-        f" the {link['cores']} cores.\n\n"
+        " for each worker, and sending costs their threads nothing, which shows where calls are short. Other work"
+        f" shared the {link['cores']} cores.\n\n"
         + _lines(["network", "rows", "one worker", "two, real", "two, simulated"], patched)
         + f"\n\nSimulated at {SHARE:.0%} of what the workers could serve one request at a time, runs of 10, 20 and 50"
         f" evaluations (60 %, 30 % and 10 %), calls of at most 16 rows (docs/images/scale.png has 1 to 1,000 workers)."
