@@ -178,12 +178,14 @@ def _pair(group: Group) -> list[float]:
     return [link.latency, link.bandwidth]
 
 
-def _patched(models: dict[str, Denoiser], tables: dict[str, Calls], link: Link) -> list[dict[str, Any]]:
+def _patched(models: dict[str, Denoiser], link: Link) -> list[dict[str, Any]]:
+    """Evaluations by one worker and by two, without the loop of `Mixed`."""
     rows = []
     for name, model in models.items():
-        count = 4 if name == SMALL else 1
-        one, two = (np.max(start(_evaluation, n, model, n, count, timeout=300), 0).tolist() for n in (1, 2))
-        found = _divided(model, tables[name], link, 2)
+        count, fewer = (8, 4) if name == SMALL else (2, 1)
+        half, one = (start(_evaluation, 1, model, 1, n, timeout=300)[0] for n in (fewer, count))
+        two = np.max(start(_evaluation, 2, model, 2, count, timeout=300), 0).tolist()
+        found = _divided(model, Calls((fewer, count), (half[0], one[0])), link, 2)
         simulated = [found.computing(count), found(count)]
         rows.append({"case": "patches", "network": name, "rows": count, "one": one, "two": two, "simulated": simulated})
     return rows
@@ -208,7 +210,15 @@ def measure() -> list[dict[str, Any]]:
         tables[name] = Calls(rows, tuple(start(_table, 1, models[name], rows, repeats, timeout=300)[0]))
     latency, bandwidth = map(float, np.mean(start(_pair, 2, timeout=300), 0))
     link = Link(latency, bandwidth)
-    patched = _patched(models, tables, link)
+    measured = [
+        {"case": "calls", "network": name, "rows": one.rows, "seconds": one.seconds} for name, one in tables.items()
+    ]
+    link_row = {"case": "link", "latency": latency, "bandwidth": bandwidth, "cores": os.cpu_count()}
+    return [*served, *_patched(models, link), *measured, link_row, *scaled(models, tables, link)]
+
+
+def scaled(models: dict[str, Denoiser], tables: dict[str, Calls], link: Link) -> list[dict[str, Any]]:
+    """The rows of the case "scaling", and their picture."""
     panels: dict[str, list[Point]] = {}
     for name, workers in ((SMALL, 4), (LARGE, 8)):
         ways = (
@@ -220,12 +230,7 @@ def measure() -> list[dict[str, Any]]:
         )  # fmt: skip
         panels[f"{name}, {workers} patches"] = scaling(ways, load=SHARE)
     draw(panels, SHARE, PICTURE)
-    measured = [
-        {"case": "calls", "network": name, "rows": one.rows, "seconds": one.seconds} for name, one in tables.items()
-    ]
-    link_row = {"case": "link", "latency": latency, "bandwidth": bandwidth, "cores": os.cpu_count()}
-    scaled = [{"case": "scaling", "network": name, **one.as_dict()} for name, own in panels.items() for one in own]
-    return [*served, *patched, *measured, link_row, *scaled]
+    return [{"case": "scaling", "network": name, **one.as_dict()} for name, own in panels.items() for one in own]
 
 
 def render(rows: list[dict[str, Any]]) -> str:
@@ -263,10 +268,10 @@ def render(rows: list[dict[str, Any]]) -> str:
         + _lines(["workers", "busy", "rows a call", "throughput", "mean", "median", "95 %", "99 %"], served)
         + "\n\nThe least milliseconds of an evaluation by one worker and by two patch workers over gloo, which see all"
         " of each other's stale keys and values: what a worker's thread computes, and until the answer is there. The"
-        " simulation knows the calls of one worker and the messages"
+        " simulation knows what one worker computes for these rows and for half of them, and the messages"
         f" ({1e6 * link['latency']:.0f} us each and {link['bandwidth'] / 1e9:.2g} GB a second, measured); it has a core"
-        " for each worker, and none of the threads that carry the messages. Here other work shared the"
-        f" {link['cores']} cores.\n\n"
+        " for each worker, and sending costs their threads nothing, which shows where calls are short. Other work"
+        f" shared the {link['cores']} cores.\n\n"
         + _lines(["network", "rows", "one worker", "two, real", "two, simulated"], patched)
         + f"\n\nSimulated at {SHARE:.0%} of what the workers could serve one request at a time, runs of 10, 20 and 50"
         f" evaluations (60 %, 30 % and 10 %), calls of at most 16 rows (docs/images/scale.png has 1 to 1,000 workers)."

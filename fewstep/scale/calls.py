@@ -22,7 +22,10 @@ from fewstep.scale.workers import Group
 
 @dataclass(frozen=True)
 class Calls:
-    """A table of seconds by rows, on a line between two neighbours; beyond the ends the line goes on, but not below 0.
+    """A table of seconds by rows, on a line between two neighbours, which goes on beyond the ends.
+
+    Part of the first call takes no less than its share of the seconds: a line through times that are measured may well
+    lead below 0, and no division among workers saves more than work.
 
     Raises:
         ValueError: fewer than two rows, rows that do not increase from above 0, seconds that are not above 0.
@@ -45,7 +48,8 @@ class Calls:
         """Seconds of a call of so many rows, or of a share of one."""
         after = next((i for i in range(1, len(self.rows) - 1) if rows <= self.rows[i]), len(self.rows) - 1)
         (a, b), (low, high) = self.rows[after - 1 : after + 1], self.seconds[after - 1 : after + 1]
-        return max(low + (rows - a) * (high - low) / (b - a), 0.0)
+        found = low + (rows - a) * (high - low) / (b - a)
+        return found if rows >= self.rows[0] else max(found, self.seconds[0] * rows / self.rows[0])
 
 
 def measure_calls(
