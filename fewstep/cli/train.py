@@ -47,8 +47,8 @@ def train(
     """Train a model from a recipe, or on a folder of pictures.
 
     Without RECIPE the network and its training are chosen from the pictures. The averaged weights end up in OUT/model.
-    Ctrl-C saves a checkpoint; --resume without further options continues the run as it was. On several GPUs:
-    accelerate launch -m fewstep train RECIPE --out OUT.
+    Ctrl-C saves a checkpoint; --resume without further options continues the run as it was. On several GPUs, whole or
+    in shards (FSDP): accelerate launch -m fewstep train RECIPE --out OUT.
 
     \b
     Example:
