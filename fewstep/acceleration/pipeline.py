@@ -179,7 +179,7 @@ def accelerate(
         sizes = _sizes(model, nfe, seconds, noises, dtype, given)
         bar.stage(f"reference: {sizes.verdict} noises, {REFERENCE_NFE} evaluations")
         first = sizes.train + sizes.held_out
-        unseen = solve(model, seed, first, sizes.verdict, REFERENCE_NFE, dtype, given)
+        unseen = solve(model, seed, first, sizes.verdict, REFERENCE_NFE, dtype, given, bar.call)
         error = error_estimate(model, unseen, REFERENCE_NFE)
         spent = time.perf_counter() - clock
         return _search(
@@ -240,7 +240,8 @@ def _search(
 
     def learnt_from(evaluations: int) -> tuple[Problem, Problem]:
         bar.stage(f"reference: {sizes.train + sizes.held_out} noises to learn from, {evaluations} evaluations")
-        both = solve(model, seed, 0, sizes.train + sizes.held_out, evaluations, unseen.problem.noise.dtype, data)
+        dtype, count = unseen.problem.noise.dtype, sizes.train + sizes.held_out
+        both = solve(model, seed, 0, count, evaluations, dtype, data, bar.call)
         lap("reference")
         return both.part(0, sizes.train), both.part(sizes.train, len(both))
 
@@ -358,6 +359,9 @@ class _Progress:
             self.bar.start()
             self.task: Any = None
         return self
+
+    def call(self) -> None:
+        self.watch("call", {})
 
     def stage(self, text: str, total: float | None = None) -> None:
         self.watch("stage", {"text": text})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from fewstep.core.plan import Plan
 from fewstep.data.dataset import Dataset
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.problem import Problem, draw, run_all
-from fewstep.searching.shared import run_shared
+from fewstep.searching.shared import _nothing, run_shared
 
 SOLVER, TIMES = "vab-3", "karras"
 
@@ -28,18 +30,26 @@ def relative_error(x: Tensor, reference: Tensor) -> float:
 
 
 def solve(
-    model: Denoiser, seed: int, first: int, n: int, nfe: int, dtype: torch.dtype, data: Dataset | None = None
+    model: Denoiser,
+    seed: int,
+    first: int,
+    n: int,
+    nfe: int,
+    dtype: torch.dtype,
+    data: Dataset | None = None,
+    tick: Callable[[], None] = _nothing,
 ) -> Problem:
     """n noises of the stream `seed` from number `first` on, with the conditions of as many rows of the data, and the
-    reference's answers."""
+    reference's answers; `tick` is called before each call of the network."""
     noise, condition = draw(model, seed, first, n, dtype, data)
-    return Problem(noise, _answers(model, nfe, Problem(noise, noise, condition, seed, first)), condition, seed, first)
+    answers = _answers(model, nfe, Problem(noise, noise, condition, seed, first), tick)
+    return Problem(noise, answers, condition, seed, first)
 
 
-def _answers(model: Denoiser, nfe: int, problem: Problem) -> Tensor:
+def _answers(model: Denoiser, nfe: int, problem: Problem, tick: Callable[[], None] = _nothing) -> Tensor:
     """The reference's samples `(n, *shape)`; `ValueError` where they are not finite."""
     plan = reference_plan(model, nfe)
-    samples = run_shared([plan], model, problem)[0].samples
+    samples = run_shared([plan], model, problem, tick)[0].samples
     if samples is None:  # say where it went wrong
         return run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
     return samples

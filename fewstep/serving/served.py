@@ -206,16 +206,7 @@ class Served:
         Raises:
             ValueError: what the model, the plan or the limits do not allow.
         """
-        if not 1 <= wanted.n <= limits.samples:
-            raise ValueError(f"n must be 1 to {limits.samples}, got {wanted.n}")
-        for name in ("steps", "nfe"):
-            asked = getattr(wanted, name)
-            if asked is not None and not 1 <= asked <= limits.steps:
-                raise ValueError(f"{name} must be 1 to {limits.steps}, got {asked}")
-        for name in ("guidance", "strength"):
-            asked = getattr(wanted, name)
-            if asked is not None and not math.isfinite(asked):
-                raise ValueError(f"{name} must be a finite number, got {asked}")
+        check_limits(wanted, limits)
         condition = self.condition(wanted)
         made = self.plan(wanted)
         if made.nfe > limits.steps:
@@ -250,6 +241,20 @@ class Served:
         """Samples as data; known pixels pasted."""
         named = self.model.check_condition(self.condition(wanted), len(samples), samples.device)
         return self.model.decode(samples, **named)
+
+
+def check_limits(wanted: Wanted, limits: Limits) -> None:
+    """`ValueError` for numbers out of range: before a plan is made, which takes the longer the more steps it has."""
+    if not 1 <= wanted.n <= limits.samples:
+        raise ValueError(f"n must be 1 to {limits.samples}, got {wanted.n}")
+    for name in ("steps", "nfe"):
+        asked = getattr(wanted, name)
+        if asked is not None and not 1 <= asked <= limits.steps:
+            raise ValueError(f"{name} must be 1 to {limits.steps}, got {asked}")
+    for name in ("guidance", "strength"):
+        asked = getattr(wanted, name)
+        if asked is not None and not math.isfinite(asked):
+            raise ValueError(f"{name} must be a finite number, got {asked}")
 
 
 def numbered(seed: int, n: int) -> tuple[tuple[int, int], ...]:

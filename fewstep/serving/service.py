@@ -19,7 +19,7 @@ from fewstep.core.prediction import Prediction
 from fewstep.serving import pictures
 from fewstep.serving.engine import Job
 from fewstep.serving.models import Models, Running
-from fewstep.serving.served import Limits, Served, Wanted, listed, numbered
+from fewstep.serving.served import Limits, Served, Wanted, check_limits, listed, numbered
 from fewstep.serving.told import facts
 
 KEPT = 64 << 20  # bytes of pictures that are asked for by address
@@ -110,6 +110,7 @@ class Service:
             running = hold.enter_context(self.models.using(name))
             served = running.served
             wanted = self._wanted(served, asked, sent)
+            check_limits(wanted, self.limits)
             watch = None
             if partial is not None and asked.get("partial_images"):
                 watch = _watch(running, wanted, served.plan(wanted).nfe, asked["partial_images"], partial)

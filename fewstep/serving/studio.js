@@ -5,16 +5,17 @@
   const COLOUR = "#d1004b";
   let stroke = null; // the stroke under way: its canvas, whether it marks, and where it was last
 
+  const pen = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
   const board = (element) => element.closest(".fs-board");
   const brush = (canvas) => Number(board(canvas).querySelector("input").value);
-  const marked = (canvas, x, y) => canvas.getContext("2d").getImageData(x, y, 1, 1).data[3] > 0;
+  const marked = (canvas, x, y) => pen(canvas).getImageData(x, y, 1, 1).data[3] > 0;
 
   function dab(canvas, x, y, mark) {
-    const size = brush(canvas), pen = canvas.getContext("2d");
+    const size = brush(canvas), on = pen(canvas);
     const left = Math.round(x - (size - 1) / 2), top = Math.round(y - (size - 1) / 2);
-    pen.fillStyle = COLOUR;
-    if (mark) pen.fillRect(left, top, size, size);
-    else pen.clearRect(left, top, size, size);
+    on.fillStyle = COLOUR;
+    if (mark) on.fillRect(left, top, size, size);
+    else on.clearRect(left, top, size, size);
   }
 
   function along(canvas, from, to, mark) {
@@ -80,7 +81,7 @@
   document.addEventListener("click", (event) => {
     if (!(event.target instanceof Element) || !event.target.matches(".fs-board button")) return;
     const canvas = board(event.target).querySelector("canvas");
-    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    pen(canvas).clearRect(0, 0, canvas.width, canvas.height);
   });
 
   // What is marked, as a PNG in base64: opaque where the picture is to be drawn anew.

@@ -265,7 +265,6 @@ class _Page:
             last = gr.Button("Take the picture drawn", size="sm", elem_id="take-drawn", min_width=120)
             load = gr.UploadButton("Load a picture", type="binary", file_types=[".png", ".jpg", ".jpeg", ".webp"],
                                    size="sm", elem_id="load-picture", min_width=120)  # fmt: skip
-        said = self._html("inpaint-said")
         with gr.Row():
             with gr.Column(min_width=280):
                 board = self._html("board")
@@ -274,7 +273,7 @@ class _Page:
                 strength = gr.Slider(0.05, 1, value=1, step=0.05, label="Strength", elem_id="strength",
                                      info="Noise on the picture to begin with; 1 forgets what was there.")  # fmt: skip
                 button = gr.Button("Inpaint", variant="primary", elem_id="inpaint")
-        found, source = self._html("inpainted"), gr.State(None)
+        said, found, source = self._html("inpaint-said"), self._html("inpainted"), gr.State(None)
 
         def take(png: bytes | None) -> Iterator[Any]:
             if png is None:

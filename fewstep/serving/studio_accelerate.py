@@ -133,7 +133,9 @@ class Hunt:
         with threads_for(self.model):
             self.watch("stage", {"text": f"reference: {self.noises} noises, {REFERENCE_NFE} evaluations"})
             # The stream of seed 0 is learned from.
-            problem = solve(self.model, 1, 0, self.noises, REFERENCE_NFE, torch.float32)
+            problem = solve(
+                self.model, 1, 0, self.noises, REFERENCE_NFE, torch.float32, tick=lambda: self.watch("call", {})
+            )
             error = error_estimate(self.model, problem, REFERENCE_NFE)
             runs = Runs(self.model, problem)
             for nfe in sorted({*NFES, self.nfe}):

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.serving import pictures
 from fewstep.serving.engine import Job
 from fewstep.serving.models import Running
-from fewstep.serving.served import Limits, Wanted, listed, numbered
+from fewstep.serving.served import Limits, Wanted, check_limits, listed, numbered
 from fewstep.serving.service import Service
 from fewstep.serving.studio_draw import Settings, made
 from fewstep.serving.told import facts
@@ -52,6 +52,7 @@ def compare(service: Service, common: Settings, rows: Sequence[Settings]) -> Ite
         wanted = [_wanted(common, row) for row in rows]
         wanted = [replace(one, seeds=wanted[0].seeds) for one in wanted]
         for one in wanted:  # whatever is wrong with any of them is said before the work
+            check_limits(one, service.limits)
             running.served.plan(one)
             running.served.condition(one)
         solution = reference_plan(running.served.base, REFERENCE_NFE)

@@ -53,6 +53,8 @@ class Settings:
     def asked(self) -> dict[str, Any]:
         """The fields of the server's protocol; `ValueError` for what is no number, or no whole one."""
         seeds, n = read_seeds(self.seeds), whole("the number of pictures", self.n)
+        if n is not None and n < 1:
+            raise ValueError(f"the number of pictures must be at least 1, got {n}")
         asked: dict[str, Any] = {"n": n or 1}
         if len(seeds) > 1:
             asked = {"seeds": seeds}

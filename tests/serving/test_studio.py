@@ -1,4 +1,4 @@
-"""What the studio's buttons do: `fewstep.serving.studio_draw`, `studio_compare`, `studio_accelerate`, `studio_shown`."""
+"""What the studio's buttons do, and what they show, without a page."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def test_fields_become_a_request():
                     "solver": "ddim", "timesteps": "karras"}  # fmt: skip
     plan = {"some": "plan"}
     assert Settings(steps="6", solver="ddim", plan=plan).asked() == {"n": 8, "plan": plan}
+    assert Settings(n="").asked() == {"n": 1}
     assert Settings(seeds="").asked() == {"n": 8} and read_seeds(" 0,9223372036854775807 ") == [0, 2**63 - 1]
 
 
@@ -77,6 +78,7 @@ def test_fields_become_a_request():
         (Settings(seeds="9223372036854775808"), "seeds are whole numbers"),
         (Settings(seeds="²"), "seeds are whole numbers"),
         (Settings(n="2.5"), "the number of pictures must be a whole number, got '2.5'"),
+        (Settings(n="0"), "the number of pictures must be at least 1, got 0"),
         (Settings(steps="many"), "the number of steps must be a whole number, got 'many'"),
         (Settings(steps="inf"), "must be a whole number"),
         (Settings(guidance="nan"), "guidance must be a number, got 'nan'"),
@@ -211,6 +213,14 @@ def test_samplers_with_noise_of_their_own_have_no_distance(service):
     other = json.loads(fs.plan(EDM(), "ddim", steps=3).to_json())
     with pytest.raises(ValueError, match="the plan was made for another process than the model's"):
         next(compare(service, Settings(), [Settings(plan=other), Settings()]))
+
+
+def test_numbers_out_of_range_are_refused_before_a_plan_is_made(service):
+    many = Settings(steps=10**12)
+    with pytest.raises(ValueError, match="steps must be 1 to 250, got 1000000000000"):
+        next(draw(service, many.asked()))
+    with pytest.raises(ValueError, match="steps must be 1 to 250, got 1000000000000"):
+        next(compare(service, Settings(), [Settings(), many]))
 
 
 @pytest.fixture(scope="module")
