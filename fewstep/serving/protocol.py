@@ -31,7 +31,7 @@ class Common(BaseModel):
     strength: float | None = Field(None, ge=0, le=1, description="Noise on the picture to start from.")
     deadline: float | None = Field(None, gt=0, description="Seconds after which nobody wants the pictures any more.")
     adapter: str | None = Field(None, max_length=200, description="A low-rank adapter of the server's.")
-    cost: float | None = Field(None, ge=0, description="With --route: what an evaluation costs in quality.")
+    cost: float | None = Field(None, ge=0, description="With --route: what the dearest cost is worth, in quality.")
     # Fields of OpenAI's that make no difference here; only the values that a picture of ours meets are taken.
     user: str | None = Field(None, max_length=1000)
     safety_identifier: str | None = Field(None, max_length=1000)

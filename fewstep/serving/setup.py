@@ -26,7 +26,7 @@ class Setup:
         max_batch: samples of a network call. limits: of one request. memory: bytes of weights, None for no bound.
         exact, halves: as `Served` and `halves.spread` take them.
         adapters, adapter_by: a folder of low-rank adapters, and the evaluation by which they act.
-        route, cost: a router's folder, and what an evaluation costs.
+        route, cost: a router's folder, and what the dearest option's cost is worth, in quality.
 
     Raises:
         ValueError: what is certainly no model, a number that cannot be, an option that goes with no other.
