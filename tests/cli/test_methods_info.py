@@ -17,7 +17,7 @@ def test_methods_by_word_and_room(fewstep, fails):
     cards = json.loads(fewstep("methods", "--room", "timesteps", "--json")[1])
     assert {card["room"] for card in cards} == {"timesteps"} and "karras" in {card["name"] for card in cards}
     assert len(json.loads(fewstep("methods", "--json")[1])) == len(fs.methods())
-    assert fails("methods", "--room", "sampler").startswith("unknown room 'sampler': did you mean 'sampling'")
+    assert "'sampling'" in fails("methods", "--room", "sampler")
     assert "no method has 'xyzzy'" in fails("methods", "xyzzy")
 
 
