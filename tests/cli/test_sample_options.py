@@ -14,24 +14,6 @@ import fewstep as fs
 from fewstep.cli.common import read_size
 from fewstep.cli.main import _spread
 from fewstep.cli.pictures import read_picture
-from fewstep.conditions.text import Text
-from fewstep.denoisers.folder import save_model
-from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.unet import UNet
-from fewstep.processes.ve import EDM
-
-
-@pytest.fixture(scope="module")
-def captioned(tmp_path_factory):
-    """A colour model that reads captions."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet(3, 8, (8, 16), classes=None, vocabulary=4, captions=3)
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-    text = Text(("a", "red", "green", "square"), 3)
-    model = NetworkDenoiser(network, EDM(), "x0", (3, 8, 8), {"text": text}, "edm")
-    return save_model(model, tmp_path_factory.mktemp("models") / "captioned")
 
 
 @pytest.fixture
