@@ -93,6 +93,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path):
         open_data(tmp_path / "x.npz", split="all")
 
 
+@pytest.mark.slow
 def test_a_router_learns_the_posterior():
     """Against the exact one of a mixture, over all noise levels: far nearer than the clusters' shares are."""
     exact = GaussianMixture(torch.ones(3), MEANS / 2, torch.full((3,), 0.3), VP())

@@ -134,6 +134,7 @@ def test_it_is_masked_attention_over_the_map_of_the_evaluation_before(border, wa
         torch.testing.assert_close(answer, network.picture(tokens, embedding), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_error_grows_as_the_border_shrinks():
     model = load("digits-dit")
     noise, label = Noise(0).normal(0, (32, *model.shape)), torch.arange(32) % 10

@@ -50,6 +50,7 @@ def test_more_workers_wait_less_and_a_divided_call_is_shorter(points):
     assert ("two workers a call", 1) not in points
 
 
+@pytest.mark.slow
 def test_the_picture(points, tmp_path):
     warnings.simplefilter("error")  # a legend without names
     path = draw({"small": list(points.values()), "the same": list(points.values())}, 0.5, tmp_path / "scale.png")

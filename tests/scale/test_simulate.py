@@ -66,6 +66,7 @@ def test_several_replicas_are_erlangs(servers):
     assert found.latency.mean() == pytest.approx(mean * call + wait, rel=0.04)
 
 
+@pytest.mark.slow
 def test_turns_one_by_one_share_the_processor():
     """With calls of one row, many steps and round robin, a request of s seconds takes s / (1 - load)."""
     mix, load, call = {20: 0.6, 80: 0.3, 200: 0.1}, 0.5, 0.001

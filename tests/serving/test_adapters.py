@@ -146,6 +146,7 @@ def test_what_cannot_be_is_named(folder, tmp_path):
         factors(fs.guide(fs.load("digits"), "cfg", scale=2.0), folder / "style.safetensors")
 
 
+@pytest.mark.slow
 def test_adapters_of_pipelines_are_those_that_are_loaded_with_them(tmp_path):
     pytest.importorskip("diffusers")
     from safetensors.torch import save_file
