@@ -35,8 +35,10 @@ def drawn(page: Any) -> None:
     """Pictures of a caption, and how the first of them formed."""
     field(page, "caption", "a large red circle above a small blue square")
     field(page, "guidance", "2")
-    page.click("#draw")
-    page.wait_for_selector("#drawn a[download]")
+    for _ in range(2):  # the first pictures of a process take longer
+        page.click("#draw")
+        page.wait_for_selector("#drawn a[download]")
+        page.wait_for_timeout(500)
 
 
 def accelerated(page: Any) -> None:

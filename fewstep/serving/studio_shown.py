@@ -55,7 +55,7 @@ def way(estimates: Sequence[Estimate], shape: Sequence[int]) -> str:
     at = sorted({round(k * last / (WAY - 1)) for k in range(WAY)}) if last >= WAY else range(last + 1)
     parts = []
     for one in (estimates[k] for k in at):
-        under = f"<b>{one.evaluation}</b><br>t = {one.t:.2g}<br>{1000 * one.seconds:.0f} ms"
+        under = f"<b>{one.evaluation}</b><br>t = {one.t:.2g}<br>{_short(one.seconds)}"
         alt = f"estimate after evaluation {one.evaluation}"
         parts.append(f'<li><img src="{_data(one.png)}" alt="{alt}"><span>{under}</span></li>')
     return (
@@ -122,6 +122,10 @@ def verdict(notes: Sequence[str], plan: str) -> str:
     """What was found, and its plan to take along."""
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return f'<ul class="fs-notes">{items}</ul><p class="fs-again">The plan:{_links({"plan.json": plan.encode()})}</p>'
+
+
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
 
 
 def _figure(png: bytes | None, caption: str, keep: Keep | None, file: str, small: bool = False) -> str:
