@@ -398,6 +398,17 @@ def test_an_acceleration_is_stopped(visit, digits):
     seen.page.click("#stop")
     assert seen.line("accelerate-said", "^stopped").endswith("no plan was found")
     assert seen.page.locator("#stop").is_disabled() and seen.page.locator("#accelerate").is_enabled()
+    # Whoever leaves the page stops what was begun there.
+    seen.page.click("#accelerate")
+    seen.line("accelerate-said", "reference")
+    seen.page.close()
+    for _ in range(120):
+        other.page.click("#accelerate")
+        if "reference" in other.line("accelerate-said", "already|reference"):
+            break
+        other.page.wait_for_timeout(500)
+    other.page.click("#stop")
+    other.line("accelerate-said", "^stopped")
 
 
 @pytest.mark.parametrize(
