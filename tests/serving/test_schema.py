@@ -14,7 +14,7 @@ pytest.importorskip("schemathesis")
 
 
 @pytest.mark.slow
-def test_no_request_that_schemathesis_makes_up_ends_in_a_server_error():
+def test_no_request_that_schemathesis_makes_up_ends_in_a_server_error(tmp_path):
     from serving.http import live
 
     from fewstep.serving.models import Models
@@ -28,6 +28,6 @@ def test_no_request_that_schemathesis_makes_up_ends_in_a_server_error():
             "--checks", "not_a_server_error,content_type_conformance,response_schema_conformance",
             "--max-examples", "60", "--seed", "1", "--workers", "2", "--request-timeout", "60",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-6000:]
         assert running.client.get("/healthz").status_code == 200
