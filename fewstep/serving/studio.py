@@ -334,7 +334,7 @@ class _Page:
         def halt(who: str) -> Iterator[Any]:
             if (hunt := self.hunts.get(who)) is not None:
                 hunt.stop()
-            yield shown.status("stopping"), switch(False)
+            yield (switch(False),)  # the line of state is the search's own
 
         def take(found: dict[str, Any] | None) -> Iterator[Any]:
             if found is None:
@@ -342,7 +342,7 @@ class _Page:
             yield (*next(self._with_plan(found)), gr.Tabs(selected="draw"))
 
         self.on(start.click, work, [self.guidance, nfe, noises, iterations], outputs, who=True)
-        self.on(stop.click, halt, [], [said, stop], who=True)
+        self.on(stop.click, halt, [], [stop], who=True)
         taken = self.on(use.click, take, [plan], [*self.planned, self.tabs])
         self.on(taken.then, self.draw_work, self.fields, self.draw_outputs)
 
