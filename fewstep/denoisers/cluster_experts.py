@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from fewstep.core.memory import AnyMemory, ask
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
 from fewstep.core.process import Process
+from fewstep.denoisers.experts import Several
 
 METHODS = (
     Method(
@@ -55,7 +55,7 @@ class Router(nn.Module):
         return found.view(len(x), self.clusters, -1).mean(-1)
 
 
-class ClusterExperts(Denoiser):
+class ClusterExperts(Several):
     """The marginal field `u(x, t) = sum_k p(k | x, t) u_k(x, t)` of experts `u_k`, one for each cluster of the data.
 
     With each expert exact for its cluster and the router exact, it is exact for all the data: in every kind of
@@ -87,23 +87,14 @@ class ClusterExperts(Denoiser):
         data: str | None = None,
         data_std: float | None = None,
     ):
-        super().__init__()
-        if not len(denoisers):
-            raise ValueError("a mixture needs at least one expert")
-        first, count = denoisers[0], len(denoisers)
-        for name in ("process", "shape", "value_range"):
-            if any(getattr(other, name) != getattr(first, name) for other in denoisers):
-                raise ValueError(f"experts must have the same {name}, got {[getattr(d, name) for d in denoisers]}")
-        if any(dict(other.conditions) != dict(first.conditions) for other in denoisers):
-            raise ValueError(f"experts must take the same conditions, got {[dict(d.conditions) for d in denoisers]}")
+        super().__init__(denoisers, data=data, data_std=data_std)
+        count = len(denoisers)
         if top is not None and not (isinstance(top, int) and 1 <= top <= count):
             raise ValueError(f"{count} experts have a top of 1 to {count}, got {top!r}")
         if router is None and count > 1:
             raise ValueError(f"{count} experts need a router, or the clusters' shares of the data")
-        self.denoisers = nn.ModuleList(denoisers)
-        self.take(replace(first.facts, plan=None, data=data, data_std=data_std))
         if isinstance(router, Mapping):
-            router = Router(process=first.process, **router)
+            router = Router(process=self.process, **router)
         self.shares = None
         if router is not None and not isinstance(router, nn.Module):
             self.shares = tuple(float(share) for share in router)
@@ -131,11 +122,6 @@ class ClusterExperts(Denoiser):
     @property
     def carries(self) -> bool:
         return any(self._expert(k).carries for k in range(len(self.denoisers)))
-
-    def _expert(self, number: int) -> Denoiser:
-        found = self.denoisers[number]
-        assert isinstance(found, Denoiser)
-        return found
 
     def weights(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """`p(k | x, t)`, (B, K), each row summing to one; under `top` zero for all but the likeliest."""
@@ -191,12 +177,3 @@ class ClusterExperts(Denoiser):
         named = {name: v[rows] if isinstance(v, Tensor) and v.ndim else v for name, v in condition.items()}
         part = own[rows] if own is not None else None
         return ask(self._expert(number), x[rows], t[rows] if t.ndim else t, part, named)
-
-    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        return self._expert(0).check_condition(condition, batch, device)
-
-    def encode(self, data: Tensor, **condition: Any) -> Tensor:
-        return self._expert(0).encode(data, **condition)
-
-    def decode(self, x: Tensor, **condition: Any) -> Tensor:
-        return self._expert(0).decode(x, **condition)

@@ -27,7 +27,45 @@ METHODS = (
 )
 
 
-class Experts(Denoiser):
+class Several(Denoiser):
+    """Base of the denoisers that are several in one: what is known of them is what is known of the first.
+
+    changes: facts that differ from the first one's.
+
+    Raises:
+        ValueError: none, or some of another process, shape, range or set of conditions.
+    """
+
+    def __init__(self, denoisers: Sequence[Denoiser], **changes: Any):
+        super().__init__()
+        if not len(denoisers):
+            raise ValueError("a mixture needs at least one expert")
+        first = denoisers[0]
+        for name in ("process", "shape", "value_range"):
+            if any(getattr(other, name) != getattr(first, name) for other in denoisers):
+                found = [getattr(denoiser, name) for denoiser in denoisers]
+                raise ValueError(f"experts must have the same {name}, got {found}")
+        if any(dict(other.conditions) != dict(first.conditions) for other in denoisers):
+            raise ValueError(f"experts must take the same conditions, got {[sorted(d.conditions) for d in denoisers]}")
+        self.denoisers = nn.ModuleList(denoisers)
+        self.take(replace(first.facts, plan=None, **changes))
+
+    def _expert(self, number: int) -> Denoiser:
+        found = self.denoisers[number]
+        assert isinstance(found, Denoiser)
+        return found
+
+    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
+        return self._expert(0).check_condition(condition, batch, device)
+
+    def encode(self, data: Tensor, **condition: Any) -> Tensor:
+        return self._expert(0).encode(data, **condition)
+
+    def decode(self, x: Tensor, **condition: Any) -> Tensor:
+        return self._expert(0).decode(x, **condition)
+
+
+class Experts(Several):
     """Routes by time: `denoisers[i]` serves times from `cuts[i - 1]` to `cuts[i]`, the first one nearest the data.
 
     A time at a cut goes to the noisier side. A run evaluates one time per call, so it costs what one denoiser costs;
@@ -41,20 +79,11 @@ class Experts(Denoiser):
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], cuts: Sequence[float]):
-        super().__init__()
         if len(cuts) != len(denoisers) - 1:
             raise ValueError(f"{len(denoisers)} denoisers are divided by {len(denoisers) - 1} times, got {len(cuts)}")
         if any(a >= b for a, b in zip(cuts, cuts[1:], strict=False)):
             raise ValueError(f"the times between the experts must rise, got {tuple(cuts)}")
-        first = denoisers[0]
-        for name in ("process", "shape", "value_range"):
-            if any(getattr(other, name) != getattr(first, name) for other in denoisers):
-                found = [getattr(denoiser, name) for denoiser in denoisers]
-                raise ValueError(f"experts must have the same {name}, got {found}")
-        if any(dict(other.conditions) != dict(first.conditions) for other in denoisers):
-            raise ValueError(f"experts must take the same conditions, got {[sorted(d.conditions) for d in denoisers]}")
-        self.denoisers = nn.ModuleList(denoisers)
-        self.take(replace(first.facts, plan=None))
+        super().__init__(denoisers)
         self.register_buffer("cuts", torch.tensor(cuts, dtype=torch.float64), persistent=False)
         self.cuts: Tensor
         self._cuts = [float(cut) for cut in cuts]
@@ -83,11 +112,6 @@ class Experts(Denoiser):
 
         return routed(memory, expert, answer, x, t, condition)
 
-    def _expert(self, number: int) -> Denoiser:
-        found = self.denoisers[number]
-        assert isinstance(found, Denoiser)
-        return found
-
     def _by_reading(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Prediction:
         chosen = torch.bucketize(t.double(), self.cuts, right=True)
         if t.ndim == 0:
@@ -98,12 +122,3 @@ class Experts(Denoiser):
             own = {name: v[rows] if isinstance(v, Tensor) else v for name, v in condition.items()}
             parts.append((rows, self.denoisers[number](x[rows], t[rows], **own)))
         return joined(parts, x, t)
-
-    def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
-        return self._expert(0).check_condition(condition, batch, device)
-
-    def encode(self, data: Tensor, **condition: Any) -> Tensor:
-        return self._expert(0).encode(data, **condition)
-
-    def decode(self, x: Tensor, **condition: Any) -> Tensor:
-        return self._expert(0).decode(x, **condition)
