@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
     from fewstep.scale.sampling import Drawer, Draws
 
-STRENGTH = 0.6  # of a start from a picture where none is given
-
 
 def drawing(
     model: str,
@@ -125,9 +123,9 @@ def _start(
     base: Denoiser, opened: Denoiser, init: Path, mask: Path | None, strength: float | None
 ) -> tuple[Denoiser, Tensor | None, float]:
     """The model (which keeps what the mask keeps), the picture to start from or None, and the strength."""
-    share = strength if strength is not None else STRENGTH if mask is None else 1.0
-    if not 0 < share <= 1 or (mask is None and share == 1):
-        raise ValueError(f"--strength must be above 0 and below 1 (1 only with --mask), got {share:g}")
+    from fewstep.sampling.sample import strength_of
+
+    share = strength_of(strength, mask is not None, "--strength", "--mask")
     picture = pictures.read_picture(init, base)
     if mask is not None:
         from fewstep.guidance.guide import guide

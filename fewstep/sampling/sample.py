@@ -20,6 +20,7 @@ from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import plan as make_plan
 
 DEFAULT_STEPS = 10
+STRENGTH = 0.6  # of a start from a picture where none is given, and no mask
 
 
 def choose_plan(
@@ -60,6 +61,18 @@ def choose_plan(
     if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
         steps = DEFAULT_STEPS
     return make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)
+
+
+def strength_of(asked: float | None, masked: bool, what: str = "strength", mask: str = "a mask") -> float:
+    """The strength of a start from a picture, of what was asked for: all of it with a mask, which says what is kept.
+
+    Raises:
+        ValueError: nothing would be drawn, or nothing kept. `what` and `mask` are what the two are called.
+    """
+    share = asked if asked is not None else 1.0 if masked else STRENGTH
+    if not 0 < share <= 1 or (share == 1 and not masked):
+        raise ValueError(f"{what} must be above 0 and below 1 (1 only with {mask}), got {share:g}")
+    return share
 
 
 class Interrupted(KeyboardInterrupt):

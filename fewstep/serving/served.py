@@ -24,11 +24,10 @@ from fewstep.guidance.guide import guide
 from fewstep.guidance.guided import SCALE
 from fewstep.guidance.known import Known
 from fewstep.sampling.mixed import Request
-from fewstep.sampling.sample import choose_plan
+from fewstep.sampling.sample import choose_plan, strength_of
 from fewstep.serving.engine import units
 from fewstep.serving.padded import Padded, steady_from
 
-STRENGTH = 0.6  # of a start from a picture without a mask, as on the command line
 PLANS = 128  # that are remembered
 
 
@@ -166,10 +165,7 @@ class Served:
             return 1.0
         if not self.pictures:
             raise ValueError("this model's samples are no pictures: it starts from none")
-        share = wanted.strength if wanted.strength is not None else STRENGTH if wanted.mask is None else 1.0
-        if not 0 < share <= 1 or (wanted.mask is None and share == 1):
-            raise ValueError(f"strength must be above 0 and below 1 (1 only with a mask), got {share:g}")
-        return share
+        return strength_of(wanted.strength, wanted.mask is not None)
 
     def condition(self, wanted: Wanted) -> dict[str, Any]:
         """What was asked for by the names of the model's conditions; `ValueError` for what it does not take."""
