@@ -8,7 +8,6 @@ nobody writes to: other requests never see it.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,7 @@ METHODS = (
     ),
 )
 
-KEPT = 16  # adapters that stay in memory
+KEPT = 16  # adapters of a model that stay in memory
 
 
 def factors(model: Denoiser, file: Path) -> tuple[str, dict[str, Factors]]:
@@ -79,7 +78,6 @@ class Adapters:
         if not self.files:
             raise ValueError(f"the folder {folder} holds no adapter (.safetensors)")
         self.by, self.read = by, read
-        self._made: OrderedDict[tuple[int, str], Future[Denoiser]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="fewstep adapter")
 
@@ -91,14 +89,14 @@ class Adapters:
         """
         if name not in self.files:
             raise suggest("adapter", name, self.files)
-        key = id(running), name
+        made = running.adapted  # they go when the model goes, whose weights they share
         with self._lock:
-            found = self._made.get(key)
+            found = made.get(name)
             if found is None or (found.done() and found.exception() is not None):
-                found = self._made[key] = self._pool.submit(self._make, running, self.files[name])
-            self._made.move_to_end(key)
-            while len(self._made) > KEPT:
-                self._made.popitem(last=False)
+                found = made[name] = self._pool.submit(self._make, running, self.files[name])
+            made.move_to_end(name)
+            while len(made) > KEPT:
+                made.popitem(last=False)
         return found, self.by
 
     def _make(self, running: Running, file: Path) -> Denoiser:

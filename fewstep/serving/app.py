@@ -67,7 +67,6 @@ def create_app(service: Service) -> FastAPI:
             found = await _unless_gone(request, drawing, asked)
         finally:
             drawing.cancel()
-            drawing.hold.close()
         data = []
         for png, (seed, number) in zip(found, drawing.wanted.seeds, strict=True):
             if asked.get("response_format") == "url":
@@ -220,7 +219,6 @@ async def _streamed(
         finally:
             gone.cancel()
             drawing.cancel()
-            drawing.hold.close()
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

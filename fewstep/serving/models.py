@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ class Unknown(ValueError):
 
 @dataclass
 class Running:
-    """A loaded model with its engine; `users` are requests that have it in hand."""
+    """A loaded model with its engine; `users` are requests that have it in hand, `adapted` the model with adapters, by
+    their names, those used last at the end."""
 
     name: str
     served: Served
     engine: Engine
     bytes: int
     users: int = 0
+    adapted: OrderedDict[str, Future[Denoiser]] = field(default_factory=OrderedDict)
 
 
 def named(models: Sequence[str]) -> dict[str, str]:
@@ -105,7 +109,7 @@ class Models:
     def _take(self, name: str) -> Running:
         if name not in self.sources:
             raise Unknown(str(suggest("model", name, self.sources)))
-        for _ in range(2):
+        while True:  # it may have gone again before it is taken
             with self._lock:
                 if self._closed:
                     raise Closed("the server is shutting down")
@@ -113,11 +117,8 @@ class Models:
                     found.users += 1
                     return found
             with self._loading:  # one at a time: two would not fit where one does
-                with self._lock:
-                    there = name in self._running
-                if not there:
+                if name not in self._running:
                     self._open(name)
-        return self._take(name)
 
     def _open(self, name: str) -> None:
         model = self.load(self.sources[name])

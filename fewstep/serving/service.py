@@ -38,7 +38,6 @@ class Drawing:
     job: Job
     nfe: int
     solver: str
-    hold: contextlib.ExitStack
 
     def cancel(self) -> None:
         self.running.engine.cancel(self.job)
@@ -93,7 +92,7 @@ class Service:
         return next(iter(self.models.sources))
 
     def begin(self, asked: dict[str, Any], sent: dict[str, bytes], partial: Partial | None = None) -> Drawing:
-        """Start to draw what a client asks for; `finish` must follow.
+        """Start to draw what a client asks for. The model stays as long as the job goes on.
 
         Args:
             asked: the fields of the protocol that are given. sent: pictures, by the names "init" and "mask".
@@ -140,7 +139,8 @@ class Service:
         except BaseException:
             hold.close()
             raise
-        return Drawing(running, wanted, job, plan.nfe, plan.name, hold)
+        job.result.add_done_callback(lambda _: hold.close())
+        return Drawing(running, wanted, job, plan.nfe, plan.name)
 
     def _routed(self, asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The model, and what is asked of it, as the router chooses where the request leaves both open."""
@@ -194,10 +194,15 @@ class Service:
             raise ValueError(f"this model's pictures are {own}: size must be that or 'auto', got {str(size)[:20]!r}")
 
 
+def estimated_at(number: int, count: int, nfe: int) -> int:
+    """The evaluation, from 1, after which estimate `number` of `count` is shown."""
+    return max(1, round(nfe * (number + 1) / (count + 1)))
+
+
 def _watch(running: Running, wanted: Wanted, nfe: int, count: int, partial: Partial) -> Callable[[int], Any]:
     """What makes the callbacks of a job's requests: `count` estimates of x0 on the way, as PNGs, by another thread."""
     served, engine = running.served, running.engine
-    at = {max(1, round(nfe * k / (count + 1))): k - 1 for k in range(count, 0, -1)}
+    at = {estimated_at(k, count, nfe): k for k in reversed(range(count))}
 
     def callback(begin: int) -> Any:
         def seen(evaluation: int, t: float, x: Tensor, prediction: Prediction) -> None:

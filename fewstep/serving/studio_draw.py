@@ -18,7 +18,7 @@ from fewstep.serving import pictures
 from fewstep.serving.engine import Closed, Full, Late
 from fewstep.serving.protocol import MOST
 from fewstep.serving.served import Served
-from fewstep.serving.service import Drawing, Service
+from fewstep.serving.service import Drawing, Service, estimated_at
 
 ESTIMATES = 50  # of a picture on its way that are shown at most
 NOTHING = "nothing is marked: paint over what is to be drawn anew, or choose a part of the picture"
@@ -183,7 +183,7 @@ def draw(service: Service, asked: dict[str, Any], sent: dict[str, bytes] | None 
             view.latest[index] = png
             view.seconds = clock - drawing.job.started
             if index == 0:
-                at = max(1, round(drawing.nfe * (number + 1) / (ESTIMATES + 1)))  # as `Service` spreads them
+                at = estimated_at(number, ESTIMATES, drawing.nfe)
                 view.way.append(Estimate(at, times[at - 1], view.seconds, png))
             if news.empty():  # all that has come meanwhile is shown at once
                 yield view
@@ -194,7 +194,6 @@ def draw(service: Service, asked: dict[str, Any], sent: dict[str, bytes] | None 
         yield view
     finally:
         drawing.cancel()
-        drawing.hold.close()
 
 
 def told(png: bytes) -> dict[str, Any]:

@@ -175,3 +175,19 @@ def test_adapters_of_pipelines_are_those_that_are_loaded_with_them(tmp_path):
     save_file(tensors | {"text_encoder.x.lora_A.weight": torch.zeros(1, 1)}, tmp_path / "text.safetensors")
     with pytest.raises(ValueError, match="which requests share"):
         factors(model, tmp_path / "text.safetensors")
+
+
+def test_what_is_adapted_belongs_to_the_model_that_is_loaded(folder):
+    adapters = Adapters(folder)
+    models = Models({"digits": "digits"}, fs.load)
+    made = []
+    for _ in range(2):  # the same name, loaded anew: in the memory of the one that went, there may be another now
+        with models.using("digits") as running:
+            found = adapters.wanted(running, "style")[0]
+            assert adapters.wanted(running, "style")[0] is found and running.adapted == {"style": found}
+            inner = found.result().model.model  # known pixels around guidance
+            assert inner.network.last_norm.weight is running.served.base.network.last_norm.weight
+            made.append(found.result())
+        models._running.clear()
+        running.engine.close()
+    assert made[0] is not made[1]
