@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.methods import methods
 from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
 from fewstep.data.dataset import Dataset
@@ -19,31 +17,15 @@ from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
 from fewstep.sampling.build import fixed_plan as make_plan
 from fewstep.searching.candidates import Candidate, described
-from fewstep.searching.problem import Problem, known_data, own_data
+from fewstep.searching.problem import Problem
+from fewstep.searching.real import Real, accuracy, real_of
 from fewstep.searching.reference import reference_plan
 from fewstep.searching.shared import Ran, Runs
 
 JUDGED = 6  # hand-made candidates that are measured on all the noises of the verdict
 
 
-@dataclass(frozen=True)
-class _Real:
-    """What the samples' distribution is compared with, and whether that is data: then the samples are decoded first."""
-
-    images: Tensor
-    name: str
-    data: bool
-
-
-def _real(model: Denoiser, problem: Problem, data: Dataset | None) -> _Real:
-    """The data given, the model's own where known, else the reference's samples."""
-    found = data if data is not None else own_data(model)
-    if found is None:
-        return _Real(problem.reference, "the reference's samples", False)
-    return _Real(found.images, f"{found.spec.name}, train split", True)
-
-
-def _row(role: str, plan: Sampler, real: _Real) -> dict[str, Any]:
+def _row(role: str, plan: Sampler, real: Real) -> dict[str, Any]:
     """A row without figures: that of a plan that diverged."""
     about = plan.about
     name = f"learned from {about.get('from')}, {about.get('timesteps')}" if role == "learned" else described(plan)
@@ -78,10 +60,10 @@ class Judge:
 
     def measured(self, role: str, plan: Sampler, run: Ran) -> dict[str, Any]:
         """A row of the verdict."""
-        return _measured(role, plan, run, self.model, self.problem, _real(self.model, self.problem, self.data))
+        return _measured(role, plan, run, self.model, self.problem, real_of(self.model, self.problem, self.data))
 
 
-def _measured(role: str, plan: Sampler, run: Ran, model: Denoiser, problem: Problem, real: _Real) -> dict[str, Any]:
+def _measured(role: str, plan: Sampler, run: Ran, model: Denoiser, problem: Problem, real: Real) -> dict[str, Any]:
     row = _row(role, plan, real) | {"n": len(problem)}
     if run.samples is None:
         return row
@@ -91,23 +73,8 @@ def _measured(role: str, plan: Sampler, run: Ran, model: Denoiser, problem: Prob
     if len(problem) > run.samples[0].numel():  # a covariance from fewer samples than dimensions says little
         seen = model.decode(run.samples, **problem.condition) if real.data else run.samples
         row["frechet"] = frechet(seen.cpu(), real.images.cpu()).value
-    row["accuracy"] = _accuracy(model, run.samples, problem)
+    row["accuracy"] = accuracy(model, run.samples, problem)
     return row
-
-
-def _accuracy(model: Denoiser, samples: Tensor, problem: Problem) -> float | None:
-    """The share of samples that are what was asked for, by the metric that knows the model's data; None without one."""
-    for metric in methods("metric"):
-        (need, *more), of = metric.facts["needs"], metric.facts.get("of")
-        kind = model.conditions.get(need)
-        if more or kind is None or of not in (None, known_data(model)):
-            continue
-        asked: Any = problem.condition[need].cpu()
-        if isinstance(kind, Text):
-            asked = [kind.words(row) for row in asked.tolist()]
-        seen = model.decode(samples, **problem.condition).cpu()
-        return float(metric.load()(seen, asked).value)
-    return None
 
 
 @torch.no_grad()
@@ -127,7 +94,7 @@ def judge(
     "raced" and the error that the search measured, on the noises that it held out (`n` says on how many).
     """
     problem = runs.problem
-    real = _real(model, problem, data)
+    real = real_of(model, problem, data)
     nfe = candidates[0].plan.nfe
     chosen = [("learned", learned)] if learned is not None else []
     chosen.append(("baseline", make_plan(model.process, "ddim", 5 * nfe)))

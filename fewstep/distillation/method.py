@@ -1,0 +1,248 @@
+"""What every method of distillation is made of: a setting, players, and what an iteration draws.
+
+A method's `draw` draws and nothing else: noises, times, rows of the data, conditions, each with one row a sample and for
+the whole batch, on the CPU, from the generator that it is given. So a run draws the same on one process as on several,
+and one that is resumed as one that never stopped. All work is in the losses of its players.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.conditions.label import Label
+from fewstep.conditions.time import Time
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.noise import Noise
+from fewstep.core.prediction import expand
+from fewstep.core.process import Process
+from fewstep.data.dataset import Dataset
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.teacher import Count, Counted
+from fewstep.networks.extended import extended
+from fewstep.searching.problem import conditions
+from fewstep.training.ema import EMA
+from fewstep.training.players import Gradients, Player, cosine
+
+Batch = dict[str, Any]  # tensors (B, ...) by name, dictionaries of such ("condition"), numbers that hold for all
+
+
+@dataclass
+class Setting:
+    """What a method is built with.
+
+    Args:
+        teacher: what is distilled; it is counted, asks for no gradients and stays as it is.
+        base: the network denoiser that students are copies of, or the student itself with `own`.
+        start: the time whose pure noise a student begins from. steps: of the student. iterations: of the whole run.
+        data: real samples with their conditions, None where they are not known or not wanted.
+        lr, ema, clip, betas: of every player that does not say otherwise. seed: of what is drawn before the run.
+        fake: what scores of the student's own samples begin as, by default the base; fake_lr: their rate.
+        hidden: share of the samples whose conditions are hidden (a label at its empty value).
+        share: (rank, processes): which part of a batch this process works on.
+    """
+
+    teacher: Denoiser
+    base: Denoiser
+    start: float
+    steps: int = 1
+    iterations: int = 1000
+    data: Dataset | None = None
+    data_std: float = 1.0
+    lr: float = 1e-3
+    ema: float = 0.99
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    batch: int = 256
+    seed: int = 0
+    hidden: float = 0.0
+    own: bool = False
+    fake: Denoiser | None = None
+    fake_lr: float | None = None
+    share: tuple[int, int] = (0, 1)
+    reduce: Callable[[Tensor], Tensor] | None = None  # the mean over processes
+    count: Count = field(default_factory=Count)
+    step: int = 0  # iterations done, kept by the run
+
+    def __post_init__(self) -> None:
+        self.teacher = Counted(self.teacher, self.count)
+
+    @property
+    def process(self) -> Process:
+        return self.base.process
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        assert self.base.shape is not None
+        return self.base.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    # Models
+
+    def student(self, late: int = 0, **extras: int) -> Denoiser:
+        """A copy of the base that trains. extras: further inputs of its network (`networks.extended`); with `target` it
+        is a map, and takes the condition `to`."""
+        model = self.base if self.own else copy.deepcopy(self.base)
+        if self.own or not (extras or late):
+            return model.requires_grad_(True)
+        if not isinstance(model, NetworkDenoiser):
+            raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")
+        model.network = extended(model.network, late=late, **extras)
+        if "target" in extras or late:
+            model.conditions = {**model.conditions, "to": Time()}
+        return model.requires_grad_(True)
+
+    def counted(self, model: Denoiser) -> Denoiser:
+        """The model, its calls counted; for calls, while its parameters belong to a player."""
+        return Counted(model, self.count)
+
+    def player(
+        self, module: nn.Module, loss: Callable[[Batch], Tensor], *, lr: float | None = None, every: int = 1,
+        average: bool = False, parameters: list[nn.Parameter] | None = None,
+    ) -> Player:  # fmt: skip
+        """A player with the setting's optimiser; `average`: with an average of its weights, for the student."""
+        return Player(
+            module,
+            loss,
+            parameters=parameters,
+            lr=cosine(self.lr if lr is None else lr, self.iterations, warmup=max(1, self.iterations // 20)),
+            betas=self.betas,
+            clip=self.clip,
+            every=every,
+            average=EMA(module, self.ema) if average else None,
+            backward=None if self.reduce is None else self._shared(self.reduce),
+        )
+
+    @staticmethod
+    def _shared(reduce: Callable[[Tensor], Tensor]) -> Gradients:
+        """Gradients of the mean over all processes."""
+
+        def backward(losses: Tensor, drawn: Any, parameters: Any) -> None:
+            losses.mean().backward(inputs=list(parameters))
+            flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+            for parameter, part in zip(parameters, reduce(flat).split([p.numel() for p in parameters]), strict=True):
+                parameter.grad.copy_(part.view_as(parameter))
+
+        return backward
+
+    # Chance: all for the whole batch, on the CPU
+
+    def noise(self, batch: int, generator: torch.Generator, *more: int) -> Tensor:
+        """The process's standard noise, (batch, *more, *shape)."""
+        count = batch
+        for number in more:
+            count *= number
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        flat = self.process.eps(lambda: torch.randn((count, *self.shape), generator=generator, dtype=dtype))
+        return flat.view(batch, *more, *self.shape)
+
+    def uniform(self, batch: int, generator: torch.Generator, *more: int) -> Tensor:
+        """Numbers in [0, 1), float64, (batch, *more)."""
+        return torch.rand((batch, *more), generator=generator, dtype=torch.float64)
+
+    def real(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Samples of the data, in the process's coordinates, and their conditions, some of them hidden."""
+        if self.data is None:
+            raise ValueError("this method needs data: give data=..., the data that the teacher was trained on")
+        rows = torch.randint(len(self.data), (batch,), generator=generator)
+        images, named = self.data.batch(rows)
+        found = self._hide({name: named[name] for name in self.base.conditions if name in named}, batch, generator)
+        return self.base.encode(images, **found), found
+
+    def condition(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Conditions as they come in the data where those are given, else every label equally often."""
+        if self.data is not None and self.base.conditions:
+            rows = torch.randint(len(self.data), (batch,), generator=generator)
+            found = conditions(self.base, self.data, rows)
+        else:
+            rows = torch.randint(2**31, (batch,), generator=generator)
+            found = conditions(self.base, None, rows)
+        return self._hide({name: value.cpu() for name, value in found.items()}, batch, generator)
+
+    def _hide(self, condition: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        hidden = torch.rand(batch, generator=generator) < self.hidden
+        for name, kind in self.base.conditions.items():
+            if name in condition and self.hidden and isinstance(kind, Label):
+                empty = kind.check(name, None, 1, torch.device("cpu"))
+                condition[name] = torch.where(hidden, empty, condition[name])
+        return condition
+
+    def mine(self, drawn: Batch) -> Batch:
+        """This process's part of a batch, on the device."""
+        rank, processes = self.share
+
+        def part(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                size = len(value) // processes
+                return value[rank * size : (rank + 1) * size].to(self.device)
+            return {name: part(own) for name, own in value.items()} if isinstance(value, dict) else value
+
+        return {name: part(value) for name, value in drawn.items()}
+
+    # States
+
+    def begin(self, noise: Tensor) -> Tensor:
+        """The state of pure noise at the start."""
+        return noise * self.process.sigma(self.start)
+
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`alpha_t x0 + sigma_t eps`, t `(B,)`."""
+        return expand(self.process.alpha(t), x0) * x0 + expand(self.process.sigma(t), x0) * eps
+
+    def times(self, t: float, batch: int) -> Tensor:
+        """One time for all, (batch,) float64, on the device."""
+        return torch.full((batch,), t, dtype=torch.float64, device=self.device)
+
+
+class Distiller(abc.ABC):
+    """A method at work on one student.
+
+    Attributes:
+        kind: of the student: "denoiser", "jump" or "map" (`fewstep.core.student`).
+        setting, student: what it was built with, and what it trains.
+        players: in the order in which they take their turns in an iteration; "student" is the one that is exported.
+    """
+
+    kind: ClassVar[str]
+    setting: Setting
+    student: Denoiser
+    players: dict[str, Player]
+
+    @abc.abstractmethod
+    def draw(self, batch: int, generator: torch.Generator) -> Batch:
+        """All chance of iteration `setting.step`, for the whole batch."""
+
+    def times(self) -> tuple[float, ...] | None:
+        """The times at which the student was trained, first to last but without the clean end; None for every time."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next iteration depends on besides the players, as tensors."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues from what `state` returned."""
+
+    def figures(self) -> dict[str, float]:
+        """Numbers of the log beside the losses."""
+        return {}
+
+
+def noises(seed: int, first: int, count: int, model: Denoiser) -> Tensor:
+    """Noises of a numbered stream, those of samples `first ...` under the seed: (count, *shape)."""
+    assert model.shape is not None
+    source, dtype = Noise(seed, first), torch.float64 if model.dtype == torch.float64 else torch.float32
+    return model.process.start(lambda draw: source.normal(draw, (count, *model.shape), model.device, dtype))  # type: ignore[misc]

@@ -1,0 +1,115 @@
+"""The verdict on a student: beside its teacher, and the teacher's best plans of as few evaluations, on unseen noises."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.sampler import Sampler
+from fewstep.data.dataset import Dataset
+from fewstep.metrics.endpoint import endpoint_error
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.precision_recall import precision_recall
+from fewstep.searching.candidates import described, fitted, hand_made, rank
+from fewstep.searching.learn import learn
+from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.real import Real, accuracy, real_of
+from fewstep.searching.reference import reference_plan, solve
+
+REFERENCE_NFE = 100
+FIRST = 1 << 20  # the number of the first noise that is judged: far from all that training and checks use
+FEW = (1, 2, 3, 4)
+TRAIN, HELD_OUT, ITERATIONS = 192, 96, 8  # of the learned plans that a student is judged beside
+
+
+def unseen(teacher: Denoiser, seed: int, n: int, data: Dataset | None) -> Problem:
+    """Noises that no training has seen, their conditions and where the teacher's ODE takes them."""
+    return solve(teacher, seed, FIRST, n, REFERENCE_NFE, torch.float32, data)
+
+
+def verdict(
+    teacher: Denoiser, student: Denoiser, plan: Sampler, problem: Problem, data: Dataset | None, *, paired: bool,
+    real: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row for each: the student; the teacher at 100 evaluations; of plans of the teacher at 1 to 4 evaluations and
+    at the student's number, the best hand-made and a learned one.
+
+    A row has role, name, nfe, n, frechet (to the data, or to the teacher's samples where those are not known or not
+    wanted), precision, recall, accuracy (where a metric can tell), endpoint (relative error against the teacher's ODE;
+    of a student only where its method keeps the pairing), seconds (of a thousand samples).
+
+    Args:
+        paired: whether the student's method keeps the pairing of noise and sample. real: whether data may be opened.
+    """
+    against = real_of(teacher, problem, data) if real else Real(problem.reference, "the teacher's samples", False)
+    rows = [_row("student", f"student, {plan.nfe} steps", student, plan, problem, against, paired)]
+    rows.append(
+        _figures("teacher", reference_plan(teacher, REFERENCE_NFE), problem.reference, teacher, problem, against)
+    )
+    rows[-1] |= {"nfe": REFERENCE_NFE, "endpoint": None}
+    train = solve(teacher, problem.seed + 1, 0, TRAIN + HELD_OUT, REFERENCE_NFE // 2, torch.float32, data)
+    held_out, train = train.part(TRAIN, len(train)), train.part(0, TRAIN)
+    std = float(train.reference.double().std())
+    for nfe in sorted({*FEW, plan.nfe}):
+        plans = [*hand_made(teacher.process, nfe), *fitted(teacher.process, nfe, std)]
+        candidates = rank(plans, teacher, held_out)
+        if not candidates:
+            continue
+        rows.append(_row("plan", candidates[0].name, teacher, candidates[0].plan, problem, against, True))
+        learned, _ = learn(teacher, candidates, train, held_out, seconds=math.inf, iterations=ITERATIONS)
+        if learned is not None:
+            rows.append(_row("learned", f"learned at {nfe}", teacher, learned, problem, against, True))
+    return rows
+
+
+def _row(
+    role: str, name: str, model: Denoiser, plan: Sampler, problem: Problem, real: Real, paired: bool
+) -> dict[str, Any]:
+    clock = time.perf_counter()
+    with torch.no_grad():
+        samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
+    seconds = (time.perf_counter() - clock) * 1000 / len(problem)
+    row = _figures(role, plan, samples, model, problem, real) | {"name": name, "seconds": seconds}
+    return row if paired else row | {"endpoint": None}
+
+
+def _figures(
+    role: str, plan: Sampler, samples: Tensor, model: Denoiser, problem: Problem, real: Real
+) -> dict[str, Any]:
+    seen = (model.decode(samples, **problem.condition) if real.data else samples).cpu()
+    images = real.images.cpu()
+    row: dict[str, Any] = {"role": role, "name": described(plan), "nfe": plan.nfe, "n": len(problem)}
+    row |= {"frechet": None, "precision": None, "recall": None, "against": real.name, "seconds": None}
+    if len(problem) > samples[0].numel():  # a covariance from fewer samples than dimensions says little
+        row["frechet"] = frechet(seen, images).value
+    near = precision_recall(seen, images)
+    row |= {"precision": near.precision, "recall": near.recall, "accuracy": accuracy(model, samples, problem)}
+    return row | {"endpoint": endpoint_error(samples, problem.reference).value}
+
+
+def said(rows: list[dict[str, Any]]) -> list[str]:
+    """What the rows come to: whether a plan wins."""
+    key = "frechet" if rows[0]["frechet"] is not None else "recall"
+    better = min if key == "frechet" else max
+    student = rows[0]
+    plans = [row for row in rows if row["role"] in ("plan", "learned") and row[key] is not None]
+    rivals = [row for row in plans if row["nfe"] <= student["nfe"]]
+    found = []
+    if rivals:
+        best = better(rivals, key=lambda row: row[key])
+        wins = better([best, student], key=lambda row: row[key]) is best
+        what = f"{best[key]:.3g} against {student[key]:.3g} of the student ({key} {student['against']})"
+        verb = "does better than the student" if wins else "does not reach the student"
+        found.append(f"At no more evaluations the teacher's best plan, {best['name']}, {verb}: {what}.")
+    more = [row for row in plans if row["nfe"] > student["nfe"] and better([row, student], key=lambda r: r[key]) is row]
+    if more:
+        first = min(more, key=lambda row: row["nfe"])
+        found.append(
+            f"From {first['nfe']} evaluations on a plan of the teacher does better: {first['name']}, {first[key]:.3g}."
+        )
+    return found

@@ -1,0 +1,140 @@
+"""Whether a student still answers as widely as its teacher: what is measured on the way, and when a run has collapsed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.sampler import Sampler
+from fewstep.metrics.frechet import frechet
+from fewstep.metrics.precision_recall import precision_recall
+from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
+from fewstep.searching.problem import Problem, run_all
+
+NARROW, WIDE, UNCOVERED = 0.5, 2.0, 0.5
+TWICE = 2  # checks running
+LARGEST = 512  # numbers of a sample up to which Frechet distances are taken; above it sliced Wasserstein ones
+
+
+class Collapsed(Exception):
+    """A run that has collapsed: what was seen."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A student beside its teacher on the same held-out noises.
+
+    deviation: the student's standard deviation over the teacher's, within a condition (the smallest and the largest
+    ratio of all conditions). drift: of the mean, in the teacher's standard deviations. coverage: share of the teacher's
+    samples that have one of the student's within their third neighbour's distance. distance: Frechet (or sliced
+    Wasserstein) distance to the teacher's samples.
+    """
+
+    deviation: tuple[float, float]
+    drift: float
+    coverage: float
+    distance: float
+
+    @property
+    def collapsed(self) -> str:
+        """What is wrong, or nothing."""
+        narrow, wide = self.deviation
+        if not math.isfinite(self.distance):
+            return "its samples are not finite"
+        if narrow < NARROW:
+            return f"its standard deviation is {narrow:.2f} of the teacher's"
+        if wide > WIDE:
+            return f"its standard deviation is {wide:.2f} times the teacher's"
+        if self.coverage < UNCOVERED:
+            return f"it covers {self.coverage:.2f} of the teacher's samples"
+        return ""
+
+    def record(self) -> dict[str, Any]:
+        """The figures for a log."""
+        return {
+            "deviation": list(self.deviation),
+            "drift": self.drift,
+            "coverage": self.coverage,
+            "distance": self.distance,
+        }
+
+
+def compared(samples: Tensor, teacher: Tensor, group: Tensor | None) -> Check:
+    """The check of a student's samples beside the teacher's, both (n, *shape); group: (n,) whole numbers, the condition
+    of each."""
+    a, b = (x.double().flatten(1).cpu() for x in (samples, teacher))
+    if not bool(a.isfinite().all()):
+        return Check((math.nan, math.nan), math.nan, 0.0, math.inf)
+    ratios = []
+    for rows in _groups(group, len(a)):
+        spread = b[rows].std(0).square().mean().sqrt()
+        ratios.append(float(a[rows].std(0).square().mean().sqrt() / spread) if spread > 0 else 1.0)
+    drift = float((a.mean(0) - b.mean(0)).norm() / b.std(0).norm().clamp(min=1e-12))
+    k = min(3, len(a) - 1)
+    covered = precision_recall(samples, teacher, k=k).coverage if k else 1.0
+    far = frechet(samples, teacher).value if a.shape[1] <= min(LARGEST, len(a) - 1) else None
+    far = sliced_wasserstein(samples, teacher).value if far is None else far
+    return Check((min(ratios), max(ratios)), drift, covered, far)
+
+
+def _groups(group: Tensor | None, n: int) -> list[Tensor]:
+    """Rows of each condition that has enough of them to speak of a deviation; all rows where none has."""
+    if group is not None:
+        found = [(group == value).nonzero()[:, 0] for value in group.unique()]
+        if large := [rows for rows in found if len(rows) >= 8]:
+            return large
+    return [torch.arange(n)]
+
+
+class Watch:
+    """Checks of a student on noises that it never trains on.
+
+    Args:
+        problem: held-out noises with conditions, the reference being the teacher's samples.
+        stop: whether a collapse ends the run.
+    """
+
+    def __init__(self, problem: Problem, stop: bool = True) -> None:
+        self.problem, self.stop = problem, stop
+        label = problem.condition.get("label")
+        self.group = None if label is None else label.cpu()
+
+    @torch.no_grad()
+    def check(self, model: Denoiser, plan: Sampler) -> Check:
+        """The figures of a student with its plan."""
+        problem = self.problem
+        try:
+            samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
+            samples = torch.full_like(problem.reference, math.nan)
+        return compared(samples, problem.reference, self.group)
+
+    def judge(
+        self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any]
+    ) -> bool:
+        """Keep the weights if they are the best so far, in `kept`, and say whether the run has collapsed.
+
+        memory: what earlier checks left: the best distance, and how many running had something wrong.
+
+        Raises:
+            Collapsed: two checks running, where a collapse is to end the run.
+        """
+        if found.distance < memory.get("best", math.inf):
+            memory["best"] = found.distance
+            kept.update({name: value.detach().clone() for name, value in weights.items()})
+        memory["wrong"] = memory.get("wrong", 0) + 1 if found.collapsed else 0
+        if memory["wrong"] < TWICE:
+            return False
+        if self.stop:
+            raise Collapsed(found.collapsed)
+        warnings.warn(f"the student has collapsed: {found.collapsed}", stacklevel=2)
+        return True
