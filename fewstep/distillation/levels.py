@@ -20,8 +20,10 @@ def ratio_of(process: Process, t: float) -> float:
 
 
 def at_shares(process: Process, start: float, shares: Tensor) -> Tensor:
-    """The times at shares in [0, 1] of the way from `start` to the smallest noise, equally far in `(sigma / alpha)^(1 / 7)`
-    (Karras et al., eq. 5): float64, of the shape of the shares; share 0 is `start` itself."""
+    """The times at shares in [0, 1] of the way from `start` to the smallest noise, float64, of the shape of the shares.
+
+    The way is measured in `(sigma / alpha)^(1 / 7)` (Karras et al., eq. 5); share 0 is `start` itself.
+    """
     first, last = (ratio_of(process, t) ** (1 / RHO) for t in (start, process.t_min))
     shares = shares.double()
     times = process.time(-RHO * (first + shares * (last - first)).log())
