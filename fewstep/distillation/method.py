@@ -25,7 +25,7 @@ from fewstep.core.process import Process
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.teacher import Count, Counted
-
+from fewstep.networks.embedding import extended
 from fewstep.searching.problem import conditions
 from fewstep.training.ema import EMA
 from fewstep.training.players import Gradients, Player, cosine
@@ -103,8 +103,6 @@ class Setting:
             return model.requires_grad_(True)
         if not isinstance(model, NetworkDenoiser):
             raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")
-        from fewstep.networks.extended import extended
-
         model.network = extended(model.network, late=late, **extras)
         if "target" in extras or late:
             model.conditions = {**model.conditions, "to": Time()}
