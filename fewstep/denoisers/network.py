@@ -15,7 +15,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import KINDS, Prediction, coefficients, expand, scales
 from fewstep.core.process import Process
-from fewstep.networks.common import Embedding
+from fewstep.networks.embedding import Embedding
 
 METHODS = (
     Method(
@@ -84,7 +84,7 @@ class NetworkDenoiser(Denoiser):
         if noise_dropout:
             embeddings = [module for module in network.modules() if isinstance(module, Embedding)]
             if not embeddings:
-                raise ValueError("noise_dropout needs a network with the noise embedding of fewstep.networks.common")
+                raise ValueError("noise_dropout needs a network with the noise embedding of fewstep.networks.embedding")
             for embedding in embeddings:
                 embedding.hide_noise()
 
