@@ -1,0 +1,1 @@
+"""Distillation: students of few evaluations, held to their teacher's exact flow."""
