@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def distill(
     on_collapse: str = "stop",
     check_every: int | None = None,
     judge: bool = True,
-    name: str = "",
+    recipe: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
@@ -188,7 +188,7 @@ def distill(
         resume: go on from the newest checkpoint in out; the result has the bits of a run that never stopped.
         on_collapse: "stop" ends a run whose student has collapsed, "go on" only warns. check_every: iterations between
             checks, by default a tenth of the run. judge: whether the student is judged at the end beside the teacher's
-            plans (`rows`). name: what the teacher is called in the student's configuration.
+            plans (`rows`). recipe: the recipe that asks for this (`run_recipe`), kept in checkpoints.
         tell: gets every record of the log.
 
     Raises:
@@ -250,11 +250,13 @@ def distill(
             "ema": setting.ema,
             "seed": seed,
             "data": None if real is None else real.spec.name,
+            "recipe": recipe,
         }
         state = DistillState(work, job, seed=seed, batch=size, accelerator=accelerator)
         if seconds is not None:
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
+        name = str(recipe["teacher"]["model"]) if recipe else ""
         facts = Student(work.kind, method, name, first, work.times(), _guidance(teacher))
         return _run(
             state, teacher, facts, folder, resumed, real,
