@@ -306,7 +306,7 @@ def _run(
     def check() -> dict[str, Any]:
         model = state.averaged()
         found = watch.check(model, plan)
-        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks)
+        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks, 2 * state.step >= total)
         return found.record() | ({"collapsed": True} if collapsed else {})
 
     def student() -> Denoiser:

@@ -51,14 +51,23 @@ def test_the_best_weights_are_kept_and_two_bad_checks_end_the_run():
     bad = Check((0.3, 1.0), 0.0, 1.0, 2.0)
     watch, kept, memory = Watch(Problem(TEACHER, TEACHER, {}, 0, 0)), {}, {}
     for found, value in ((good, 1.0), (bad, 2.0), (better, 3.0), (bad, 4.0)):
-        assert watch.judge(found, {"w": torch.tensor(value)}, kept, memory) is False
-    assert float(kept["w"]) == 3.0 and memory == {"best": 0.2, "wrong": 1}
+        assert watch.judge(found, {"w": torch.tensor(value)}, kept, memory, False) is False
+    assert float(kept["w"]) == 3.0 and memory == {"best": 0.2, "wrong": 1, "well": True}
     with pytest.raises(Collapsed, match="its standard deviation is 0.30 of the teacher's"):
-        watch.judge(bad, {"w": torch.tensor(5.0)}, kept, memory)
+        watch.judge(bad, {"w": torch.tensor(5.0)}, kept, memory, False)
     going_on = Watch(watch.problem, stop=False)
     with pytest.warns(UserWarning, match="the student has collapsed: its standard deviation is 0.30"):
-        assert going_on.judge(bad, {"w": torch.tensor(6.0)}, kept, memory) is True
+        assert going_on.judge(bad, {"w": torch.tensor(6.0)}, kept, memory, False) is True
     assert float(kept["w"]) == 3.0
+
+
+def test_a_student_that_begins_narrow_has_half_of_the_run_to_widen():
+    bad, memory = Check((0.3, 1.0), 0.0, 1.0, 2.0), {}
+    watch = Watch(Problem(TEACHER, TEACHER, {}, 0, 0))
+    for late in (False, False, False, True):
+        assert watch.judge(bad, {}, {}, memory, late) is False
+    with pytest.raises(Collapsed):
+        watch.judge(bad, {}, {}, memory, True)
 
 
 def test_a_check_runs_the_students_plan(teacher):
