@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -27,7 +28,9 @@ def _exact(seed: int, process: Process, nfe: int) -> Outcome:
 def _law(seed: int) -> Outcome:
     """The error of the spread of 4096 samples of 64 numbers: every gamma keeps the law, ancestral DDIM does not."""
     errors = []
-    for solver, answers, options in (("flow-map", "map", {"gamma": 0.7}), ("ddim", "denoiser", {"eta": 0.7})):
+    arms: tuple[tuple[str, str, dict[str, Any]], ...]
+    arms = ("flow-map", "map", {"gamma": 0.7}), ("ddim", "denoiser", {"eta": 0.7})
+    for solver, answers, options in arms:
         model = GaussianMap(torch.zeros(64), 0.25, EDM(), answers)
         noise = Noise(seed).normal(0, (4096, 64), "cpu", F64)
         x = plan(EDM(), solver, 4, "karras", **options)(model, noise, seed=seed, dtype=F64)
