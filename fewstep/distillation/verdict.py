@@ -66,7 +66,7 @@ def verdict(
 def _best_plans(
     teacher: Denoiser, nfe: int, train: Problem, held_out: Problem
 ) -> Iterator[tuple[str, str, Denoiser, Plan]]:
-    """Role, name, model and plan: of the best hand-made plan of so many evaluations, and of one learned from the best."""
+    """Role, name, model and plan of the best hand-made plan of so many evaluations, and of one learned from it."""
     std = float(train.reference.double().std())
     if not (found := rank([*hand_made(teacher.process, nfe), *fitted(teacher.process, nfe, std)], teacher, held_out)):
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +20,6 @@ from fewstep.searching.problem import Problem, for_model, run_all
 NARROW, WIDE, UNCOVERED = 0.5, 2.0, 0.5
 TWICE = 2  # checks running
 LARGEST = 512  # numbers of a sample up to which Frechet distances are taken; above it sliced Wasserstein ones
-
-
-class Collapsed(Exception):
-    """A run that has collapsed: what was seen."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +91,11 @@ def _groups(group: Tensor | None, n: int) -> list[Tensor]:
 class Watch:
     """Checks of a student on noises that it never trains on.
 
-    Args:
-        problem: held-out noises with conditions, the reference being the teacher's samples.
-        stop: whether a collapse ends the run.
+    problem: held-out noises with conditions, the reference being the teacher's samples.
     """
 
-    def __init__(self, problem: Problem, stop: bool = True) -> None:
-        self.problem, self.stop = problem, stop
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
         label = problem.condition.get("label")
         self.group = None if label is None else label.cpu()
 
@@ -120,18 +113,15 @@ class Watch:
 
     def judge(
         self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any], late: bool
-    ) -> bool:
-        """Keep the weights if they are the best so far, in `kept`, and say whether the run has collapsed.
+    ) -> str:
+        """Keep the weights if they are the best so far, in `kept`, and say by what the run has collapsed, if it has:
+        something was wrong for two checks running.
 
         A student begins as one that answers with means, and so too narrowly: that is no collapse before one check had
         nothing wrong, or half of the run is over (`late`).
 
-        Args:
-            memory: what earlier checks left: the best distance, how many running had something wrong, whether one had
-                nothing wrong.
-
-        Raises:
-            Collapsed: two checks running, where a collapse is to end the run.
+        memory: what earlier checks left: the best distance, how many running had something wrong, whether one had
+        nothing wrong.
         """
         if found.distance < memory.get("best", math.inf):
             memory["best"] = found.distance
@@ -139,9 +129,4 @@ class Watch:
         memory["well"] = memory.get("well", False) or not found.collapsed
         counts = found.collapsed and (memory["well"] or late)
         memory["wrong"] = memory.get("wrong", 0) + 1 if counts else 0
-        if memory["wrong"] < TWICE:
-            return False
-        if self.stop:
-            raise Collapsed(found.collapsed)
-        warnings.warn(f"the student has collapsed: {found.collapsed}", stacklevel=2)
-        return True
+        return found.collapsed if memory["wrong"] >= TWICE else ""

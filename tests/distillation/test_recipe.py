@@ -10,7 +10,7 @@ from fewstep.training.recipes import FOLDER
 
 KD = {"name": "kd", "pairs": 40, "plan": "ddim"}
 TRAIN = {"iterations": 8, "batch": 8, "on_collapse": "go on"}
-pytestmark = pytest.mark.filterwarnings("ignore:the student has collapsed")
+pytestmark = pytest.mark.filterwarnings("ignore:At iteration")
 
 
 @pytest.fixture(autouse=True)
