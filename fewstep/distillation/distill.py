@@ -23,13 +23,13 @@ from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset
-from fewstep.denoisers.folder import save_model
 from fewstep.distillation.levels import grid
 from fewstep.distillation.memory import held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
 from fewstep.distillation.verdict import said, unseen, verdict
 from fewstep.distillation.watch import Watch
+from fewstep.hub.models import save
 from fewstep.sampling.build import fixed_plan
 from fewstep.sampling.student import SOLVERS, begun, leaps
 from fewstep.searching.problem import data_for, own_data
@@ -68,8 +68,6 @@ class Distilled:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder."""
-        from fewstep.hub.models import save
-
         return save(self.model, folder, plan=self.model.plan, card=self.card())
 
     def card(self) -> str:
@@ -336,7 +334,7 @@ def _run(
     )  # fmt: skip
     finished, _ = run(
         state, course, folder, resumed=resumed, tell=heard, progress=progress,
-        export=lambda place: save_model(student(), place, plan=plan),  # type: ignore[arg-type]
+        export=lambda place: save(student(), place),
     )  # fmt: skip
     model = student()
     figures: dict[str, Any] = {

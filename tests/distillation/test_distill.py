@@ -106,6 +106,23 @@ def test_guidance_ends_up_inside(teacher):
     assert not equal(weights(made.model), weights(distill(teacher, "kd", **KD).model))
 
 
+def test_a_diffusers_pipeline_is_distilled_and_stays_one(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    down, up = ("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D")
+    network = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=down, up_block_types=up,
+    )  # fmt: skip
+    teacher = fs.load(diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()))
+    made = distill(teacher, "kd", **KD | {"iterations": 2, "pairs": 8})
+    assert not equal(weights(teacher), weights(made.model))
+    made.save(tmp_path / "student")
+    loaded = fs.load(tmp_path / "student")
+    assert loaded.student == made.model.student and loaded.plan.nfe == 1
+    torch.testing.assert_close(fs.sample(loaded, 2), fs.sample(made.model, 2))
+
+
 def test_an_exact_teacher_needs_a_student():
     process = EDM()
     mixture = GaussianMixture(torch.ones(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0.04 * torch.ones(2, 2), process)
