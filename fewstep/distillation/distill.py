@@ -23,6 +23,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset
+from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.levels import grid
 from fewstep.distillation.memory import held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
@@ -178,7 +179,7 @@ def distill(
         method: a distiller's name (`fewstep methods --room distillation` lists them); **options are its own.
         steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
             the data's standard deviation.
-        student: what to train, in place of a copy of the teacher's network; needed where the teacher has none.
+        student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         data: real samples: where a method needs some, by default those that the teacher was trained on; conditions are
             drawn as they come there. Without data every label is drawn equally often.
         iterations, seconds: how long: iterations repeat to the bit; a budget of seconds is turned into iterations by
@@ -209,7 +210,7 @@ def distill(
         raise ValueError(f"seconds must be positive, got {seconds}")
     if resume and out is None:
         raise ValueError("resume goes on with a run in a folder: give out=...")
-    base = student if student is not None else base_of(teacher)
+    base = copy.deepcopy(student) if student is not None else base_of(teacher)
     if base.shape is None:
         raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
     folder = None if out is None else Path(out)
@@ -230,7 +231,7 @@ def distill(
             teacher, base, first, steps, total, real, lambda: own_data(teacher), std,
             lr=lr if lr is not None else float(found.facts.get("lr", LR)),
             ema=ema if ema is not None else float(found.facts.get("ema", AVERAGE)),
-            batch=size, seed=seed, own=student is not None,
+            batch=size, seed=seed, own=student is not None and not isinstance(student, NetworkDenoiser),
             fake=base_of(teacher) if student is not None and _has_network(teacher) else None,
             share=(accelerator.process_index, accelerator.num_processes),
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
