@@ -64,17 +64,23 @@ class DisBack(Distiller):
             raise ValueError(f"path must be at least 1, record and last in (0, 1), got {path}, {record} and {last}")
         if last < (1 - last) / path:
             raise ValueError(f"the real teacher must have the longest share, got last={last} beside a path of {path}")
-        self.setting = copy.copy(setting)  # its teacher changes
-        self.inner: Matching = made("distiller", method, 1, **options or {})(self.setting)
+        self.setting = setting
+        self.inner: Matching = made("distiller", method, 1, **options or {})(setting)
         self.student, self.players = self.inner.student, self.inner.players
-        self.recorded, self.last = max(1, round(record * setting.iterations)), last
-        # After so many turns of the fake score its weights are kept.
-        self.due = [max(1, round(self.recorded * (k + 1) / (path + 1))) for k in range(path)]
+        self.record, self.last, self.length = record, last, path
         self.path: list[dict[str, Tensor]] = []
-        self.real = self.setting.teacher
         self.past = copy.deepcopy(self.inner.fake).requires_grad_(False)  # holds one of the path's weights
         self._held: int | None = None
         self._wait()
+
+    @property
+    def recorded(self) -> int:
+        """Iterations of the first stage."""
+        return max(1, round(self.record * self.setting.iterations))
+
+    def due(self, k: int) -> int:
+        """The number of turns of the fake score after which the path's k-th weights are kept."""
+        return max(1, round(self.recorded * (k + 1) / (self.length + 1)))
 
     def _wait(self) -> None:
         """Lets the fake score's turns record, and those of the student pass in the first stage."""
@@ -82,14 +88,14 @@ class DisBack(Distiller):
         fake_loss, loss, backward = fake.loss, student.loss, student.backward
 
         def recording(drawn: Batch) -> Tensor:
-            while len(self.path) < len(self.due) and self.setting.step >= self.due[len(self.path)]:
+            while len(self.path) < self.length and self.setting.step >= self.due(len(self.path)):
                 self.path.append({name: value.clone() for name, value in self.inner.fake.state_dict().items()})
             return fake_loss(drawn)
 
         def waiting(drawn: Batch) -> Tensor:
             if self.setting.step < self.recorded:
                 return drawn["z"].new_zeros(len(drawn["z"]))
-            self.setting.teacher = self.teacher()
+            self.inner.teacher = self.teacher()
             return loss(drawn)
 
         def gradients(losses: Tensor, drawn: Batch, parameters: Sequence[nn.Parameter]) -> None:
@@ -106,8 +112,8 @@ class DisBack(Distiller):
         """The teacher of iteration `setting.step` of the second stage."""
         share = (self.setting.step - self.recorded) / (self.setting.iterations - self.recorded)
         if share >= 1 - self.last:
-            return self.real
-        index = len(self.path) - 1 - int(share / (1 - self.last) * len(self.path))
+            return self.setting.teacher
+        index = self.length - 1 - int(share / (1 - self.last) * self.length)
         if index != self._held:
             self.past.load_state_dict(self.path[index])
             self._held = index

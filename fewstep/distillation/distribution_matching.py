@@ -5,7 +5,7 @@ The product of `s_fake - s_teacher` with `dx_t / dtheta` is the gradient of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -126,7 +126,7 @@ class DMD2(Matching):
 
     Raises:
         ValueError: a ratio below 1, a negative weight, an unknown loss, block or kind of real samples, a network that
-            names no blocks, no data where they are needed.
+            names no blocks; in `draw`, no data where they are needed.
     """
 
     needs_heads: ClassVar[bool] = False  # even where the student has no adversarial loss
@@ -143,13 +143,7 @@ class DMD2(Matching):
         super().__init__(setting, ratio)
         self.gan, self.classify, self.simulate, self.sides = gan, classify, simulate, sides(adversarial)
         self.discriminator = self.judge(features) if gan or self.needs_heads else None
-        self.pairing: Pairing | None = None
-        if self.uses_real and real == "teacher":
-            self.pairing = Pairing(setting, pairs, plan)
-        elif self.uses_real and setting.data is None:
-            raise ValueError(
-                "this method needs data: give data=..., those of the teacher, or real='teacher' for its own samples"
-            )
+        self.pairing = Pairing(setting, pairs, plan) if self.uses_real and real == "teacher" else None
 
     @property
     def uses_real(self) -> bool:
@@ -183,22 +177,26 @@ class DMD2(Matching):
         x = self.setting.noised(drawn["x0"], drawn["noise"], t)
         return self.setting.counted(self.student)(x, t, **drawn["condition"]).x0
 
-    def logits(self, x: Tensor, eps: Tensor, drawn: Batch) -> Tensor:
-        """Logits (B,) that samples are real, diffused to the drawn level."""
+    def logits(self, x: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B,) that samples are real, diffused to times (B,)."""
         assert self.discriminator is not None
         self.setting.count.evaluations += len(x) * (BACKWARD if torch.is_grad_enabled() else FORWARD)
-        return self.discriminator(self.setting.noised(x, eps, drawn["t"]), drawn["t"], drawn["condition"])
+        return self.discriminator(self.setting.noised(x, eps, t), t, condition)
 
     def fake_loss(self, x: Tensor, drawn: Batch) -> Tensor:
         loss = super().fake_loss(x, drawn)
         if self.discriminator is None:
             return loss
-        real, made = self.logits(drawn["x0"], drawn["noise"], drawn), self.logits(x, drawn["eps"], drawn)
+        twice = {name: torch.cat([value, value]) for name, value in drawn["condition"].items()}
+        pairs = ((drawn["x0"], x), (drawn["noise"], drawn["eps"]), (drawn["t"], drawn["t"]))
+        real, made = self.logits(*map(torch.cat, pairs), twice).chunk(2)
         return loss + self.classify * self.sides[0](real, made)
 
     def loss(self, x: Tensor, drawn: Batch) -> Tensor:
         loss = along(x, self.direction(x, drawn))
-        return loss + self.gan * self.sides[1](self.logits(x, drawn["eps"], drawn)) if self.gan else loss
+        if not self.gan:
+            return loss
+        return loss + self.gan * self.sides[1](self.logits(x, drawn["eps"], drawn["t"], drawn["condition"]))
 
     @torch.no_grad()
     def direction(self, x: Tensor, drawn: Batch) -> Tensor:

@@ -84,7 +84,7 @@ class FDistill(DMD2):
 
     @torch.no_grad()
     def direction(self, x: Tensor, drawn: Batch) -> Tensor:
-        log_r = self.logits(x, drawn["eps"], drawn).double()
+        log_r = self.logits(x, drawn["eps"], drawn["t"], drawn["condition"]).double()
         r = log_r.clamp(-self.most, self.most).exp()
         return expand(self.balanced(self.h(r), drawn["share"]), x) * super().direction(x, drawn)
 

@@ -40,7 +40,7 @@ class Matching(Distiller):
     def __init__(self, setting: Setting, ratio: int) -> None:
         if ratio < 1:
             raise ValueError(f"ratio must be at least 1 turn of the fake score for one of the student, got {ratio}")
-        self.setting = setting
+        self.setting, self.teacher = setting, setting.teacher
         self.student, self.fake = setting.student(), fake_of(setting.fake or setting.base)
         shares = torch.arange(setting.steps, dtype=torch.float64) / setting.steps
         self._times = at_shares(setting.process, setting.start, shares).tolist()
@@ -81,7 +81,7 @@ class Matching(Distiller):
         t, condition = drawn["t"], drawn["condition"]
         x_t = self.setting.noised(x, drawn["eps"], t)
         fake = self.setting.counted(self.fake)(x_t, t, **condition).x0
-        return fake, self.setting.teacher(x_t, t, **condition).x0
+        return fake, self.teacher(x_t, t, **condition).x0
 
     def _fake_loss(self, drawn: Batch) -> Tensor:
         with torch.no_grad():
