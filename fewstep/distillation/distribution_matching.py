@@ -188,8 +188,8 @@ class DMD2(Matching):
         if self.discriminator is None:
             return loss
         twice = {name: torch.cat([value, value]) for name, value in drawn["condition"].items()}
-        pairs = ((drawn["x0"], x), (drawn["noise"], drawn["eps"]), (drawn["t"], drawn["t"]))
-        real, made = self.logits(*map(torch.cat, pairs), twice).chunk(2)
+        both, eps = torch.cat([drawn["x0"], x]), torch.cat([drawn["noise"], drawn["eps"]])
+        real, made = self.logits(both, eps, torch.cat([drawn["t"], drawn["t"]]), twice).chunk(2)
         return loss + self.classify * self.sides[0](real, made)
 
     def loss(self, x: Tensor, drawn: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,8 @@ def one_component(mean: Tensor, covariance: Tensor, process: Process) -> Gaussia
     return GaussianMixture(torch.ones(1), mean[None], covariance[None], process)
 
 
-def hermite(d: int, process: Process, ratios: tuple[float, ...] = (0.1, 0.6, 2.0), n: int = 3) -> tuple[Batch, Tensor]:
-    """Gauss and Hermite's nodes for z and eps in d dimensions, at some ratios sigma / alpha: a batch and its weights."""
+def hermite(d: int, process: Process, ratios: Sequence[float] = (0.1, 0.6, 2.0), n: int = 3) -> tuple[Batch, Tensor]:
+    """Gauss and Hermite's nodes for z and eps in d dimensions, at some ratios sigma / alpha, and their weights."""
     points, weights = np.polynomial.hermite_e.hermegauss(n)
     grid = torch.tensor(list(itertools.product(points, repeat=2 * d)), dtype=F64)
     mass = torch.tensor([np.prod(one) for one in itertools.product(weights / weights.sum(), repeat=2 * d)], dtype=F64)
@@ -82,7 +82,7 @@ def trapezoid(process: Process, ratio: float, n: int = 301, reach: float = 8.5) 
     return batch_of(z, eps, torch.outer(mass, mass).flatten(), process, (ratio,))
 
 
-def batch_of(z: Tensor, eps: Tensor, mass: Tensor, process: Process, ratios: tuple[float, ...]) -> tuple[Batch, Tensor]:
+def batch_of(z: Tensor, eps: Tensor, mass: Tensor, process: Process, ratios: Sequence[float]) -> tuple[Batch, Tensor]:
     k, n = len(ratios), len(z)
     t = torch.stack([torch.as_tensor(process.time(-float(np.log(ratio))), dtype=F64) for ratio in ratios])
     drawn = {
@@ -196,7 +196,9 @@ def learned(
     )  # fmt: skip
     method = made("distiller", name, 1, **options)(whole)
     noise, real = torch.randn(1000, 2, generator=torch.Generator().manual_seed(9)), teacher.sample(1000, 5)
-    made_plan = plan(teacher.process, "multistep-consistency", timesteps=[*(method.times() or ()), teacher.process.t_zero])
+    made_plan = plan(
+        teacher.process, "multistep-consistency", timesteps=[*(method.times() or ()), teacher.process.t_zero]
+    )
 
     def distance() -> float:
         return sliced_wasserstein(made_plan(method.student, noise, seed=1).double(), real, projections=64).value

@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from distillation.matched import (
-    F64, affine, built, flat, gradient, hermite, jumper, law, learned, moved, one_component, resumes,
+    F64,
+    affine,
+    built,
+    flat,
+    gradient,
+    hermite,
+    jumper,
+    law,
+    learned,
+    moved,
+    one_component,
+    resumes,
     setting,
-)  # fmt: skip
+)
 
 from fewstep.core.prediction import expand
 from fewstep.distillation import distribution_matching
@@ -52,7 +63,9 @@ def test_the_gradient_is_that_of_the_divergence_of_gaussians(name, process, monk
     method = methods(process, student, one_component(*OTHER, process), law(student))[name]
     drawn, weights = hermite(2, process)
     found = gradient(lambda batch: method.loss(method.samples(batch), batch), student, drawn, weights)
-    exact = flat(torch.autograd.grad(kl(student, process, drawn), list(student.parameters()))) / 2  # mean over 2 numbers
+    exact = (
+        flat(torch.autograd.grad(kl(student, process, drawn), list(student.parameters()))) / 2
+    )  # mean over 2 numbers
     exact = exact / (0.7 if name == "diff-instruct" else 1)
     torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-10)
 
@@ -67,7 +80,9 @@ def test_it_is_at_rest_at_the_teachers_law_and_not_beside(name, process):
         method = methods(process, student, teacher, law(student))[name]
         if name == "dmd":  # its pairs lie on the exact map
             with torch.no_grad():
-                ends = jumper(process)(method.setting.begin(method.pairing.z), method.setting.times(method.times()[0], 4))
+                ends = jumper(process)(
+                    method.setting.begin(method.pairing.z), method.setting.times(method.times()[0], 4)
+                )
             method.pairing.x0 = ends.x0
             drawn["rows"] = torch.arange(len(weights)) % 4
         size.append(float(gradient(method._loss, student, drawn, weights).norm()))
@@ -185,5 +200,3 @@ def test_the_others_learn(name):
 def test_two_steps_learn():
     before, after = learned("dmd2", 1500, steps=2)
     assert after < before / 3
-
-

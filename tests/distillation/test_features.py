@@ -47,7 +47,9 @@ def test_it_follows_the_models_weights():
 def test_it_knows_the_sizes_and_the_middle():
     assert default_blocks(perceptron()) == ("block.1",)
     assert Read(perceptron(), ["block.1"]).sizes((2,), {}) == {"block.1": (1, 8)}
-    unet = NetworkDenoiser(UNet(channels=1, width=(4, 8), attention=(), classes=None), EDM(), "x0", (1, 4, 6), precondition="edm")
+    unet = NetworkDenoiser(
+        UNet(channels=1, width=(4, 8), attention=(), classes=None), EDM(), "x0", (1, 4, 6), precondition="edm"
+    )
     block = default_blocks(unet)[0]
     assert Read(unet, [block]).sizes((1, 4, 6), {})[block][0] == 1
     assert len(Read(unet, [block]).sizes((1, 4, 6), {})[block]) == 4
