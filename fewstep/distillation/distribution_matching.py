@@ -54,7 +54,7 @@ REALS = ("data", "teacher")
 
 
 class DiffInstruct(Matching):
-    """`w(t) (s_fake - s_teacher)(x_t) dx_t / dtheta` (Luo et al., eq. 3.4).
+    """`w(t) (s_fake - s_teacher)(x_t) dx_t / dtheta` (Luo et al., theorem 3.1).
 
     The weight is `w = sigma_t^2 / (alpha_t^2 data_std)`, by which every level moves x by the difference of the two
     answers in units of the data's deviation; the paper leaves it open.

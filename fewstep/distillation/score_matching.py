@@ -95,7 +95,7 @@ class SiD(Matching):
 
 
 class SIM(Matching):
-    """`-d'(y) . (s_fake(x_t) - grad log q(x_t | x))`, `y = s_fake - s_teacher` (Luo et al., eq. 3.6).
+    """`-d'(y) . (s_fake(x_t) - grad log q(x_t | x))`, `y = s_fake - s_teacher` (Luo et al., theorem 3.1).
 
     Its gradient, through x_t into both networks, is that of `E d(y)` over states whose law is held still. Here y is
     `(D_fake - D) / data_std`, `sigma_t^2 / (alpha_t data_std)` times the difference of scores: a distance of its own

@@ -102,5 +102,5 @@ def test_what_it_refuses():
 
 @pytest.mark.slow
 def test_it_learns():
-    before, after = learned("disback", 1500, method="dmd2", options={"gan": 0.0})
+    before, after = learned("disback", 600, method="dmd2", options={"gan": 0.0})
     assert after < before / 3
