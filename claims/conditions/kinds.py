@@ -16,6 +16,7 @@ from fewstep.conditions.negative import Negative
 from fewstep.conditions.number import Number
 from fewstep.conditions.picture import Picture
 from fewstep.conditions.text import Text
+from fewstep.conditions.time import Time
 from fewstep.core.condition import Condition
 from fewstep.core.config import built, config
 
@@ -63,6 +64,9 @@ ROWS: tuple[tuple[str, Condition, Callable[[Any], Tensor], str, list[Any], list[
     ("number", Number(0.0, 10.0), lambda value: torch.as_tensor(value, dtype=torch.float32).expand(BATCH),
      "a cast to float32", [NAN, float("inf"), -0.1, 10.5, True, [1.0, NAN, 2.0, 3.0], [1.0, 2.0]],
      [0, 10.0, [1, 2, 3, 4.5]]),
+    ("time", Time(0.0, 1.0), lambda value: torch.as_tensor(value, dtype=torch.float64).expand(BATCH),
+     "a cast to float64", [NAN, float("inf"), -0.1, 1.5, True, [1.0, NAN, 0.5, 0.25], [1.0, 0.5]],
+     [0, 1.0, [1, 0.5, 0.25, 0.125]]),
     ("picture", Picture((1, 2, 2)), lambda value: torch.as_tensor(value).float().expand(BATCH, 1, 2, 2),
      "a cast to float32 and to the shape",
      [torch.zeros(1, 2, 1), torch.zeros(2), torch.zeros(()), torch.zeros(1, 2, 2).long(), 0.0, torch.zeros(3, 1, 2, 2)],

@@ -20,6 +20,7 @@ from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan, as_plan
 from fewstep.core.program import Program, program
+from fewstep.core.run import check_given
 from fewstep.core.sampler import Sampler, begin_run, memory_for, solver_of
 from fewstep.networks.surgery import replaced
 
@@ -100,6 +101,7 @@ def end_deviations(model: Denoiser, plan: Plan, noises: Tensor, condition: Mappi
         model, Recipe(parts, lambda number, count: standing.get(number, ()), rows=()), ("block-caching", {})
     )
     start, named = begin_run(plan, cached, noises, None, _dtype(noises), condition)
+    check_given(plan.table, cached)
     answers: list[tuple[Tensor, str]] = []
 
     def evaluate(number: int, asked: Any, memory: Memory) -> tuple[Tensor, str]:

@@ -15,6 +15,7 @@ from fewstep.core.facts import Facts
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
+from fewstep.core.student import Student
 
 _FACTS = tuple(field.name for field in fields(Facts))
 
@@ -36,6 +37,7 @@ class Denoiser(nn.Module):
     # The rule of the model's own scheduler, where it came with one: (process, steps, end) -> times.
     timesteps: Callable[..., list[float]] | None = None
     solver: str | None = None  # the solver to use where none is named
+    student: Student | None = None  # what a distilled model is
 
     @property
     def carries(self) -> bool:
@@ -66,6 +68,7 @@ class Denoiser(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """A description as JSON: its process, shape, conditions and so on."""
+        distilled = {} if self.student is None else {"student": self.student.config()}
         return {
             "denoiser": type(self).__name__,
             "parameters": sum(p.numel() for p in self.parameters()),
@@ -73,6 +76,7 @@ class Denoiser(nn.Module):
             "shape": list(self.shape) if self.shape is not None else None,
             "value range": list(self.value_range) if self.value_range else None,
             "conditions": {name: kind.config() for name, kind in self.conditions.items()},
+            **distilled,
         }
 
     def config(self) -> dict[str, Any]:

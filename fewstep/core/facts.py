@@ -10,6 +10,7 @@ from torch import nn
 
 from fewstep.core.condition import Condition
 from fewstep.core.process import Process
+from fewstep.core.student import Student
 
 if TYPE_CHECKING:
     from fewstep.core.plan import Plan
@@ -26,6 +27,7 @@ class Facts:
             pictures and whose samples are latents.
         plan: the plan that samples it best, where one was found. timesteps: the rule of the model's own scheduler,
             `(process, steps, end) -> times`. solver: the one to use where none is named.
+        student: of a distilled model, what it is; None of others.
     """
 
     process: Process
@@ -38,3 +40,4 @@ class Facts:
     plan: Plan | None = None
     timesteps: Callable[..., list[float]] | None = None
     solver: str | None = None
+    student: Student | None = None

@@ -23,6 +23,7 @@ from fewstep.core.ops import Number, in_band
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process, process_from_config
 from fewstep.core.program import Ask, drive, program
+from fewstep.core.run import check_given
 from fewstep.core.sampler import Run, Sampler
 
 
@@ -178,6 +179,8 @@ def around(plan: Sampler, name: str, solver: Callable[[Live, Callable[[Answer], 
     table = plan.table
 
     def run(live: Live, process: Process, times: list[float]) -> Tensor:
+        check_given(table, live.model)
+
         def play(answer: Answer) -> Tensor:
             count = -1
 

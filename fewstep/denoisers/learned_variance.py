@@ -86,7 +86,7 @@ class LearnedVariance(NetworkDenoiser):
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> SpreadPrediction:
         seen, noise, scale = self._seen(x, t)
-        value, fraction = self._halves(self._call(seen, noise, condition), x)
+        value, fraction = self._halves(self._call(seen, noise, self._told(condition, t)), x)
         made = self._answer(value, x, t, scale)
         return SpreadPrediction(made.value, made.kind, x, t, self.process, fraction)
 
@@ -96,5 +96,5 @@ class LearnedVariance(NetworkDenoiser):
     def loss_parts(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor, Tensor]:
         """As in the base class, with the fraction for the term that trains it."""
         seen, noise, target = self._task(x0, eps, t)
-        value, fraction = self._halves(self._call(seen, noise, condition), x0)
+        value, fraction = self._halves(self._call(seen, noise, self._told(condition)), x0)
         return value, target, fraction

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.time import aimed
 from fewstep.core.arguments import checked
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
@@ -15,6 +16,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import KINDS, Prediction, coefficients, expand, scales
 from fewstep.core.process import Process
+from fewstep.core.student import Student
 from fewstep.networks.common import Embedding
 
 METHODS = (
@@ -42,12 +44,18 @@ class NetworkDenoiser(Denoiser):
 
     The state may be of any float dtype; the network works in its own.
 
+    A flow map has the condition `to` (of kind `Time`): its network also takes `target` `(B,)`, that time's noise level
+    in the form in which it sees the state's own. The answer's x0 is then the g for which DDIM's step
+    `(sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) g` from t is the state at s = `to` (Kim et al.,
+    2310.02279, for any process). Without `to` it is the ordinary denoiser, to which s = t is the limit.
+
     Args:
         predicts: kind of the network's output, one of x0, eps, v, velocity, score (x0 with "edm").
         shape: one sample's shape; data_std: standard deviation of the data ("edm" only).
         data: name of the data set it was trained on, where that can be opened again (fewstep.data.open.open_data).
         noise_dropout: probability with which training hides a sample's noise level from the network, which then learns
             an answer for an unknown one as well (the guidance "nag"); drawn from torch's generator, like dropout.
+        student: what it is, where it was distilled, or its configuration.
     """
 
     @checked
@@ -63,6 +71,7 @@ class NetworkDenoiser(Denoiser):
         value_range: tuple[float, float] | None = (-1.0, 1.0),
         data: str | None = None,
         noise_dropout: float = 0.0,
+        student: Student | Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if predicts not in KINDS:
@@ -78,6 +87,7 @@ class NetworkDenoiser(Denoiser):
         self.conditions = dict(conditions or {})
         self.precondition, self.data_std, self.value_range = precondition, float(data_std), value_range
         self.data = data
+        self.student = Student.from_config(student) if isinstance(student, Mapping) else student
         if not 0 <= noise_dropout < 1:
             raise ValueError(f"noise_dropout must be at least 0 and below 1, got {noise_dropout}")
         self.noise_dropout = float(noise_dropout)
@@ -92,7 +102,8 @@ class NetworkDenoiser(Denoiser):
         names = ("network", "process", "predicts", "shape", "conditions")
         further = ("precondition", "data_std", "value_range", "data")
         hiding = ("noise_dropout",) if self.noise_dropout else ()  # configurations of all others stay as they were
-        return {name: getattr(self, name) for name in (*names, *further, *hiding)}
+        distilled = {} if self.student is None else {"student": self.student.config()}
+        return {name: getattr(self, name) for name in (*names, *further, *hiding)} | distilled
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,17 +118,32 @@ class NetworkDenoiser(Denoiser):
 
     def _call(self, x: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
         # The noise level stays in float32: bfloat16 has three digits, too few to distinguish two steps.
-        noise = noise.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
-        return self.network(x.to(self.dtype), noise.expand(x.shape[0]), **condition).to(x.dtype)
+        exact = torch.float64 if self.dtype == torch.float64 else torch.float32
+        if "target" in condition:
+            condition = {**condition, "target": condition["target"].to(exact).expand(x.shape[0])}
+        return self.network(x.to(self.dtype), noise.to(exact).expand(x.shape[0]), **condition).to(x.dtype)
+
+    def _told(self, condition: dict[str, Any], t: Tensor | None = None) -> dict[str, Any]:
+        """The conditions as the network takes them: `to` as the noise level `target`, or left out without the state's
+        time t."""
+        if "to" not in self.conditions:
+            return condition
+        to = condition.pop("to", None)
+        return condition if to is None or t is None else condition | {"target": self._level(aimed(to, t))}
+
+    def _level(self, t: Tensor) -> Tensor:
+        """A time as the network sees it."""
+        if self.precondition == "none":
+            return t
+        return (-self.process.log_snr(t) / 4).clamp(-5.0, 5.0)  # infinite at pure noise
 
     def _edm(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_in, c_noise, c_skip, c_out."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         norm = (sigma**2 + alpha**2 * self.data_std**2).sqrt()
-        c_noise = (-self.process.log_snr(t) / 4).clamp(-5.0, 5.0)  # infinite at pure noise
         return (
             expand(1 / norm, x),
-            c_noise,
+            self._level(t),
             expand(alpha * self.data_std**2 / norm**2, x),
             expand(sigma * self.data_std / norm, x),
         )
@@ -136,7 +162,7 @@ class NetworkDenoiser(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         seen, noise, scale = self._seen(x, t)
-        return self._answer(self._call(seen, noise, condition), x, t, scale)
+        return self._answer(self._call(seen, noise, self._told(condition, t)), x, t, scale)
 
     def _task(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A training sample's input and noise level for the network, NaN where it is hidden, and what its output should
@@ -162,10 +188,11 @@ class NetworkDenoiser(Denoiser):
         """The network's output at `alpha x0 + sigma eps` and what it should have been, both `(B, *shape)`.
 
         Their squared difference is the training loss: in the network's own kind, and for EDM's preconditioning
-        that in which every noise level has the same weight (their `lambda(sigma) c_out^2 = 1`).
+        that in which every noise level has the same weight (their `lambda(sigma) c_out^2 = 1`). A flow map learns to
+        be the ordinary denoiser by it: `to` is t.
         """
         seen, noise, target = self._task(x0, eps, t)
-        return self._call(seen, noise, condition), target
+        return self._call(seen, noise, self._told(condition)), target
 
     def loss_parts(self, x0: Tensor, eps: Tensor, t: Tensor, **condition: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """`loss_pair`, and the `fraction` of a network that learns its variance (`LearnedVariance`), or None."""

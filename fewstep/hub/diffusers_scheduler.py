@@ -39,9 +39,12 @@ def as_diffusers_scheduler(plan: Plan, like: Any = None) -> PlanScheduler:
     Raises:
         ImportError: without diffusers.
         ValueError: a process for which diffusers has no network time, noise levels other than the pipeline's, a plan
-            with no table (adaptive solvers, bands of noise levels).
+            with no table (adaptive solvers, bands of noise levels), or with numbers for the network (`to`, `guidance`).
     """
-    _ = plan.table  # a plan without one says so
+    if told := [name for op in plan.table.evaluations for name, _ in op.given]:  # a plan without a table says so
+        raise ValueError(
+            f"the plan gives the network {told[0]!r} at its evaluations, and a diffusers pipeline passes nothing on"
+        )
     process = process_from_config(dict(plan.process))
     if not isinstance(process, Discrete | Flow):
         raise ValueError(

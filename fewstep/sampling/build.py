@@ -200,12 +200,13 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
 
 @functools.cache
 def solver_names(live: bool = False) -> tuple[str, ...]:
-    """Every solver that runs on any times, orders spelt out: those that make a plan, or the `live` ones, which depend
-    on the data as they run."""
+    """Every solver for any model on any times, orders spelt out: those that make a plan, or the `live` ones, which
+    depend on the data as they run. Not those for models that are told where a step goes (`to`)."""
     names: list[str] = []
     for method in methods("solver"):
-        if bool(method.facts.get("live")) != live or method.facts.get("own_times"):
+        facts = method.facts
+        if bool(facts.get("live")) != live or facts.get("own_times") or facts.get("to"):
             continue
-        orders = method.facts.get("orders")
+        orders = facts.get("orders")
         names += [f"{method.name}-{p}" for p in orders] if orders else [method.name]
     return tuple(names)

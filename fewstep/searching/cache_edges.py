@@ -28,6 +28,7 @@ from fewstep.core.memory import Memory, ask
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.program import program
+from fewstep.core.run import check_given
 from fewstep.core.sampler import begin_run, memory_for
 from fewstep.report.files import write_json
 
@@ -86,6 +87,7 @@ class Trial:
 
     def _begin(self) -> tuple[Any, dict[str, Tensor], Memory]:
         x, named = begin_run(self.plan, self.cached, self.noise, None, self.noise.dtype, self.condition)
+        check_given(self.plan.table, self.cached)
         memory = memory_for(self.cached, len(x), self.condition, self.plan)
         assert memory is not None
         return program(self.plan.table, x, Noise(self.seed, self.first)), named, memory

@@ -19,6 +19,7 @@ from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.program import drive, program
+from fewstep.core.run import check_given
 from fewstep.core.sampler import begin_run, memory_for, solver_of
 
 
@@ -53,6 +54,7 @@ def visits(
     """
     dtype = torch.float64 if noises.dtype == torch.float64 else torch.float32
     x, named = begin_run(plan, model, noises, None, dtype, condition)
+    check_given(plan.table, model)
     memory, found = memory_for(model, len(x), condition, plan), list[Visit]()
 
     def answer(asked: tuple[Tensor, Tensor, Mapping[str, Tensor]]) -> tuple[Tensor, str]:

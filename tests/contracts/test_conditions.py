@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fewstep.conditions.number import Number
+from fewstep.conditions.time import Time, aimed
 from fewstep.core.condition import condition_from_config
 from fewstep.core.config import built, config
 from fewstep.core.methods import methods
@@ -46,6 +47,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "each": [[0.5, 8, 1.25], torch.tensor([0.5, 8.0, 1.25], dtype=torch.float64)],
         "refused": [0.4, 8.1, math.nan, math.inf, True, "3", [], [1.0, 2.0], [1.0, 2.0, math.inf], torch.zeros(3, 1)],
         "empty": 3.5,
+    },
+    "time": {
+        "options": {"low": 0.0, "high": 3.0},
+        "one": [2, 2.0, [2.0], torch.tensor(2.0), torch.tensor([2], dtype=torch.int64)],
+        "each": [[0, 3, 0.125], torch.tensor([0.0, 3.0, 0.125])],
+        "refused": [-0.1, 3.1, math.nan, math.inf, True, "3", [], [1.0, 2.0], [1.0, 2.0, math.nan], torch.zeros(3, 1)],
+        "empty": math.nan,
     },
     "negative": {
         "options": {"of": {"kind": "label", "classes": 7}, "usual": 5},
@@ -106,7 +114,9 @@ def test_the_empty_value(name):
     kind = made(name)
     if "empty" in EXAMPLES[name]:
         rows = kind.check("c", None, 2, CPU)
-        assert rows.tolist() == [EXAMPLES[name]["empty"]] * 2
+        wanted = torch.tensor([EXAMPLES[name]["empty"]] * 2, dtype=rows.dtype)
+        torch.testing.assert_close(rows, wanted, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(kind.check("c", rows, 2, CPU), rows, rtol=0, atol=0, equal_nan=True)
     else:
         assert not kind.guides
         with pytest.raises(ValueError, match="this model needs c"):
@@ -132,3 +142,17 @@ def test_numbers_say_their_range():
     for wrong in ({"low": 1, "high": 1}, {"high": 1, "default": 2}, {"default": math.nan}):
         with pytest.raises(ValueError, match="range of a number must rise|default must be a finite number"):
             Number(**wrong)
+
+
+def test_a_time_that_is_none_is_the_states_own():
+    rows = Time(0, 3).check("to", torch.tensor([0.5, math.nan, 3.0]), 3, CPU)
+    assert rows.dtype == torch.float64
+    t = torch.tensor([1.0, 2.0, 3.0])
+    assert aimed(rows, t).tolist() == [0.5, 2.0, 3.0] and aimed(rows, t).dtype == t.dtype
+    assert aimed(rows, torch.tensor(0.75)).tolist() == [0.5, 0.75, 3.0] and aimed(None, t) is t
+    with pytest.raises(ValueError, match="to must be a finite time of at least 0 and at most 3, got 3.5"):
+        Time(0, 3).check("to", 3.5, 2, CPU)
+    with pytest.raises(ValueError, match="to must be a finite time of at least 0, got inf"):
+        Time(0).check("to", torch.tensor(math.inf), 2, CPU)
+    with pytest.raises(ValueError, match="range of a time must rise"):
+        Time(1, 1)

@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.time import Time
 from fewstep.core.methods import find
 from fewstep.core.prediction import KINDS
+from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.hub.models import load, save
 from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
+from fewstep.sampling.thresholding import Thresholded
 
 F64 = torch.float64
 
@@ -200,3 +204,61 @@ def test_noise_dropout_refuses_what_it_cannot_hide_from():
         NetworkDenoiser(MLP((2,)), VP(), noise_dropout=1.0)
     with pytest.raises(ValueError, match="noise_dropout needs a network with the noise embedding"):
         NetworkDenoiser(Recorder(), VP(), noise_dropout=0.1)
+
+
+class Aimed(Recorder):
+    """A recorder that is also told where to go."""
+
+    def forward(self, x, noise, label=None, target=None):
+        self.seen = (x, noise, target)
+        target = noise if target is None else target
+        return self.answer(x, noise) * self.weight + target.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("precondition", ["none", "edm"])
+@pytest.mark.parametrize("process", [EDM(), VP(), Flow()], ids=lambda p: p.name)
+def test_the_time_to_go_to_is_seen_as_the_states_own(process, precondition):
+    network = Aimed(lambda x, noise: torch.tanh(x))
+    model = NetworkDenoiser(network, process, "x0", (2, 4, 5), {"to": Time()}, precondition)
+    x, t = pair()[0], torch.tensor([process.t_max, 0.5, 0.3], dtype=F64)
+    to = torch.tensor([0.2, math.nan, process.t_zero], dtype=F64)
+    there = model(x, t, to=to).value
+    target = network.seen[2].clone()
+    model(x, torch.where(to.isnan(), t, to))
+    assert torch.equal(target, network.seen[1]) and bool(torch.isfinite(target).all())
+    usual = model(x, t).value
+    assert network.seen[2] is None and torch.equal(there[1], usual[1])
+    assert bool(((there - usual).abs()[[0, 2]] > 0.04).all())
+    none = model.check_condition({}, 3, x.device)
+    assert torch.equal(model(x, t, **none).value, usual) and torch.equal(
+        model(x, t[2], **none).value, model(x, t[2]).value
+    )
+    # What a plan tells in float32 is what the network would see as a time in float32.
+    assert torch.equal(model(x, t.float(), to=to.float()).value, model(x, t.float(), to=to.float().double()).value)
+
+
+def test_a_maps_loss_is_that_of_the_ordinary_denoiser():
+    x0, eps = pair()
+    t = torch.tensor([0.3, 0.5, 0.9], dtype=F64)
+    network = Aimed(lambda x, noise: torch.tanh(x))
+    model = NetworkDenoiser(network, VP(), "eps", (2, 4, 5), {"to": Time(), "label": Label(3)})
+    named = model.check_condition({"label": [0, 1, 2]}, 3, x0.device)
+    output, target = model.loss_pair(x0, eps, t, **named)
+    assert network.seen[2] is None and torch.equal(target, eps)
+    x = VP().alpha(t).reshape(-1, 1, 1, 1) * x0 + VP().sigma(t).reshape(-1, 1, 1, 1) * eps
+    torch.testing.assert_close(output, model(x, t, **named).value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_student_is_saved_with_its_network(tmp_path):
+    student = Student(
+        "jump", "dmd2", "digits", start=3.3, times=(3.3, 0.4), guidance=2.0, iterations=7, evaluations=42.0
+    )
+    model = NetworkDenoiser(MLP((3,)), VP(), shape=(3,), student=student)
+    again = load(save(model, tmp_path / "student"))
+    assert again.student == student and again.facts.student == student and Thresholded(again).student is again.student
+    assert "student" not in NetworkDenoiser(MLP((3,)), VP(), shape=(3,)).config()
+    assert again.describe()["student"]["method"] == "dmd2"
+    path = tmp_path / "student" / "config.json"
+    path.write_text(path.read_text().replace('"dmd2"', '"dmd3"'))
+    with pytest.raises(ValueError, match="config.json was changed by hand or damaged"):
+        load(tmp_path / "student")
