@@ -16,7 +16,8 @@ from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.networks.common import Embedding, zeroed
+from fewstep.networks.common import zeroed
+from fewstep.networks.embedding import Embedding
 from fewstep.networks.unet import Residual
 
 PAPER = "Clockwork Diffusion: Efficient Generation With Model-Step Distillation (Habibian et al., 2023)"

@@ -17,7 +17,7 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import KINDS, Prediction, coefficients, expand, scales
 from fewstep.core.process import Process
 from fewstep.core.student import Student
-from fewstep.networks.common import Embedding
+from fewstep.networks.embedding import Embedding
 
 METHODS = (
     Method(
@@ -94,7 +94,7 @@ class NetworkDenoiser(Denoiser):
         if noise_dropout:
             embeddings = [module for module in network.modules() if isinstance(module, Embedding)]
             if not embeddings:
-                raise ValueError("noise_dropout needs a network with the noise embedding of fewstep.networks.common")
+                raise ValueError("noise_dropout needs a network with the noise embedding of fewstep.networks.embedding")
             for embedding in embeddings:
                 embedding.hide_noise()
 

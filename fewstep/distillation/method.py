@@ -25,7 +25,7 @@ from fewstep.core.process import Process
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.teacher import Count, Counted
-from fewstep.networks.extended import extended
+from fewstep.networks.embedding import extended
 from fewstep.searching.problem import conditions
 from fewstep.training.ema import EMA
 from fewstep.training.players import Gradients, Player, cosine
@@ -93,7 +93,7 @@ class Setting:
     # Models
 
     def student(self, late: int = 0, **extras: int) -> Denoiser:
-        """A copy of the base that trains. extras: further inputs of its network (`networks.extended`); with `target` it
+        """A copy of the base that trains. extras: further inputs of its network (`networks.embedding.extended`); with `target` it
         is a map, and takes the condition `to`."""
         model = self.base if self.own else copy.deepcopy(self.base)
         if self.own or not (extras or late):

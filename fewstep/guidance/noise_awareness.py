@@ -16,7 +16,7 @@ from fewstep.core.process import Process
 from fewstep.guidance.common import method
 from fewstep.guidance.kinds import into
 from fewstep.guidance.parts import Call, Rule, Source
-from fewstep.networks.common import Embedding
+from fewstep.networks.embedding import Embedding
 from fewstep.networks.surgery import InPlaceOf, replaced
 
 METHODS = (
@@ -86,10 +86,11 @@ def hiding(model: nn.Module) -> list[str]:
 
 
 class Unaware(InPlaceOf):
-    """Stands for an embedding, and hides the noise level from it."""
+    """Stands for an embedding, and hides the noise level from it, and the target's."""
 
-    def forward(self, noise: Tensor | None, label: Tensor | None, batch: int) -> Tensor:
-        return self.of(None, label, batch)  # type: ignore[no-any-return]
+    def forward(self, noise: Tensor | None, label: Tensor | None, batch: int, **extras: Tensor | None) -> Tensor:
+        shown = {name: value for name, value in extras.items() if name != "target"}
+        return self.of(None, label, batch, **shown)  # type: ignore[no-any-return]
 
 
 class Hidden(Source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.networks.common import Embedding, zeroed
+from fewstep.networks.common import zeroed
+from fewstep.networks.embedding import Embedding, early_and_late, early_blocks
 
 METHODS = (
     Method(
@@ -42,21 +44,33 @@ class Near(nn.Module):
 
 
 class Convolution(nn.Module):
-    """`network(x, noise, label=None)`: (B, C, H, W) to (B, C, H, W), H and W at least 2. See `fewstep.networks.common`.
+    """`network(x, noise, label=None, **extras)`: (B, C, H, W) to (B, C, H, W), H and W at least 2.
+
+    See `fewstep.networks.common`.
 
     channels: C. width: of the hidden layers. depth: blocks; the receptive field is 3 + 2 depth pixels wide. classes:
-    number of classes (a pyramid's scales, for example), or None.
+    number of classes (a pyramid's scales, for example), or None. extras, late: further inputs, and how many blocks read
+    the target (`fewstep.networks.embedding`).
     """
 
-    def __init__(self, channels: int = 3, width: int = 32, depth: int = 4, classes: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 32,
+        depth: int = 4,
+        classes: int | None = None,
+        extras: Mapping[str, int] | None = None,
+        late: int = 0,
+    ) -> None:
         super().__init__()
         if min(channels, width, depth) < 1:
             raise ValueError(f"channels, width and depth must be at least 1, got {channels}, {width} and {depth}")
         self.channels, self.width, self.depth, self.classes = channels, width, depth, classes
-        self.embedding = Embedding(2 * width, classes)
+        self.embedding = Embedding(2 * width, classes, extras=extras, late=late)
         self.first = nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect")
         self.block = nn.ModuleList(Near(width, 2 * width) for _ in range(depth))
         self.last = zeroed(nn.Conv2d(width, channels, 1))
+        self.early = early_blocks(self)
 
     @property
     def receptive_field(self) -> int:
@@ -76,13 +90,13 @@ class Convolution(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON, with the registered name under "network"."""
         arguments = {"channels": self.channels, "width": self.width, "depth": self.depth, "classes": self.classes}
-        return {"network": "convolution"} | arguments
+        return {"network": "convolution"} | arguments | self.embedding.options
 
-    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None, **extras: Tensor | None) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 2:
             raise ValueError(f"x must be (B, {self.channels}, H, W) with sides of at least 2, got {tuple(x.shape)}")
-        embedding = F.silu(self.embedding(noise, label, len(x)))
+        early, late = early_and_late(self.embedding, noise, label, len(x), extras)
         hidden = self.first(x)
-        for block in self.block:
-            hidden = block(hidden, embedding)
+        for index, block in enumerate(self.block):
+            hidden = block(hidden, early if index < self.early else late)
         return self.last(F.silu(hidden))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.networks.common import Attend, Embedding, as_pair, attend, head_count, plain, zeroed
+from fewstep.networks.common import Attend, as_pair, attend, head_count, plain, zeroed
+from fewstep.networks.embedding import Embedding, early_and_late, early_blocks
 
 METHODS = (
     Method(
@@ -85,11 +86,12 @@ class Perceptron(Branch):
 
 
 class DiT(nn.Module):
-    """`network(x, noise, label=None)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
+    """`network(x, noise, label=None, **extras)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
 
     channels: C. size: the height and width of its images (a number when square). patch: the side of a patch.
     width: channels of a token, a multiple of 4. depth: how many pairs of attention and perceptron. classes: number
-    of classes, or None. dropout: within the perceptrons.
+    of classes, or None. dropout: within the perceptrons. extras, late: further inputs, and how many blocks read the
+    target (`fewstep.networks.embedding`).
 
     Positions are fixed sines in two dimensions. Blocks, in order: `block.0.attn`, `block.0.mlp`, `block.1.attn`, ...
 
@@ -107,6 +109,8 @@ class DiT(nn.Module):
         depth: int = 4,
         classes: int | None = 10,
         dropout: float = 0.0,
+        extras: Mapping[str, int] | None = None,
+        late: int = 0,
     ) -> None:
         super().__init__()
         self.channels, self.size, self.patch = channels, as_pair(size), patch
@@ -121,7 +125,7 @@ class DiT(nn.Module):
         height, wide = self.size
         if height % patch or wide % patch:
             raise ValueError(f"images of {height}x{wide} do not divide into patches of {patch}x{patch}")
-        self.embedding = Embedding(width, classes)
+        self.embedding = Embedding(width, classes, extras=extras, late=late)
         self.first = nn.Linear(channels * patch**2, width)
         self.register_buffer("place", positions(height // patch, wide // patch, width), persistent=False)
         self.block = nn.ModuleList(
@@ -131,6 +135,7 @@ class DiT(nn.Module):
         self.last_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.last_modulation = zeroed(nn.Linear(width, 2 * width))
         self.last = zeroed(nn.Linear(width, channels * patch**2))
+        self.early = early_blocks(self)
 
     @property
     def blocks(self) -> dict[str, nn.Module]:
@@ -157,6 +162,7 @@ class DiT(nn.Module):
             "depth": self.depth,
             "classes": self.classes,
             "dropout": self.dropout,
+            **self.embedding.options,
         }
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -173,10 +179,9 @@ class DiT(nn.Module):
         out = self.last(torch.addcmul(shift, self.last_norm(tokens), 1 + scale)).transpose(1, 2)
         return F.pixel_shuffle(out.unflatten(2, [side // self.patch for side in self.size]), self.patch)
 
-    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None, **extras: Tensor | None) -> Tensor:
         tokens = self.tokens(x)
-        embedding = F.silu(self.embedding(noise, label, x.shape[0]))
-        for pair in self.block:
-            for module in pair.values():  # type: ignore[operator]
-                tokens = module(tokens, embedding)
-        return self.picture(tokens, embedding)
+        early, late = early_and_late(self.embedding, noise, label, x.shape[0], extras)
+        for index, module in enumerate(self.blocks.values()):
+            tokens = module(tokens, early if index < self.early else late)
+        return self.picture(tokens, late)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.methods import Method
-from fewstep.networks.common import Embedding, zeroed
+from fewstep.networks.common import zeroed
+from fewstep.networks.embedding import Embedding, early_and_late, early_blocks
 
 METHODS = (
     Method(
@@ -40,11 +41,12 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """`network(x, noise, label=None, y=None)`: (B, *shape) to (B, *shape). See `fewstep.networks.common`.
+    """`network(x, noise, label=None, y=None, **extras)`: (B, *shape) to (B, *shape). See `fewstep.networks.common`.
 
     shape: one sample's shape. width: of the hidden layers. depth: blocks. classes: number of classes, or None.
     picture: how many numbers the condition `y` that goes with x has, 0 for none. out: numbers of the output as a
-    multiple of those of x, stacked along its first axis (2 for a mean and a variance).
+    multiple of those of x, stacked along its first axis (2 for a mean and a variance). extras, late: further inputs,
+    and how many blocks read the target (`fewstep.networks.embedding`).
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class MLP(nn.Module):
         classes: int | None = None,
         picture: int = 0,
         out: int = 1,
+        extras: Mapping[str, int] | None = None,
+        late: int = 0,
     ) -> None:
         super().__init__()
         self.shape, self.width, self.depth = tuple(shape), width, depth
@@ -62,11 +66,12 @@ class MLP(nn.Module):
         numbers = math.prod(self.shape)
         if min(numbers, width, depth, out) < 1:
             raise ValueError(f"shape, width, depth and out must be positive, got {shape}, {width}, {depth}, {out}")
-        self.embedding = Embedding(width, classes)
+        self.embedding = Embedding(width, classes, extras=extras, late=late)
         self.first = nn.Linear(numbers + picture, width)
         self.block = nn.ModuleList(Block(width) for _ in range(depth))
         self.last_norm = nn.LayerNorm(width)
         self.last = zeroed(nn.Linear(width, out * numbers))
+        self.early = early_blocks(self)
 
     @property
     def blocks(self) -> dict[str, nn.Module]:
@@ -88,9 +93,17 @@ class MLP(nn.Module):
             "classes": self.classes,
             "picture": self.picture,
             "out": self.out_factor,
+            **self.embedding.options,
         }
 
-    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor | None,
+        label: Tensor | None = None,
+        y: Tensor | None = None,
+        **extras: Tensor | None,
+    ) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         flat = x.flatten(1)
@@ -101,9 +114,9 @@ class MLP(nn.Module):
             flat = torch.cat([flat, y.to(x.dtype).flatten(1)], dim=1)
         elif y is not None:
             raise ValueError("this network was built without a picture (picture=0), but y was given")
-        embedding = F.silu(self.embedding(noise, label, x.shape[0]))
+        early, late = early_and_late(self.embedding, noise, label, x.shape[0], extras)
         hidden = self.first(flat)
-        for block in self.block:
-            hidden = block(hidden, embedding)
+        for index, block in enumerate(self.block):
+            hidden = block(hidden, early if index < self.early else late)
         out = self.last(self.last_norm(hidden))
         return out.view(x.shape[0], self.out_factor * self.shape[0], *self.shape[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fewstep.core.methods import Method
 from fewstep.networks.common import attend
 from fewstep.networks.dit import DiT
+from fewstep.networks.embedding import early_and_late
 
 METHODS = (
     Method(
@@ -48,7 +49,7 @@ class Keys(nn.Module):
 
 
 class ReferenceDiT(DiT):
-    """`network(x, noise, label=None, y=None)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
+    """`network(x, noise, label=None, y=None, **extras)`: (B, C, H, W) to (B, C, H, W). See `fewstep.networks.common`.
 
     `y` (B, R, C, H, W) are R reference pictures of each sample, such as what is to be worn and by whom; the axis may be
     left out where R is 1. Each goes through the blocks that x goes through, with two differences (Chong et al., their
@@ -64,7 +65,7 @@ class ReferenceDiT(DiT):
 
     Args:
         references: R, 0 for none.
-        channels, size, patch, width, depth, classes, dropout: as those of `fewstep.networks.dit.DiT`.
+        channels, size, patch, width, depth, classes, dropout, extras, late: as those of `fewstep.networks.dit.DiT`.
 
     Blocks are named as those of `DiT`; with references, attention blocks are called with their keys and values as a
     third argument, which come after those of the picture's own tokens, as the words of captions do. Changes of a block
@@ -83,8 +84,10 @@ class ReferenceDiT(DiT):
         classes: int | None = 10,
         dropout: float = 0.0,
         references: int = 1,
+        extras: Mapping[str, int] | None = None,
+        late: int = 0,
     ) -> None:
-        super().__init__(channels, size, patch, width, depth, classes, dropout)
+        super().__init__(channels, size, patch, width, depth, classes, dropout, extras, late)
         if references < 0:
             raise ValueError(f"references must be at least 0, got {references}")
         self.references = references
@@ -119,15 +122,21 @@ class ReferenceDiT(DiT):
         each = torch.stack(found, dim=1).unflatten(0, (y.shape[0], self.references))
         return each.transpose(1, 2).flatten(2, 3).expand(batch, -1, -1, -1)
 
-    def forward(self, x: Tensor, noise: Tensor | None, label: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor | None,
+        label: Tensor | None = None,
+        y: Tensor | None = None,
+        **extras: Tensor | None,
+    ) -> Tensor:
         tokens = self.tokens(x)
-        embedding = F.silu(self.embedding(noise, label, x.shape[0]))
+        early, late = early_and_late(self.embedding, noise, label, x.shape[0], extras)
         beside = self._beside(x, y)
-        for index, pair in enumerate(self.block):
-            read = () if beside is None else (beside[:, index],)
-            tokens = pair["attn"](tokens, embedding, *read)  # type: ignore[index]
-            tokens = pair["mlp"](tokens, embedding)  # type: ignore[index]
-        return self.picture(tokens, embedding)
+        for index, module in enumerate(self.blocks.values()):
+            read = () if beside is None or index % 2 else (beside[:, index // 2],)  # attention, perceptron, ...
+            tokens = module(tokens, early if index < self.early else late, *read)
+        return self.picture(tokens, late)
 
     def _beside(self, x: Tensor, y: Tensor | None) -> Tensor | None:
         if not self.references:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
-from fewstep.networks.common import Attend, Embedding, as_pair, attend, head_count, plain, vector, zeroed
+from fewstep.networks.common import Attend, as_pair, attend, head_count, plain, vector, zeroed
 from fewstep.networks.condconv import CondConv2d
+from fewstep.networks.embedding import Embedding, early_and_late, early_blocks
 from fewstep.networks.text import TextEncoder
 
 METHODS = (
@@ -127,7 +128,7 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """`network(x, noise, label=None, text=None, y=None)`: (B, C, H, W) to (B, C, H, W).
+    """`network(x, noise, label=None, text=None, y=None, **extras)`: (B, C, H, W) to (B, C, H, W).
 
     See `fewstep.networks.common`.
 
@@ -148,6 +149,7 @@ class UNet(nn.Module):
         drop: names of skippable blocks that it is built without. experts: kernels of each convolution in residual
             blocks, mixed by the embedding (`fewstep.networks.condconv`), at the levels of the dropped blocks, or at all
             levels where none is dropped; 1 for plain convolutions.
+        extras, late: further inputs, and how many blocks read the target (`fewstep.networks.embedding`).
 
     The last layer starts at zero, and so does every residual branch. Blocks, in order: `down.0.res0`,
     `down.0.attn0`, `down.0.down`, `down.1.res0`, ..., `mid.res0`, `mid.attn`, `mid.res1`, `up.1.res0`, ..., `up.1.up`,
@@ -175,6 +177,8 @@ class UNet(nn.Module):
         places: bool = False,
         drop: Sequence[str] = (),
         experts: int = 1,
+        extras: Mapping[str, int] | None = None,
+        late: int = 0,
     ) -> None:
         super().__init__()
         self.channels, self.size = channels, as_pair(size)
@@ -198,7 +202,7 @@ class UNet(nn.Module):
             raise ValueError(f"attention at {unknown}: the levels of this network are {heights} pixels high")
 
         self.embedding_width = 4 * self.width[0] if embedding is None else embedding
-        self.embedding = Embedding(self.embedding_width, classes)
+        self.embedding = Embedding(self.embedding_width, classes, extras=extras, late=late)
         self.text = None if vocabulary is None else TextEncoder(vocabulary, captions, self.embedding_width)
         self.first = nn.Conv2d((channels + picture) * patch**2 + 2 * places, self.width[0], 3, padding=1)
         down, up, before = [], [], self.width[0]
@@ -224,6 +228,7 @@ class UNet(nn.Module):
                 raise suggest("block", name, able)
             parent, _, child = name.rpartition(".")
             del self.get_submodule(parent)._modules[child]
+        self.early = early_blocks(self)
 
     def _experts_at(self, level: int) -> int:
         """How many kernels the convolutions of a level have."""
@@ -304,6 +309,7 @@ class UNet(nn.Module):
             "places": self.places,
             "drop": list(self.drop),
             "experts": self.experts,
+            **self.embedding.options,
         }
 
     def forward(
@@ -313,11 +319,14 @@ class UNet(nn.Module):
         label: Tensor | None = None,
         text: Tensor | None = None,
         y: Tensor | None = None,
+        **extras: Tensor | None,
     ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
         self._check_size((x.shape[2], x.shape[3]))
-        embedding = self._embed(noise, label, text, x.shape[0])
+        words = self._words(text, x)
+        early, late = early_and_late(self.embedding, noise, label, x.shape[0], extras, words)
+        told = iter([early] * self.early + [late] * self.embedding.late)  # what each block is told, as they run
         if self.picture:
             if y is None or y.shape != (x.shape[0], self.picture, *x.shape[2:]):
                 given = "nothing" if y is None else tuple(y.shape)
@@ -330,31 +339,29 @@ class UNet(nn.Module):
         for modules in _levels(self.down):
             for index in range(self.blocks_per_level):
                 if f"res{index}" in modules:
-                    hidden = modules[f"res{index}"](hidden, embedding)
+                    hidden = modules[f"res{index}"](hidden, next(told))
                 if f"attn{index}" in modules:
-                    hidden = modules[f"attn{index}"](hidden, embedding)
+                    hidden = modules[f"attn{index}"](hidden, next(told))
                 skips.append(hidden)
             if "down" in modules:
-                hidden = modules["down"](hidden, embedding)
+                hidden = modules["down"](hidden, next(told))
         for module in self.mid.values():
-            hidden = module(hidden, embedding)
+            hidden = module(hidden, next(told))
         for modules in reversed(_levels(self.up)):
             for index in range(self.blocks_per_level):
-                hidden = modules[f"res{index}"](torch.cat([hidden, skips.pop()], dim=1), embedding)
+                hidden = modules[f"res{index}"](torch.cat([hidden, skips.pop()], dim=1), next(told))
                 if f"attn{index}" in modules:
-                    hidden = modules[f"attn{index}"](hidden, embedding)
+                    hidden = modules[f"attn{index}"](hidden, next(told))
             if "up" in modules:
-                hidden = modules["up"](hidden, embedding)
+                hidden = modules["up"](hidden, next(told))
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(hidden))), self.patch)
 
-    def _embed(self, noise: Tensor | None, label: Tensor | None, text: Tensor | None, batch: int) -> Tensor:
-        """(B, W); with captions (B, 1 + L, W), the words after the vector."""
-        embedding = self.embedding(noise, label, batch)
+    def _words(self, text: Tensor | None, x: Tensor) -> Tensor | None:
+        """The words of captions (B, L, W), or None in a network without."""
         if self.text is None:
             if text is not None:
                 raise ValueError("this network was built without captions (vocabulary=None), but a text was given")
-            return F.silu(embedding)
+            return None
         if text is None:
-            text = torch.zeros(batch, self.captions, dtype=torch.long, device=embedding.device)
-        words = self.text(text)
-        return torch.cat([F.silu(embedding + words.mean(1))[:, None], words], dim=1)
+            text = torch.zeros(x.shape[0], self.captions, dtype=torch.long, device=x.device)
+        return self.text(text)  # type: ignore[no-any-return]

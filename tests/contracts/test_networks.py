@@ -13,11 +13,13 @@ import pytest
 import torch
 from sampled import sampled
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.core.methods import find, methods
 from fewstep.networks.blocks import blocks_of
 from fewstep.networks.common import Attend
+from fewstep.networks.embedding import EXTRAS, extended
 from fewstep.networks.surgery import Keep, replaced, without
 
 CARDS = methods("networks")
@@ -62,7 +64,8 @@ def test_conditions_are_optional_and_reach_the_output(card):
     network, (x, noise) = built(card), inputs(card, 1)
     parameters = list(inspect.signature(network.forward).parameters.values())
     assert [p.name for p in parameters[:2]] == ["x", "noise"]
-    assert all(p.default is None for p in parameters[2:])
+    assert all(p.default is None for p in parameters[2:-1])
+    assert parameters[-1].kind is parameters[-1].VAR_KEYWORD  # further inputs, by name
     plain = network(x, noise)
     assert torch.equal(network(x, noise[0]), plain)  # one number for the whole batch
     assert not torch.allclose(network(x, noise + 0.1), plain, atol=1e-5)
@@ -122,7 +125,7 @@ def test_configuration_makes_the_same_network(card):
     network, (x, noise) = built(card), inputs(card)
     config = json.loads(json.dumps(network.config()))
     assert config.pop("network") == card.name
-    assert set(config) == set(inspect.signature(type(network)).parameters)
+    assert set(config) | {"extras", "late"} == set(inspect.signature(type(network)).parameters)
     assert config == config | json.loads(json.dumps(card.facts["small"]))
     again = find(card.name, "networks")(**config)
     again.load_state_dict(network.state_dict())
@@ -217,3 +220,47 @@ def test_attention_among_the_blocks_has_its_seam(card):
     parts = {path: Keep(network.get_submodule(path), store, path) for path in cores}
     assert torch.equal(replaced(network, parts)(x, noise), network(x, noise))
     assert list(store) == cores and all(out.ndim == 4 for out in store.values())
+
+
+@each
+def test_further_inputs_change_nothing_at_first_and_reach_the_output_then(card):
+    network, (x, noise) = built(card), inputs(card)
+    expected, names, given = network(x, noise, **labels(card)), {}, {}
+    for name in EXTRAS:
+        names[name] = 7 if name == "latent" else 1
+        given[name] = torch.ones(3, 7) if name == "latent" else noise / 2
+    made = extended(network, **names)
+    assert torch.equal(made(x, noise, **labels(card), **given), expected)
+    with torch.no_grad():
+        for perceptron in made.embedding.extra.values():
+            perceptron[2].weight.normal_(generator=torch.Generator().manual_seed(0))
+    expected = made(x, noise, **labels(card))
+    for name, value in given.items():
+        assert not torch.allclose(made(x, noise, **labels(card), **{name: value}), expected, atol=1e-4), name
+    config = json.loads(json.dumps(made.config()))
+    assert config.pop("extras") == names and config == network.config()
+    made(x, noise, **labels(card), **given).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in made.embedding.extra.parameters())
+
+
+@each
+def test_late_blocks_go_where_the_target_is(card):
+    network, (x, noise) = built(card), inputs(card)
+    made = extended(network, late=len(network.blocks), target=1)
+    assert made.state_dict().keys() == network.state_dict().keys()
+    assert torch.equal(made(x, noise, target=noise), network(x, noise))
+    assert torch.equal(made(x, noise, target=noise / 2), network(x, noise / 2))
+    half = extended(network, late=len(network.blocks) // 2, target=1)(x, noise, target=noise / 2)
+    assert not torch.equal(half, network(x, noise / 2)) and not torch.equal(half, network(x, noise))
+
+
+@each
+def test_forward_mode_is_what_differences_tend_to(card):
+    network, (x, noise) = built(card).double().requires_grad_(False), inputs(card)
+    point, along = (x.double(), noise.double()), (torch.ones_like(x).double(), torch.ones_like(noise).double())
+    with sdpa_kernel(SDPBackend.MATH):
+        _, slope = torch.func.jvp(lambda x, t: network(x, t, **labels(card)), point, along)
+    ahead, behind = (
+        network(*(at + h * v for at, v in zip(point, along, strict=True)), **labels(card)) for h in (1e-4, -1e-4)
+    )
+    torch.testing.assert_close((ahead - behind) / 2e-4, slope, rtol=1e-3, atol=1e-5 * float(slope.abs().max()))
