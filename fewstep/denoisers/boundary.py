@@ -15,7 +15,8 @@ from fewstep.core.prediction import Prediction, expand
 METHODS = (
     Method(
         "boundary",
-        paper="Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference (Luo et al., 2023)",
+        paper="Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference"
+        " (Luo et al., 2023)",
         arxiv="2310.04378",
         claim="at the clean end the answer is the state itself, whatever the network says",
         use="Boundary",

@@ -1,4 +1,4 @@
-"""Consistency training without a teacher's steps, as it was improved: a curriculum of levels, or stretches that shrink."""
+"""Consistency training, improved: a curriculum of levels (iCT), or stretches that shrink from the whole way (ECT)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = (
         "ect",
         paper="Consistency Models Made Easy (Geng et al., 2025)",
         arxiv="2406.14548",
-        claim="from a diffusion model's weights, stretches that shrink reach a consistency model at a fraction of the cost",
+        claim="from a diffusion model's weights, by stretches that shrink: a fraction of iCT's cost",
         use="Easy",
         facts={"student": "jump", "data": True, "pairing": False, "players": ("student",), "steps": "any"},
     ),
@@ -112,9 +112,7 @@ class Improved(Pairs):
         return inverse_gap(self.setting, drawn["t"], drawn["s"]) if self.weighted else None
 
 
-def nearer(
-    process: Process, t: Tensor, start: float, k: float, every: float, q: float, unit: float
-) -> Tensor:
+def nearer(process: Process, t: Tensor, start: float, k: float, every: float, q: float, unit: float) -> Tensor:
     """ECT's other time, `s / t = 1 - n(t) / q^ceil(k / d)` with `n(t) = 1 + 8 sigmoid(-t)`, never below 0 (Geng et
     al., eq. 13), in noise-to-signal ratios of a unit. k: the iteration. every: d, iterations to the next power of q."""
     level = ratio(process, t)

@@ -1,4 +1,4 @@
-"""Latent consistency: pairs on a coarse table of the teacher's, k steps apart, with guidance inside the teacher's step."""
+"""Latent consistency: pairs k steps apart on a table of the teacher's, with guidance inside the teacher's step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from fewstep.guidance.guided import SCALE
 METHODS = (
     Method(
         "lcm",
-        paper="Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference (Luo et al., 2023)",
+        paper="Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference"
+        " (Luo et al., 2023)",
         arxiv="2310.04378",
         claim="consistency distillation in skips along the teacher's table, its guidance inside",
         use="Latent",

@@ -181,4 +181,3 @@ class Pairs(Distiller):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.behind.restore(tensors)
-

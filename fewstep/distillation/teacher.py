@@ -121,8 +121,8 @@ def _noisy(
     model: Model, x: Tensor, t: Tensor, s: Tensor, condition: Mapping[str, Any], eta: float, z: Tensor
 ) -> Tensor:
     """`sigma_s / sigma_t e^(-eta h) x + alpha_s (1 - e^(-(1 + eta) h)) x0 + sigma_s sqrt(1 - e^(-2 eta h)) z`, h the
-    difference of log-SNR: exact for a constant x0, of the SDE whose law at every time is the ODE's whatever eta (1 is the
-    reverse diffusion; Lu et al., 2211.01095, section 5 has it)."""
+    difference of log-SNR: exact for a constant x0, of the SDE whose law at every time is the ODE's whatever eta is
+    (1 is the reverse diffusion, as Lu et al., 2211.01095, section 5, have it)."""
     process = model.process
     h = torch.where(t == s, 0.0, process.log_snr(s) - process.log_snr(t))
     x0 = model(x, t, **condition).x0
