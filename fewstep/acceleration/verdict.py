@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan

@@ -16,6 +16,7 @@ from fewstep.distillation.levels import log_normal
 from fewstep.distillation.method import Batch, Distiller, Setting
 from fewstep.distillation.pairs import draw_states, drawn_from, noisy
 from fewstep.distillation.tangent import MODES, tangent
+from fewstep.distillation.teacher import BACKWARD, FORWARD
 
 METHODS = (
     Method(
@@ -66,7 +67,7 @@ class Continuous(Distiller):
     Args:
         training: sCT, along data and noise; no teacher. warm: iterations in which r rises from 0 to 1, by default a
             quarter of the run. limit: of g, "normalised" or "clipped" (to -1 and 1). mode: of the derivative, "jvp" or
-            "difference" (`tangent`). lr_weight: of w(t).
+            "difference" (`tangent`).
 
     Raises:
         ValueError: an unknown name, a warm-up below 0, training without data.
@@ -86,7 +87,7 @@ class Continuous(Distiller):
             raise ValueError(f"warm must be at least 0 iterations, got {warm}")
         self.states = drawn_from(setting, "data" if training else None)
         self.setting, self.training, self.limit, self.mode = setting, training, limit, mode
-        self.warm = setting.iterations // 4 if warm is None else warm
+        self.warm = warm
         self.student = setting.student()
         self.f = setting.counted(self.student)
         with torch.random.fork_rng(devices=[]):
@@ -105,7 +106,8 @@ class Continuous(Distiller):
 
     def warmth(self) -> float:
         """r in this iteration."""
-        return min(1.0, (self.setting.step + 1) / self.warm) if self.warm else 1.0
+        warm = self.setting.iterations // 4 if self.warm is None else self.warm
+        return min(1.0, (self.setting.step + 1) / warm) if warm else 1.0
 
     def angle(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos a and sin a at times (B,), shaped as states."""
@@ -126,14 +128,12 @@ class Continuous(Distiller):
         alpha, sigma, dalpha, dsigma = scales(self.setting.process, t)
         turn = alpha / (dsigma * alpha - sigma * dalpha)  # dt = sigma turn dlog(sigma / alpha)
         dx = expand(turn * dsigma, x) * x - expand(alpha, x) * end
-        passes = 2.0 if self.mode == "difference" else 1.0
-        self.setting.count.evaluations += passes * len(x)  # for the derivative, beside f itself
 
         def f(x: Tensor, t: Tensor) -> Tensor:
             return self.student(x, t, **drawn["condition"]).x0
 
         value, derivative = tangent(f, (x, t), (dx, sigma * turn), self.mode)
-        self.setting.count.evaluations += 3.0 * len(x)
+        self.setting.count.evaluations += len(x) * (BACKWARD + FORWARD * (1 if self.mode == "jvp" else 2))
         return value, derivative
 
     def tangent(self, f: Tensor, slope: Tensor, end: Tensor, t: Tensor) -> Tensor:

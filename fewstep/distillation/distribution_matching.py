@@ -1,7 +1,8 @@
 """Distribution matching: the student's samples move where the teacher's score and that of their own law differ.
 
-At a state `x_t = alpha_t x + sigma_t eps` of a student's sample x, `s_fake - s_teacher = alpha_t (D_fake - D) / sigma_t^2`
-in the two networks' x0. Its product with `dx_t / dtheta` is the gradient of the KL divergence of the diffused laws.
+At a state `x_t = alpha_t x + sigma_t eps` of a student's sample x the scores differ by
+`s_fake - s_teacher = alpha_t (D_fake - D) / sigma_t^2`, in the two networks' x0. Its product with `dx_t / dtheta` is
+the gradient of the KL divergence of the diffused laws.
 """
 
 from __future__ import annotations

@@ -138,14 +138,15 @@ class Easy(Pairs):
     def __init__(self, setting: Setting, q: float = 2.0, doublings: int = 8, distance: str = "pseudo-huber") -> None:
         if not q > 1 or doublings < 1:
             raise ValueError(f"q must be above 1 and doublings at least 1, got {q} and {doublings}")
-        self.q, self.every, self.unit = q, setting.iterations / doublings, 2 * setting.data_std
+        self.q, self.doublings, self.unit = q, doublings, 2 * setting.data_std
         super().__init__(setting, named_distance(distance), training=True)
 
     def levels(self, batch: int, generator: torch.Generator) -> Batch:
         process, start = self.setting.process, self.setting.start
         normal = torch.randn(batch, generator=generator, dtype=torch.float64)
         t = log_normal(process, normal, MEAN + math.log(self.unit), DEVIATION, start)
-        return {"t": t, "s": nearer(process, t, start, self.setting.step, self.every, self.q, self.unit)}
+        every = self.setting.iterations / self.doublings
+        return {"t": t, "s": nearer(process, t, start, self.setting.step, every, self.q, self.unit)}
 
     def weight(self, drawn: Batch) -> Tensor:
         return inverse_gap(self.setting, drawn["t"], drawn["s"])

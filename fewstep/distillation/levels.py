@@ -37,9 +37,10 @@ def at_ratio(process: Process, level: Tensor, start: float) -> Tensor:
 
 
 def at_shares(process: Process, start: float, shares: Tensor) -> Tensor:
-    """The times at shares in [0, 1] of the way from `start` to the smallest noise, equally far in
-    `(sigma / alpha)^(1 / 7)` (Karras et al., 2206.00364, eq. 5): float64, of the shape of the shares; share 0 is
-    `start` itself."""
+    """The times at shares in [0, 1] of the way from `start` to the smallest noise, float64, of the shape of the shares.
+
+    The way is measured in `(sigma / alpha)^(1 / 7)` (Karras et al., 2206.00364, eq. 5); share 0 is `start` itself.
+    """
     first, last = (ratio_of(process, t) ** (1 / RHO) for t in (start, process.t_min))
     shares = shares.double()
     times = process.time(-RHO * (first + shares * (last - first)).log())

@@ -22,7 +22,7 @@ WALK = 4  # midpoint steps of the teacher from pure noise to a state of its own 
 
 def drawn_from(setting: Setting, states: str | None = None) -> str:
     """Where the noisy states of training come from, by name: "data" (noised) or "teacher" (its paths from pure noise);
-    by default the data where they are known.
+    by default the data where they are given.
 
     Raises:
         ValueError: another name, or data that are not known.
@@ -30,8 +30,8 @@ def drawn_from(setting: Setting, states: str | None = None) -> str:
     found = ("data" if setting.data is not None else "teacher") if states is None else states
     if found not in STATES:
         raise suggest("kind of states", found, STATES)
-    if found == "data" and setting.data is None:
-        raise ValueError("this method needs data: give data=..., the data that the teacher was trained on")
+    if found == "data":
+        setting.opened()
     return found
 
 

@@ -18,7 +18,7 @@ METHODS = (
         "kd",
         paper="Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed (Luhman et al., 2021)",
         arxiv="2101.02388",
-        claim="one evaluation gives what the teacher's plan gives from the same noise, more nearly than any plan of one",
+        claim="one evaluation lands nearer to the end of the teacher's flow than any plan of one",
         use="Regression",
         facts={"student": "jump", "data": False, "pairing": True, "players": ("student",), "steps": 1},
     ),

@@ -63,8 +63,7 @@ class Truncated(Pairs):
         if not ratio_of(setting.process, setting.process.t_min) < self.level < ratio_of(setting.process, setting.start):
             raise ValueError(f"truncate must lie between the smallest noise and the start, got {truncate}")
         self.truncated = float(at_ratio(setting.process, torch.tensor([self.level]).double(), setting.start))
-        self.turn = max(1, round(stage * setting.iterations))
-        self.q, self.every, self.doublings = q, self.turn / doublings, doublings
+        self.stage, self.q, self.doublings = stage, q, doublings
         self.boundary, self.bound, self.unit = boundary, bound, 2 * setting.data_std
         self.first: Denoiser | None = None  # stage one's student, from stage two on
         super().__init__(setting, named_distance(distance), training=True)
@@ -73,24 +72,29 @@ class Truncated(Pairs):
         return self.setting.start, self.truncated
 
     @property
+    def turn(self) -> int:
+        """Iterations of stage one."""
+        return max(1, round(self.stage * self.setting.iterations))
+
+    @property
     def second(self) -> bool:
         """Whether this iteration is one of stage two."""
         return self.setting.step >= self.turn
 
     def levels(self, batch: int, generator: torch.Generator) -> Batch:
-        process, start = self.setting.process, self.setting.start
+        process, start, every = self.setting.process, self.setting.start, self.turn / self.doublings
         normal = torch.randn(batch, generator=generator, dtype=torch.float64)
         mean = MEAN + math.log(self.unit)
         if not self.second:
             t = log_normal(process, normal, mean, DEVIATION, start)
-            return {"t": t, "s": nearer(process, t, start, self.setting.step, self.every, self.q, self.unit)}
+            return {"t": t, "s": nearer(process, t, start, self.setting.step, every, self.q, self.unit)}
         others = torch.randn(batch, int(TAIL), generator=generator, dtype=torch.float64)
         spread = normal / others.square().mean(1).sqrt()  # Student's t
         beyond = (DEVIATION * spread.abs()).exp() * self.level
         at = self.setting.uniform(batch, generator) < self.boundary
         t = at_ratio(process, torch.where(at, self.level, beyond), start)
         t = torch.where(at, self.truncated, t)
-        s = nearer(process, t, start, self.turn, self.every, self.q, self.unit)
+        s = nearer(process, t, start, self.turn, every, self.q, self.unit)
         return {"t": t, "s": s, "at": at}
 
     def weight(self, drawn: Batch) -> Tensor:

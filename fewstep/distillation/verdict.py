@@ -1,4 +1,4 @@
-"""The verdict on a student: beside its teacher, and the teacher's best plans of as few evaluations, on unseen noises."""
+"""The verdict on a student: beside its teacher and the teacher's best plans of few evaluations, on unseen noises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fewstep.searching.reference import reference_plan, solve
 REFERENCE_NFE = 100
 FIRST = 1 << 20  # the number of the first noise that is judged: far from all that training and checks use
 FEW = (1, 2, 3, 4)
-TRAIN, HELD_OUT, ITERATIONS = 192, 96, 8  # of the learned plans that a student is judged beside
+TRAIN, HELD_OUT, ITERATIONS = 128, 64, 6  # of the learned plans that a student is judged beside
 
 
 def unseen(teacher: Denoiser, seed: int, n: int, data: Dataset | None) -> Problem:

@@ -1,4 +1,4 @@
-"""Whether a student still answers as widely as its teacher: what is measured on the way, and when a run has collapsed."""
+"""Whether a student still answers as widely as its teacher, and when a run has collapsed."""
 
 from __future__ import annotations
 
