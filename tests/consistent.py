@@ -1,4 +1,4 @@
-"""Small problems of consistency methods: a Gaussian, whose map is exact, and a mixture of the plane with a perceptron."""
+"""Small problems of consistency methods: a Gaussian, whose map is exact, a mixture of the plane, and perceptrons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEAN, VARIANCES = torch.tensor([0.3, -0.2, 0.5], dtype=F64), torch.tensor([0.04,
 
 def gaussian(process: Process, kind: str, off: float = 0.0) -> GaussianMap:
     """A Gaussian in three dimensions; `off` moves its mean and the logarithms of its variances."""
-    made = GaussianMap(MEAN, VARIANCES, process, kind)
+    made = GaussianMap(MEAN.clone(), VARIANCES.clone(), process, kind)  # it keeps them as parameters
     with torch.no_grad():
         made.mean.add_(off)
         made.log_variances.add_(off)

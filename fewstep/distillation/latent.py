@@ -31,7 +31,7 @@ METHODS = (
     ),
 )
 
-GRID, SKIP = 50, 20  # levels where the teacher has no table; steps of a skip where it has one
+GRID, STRIDE = 50, 20  # levels where the teacher has no table; k where it has one
 
 
 def bounded(student: Denoiser) -> Denoiser:
@@ -42,25 +42,25 @@ def bounded(student: Denoiser) -> Denoiser:
 
 
 class Skips(Pairs):
-    """Pairs k steps apart on the teacher's own table, or on a grid of n levels where it has none; the last skips end at
+    """Pairs k steps apart on the teacher's own table, or on a grid of n levels where it has none; the last pairs end at
     the clean end. The start itself is the first time of both.
 
     Args:
-        levels, skip: n and k, by default 50 and 1, and 20 on a table. substeps: DDIM's steps within a skip, a power of
-            two. guidance: a scale of classifier-free guidance inside the teacher's steps, 1 for none, or two between
-            which it is drawn.
+        levels, stride: n and k, by default 50 and 1, on a table 20. substeps: DDIM's steps within k, a power of two.
+        guidance: a scale of classifier-free guidance inside the teacher's steps, 1 for none, or two between which it is
+            drawn.
     """
 
     def __init__(
-        self, setting: Setting, levels: int = GRID, skip: int | None = None, substeps: int = 1,
+        self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
         distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None, states: str | None = None,
         **extras: int,
     ) -> None:  # fmt: skip
         self.times_of = table(setting.process, levels, setting.start)
         steps = len(self.times_of) - 1
-        self.skip = (1 if setting.process.table_steps is None else min(SKIP, steps)) if skip is None else skip
-        if not 1 <= self.skip <= steps:
-            raise ValueError(f"skip must be 1 to {steps} steps of the teacher's table, got {skip}")
+        self.stride = (1 if setting.process.table_steps is None else min(STRIDE, steps)) if stride is None else stride
+        if not 1 <= self.stride <= steps:
+            raise ValueError(f"stride must be 1 to {steps} steps of the teacher's table, got {stride}")
         self.range = _range(guidance)
         student = bounded(setting.student(**extras))
         super().__init__(setting, named_distance(distance), student=student, states=states, substeps=substeps)
@@ -86,7 +86,7 @@ class Skips(Pairs):
 
     def placed(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """The pairs that begin at rows of the table."""
-        further = (rows + self.skip).clamp(max=len(self.times_of) - 1)
+        further = (rows + self.stride).clamp(max=len(self.times_of) - 1)
         return {"t": self.times_of[rows], "s": self.times_of[further]}
 
     @torch.no_grad()
@@ -112,15 +112,15 @@ class Latent(Skips):
     scale. A space of latents is whatever the teacher's process runs in.
 
     Args:
-        levels, skip, substeps, guidance: as `Skips`. distance: "pseudo-huber", "squared" or "l1".
+        levels, stride, substeps, guidance: as `Skips`. distance: "pseudo-huber", "squared" or "l1".
 
     Raises:
-        ValueError: a skip longer than the table, a scale below 0 or a range that falls, guidance of a teacher without
+        ValueError: a stride longer than the table, a scale below 0 or a range that falls, guidance of a teacher without
             a label or caption, or of one that is guided already.
     """
 
     def __init__(
-        self, setting: Setting, levels: int = GRID, skip: int | None = None, substeps: int = 1,
+        self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
         distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(setting, levels, skip, substeps, distance, guidance)
+        super().__init__(setting, levels, stride, substeps, distance, guidance)

@@ -50,10 +50,10 @@ class InSegments(Skips):
     """
 
     def __init__(
-        self, setting: Setting, segments: Sequence[int], levels: int, skip: int | None, substeps: int, distance: str,
+        self, setting: Setting, segments: Sequence[int], levels: int, stride: int | None, substeps: int, distance: str,
         states: str | None,
     ) -> None:  # fmt: skip
-        super().__init__(setting, levels, skip, substeps, distance, None, states)
+        super().__init__(setting, levels, stride, substeps, distance, None, states)
         steps = len(self.times_of) - 1
         falls = all(a > b for a, b in zip(segments, segments[1:], strict=False))
         if not segments or not falls or min(segments) < 1 or max(segments) > steps:
@@ -85,7 +85,7 @@ class InSegments(Skips):
 
     def further(self, rows: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
         """The rows that the teacher goes to."""
-        return torch.minimum(rows + self.skip, ends)
+        return torch.minimum(rows + self.stride, ends)
 
     def placed(self, rows: Tensor, generator: torch.Generator) -> Batch:
         ends = self.end_of(rows)
@@ -111,7 +111,7 @@ class Multistep(InSegments):
     and noised data it is `lcm`. A list that ends above 1 makes a student of that many of DDIM's steps.
 
     Args:
-        segments: the numbers of segments, falling. states: "teacher" or "data". levels, skip, substeps, distance: as
+        segments: the numbers of segments, falling. states: "teacher" or "data". levels, stride, substeps, distance: as
             `lcm`.
 
     Raises:
@@ -120,9 +120,9 @@ class Multistep(InSegments):
 
     def __init__(
         self, setting: Setting, segments: Sequence[int] = SEGMENTS, states: str = "teacher", levels: int = GRID,
-        skip: int | None = None, substeps: int = 1, distance: str = "pseudo-huber",
+        stride: int | None = None, substeps: int = 1, distance: str = "pseudo-huber",
     ) -> None:  # fmt: skip
-        super().__init__(setting, segments, levels, skip, substeps, distance, states)
+        super().__init__(setting, segments, levels, stride, substeps, distance, states)
 
 
 class Segmented(InSegments):

@@ -41,14 +41,14 @@ class SubPath(Skips):
     """
 
     def __init__(
-        self, setting: Setting, levels: int = GRID, skip: int | None = None, substeps: int = 2,
+        self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 2,
         distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None, share: float | None = None,
     ) -> None:  # fmt: skip
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"share must be 0 to 1, got {share}")
         self.share = share
         extras = {"share": 1} if share is None else {}
-        super().__init__(setting, levels, skip, substeps, distance, guidance, **extras)
+        super().__init__(setting, levels, stride, substeps, distance, guidance, **extras)
 
     def levels(self, batch: int, generator: torch.Generator) -> Batch:
         drawn = super().levels(batch, generator)
