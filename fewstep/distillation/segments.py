@@ -136,7 +136,7 @@ class Segmented(InSegments):
     Args:
         segments, states, levels, substeps, distance: as `mlcm`, states by default the data where they are known.
         gan: weight of the adversarial loss at one segment; 0 for none. features: names of the blocks that the heads
-            read. adversarial: "hinge" or "non-saturating".
+            read. adversarial: "non-saturating" or "hinge".
 
     Raises:
         ValueError: as `mlcm`; a weight below 0, an unknown block, a network that names none.
@@ -145,7 +145,7 @@ class Segmented(InSegments):
     def __init__(
         self, setting: Setting, segments: Sequence[int] = SEGMENTS, states: str | None = None, levels: int = GRID,
         substeps: int = 4, distance: str = "squared", gan: float = 0.1, features: Sequence[str] | None = None,
-        adversarial: str = "hinge",
+        adversarial: str = "non-saturating",
     ) -> None:  # fmt: skip
         if gan < 0:
             raise ValueError(f"gan must be at least 0, got {gan}")

@@ -45,7 +45,7 @@ class Stochastic(Pairs):
     Args:
         levels: of the grid. eta: 0 is the ODE, 1 the reverse diffusion. substeps: within a pair, a power of two.
         gan: weight of the adversarial loss, 0 for none: then no data are needed. features: names of the blocks that
-            the heads read. adversarial: "hinge" or "non-saturating". distance: as `consistency`.
+            the heads read. adversarial: "non-saturating" or "hinge". distance: as `consistency`.
 
     Raises:
         ValueError: numbers below 0, an unknown name or block, an adversarial loss without data.
@@ -53,7 +53,7 @@ class Stochastic(Pairs):
 
     def __init__(
         self, setting: Setting, levels: int = 18, eta: float = 0.5, substeps: int = 2, gan: float = 0.1,
-        features: Sequence[str] | None = None, adversarial: str = "hinge", distance: str = "pseudo-huber",
+        features: Sequence[str] | None = None, adversarial: str = "non-saturating", distance: str = "pseudo-huber",
     ) -> None:  # fmt: skip
         if min(eta, gan) < 0:
             raise ValueError(f"eta and gan must be at least 0, got {eta} and {gan}")
