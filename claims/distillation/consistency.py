@@ -16,7 +16,19 @@ import torch
 from torch import Tensor
 
 from claims.common import (
-    EDM, ENDPOINT, F64, SLICED, Claim, Denoiser, Noise, Run, endpoint_error, over_seeds, plan, sliced, slow,
+    EDM,
+    ENDPOINT,
+    F64,
+    SLICED,
+    Claim,
+    Denoiser,
+    Noise,
+    Run,
+    endpoint_error,
+    over_seeds,
+    plan,
+    sliced,
+    slow,
 )  # fmt: skip
 from claims.problems import mixture
 from claims.trained import MLP, NetworkDenoiser, NoiseLevels, fit, fresh
@@ -32,7 +44,7 @@ from fewstep.sampling.student import begun
 from fewstep.training.players import optimise
 
 PROCESS = EDM()
-BUDGET, BATCH, RATE, TRIAL = 600_000, 128, 2e-3, 40  # evaluations of a run; iterations by which its cost is found
+BUDGET, BATCH, RATE, TRIAL = 500_000, 128, 2e-3, 16  # evaluations of a run; iterations by which its cost is found
 BASE_STEPS, BASE_BATCH = 1500, 256  # of the diffusion model that students begin as
 N, TRUTH = 2048, 1000  # samples that are judged; what is added to the seeds of exact ones
 BIASES = {"scaled": (0.9, 0.0), "field": (1.0, 0.3)}  # a factor of the score, and the size of a field that is added
@@ -79,7 +91,7 @@ def base(seed: int) -> NetworkDenoiser:
     std = data(seed).std()
     network = fresh(MLP, seed, width=64, depth=3)
     model = NetworkDenoiser(network, PROCESS, "x0", (2,), precondition="edm", data_std=std, value_range=None)
-    levels = NoiseLevels("log-normal", mean=-1.2, std=1.2)
+    levels = NoiseLevels(PROCESS, "log-normal", -1.2, 1.2)
     return fit(model, data(seed).images, steps=BASE_STEPS, batch=BASE_BATCH, lr=RATE, levels=levels, seed=seed)
 
 
@@ -96,14 +108,14 @@ def setting(arm: Arm, seed: int, iterations: int) -> Setting:
 
 def train(method: Distiller, first: int, last: int, seed: int) -> None:
     """The iterations from `first` to before the last."""
-    begun = method.setting
-    begun.step = first
+    own = method.setting
+    own.step = first
 
     def draw(batch: int, generator: torch.Generator) -> Batch:
-        return begun.mine(method.draw(batch, generator))
+        return own.mine(method.draw(batch, generator))
 
     def after(moment: Any) -> None:
-        begun.step = moment.step + 1
+        own.step = moment.step + 1
 
     optimise(method.players, draw, steps=last, batch=BATCH, seed=seed, first=first, watch=after)
 
@@ -176,7 +188,7 @@ def modes(arm: Arm, seed: int, steps: int = 2) -> float:
 
 def _plan(seed: int, nfe: int) -> float:
     """The distance of the teacher's best plan of so many evaluations."""
-    chosen = pairing_plan(setting(arm("consistency"), seed, 1), nfe)
+    chosen = pairing_plan(setting(CONSISTENCY, seed, 1), None, nfe)
     return sliced(chosen(mixture(PROCESS), Noise(seed + 100).normal(0, (N, 2)).double(), dtype=F64), truth(seed))
 
 
@@ -199,7 +211,7 @@ def _against_plan(ours: Arm, steps: int, nfe: int) -> Run:
 
 CONSISTENCY, ICT, ECT, SCM, TCM = map(arm, ("consistency", "ict", "ect", "scm", "tcm"))
 FIRST = arm("ict", average=True, distance="squared", curriculum="root", levels="even", weight="one")
-SWITCHES = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "no average in the target": {"average": True},
     "the pseudo-Huber distance": {"distance": "squared"},
     "a number of levels that doubles": {"curriculum": "root"},
@@ -249,7 +261,7 @@ CLAIMS = (
          _distance(ICT, FIRST, "consistency training as first published", 2)),
     slow("ict", "its ends are nearer to the flow's than those of consistency training as first published",
          _ends(ICT, FIRST, "consistency training as first published")),
-    *(slow("ict", f"{said} brings one step nearer to the data", _distance(ICT, arm("ict", **off), f"ict without: {said}"))
+    *(slow("ict", f"{said} brings one step nearer to the data", _distance(ICT, arm("ict", **off), f"without {said}"))
       for said, off in SWITCHES.items()),
     slow("ect", "at a quarter of the cost one step is as near to the data", _distance(QUARTER, ICT, "ict", about=LESS)),
     slow("ect", "at a quarter of the cost two steps are as near to the data",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,13 +48,13 @@ class Skips(Pairs):
     Args:
         levels, stride: n and k, by default 50 and 1, on a table 20. substeps: DDIM's steps within k, a power of two.
         guidance: a scale of classifier-free guidance inside the teacher's steps, 1 for none, or two between which it is
-            drawn.
+            drawn. extras: further inputs of the student's network.
     """
 
     def __init__(
         self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
         distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None, states: str | None = None,
-        **extras: int,
+        extras: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.times_of = table(setting.process, levels, setting.start)
         steps = len(self.times_of) - 1
@@ -62,7 +62,7 @@ class Skips(Pairs):
         if not 1 <= self.stride <= steps:
             raise ValueError(f"stride must be 1 to {steps} steps of the teacher's table, got {stride}")
         self.range = _range(guidance)
-        student = bounded(setting.student(**extras))
+        student = bounded(setting.student(**(extras or {})))
         super().__init__(setting, named_distance(distance), student=student, states=states, substeps=substeps)
         if self.range is not None:
             self.teacher = self._guided()

@@ -82,8 +82,8 @@ class Behind:
             self.average = copy.deepcopy(self.student).requires_grad_(False)
             self.seen = self.setting.step
         elif self.setting.step != self.seen:
-            weights = list(self.student.parameters())
-            torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - decay)
+            kept, weights = ([*model.parameters()] for model in (self.average, self.student))
+            torch._foreach_lerp_([*kept], [*weights], 1 - decay)
             self.seen = self.setting.step
         return self.setting.counted(self.average)
 

@@ -47,8 +47,8 @@ class SubPath(Skips):
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"share must be 0 to 1, got {share}")
         self.share = share
-        extras = {"share": 1} if share is None else {}
-        super().__init__(setting, levels, stride, substeps, distance, guidance, **extras)
+        extras = {"share": 1} if share is None else None
+        super().__init__(setting, levels, stride, substeps, distance, guidance, extras=extras)
 
     def levels(self, batch: int, generator: torch.Generator) -> Batch:
         drawn = super().levels(batch, generator)

@@ -8,7 +8,6 @@ from consistent import F64, PROCESSES, distance, drawn, exact, gaussian, slopes,
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made
-from fewstep.distillation.adversary import diffused
 from fewstep.distillation.latent import Latent
 from fewstep.distillation.segments import Multistep, Segmented
 from fewstep.processes.flow import Flow
@@ -118,16 +117,6 @@ def test_tscd_critic_tells_the_targets_side_from_the_students():
     logits = [method.adversary.heads(x, batch["level"], {}) for x in seen]
     expected = torch.relu(1 - logits[0]) + torch.relu(1 + logits[1])
     torch.testing.assert_close(method.critic_loss(batch), expected)
-
-
-def test_states_diffused_further_have_the_law_of_their_time():
-    setting = small(VP())
-    s, t = (VP().time(torch.full((50_000,), level, dtype=F64)) for level in (1.0, -0.5))
-    x = VP().sigma(s)[:, None] * torch.randn(50_000, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
-    eps = torch.randn(50_000, 1, generator=torch.Generator().manual_seed(1), dtype=F64)
-    found = diffused(setting, x, s, t, eps)
-    assert float(found.std()) == pytest.approx(float(VP().sigma(t[0])), rel=0.02)
-    assert torch.equal(diffused(setting, x, s, s, eps), x)
 
 
 @pytest.mark.parametrize(
