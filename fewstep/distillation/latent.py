@@ -14,7 +14,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.levels import table
 from fewstep.distillation.method import Batch, Setting
-from fewstep.distillation.pairs import Pairs
+from fewstep.distillation.pairs import AVERAGE, Pairs
 from fewstep.distillation.teacher import step
 from fewstep.guidance.guide import guide
 from fewstep.guidance.guided import SCALE
@@ -53,8 +53,8 @@ class Skips(Pairs):
 
     def __init__(
         self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
-        distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None, states: str | None = None,
-        extras: Mapping[str, int] | None = None,
+        average: float = AVERAGE, distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
+        states: str | None = None, extras: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.times_of = table(setting.process, levels, setting.start)
         steps = len(self.times_of) - 1
@@ -63,7 +63,9 @@ class Skips(Pairs):
             raise ValueError(f"stride must be 1 to {steps} steps of the teacher's table, got {stride}")
         self.range = _range(guidance)
         student = bounded(setting.student(**(extras or {})))
-        super().__init__(setting, named_distance(distance), student=student, states=states, substeps=substeps)
+        super().__init__(
+            setting, named_distance(distance), student=student, average=average, states=states, substeps=substeps
+        )
         if self.range is not None:
             self.teacher = self._guided()
 
@@ -112,7 +114,8 @@ class Latent(Skips):
     scale. A space of latents is whatever the teacher's process runs in.
 
     Args:
-        levels, stride, substeps, guidance: as `Skips`. distance: "pseudo-huber", "squared" or "l1".
+        levels, stride, substeps, guidance: as `Skips`. average: decay of the average that the target's side is, 0 for
+            the student itself. distance: "pseudo-huber", "squared" or "l1".
 
     Raises:
         ValueError: a stride longer than the table, a scale below 0 or a range that falls, guidance of a teacher without
@@ -121,6 +124,6 @@ class Latent(Skips):
 
     def __init__(
         self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
-        distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
+        average: float = AVERAGE, distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(setting, levels, stride, substeps, distance, guidance)
+        super().__init__(setting, levels, stride, substeps, average, distance, guidance)

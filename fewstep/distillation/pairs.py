@@ -17,6 +17,7 @@ from fewstep.distillation.method import Batch, Distiller, Setting
 from fewstep.distillation.teacher import step
 
 STATES = ("data", "teacher")
+AVERAGE = 0.95  # decay of the target's average (LCM's; CM has 0.95 to 0.9999)
 WALK = 4  # midpoint steps of the teacher from pure noise to a state of its own path
 
 
@@ -112,18 +113,25 @@ class Pairs(Distiller):
     same noise. Both halves of a pair drop out the same units.
 
     Args:
-        student: in place of a copy of the base. training: no teacher. states: `drawn_from`. order, substeps: of the
-            teacher's step (`teacher.step`).
+        student: in place of a copy of the base. average: decay of the average that the target's side is, 0 for the
+            student itself. training: no teacher. states: `drawn_from`. order, substeps: of the teacher's step
+            (`teacher.step`).
+
+    Raises:
+        ValueError: a decay outside [0, 1), and what `drawn_from` raises.
     """
 
     kind = "jump"
 
     def __init__(
-        self, setting: Setting, distance: Distance, *, student: Denoiser | None = None, training: bool = False,
-        states: str | None = None, order: int = 1, substeps: int = 1,
+        self, setting: Setting, distance: Distance, *, student: Denoiser | None = None, average: float = 0.0,
+        training: bool = False, states: str | None = None, order: int = 1, substeps: int = 1,
     ) -> None:  # fmt: skip
+        if not 0 <= average < 1:
+            raise ValueError(f"average must be a decay of at least 0 and below 1, got {average}")
         self.states = drawn_from(setting, "data" if training else states)
         self.setting, self.distance, self.training = setting, distance, training
+        self.average = average
         self.teacher, self.order, self.substeps = setting.teacher, order, substeps
         self.student = setting.student() if student is None else student
         self.f, self.behind = setting.counted(self.student), Behind(setting, self.student)
@@ -135,7 +143,7 @@ class Pairs(Distiller):
 
     def decay(self) -> float:
         """Of the average on the target's side, in this iteration; 0 for the student itself."""
-        return 0.0
+        return self.average
 
     def weight(self, drawn: Batch) -> Tensor | None:
         """Of each pair, (B,); None for 1."""

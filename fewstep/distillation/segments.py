@@ -11,7 +11,7 @@ from fewstep.core.methods import Method
 from fewstep.distillation.adversary import Adversary, diffused
 from fewstep.distillation.latent import GRID, Skips
 from fewstep.distillation.method import Batch, Setting
-from fewstep.distillation.pairs import kept_masks, noisy
+from fewstep.distillation.pairs import AVERAGE, kept_masks, noisy
 from fewstep.distillation.teacher import jump
 
 METHODS = (
@@ -50,10 +50,10 @@ class InSegments(Skips):
     """
 
     def __init__(
-        self, setting: Setting, segments: Sequence[int], levels: int, stride: int | None, substeps: int, distance: str,
-        states: str | None,
+        self, setting: Setting, segments: Sequence[int], levels: int, stride: int | None, substeps: int,
+        average: float, distance: str, states: str | None,
     ) -> None:  # fmt: skip
-        super().__init__(setting, levels, stride, substeps, distance, None, states)
+        super().__init__(setting, levels, stride, substeps, average, distance, None, states)
         steps = len(self.times_of) - 1
         falls = all(a > b for a, b in zip(segments, segments[1:], strict=False))
         if not segments or not falls or min(segments) < 1 or max(segments) > steps:
@@ -111,8 +111,8 @@ class Multistep(InSegments):
     and noised data it is `lcm`. A list that ends above 1 makes a student of that many of DDIM's steps.
 
     Args:
-        segments: the numbers of segments, falling. states: "teacher" or "data". levels, stride, substeps, distance: as
-            `lcm`.
+        segments: the numbers of segments, falling. states: "teacher" or "data".
+        levels, stride, substeps, average, distance: as `lcm`.
 
     Raises:
         ValueError: numbers that do not fall or exceed the table, unknown names, "data" that are not known.
@@ -120,9 +120,9 @@ class Multistep(InSegments):
 
     def __init__(
         self, setting: Setting, segments: Sequence[int] = SEGMENTS, states: str = "teacher", levels: int = GRID,
-        stride: int | None = None, substeps: int = 1, distance: str = "pseudo-huber",
+        stride: int | None = None, substeps: int = 1, average: float = AVERAGE, distance: str = "pseudo-huber",
     ) -> None:  # fmt: skip
-        super().__init__(setting, segments, levels, stride, substeps, distance, states)
+        super().__init__(setting, segments, levels, stride, substeps, average, distance, states)
 
 
 class Segmented(InSegments):
@@ -134,7 +134,8 @@ class Segmented(InSegments):
     distance one. The teacher's way is `substeps` of DDIM's.
 
     Args:
-        segments, states, levels, substeps, distance: as `mlcm`, states by default the data where they are known.
+        segments, states, levels, substeps, average, distance: as `mlcm`; states by default the data where they are
+            given.
         gan: weight of the adversarial loss at one segment; 0 for none. features: names of the blocks that the heads
             read. adversarial: "non-saturating" or "hinge".
 
@@ -144,12 +145,12 @@ class Segmented(InSegments):
 
     def __init__(
         self, setting: Setting, segments: Sequence[int] = SEGMENTS, states: str | None = None, levels: int = GRID,
-        substeps: int = 4, distance: str = "squared", gan: float = 0.1, features: Sequence[str] | None = None,
-        adversarial: str = "non-saturating",
+        substeps: int = 4, average: float = AVERAGE, distance: str = "squared", gan: float = 0.1,
+        features: Sequence[str] | None = None, adversarial: str = "non-saturating",
     ) -> None:  # fmt: skip
         if gan < 0:
             raise ValueError(f"gan must be at least 0, got {gan}")
-        super().__init__(setting, segments, levels, 1, substeps, distance, states)
+        super().__init__(setting, segments, levels, 1, substeps, average, distance, states)
         self.gan = gan
         if gan:
             self.adversary = Adversary(setting, features, adversarial)

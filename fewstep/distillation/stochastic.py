@@ -9,11 +9,10 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 from fewstep.distillation.adversary import Adversary
-from fewstep.distillation.consistency import Neighbours
+from fewstep.distillation.consistency import OnGrid
 from fewstep.distillation.distances import distance as named_distance
-from fewstep.distillation.levels import grid
 from fewstep.distillation.method import Batch, Setting
-from fewstep.distillation.pairs import Pairs, noisy
+from fewstep.distillation.pairs import AVERAGE, noisy
 from fewstep.distillation.teacher import step
 
 METHODS = (
@@ -34,7 +33,7 @@ METHODS = (
 )
 
 
-class Stochastic(Pairs):
+class Stochastic(OnGrid):
     """SCott: consistency distillation whose states at s are reached in `substeps` of the reverse SDE of strength `eta`,
     and an adversarial loss on the student's x0 (Liu et al., section 3).
 
@@ -45,7 +44,7 @@ class Stochastic(Pairs):
     Args:
         levels: of the grid. eta: 0 is the ODE, 1 the reverse diffusion. substeps: within a pair, a power of two.
         gan: weight of the adversarial loss, 0 for none: then no data are needed. features: names of the blocks that
-            the heads read. adversarial: "non-saturating" or "hinge". distance: as `consistency`.
+            the heads read. adversarial: "non-saturating" or "hinge". average, distance, weight: as `consistency`.
 
     Raises:
         ValueError: numbers below 0, an unknown name or block, an adversarial loss without data.
@@ -53,19 +52,20 @@ class Stochastic(Pairs):
 
     def __init__(
         self, setting: Setting, levels: int = 18, eta: float = 0.5, substeps: int = 2, gan: float = 0.1,
-        features: Sequence[str] | None = None, adversarial: str = "non-saturating", distance: str = "pseudo-huber",
+        features: Sequence[str] | None = None, adversarial: str = "non-saturating", average: float = AVERAGE,
+        distance: str = "pseudo-huber", weight: str = "inverse",
     ) -> None:  # fmt: skip
         if min(eta, gan) < 0:
             raise ValueError(f"eta and gan must be at least 0, got {eta} and {gan}")
-        self.neighbours = Neighbours(grid(setting.process, levels, setting.start))
         self.eta, self.gan = eta, gan
-        super().__init__(setting, named_distance(distance), states="data" if gan else None, substeps=substeps)
+        found, states = named_distance(distance), "data" if gan else None
+        super().__init__(setting, levels, average, found, weight, states=states, substeps=substeps)
         if gan:
             self.adversary = Adversary(setting, features, adversarial)
             self.players["discriminator"] = self.adversary.player(self.critic_loss)
 
     def levels(self, batch: int, generator: torch.Generator) -> Batch:
-        drawn = self.neighbours(batch, generator)
+        drawn = super().levels(batch, generator)
         if self.eta:
             drawn["noises"] = self.setting.noise(batch, generator, self.substeps)
         if self.gan:

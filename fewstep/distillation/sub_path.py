@@ -11,7 +11,7 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import expand
 from fewstep.distillation.latent import GRID, Skips
 from fewstep.distillation.method import Batch, Setting
-from fewstep.distillation.pairs import kept_masks, noisy
+from fewstep.distillation.pairs import AVERAGE, kept_masks, noisy
 
 METHODS = (
     Method(
@@ -42,13 +42,14 @@ class SubPath(Skips):
 
     def __init__(
         self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 2,
-        distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None, share: float | None = None,
+        average: float = AVERAGE, distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
+        share: float | None = None,
     ) -> None:  # fmt: skip
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"share must be 0 to 1, got {share}")
         self.share = share
         extras = {"share": 1} if share is None else None
-        super().__init__(setting, levels, stride, substeps, distance, guidance, extras=extras)
+        super().__init__(setting, levels, stride, substeps, average, distance, guidance, extras=extras)
 
     def levels(self, batch: int, generator: torch.Generator) -> Batch:
         drawn = super().levels(batch, generator)

@@ -23,7 +23,7 @@ from fewstep.processes.ve import EDM
 @pytest.mark.parametrize("order, expected", [(1, 2.05), (2, 3.08)])
 def test_at_the_exact_map_the_gradient_is_the_solvers_local_error(process, order, expected):
     """It falls as h^(p + 1) in the length h of the step in log-SNR."""
-    method = Consistency(exact(process), order=order, distance="squared")
+    method = Consistency(exact(process), order=order, distance="squared", weight="one")
     batch, norms = drawn(method, 64), []
     batch["t"] = process.time(-torch.linspace(-1.0, 1.2, 64, dtype=F64))
     for h in (0.1, 0.05):
@@ -33,7 +33,7 @@ def test_at_the_exact_map_the_gradient_is_the_solvers_local_error(process, order
 
 
 def test_beside_the_exact_map_the_gradient_is_not_small():
-    method = Consistency(exact(EDM(), off=0.3), distance="squared")
+    method = Consistency(exact(EDM(), off=0.3), distance="squared", weight="one")
     batch = drawn(method, 64)
     assert float(slopes(method, batch).norm()) > 1e-3
 
@@ -53,7 +53,7 @@ def test_the_loss_of_distillation_by_hand():
 def test_the_loss_of_training_by_hand():
     """The same data with the same noise at both times, and no teacher."""
     process = Flow()
-    method = Consistency(small(process), training=True, distance="l1")
+    method = Consistency(small(process), training=True, distance="l1", weight="one")
     batch = drawn(method)
     before = method.setting.count.evaluations
     found = method.loss(batch).detach()
@@ -102,7 +102,7 @@ def test_what_it_refuses(options, said):
 def test_it_learns():
     """In 200 iterations of 64 a student of one step is three times nearer to the mixture than it was (measured: 0.13
     from 0.53), and than the teacher's own plan of one evaluation."""
-    method = Consistency(small(EDM(), iterations=200, lr=5e-3, ema=0.95), levels=6, c=0.1)
+    method = Consistency(small(EDM(), iterations=200, lr=5e-3, ema=0.95), levels=6)
     before = distance(method)
     train(method, 200, 64)
     with torch.no_grad():

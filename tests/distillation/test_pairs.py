@@ -19,7 +19,7 @@ from fewstep.training.players import restore, state
 
 # Every method of this family, with options under which all of their state is in use within 20 iterations.
 METHODS = {
-    "consistency": {"average": 0.9},
+    "consistency": {},
     "ict": {"average": True},
     "ect": {},
     "scm": {},
@@ -98,7 +98,7 @@ def test_the_averaged_target_follows_the_student_by_its_decay():
         average = 0.75 * average + 0.25 * later
     assert method.behind.average is not None
     torch.testing.assert_close(method.behind.average.network.first.weight, average)
-    plain = Consistency(small(EDM()))
+    plain = Consistency(small(EDM()), average=0.0)
     train(plain, 2)
     assert plain.behind.average is None and plain.state() == {}
 

@@ -70,8 +70,8 @@ def test_the_discriminator_moves_its_heads_alone_and_the_student_along_its_featu
 
 def test_on_a_gaussian_the_exact_map_is_not_where_it_rests_with_noise():
     """The mean of an answer over the noise is not the answer of the mean: the student's target is another."""
-    method = Stochastic(exact(EDM()), eta=1.0, substeps=1, gan=0.0, distance="squared")
-    plain = Consistency(exact(EDM()), order=1, distance="squared")
+    method = Stochastic(exact(EDM()), eta=1.0, substeps=1, gan=0.0, distance="squared", weight="one")
+    plain = Consistency(exact(EDM()), order=1, distance="squared", weight="one")
     batch = drawn(method, 256)
     assert float(slopes(method, batch).norm()) > 2 * float(slopes(plain, batch).norm())
 
