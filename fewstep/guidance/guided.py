@@ -39,11 +39,19 @@ class Guided(Wrapper):
         rescale: phi of Lin et al. (2305.08891, equations 15 and 16), 0 to 1: the share in which the guided answer is
             brought to the standard deviation of the model's own.
         clamp: the range to which the guided x0 is cut; None for no cut.
+
+    Raises:
+        ValueError: a student that has its teacher's guidance inside.
     """
 
     def __init__(
         self, model: Denoiser, guides: Sequence[Guide], rescale: float = 0.0, clamp: tuple[float, float] | None = None
     ):
+        if model.student is not None and model.student.guidance is not None:
+            raise ValueError(
+                f"this student's guidance is inside (scale {model.student.guidance:g}, by {model.student.method!r}):"
+                " sample it as it is, or guide its teacher and distil that"
+            )
         self.takes_scale = SCALE not in model.conditions
         own: dict[str, Condition] = {}
         if self.takes_scale:

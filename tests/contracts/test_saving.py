@@ -109,6 +109,8 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "gaussian-mixture": lambda make: make(
         torch.tensor([1.0, 2.0]), DATA[:2], pairs(3)[None].repeat(2, 1, 1), VP(), "eps"
     ),
+    "gaussian-map": lambda make: make(DATA[0], pairs(3), VP(), "map"),
+    "exact-map": lambda make: make(CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()), 4, "map"),
     "noise-free": lambda make: make(
         CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()), [0.1, 0.4, 0.8], "v"
     ),
@@ -217,7 +219,7 @@ def test_it_comes_back_bit_for_bit(name, tmp_path):
     theirs, ours = again.state_dict(), model.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[k], ours[k]) and theirs[k].dtype == ours[k].dtype for k in ours)
-    for fact in ("process", "shape", "conditions", "value_range", "data", "data_std", "solver"):
+    for fact in ("process", "shape", "conditions", "value_range", "data", "data_std", "solver", "student"):
         assert getattr(again.facts, fact) == getattr(model.facts, fact), fact
     assert config(again) == config(model) == json.loads(json.dumps(config(model)))
     assert (tmp_path / "model" / "README.md").is_file()
