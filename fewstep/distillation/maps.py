@@ -191,8 +191,11 @@ class Maps(Distiller):
                 return function(*at)  # type: ignore[no-any-return]
 
         if self.mode == "jvp":
-            self.setting.count.evaluations += len(r) * (BACKWARD if keep else FORWARD)
-            return tangent(masked, inputs, directions, keep=keep)
+            count = self.setting.count
+            spent = count.evaluations + len(r) * (BACKWARD + (BACKWARD if keep else FORWARD))
+            found = tangent(masked, inputs, directions, keep=keep)
+            count.evaluations = spent  # not what the calls within said, which cannot see whether there is a gradient
+            return found
         # Half way to the ends of the clock at most; at pure noise itself beyond it, which networks can be asked for.
         near = torch.minimum(r, torch.where(r < 1, 1 - r, 1.0)) / (2 * STEP)
         share = near.clamp(max=1.0)
