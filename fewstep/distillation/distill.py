@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,21 @@ def base_of(teacher: Denoiser) -> Denoiser:
     return base
 
 
+def _has_network(teacher: Denoiser) -> bool:
+    while isinstance(teacher, Wrapper):
+        teacher = teacher.model
+    return isinstance(getattr(teacher, "network", None), nn.Module)
+
+
+def _guidance(teacher: Denoiser) -> float | None:
+    """The scale of the guidance around a teacher's network, which ends up inside the student."""
+    while isinstance(teacher, Wrapper):
+        if isinstance(scale := getattr(teacher, "scale", None), int | float):
+            return float(scale)
+        teacher = teacher.model
+    return None
+
+
 def weights_sum(model: nn.Module) -> str:
     """A checksum of a model's weights."""
     found = hashlib.sha256()
@@ -149,6 +164,7 @@ def distill(
     on_collapse: str = "stop",
     check_every: int | None = None,
     judge: bool = True,
+    recipe: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
@@ -172,7 +188,7 @@ def distill(
         resume: go on from the newest checkpoint in out; the result has the bits of a run that never stopped.
         on_collapse: "stop" ends a run whose student has collapsed, "go on" only warns. check_every: iterations between
             checks, by default a tenth of the run. judge: whether the student is judged at the end beside the teacher's
-            plans (`rows`).
+            plans (`rows`). recipe: the recipe that asks for this (`run_recipe`), kept in checkpoints.
         tell: gets every record of the log.
 
     Raises:
@@ -216,6 +232,7 @@ def distill(
             lr=lr if lr is not None else float(found.facts.get("lr", LR)),
             ema=ema if ema is not None else float(found.facts.get("ema", AVERAGE)),
             batch=size, seed=seed, own=student is not None,
+            fake=base_of(teacher) if student is not None and _has_network(teacher) else None,
             share=(accelerator.process_index, accelerator.num_processes),
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
         )  # fmt: skip
@@ -233,13 +250,16 @@ def distill(
             "ema": setting.ema,
             "seed": seed,
             "data": None if real is None else real.spec.name,
+            "recipe": recipe,
         }
         state = DistillState(work, job, seed=seed, batch=size, accelerator=accelerator)
         if seconds is not None:
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
+        name = str(recipe["teacher"]["model"]) if recipe else ""
+        facts = Student(work.kind, method, name, first, work.times(), _guidance(teacher))
         return _run(
-            state, teacher, Student(work.kind, method, "", first, work.times()), folder, resumed, real,
+            state, teacher, facts, folder, resumed, real,
             paired=bool(found.facts["pairing"]), opens=bool(found.facts["data"]) or real is not None,
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
             tell=tell, clock=clock,
@@ -286,7 +306,7 @@ def _run(
     def check() -> dict[str, Any]:
         model = state.averaged()
         found = watch.check(model, plan)
-        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks)
+        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks, 2 * state.step >= total)
         return found.record() | ({"collapsed": True} if collapsed else {})
 
     def student() -> Denoiser:

@@ -72,6 +72,7 @@ class Setting:
     reduce: Callable[[Tensor], Tensor] | None = None  # the mean over processes
     count: Count = field(default_factory=Count)
     step: int = 0  # iterations done, kept by the run
+    _known: Dataset | None = None
 
     def __post_init__(self) -> None:
         self.teacher = Counted(self.teacher, self.count)
@@ -161,12 +162,14 @@ class Setting:
         return torch.rand((batch, *more), generator=generator, dtype=torch.float64)
 
     def opened(self) -> Dataset:
-        """The real samples; `ValueError` where there are none."""
-        if self.data is None and self.known is not None:
-            self.data = self.known()
-        if self.data is None:
+        """The real samples: those given, or those that are known. `ValueError` where there are none."""
+        if self.data is not None:
+            return self.data
+        if self._known is None and self.known is not None:
+            self._known = self.known()
+        if self._known is None:
             raise ValueError("this method needs real samples: give data=..., those that the teacher was trained on")
-        return self.data
+        return self._known
 
     def real(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Real samples, in the process's coordinates, and their conditions, some of them hidden."""

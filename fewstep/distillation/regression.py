@@ -9,6 +9,7 @@ from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.method import Batch, Distiller, Setting, noises
+from fewstep.sampling.build import fixed_plan
 from fewstep.searching.candidates import hand_made, rank
 from fewstep.searching.problem import run_all
 from fewstep.searching.reference import solve
@@ -20,16 +21,33 @@ METHODS = (
         arxiv="2101.02388",
         claim="one evaluation lands nearer to the end of the teacher's flow than any plan of one",
         use="Regression",
-        facts={"student": "jump", "data": False, "pairing": True, "players": ("student",), "steps": 1},
+        facts={
+            "student": "jump",
+            "data": False,
+            "pairing": True,
+            "players": ("student",),
+            "steps": 1,
+            "small": {"pairs": 32, "plan": "ddim"},
+        },
     ),
 )
 
 EVALUATIONS, RANKED = 6, 64  # of the plan that makes pairs; noises on which it is chosen
 
 
-def pairing_plan(setting: Setting, nfe: int = EVALUATIONS) -> Plan:
-    """The deterministic plan of `nfe` evaluations that ends nearest to the teacher's own ODE (as `accelerate` ranks
-    them)."""
+def pairing_plan(setting: Setting, plan: Plan | str | None, nfe: int = EVALUATIONS) -> Plan:
+    """The plan that makes pairs: the one given, or that of a solver's name with `nfe` evaluations, or the deterministic
+    one of so many that ends nearest to the teacher's own ODE (as `accelerate` ranks them).
+
+    Raises:
+        ValueError: a stochastic plan, whose end does not follow from its start.
+    """
+    if isinstance(plan, str):
+        plan = fixed_plan(setting.process, plan, nfe=nfe)
+    if plan is not None:
+        if plan.stochastic:
+            raise ValueError(f"{plan.name!r} draws noise as it runs, so its end does not follow from its start")
+        return plan
     problem = solve(setting.teacher, setting.seed + 1, 0, RANKED, 50, torch.float32)
     return rank(list(hand_made(setting.process, nfe)), setting.teacher, problem)[0].plan
 
@@ -38,18 +56,16 @@ class Pairing:
     """Noises and where the teacher's plan takes them, made once, before the first iteration.
 
     Args:
-        pairs: how many. plan: a deterministic one, by default `pairing_plan`.
+        pairs: how many. plan: what makes them (`pairing_plan`).
 
     Raises:
         ValueError: no pairs, a stochastic plan.
     """
 
-    def __init__(self, setting: Setting, pairs: int = 8192, plan: Plan | None = None) -> None:
+    def __init__(self, setting: Setting, pairs: int = 8192, plan: Plan | str | None = None) -> None:
         if pairs < 1:
             raise ValueError(f"pairs must be at least 1, got {pairs}")
-        self.setting, self.plan = setting, pairing_plan(setting) if plan is None else plan
-        if self.plan.stochastic:
-            raise ValueError(f"{self.plan.name!r} draws noise as it runs, so its end does not follow from its start")
+        self.setting, self.plan = setting, pairing_plan(setting, plan)
         self.z = noises(setting.seed, 0, pairs, setting.base)
         drawn = setting.condition(pairs, torch.Generator().manual_seed(setting.seed))
         self.condition = {name: value.to(setting.device) for name, value in drawn.items()}
@@ -85,7 +101,7 @@ class Regression(Distiller):
     kind = "jump"
 
     def __init__(
-        self, setting: Setting, pairs: int = 8192, plan: Plan | None = None, fresh: float = 0.0,
+        self, setting: Setting, pairs: int = 8192, plan: Plan | str | None = None, fresh: float = 0.0,
         distance: str = "squared",
     ) -> None:  # fmt: skip
         if setting.steps != 1:

@@ -16,7 +16,7 @@ from fewstep.core.sampler import Sampler
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.problem import Problem, for_model, run_all
 
 NARROW, WIDE, UNCOVERED = 0.5, 2.0, 0.5
 TWICE = 2  # checks running
@@ -109,7 +109,7 @@ class Watch:
     @torch.no_grad()
     def check(self, model: Denoiser, plan: Sampler) -> Check:
         """The figures of a student with its plan."""
-        problem = self.problem
+        problem = for_model(self.problem, model)
         try:
             samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
         except ValueError as error:
@@ -119,11 +119,16 @@ class Watch:
         return compared(samples, problem.reference, self.group)
 
     def judge(
-        self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any]
+        self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any], late: bool
     ) -> bool:
         """Keep the weights if they are the best so far, in `kept`, and say whether the run has collapsed.
 
-        memory: what earlier checks left: the best distance, and how many running had something wrong.
+        A student begins as one that answers with means, and so too narrowly: that is no collapse before one check had
+        nothing wrong, or half of the run is over (`late`).
+
+        Args:
+            memory: what earlier checks left: the best distance, how many running had something wrong, whether one had
+                nothing wrong.
 
         Raises:
             Collapsed: two checks running, where a collapse is to end the run.
@@ -131,7 +136,9 @@ class Watch:
         if found.distance < memory.get("best", math.inf):
             memory["best"] = found.distance
             kept.update({name: value.detach().clone() for name, value in weights.items()})
-        memory["wrong"] = memory.get("wrong", 0) + 1 if found.collapsed else 0
+        memory["well"] = memory.get("well", False) or not found.collapsed
+        counts = found.collapsed and (memory["well"] or late)
+        memory["wrong"] = memory.get("wrong", 0) + 1 if counts else 0
         if memory["wrong"] < TWICE:
             return False
         if self.stop:

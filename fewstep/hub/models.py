@@ -95,6 +95,8 @@ def load(
         opening.only(f"{path.name} is a single file", variant=True)
         return opening.model(open_single_file(path, config, dtype, download, revision))
     opening.only(f"{path.name} is a folder", config=True)
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"  # the folder of a run
     if (path / "model_index.json").is_file():
         from fewstep.hub.components import open_pipeline
 
