@@ -97,7 +97,7 @@ class Setting:
     # Models
 
     def student(self, late: int = 0, **extras: int) -> Denoiser:
-        """A copy of the base that trains. extras: further inputs of its network (`networks.extended`); with `target` it
+        """A copy of the base that trains. extras: further inputs of its network (`networks.embedding.extended`); with `target` it
         is a map, and takes the condition `to`."""
         model = self.base if self.own else copy.deepcopy(self.base)
         if self.own or not (extras or late):

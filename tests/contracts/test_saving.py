@@ -122,6 +122,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "cluster-experts": lambda make: make(
         [base(), base(data_std=0.6)], {"network": unet(out=2), "clusters": 2, "data_std": 0.7}, 1, "digits", 0.7
     ),
+    "boundary": lambda make: make(base()),
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
     "taylorseer": lambda make: make(attentive(), 2, 2, 0.1, 0.9),
