@@ -70,7 +70,7 @@ def distill(
         fewstep distill --resume --out runs/digits-1
     """
     from fewstep.core.files import claim_folder
-    from fewstep.distillation.recipe import begin_folder, recipe_of_run, run_recipe
+    from fewstep.distillation.recipe import recipe_of_run, run_recipe
 
     used = common.Used()
     if device is not None:
@@ -97,8 +97,6 @@ def distill(
     common.check_writable(folder)
     if recipe.data.get("source") is not None:
         common.say_data(recipe.data["source"])
-    if not resume:
-        begin_folder(recipe, folder)
     found = run_recipe(recipe, folder, resume=resume, device=device, progress=True)
     finished = bool(found.figures["finished"])
     if as_json:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,19 @@ from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import card, made
-from fewstep.core.sampler import Sampler
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset
-from fewstep.denoisers.folder import save_model
 from fewstep.distillation.levels import grid
 from fewstep.distillation.memory import held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
 from fewstep.distillation.verdict import said, unseen, verdict
-from fewstep.distillation.watch import Collapsed, Watch
-from fewstep.sampling.build import plan as make_plan
+from fewstep.distillation.watch import Watch
+from fewstep.hub.models import save
+from fewstep.sampling.build import fixed_plan
+from fewstep.sampling.student import SOLVERS, begun, leaps
 from fewstep.searching.problem import data_for, own_data
 from fewstep.searching.reference import solve
 from fewstep.training.checkpoint import load_checkpoint
@@ -60,14 +62,12 @@ class Distilled:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def plan(self) -> Sampler:
+    def plan(self) -> Plan:
         assert self.model.plan is not None
         return self.model.plan
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder."""
-        from fewstep.hub.models import save
-
         return save(self.model, folder, plan=self.model.plan, card=self.card())
 
     def card(self) -> str:
@@ -138,11 +138,10 @@ def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:
     return data.std() if data is not None else 0.5
 
 
-def plan_of(process: Any, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Sampler:
+def plan_of(process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Plan:
     """The plan of a student: so many steps of what suits its kind, from its start to the clean end."""
-    points = [*times, process.t_zero] if times is not None else grid(process, steps, start).tolist()
-    solver = {"jump": "multistep-consistency", "map": "flow-map", "denoiser": "ddim"}[kind]
-    return make_plan(process, solver, timesteps=points)
+    points = [*times, process.t_zero] if times is not None else begun(leaps, start)(process, steps)
+    return fixed_plan(process, SOLVERS.get(kind, "ddim"), timesteps=points)
 
 
 @checked
@@ -164,7 +163,7 @@ def distill(
     on_collapse: str = "stop",
     check_every: int | None = None,
     judge: bool = True,
-    name: str = "",
+    recipe: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
@@ -188,7 +187,7 @@ def distill(
         resume: go on from the newest checkpoint in out; the result has the bits of a run that never stopped.
         on_collapse: "stop" ends a run whose student has collapsed, "go on" only warns. check_every: iterations between
             checks, by default a tenth of the run. judge: whether the student is judged at the end beside the teacher's
-            plans (`rows`). name: what the teacher is called in the student's configuration.
+            plans (`rows`). recipe: the recipe that asks for this (`run_recipe`), kept in checkpoints.
         tell: gets every record of the log.
 
     Raises:
@@ -250,11 +249,13 @@ def distill(
             "ema": setting.ema,
             "seed": seed,
             "data": None if real is None else real.spec.name,
+            "recipe": recipe,
         }
         state = DistillState(work, job, seed=seed, batch=size, accelerator=accelerator)
         if seconds is not None:
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
+        name = str(recipe["teacher"]["model"]) if recipe else ""
         facts = Student(work.kind, method, name, first, work.times(), _guidance(teacher))
         return _run(
             state, teacher, facts, folder, resumed, real,
@@ -294,18 +295,23 @@ def _run(
     """Train, check, choose the best weights, judge."""
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
     plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
-    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data), stop)
+    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data))
     history: list[dict[str, Any]] = []
 
     def heard(record: dict[str, Any]) -> Any:
         history.append(record)
-        return None if tell is None else tell(record)
+        told = None if tell is None else tell(record)
+        return True if stop and "collapsed" in record else told
 
     def check() -> dict[str, Any]:
         model = state.averaged()
         found = watch.check(model, plan)
-        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks)
-        return found.record() | ({"collapsed": True} if collapsed else {})
+        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks, 2 * state.step >= total)
+        if collapsed:
+            told = f"At iteration {state.step} the student had collapsed: {collapsed}."
+            ended = " The run ended, with the best weights before." if stop else ""
+            warnings.warn(told + ended, stacklevel=2)
+        return found.record() | ({"collapsed": collapsed} if collapsed else {})
 
     def student() -> Denoiser:
         """The student with its best weights."""
@@ -326,27 +332,23 @@ def _run(
         total, total, state.batch, log_every=max(min(10, total), total // 50), save_every=max(1, total // 20),
         rate=lambda step: setting.rate(step, setting.lr), hooks=((every, check),), done="distilled", doing="distilling",
     )  # fmt: skip
-    notes, made_ = [], False
-    try:
-        made_, _ = run(
-            state, course, folder, resumed=resumed, tell=heard, progress=progress,
-            export=lambda place: save_model(student(), place, plan=plan),  # type: ignore[arg-type]
-        )  # fmt: skip
-    except Collapsed as found:
-        notes.append(f"The run ended at iteration {state.step}: the student had collapsed, {found}. These are its best"
-                     " weights before.")  # fmt: skip
-        warnings.warn(notes[-1], stacklevel=3)
+    finished, _ = run(
+        state, course, folder, resumed=resumed, tell=heard, progress=progress,
+        export=lambda place: save(student(), place),
+    )  # fmt: skip
     model = student()
     figures: dict[str, Any] = {
         "iterations": state.step,
         "evaluations": setting.count.evaluations,
         "seconds": time.perf_counter() - clock,
         "best_distance": state.checks.get("best"),
-        "finished": made_,
+        "finished": finished,
+        "collapsed": next((record["collapsed"] for record in history if "collapsed" in record), None),
         "memory": memory,
     }
     rows: list[dict[str, Any]] = []
-    if judge and made_:
+    notes = [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
+    if judge and finished:
         problem = unseen(teacher, setting.seed, JUDGED, data)
         rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens)
         notes += said(rows)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.process import Process
+from fewstep.sampling.student import begun, leaps
 
 RHO = 7.0
 FIRST, LAST = 80.0, 0.002  # noise-to-signal ratios where a process has none that is finite
@@ -45,10 +46,6 @@ def grid(process: Process, n: int, start: float) -> Tensor:
     return torch.cat([times, torch.tensor([process.t_zero], dtype=torch.float64)])
 
 
-def default_start(process: Process, data_std: float) -> float:
-    """The time at which `sigma / alpha` is `5 data_std / 0.75`, or `t_max` where that has less noise: from there the
-    exact flow of data of that deviation loses nothing that is seen in samples."""
-    ratio = 5 * data_std / 0.75
-    if not process.log_snr(process.t_max) < -math.log(ratio):
-        return process.t_max
-    return float(process.time(-math.log(ratio)))
+def stops(process: Process, steps: int, start: float) -> list[float]:
+    """The times at which a student of so many steps is asked: `start` first, spread as its plan has them."""
+    return begun(leaps, start)(process, steps)[:-1]

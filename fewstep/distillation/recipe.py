@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -12,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.core.errors import suggest
-from fewstep.core.files import read_text, write
+from fewstep.core.files import read_text
 from fewstep.core.methods import card, made
 from fewstep.distillation.distill import Distilled, distill
 from fewstep.guidance.guide import guide
 from fewstep.hub.models import load
 from fewstep.searching.problem import data_for
-from fewstep.training.checkpoint import checkpoints
+from fewstep.training.checkpoint import checkpoints, load_checkpoint
 
-FILE, STAGES, MODEL = "recipe.json", "stages", "model"
+MODEL = "model"
 SECTIONS = ("teacher", "student", "method", "data", "train")
 KEYS = {
     "teacher": ("model", "guidance"),
@@ -113,7 +112,7 @@ def run_recipe(
     progress: bool = False,
     tell: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Distilled:
-    """Distil by a recipe; stages before the last one have folders of their own in `out/stages`.
+    """Distil by a recipe; a recipe of several methods has a folder for each in `out`.
 
     Raises ValueError and FloatingPointError as `distill` does.
     """
@@ -126,38 +125,44 @@ def run_recipe(
 
         data = data_for(teacher, open_data(**recipe.data))
     student, found = None, None
-    for number, stage in enumerate(recipe.method, 1):
-        last = number == len(recipe.method)
-        place = None if out is None else Path(out) if last else Path(out) / STAGES / str(number)
+    for number, stage in enumerate(recipe.method):
+        last = number == len(recipe.method) - 1
+        place = None if out is None else places(recipe, Path(out))[number]
         if place is not None and not last and (place / MODEL).is_dir():
-            student = load(place / MODEL, device)  # done in a former run
+            student = load(place, device)  # done in a former run
             continue
         going_on = resume and place is not None and bool(checkpoints(place))
         train = {**recipe.train, **stage.get("train", {})}
         found = distill(
             teacher, stage["name"], student=student, data=data, out=place, resume=going_on, device=device,
-            progress=progress, tell=tell, judge=last, name=str(recipe.teacher["model"]), **recipe.student, **train,
+            progress=progress, tell=tell, judge=last, recipe=recipe.to_dict(), **recipe.student, **train,
             **_options(stage),
         )  # fmt: skip
         if not found.figures["finished"]:
             return found
         student = found.model
     assert found is not None
+    if out is not None and len(recipe.method) > 1 and not (Path(out) / MODEL).exists():
+        found.save(Path(out) / MODEL)
     return found
 
 
-def begin_folder(recipe: DistillRecipe, out: Path) -> None:
-    """Keep the recipe in the run's folder, from which `recipe_of_run` has it."""
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / FILE, json.dumps(recipe.to_dict(), indent=1) + "\n")
+def places(recipe: DistillRecipe, out: Path) -> list[Path]:
+    """The folder of each method's run: the one given, or `stage-1`, `stage-2`, ... in it where there are several."""
+    if len(recipe.method) == 1:
+        return [out]
+    return [out / f"stage-{number}" for number in range(1, len(recipe.method) + 1)]
 
 
 def recipe_of_run(out: str | os.PathLike[str]) -> DistillRecipe:
-    """The recipe of a run's folder; `ValueError` when there is none."""
-    path = Path(out) / FILE
-    if not path.is_file():
-        raise ValueError(f"nothing to resume: there is no distillation in {out}")
-    return DistillRecipe.from_dict(json.loads(read_text(path)))
+    """The recipe of a run's folder, from its newest checkpoint; `ValueError` when there is none."""
+    for place in (Path(out), *sorted(Path(out).glob("stage-*"), reverse=True)):
+        if saved := checkpoints(place):
+            facts = load_checkpoint(saved[-1])[1]
+            if (told := facts.get("job", {}).get("recipe")) is None:
+                raise ValueError(f"{out} is no run of `fewstep distill`: give what it was begun with, and --resume")
+            return DistillRecipe.from_dict(told)
+    raise ValueError(f"nothing to resume: there is no checkpoint in {out}")
 
 
 def _options(stage: Mapping[str, Any]) -> dict[str, Any]:
