@@ -44,7 +44,7 @@ from fewstep.serving.served import Limits, Served, Wanted, numbered
 
 MODELS, STEPS, SCALES = ("digits", "shapes"), (4, 10, 25), (1.0, 2.0)
 LOADS = (0.3, 0.7, 0.95)
-BATCH, SECONDS, CALIBRATION = 64, 12.0, 192
+BATCH, SECONDS, CALIBRATION = 64, 20.0, 192
 BEYOND, QUEUE = 1.5, 128
 REQUESTS, CONNECTIONS, CHECKED = 10_000, 64, 50
 CALLS, COUNTS = 200, (1, 16, 64)

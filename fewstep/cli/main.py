@@ -16,6 +16,7 @@ from fewstep.cli.chat import chat
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
 from fewstep.cli.demo import demo
+from fewstep.cli.distill import distill
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
@@ -61,7 +62,7 @@ def root(
 
 
 for command in (
-    demo, sample, chat, train, accelerate, cache, search, compare, evaluate, serve, studio, methods, info,
+    demo, sample, chat, train, distill, accelerate, cache, search, compare, evaluate, serve, studio, methods, info,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(route, name="route")

@@ -29,7 +29,13 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
 
 def pseudo_huber(c: float | None = None) -> Distance:
     """`sqrt(|a - b|^2 + c^2) - c`, by default with `c = 0.00054 sqrt(d)`, d the numbers of a sample (Song and Dhariwal,
-    2024, eq. 7): the norm, smooth at 0."""
+    2310.14189, eq. 7): the norm, smooth at 0.
+
+    Raises:
+        ValueError: a c that is not positive.
+    """
+    if c is not None and not c > 0:
+        raise ValueError(f"c of the pseudo-Huber distance must be positive, got {c}")
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         size = HUBER * math.sqrt(a[0].numel()) if c is None else c

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.errors import suggest
 from fewstep.core.methods import card, made
-from fewstep.core.sampler import Sampler
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.levels import grid
+from fewstep.distillation.memory import held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
-from fewstep.distillation.verdict import REFERENCE_NFE, said, unseen, verdict
-from fewstep.distillation.watch import Collapsed, Watch
+from fewstep.distillation.verdict import said, unseen, verdict
+from fewstep.distillation.watch import Watch
+from fewstep.hub.models import save
+from fewstep.sampling.build import fixed_plan
+from fewstep.sampling.student import SOLVERS, begun, leaps
 from fewstep.searching.problem import data_for, own_data
 from fewstep.searching.reference import solve
+from fewstep.training.checkpoint import load_checkpoint
+from fewstep.training.players import restore as restore_players
+from fewstep.training.players import state as players_state
+from fewstep.training.run import Course, accelerated, newest, run
+from fewstep.training.trajectories import frozen
 
 ITERATIONS, BATCH, LR, AVERAGE = 2000, 256, 1e-3, 0.99
-CHECKED, JUDGED = 256, 512  # noises of a check, and of the verdict
+CHECKED, CHECK_NFE, JUDGED = 256, 50, 512  # noises of a check, evaluations of their reference, noises of the verdict
 CHECKS = 1 << 19  # the number of the first noise of the checks
+WARM, TIMED = 2, 8  # iterations by which a budget of seconds is turned into iterations
+COLLAPSES = ("stop", "go on")
 
 
 @dataclass(frozen=True)
@@ -48,14 +63,12 @@ class Distilled:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def plan(self) -> Sampler:
+    def plan(self) -> Plan:
         assert self.model.plan is not None
         return self.model.plan
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder."""
-        from fewstep.hub.models import save
-
         return save(self.model, folder, plan=self.model.plan, card=self.card())
 
     def card(self) -> str:
@@ -94,6 +107,21 @@ def base_of(teacher: Denoiser) -> Denoiser:
     return base
 
 
+def _has_network(teacher: Denoiser) -> bool:
+    while isinstance(teacher, Wrapper):
+        teacher = teacher.model
+    return isinstance(getattr(teacher, "network", None), nn.Module)
+
+
+def _guidance(teacher: Denoiser) -> float | None:
+    """The scale of the guidance around a teacher's network, which ends up inside the student."""
+    while isinstance(teacher, Wrapper):
+        if isinstance(scale := getattr(teacher, "scale", None), int | float):
+            return float(scale)
+        teacher = teacher.model
+    return None
+
+
 def weights_sum(model: nn.Module) -> str:
     """A checksum of a model's weights."""
     found = hashlib.sha256()
@@ -109,3 +137,220 @@ def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:
     if stated is not None:
         return float(stated)
     return data.std() if data is not None else 0.5
+
+
+def plan_of(process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Plan:
+    """The plan of a student: so many steps of what suits its kind, from its start to the clean end."""
+    points = [*times, process.t_zero] if times is not None else begun(leaps, start)(process, steps)
+    return fixed_plan(process, SOLVERS.get(kind, "ddim"), timesteps=points)
+
+
+@checked
+def distill(
+    teacher: Denoiser,
+    method: str = "kd",
+    *,
+    steps: int = 1,
+    start: float | None = None,
+    student: Denoiser | None = None,
+    data: str | Path | Dataset | None = None,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    ema: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    on_collapse: str = "stop",
+    check_every: int | None = None,
+    judge: bool = True,
+    recipe: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    tell: Callable[[dict[str, Any]], Any] | None = None,
+    **options: Any,
+) -> Distilled:
+    """A student that needs few evaluations, distilled from a teacher that needs many.
+
+    Args:
+        teacher: any denoiser around a network: guided, aligned, with adapters. What is around the network ends up
+            inside the student.
+        method: a distiller's name (`fewstep methods --room distillation` lists them); **options are its own.
+        steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
+            the data's standard deviation.
+        student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
+        data: real samples: where a method needs some, by default those that the teacher was trained on; conditions are
+            drawn as they come there. Without data every label is drawn equally often.
+        iterations, seconds: how long: iterations repeat to the bit; a budget of seconds is turned into iterations by
+            the speed of the first ones. batch, lr, ema: samples of an iteration, the largest rate, the average's decay.
+        out: a folder for the log, checkpoints and the model; without one nothing is written.
+        resume: go on from the newest checkpoint in out; the result has the bits of a run that never stopped.
+        on_collapse: "stop" ends a run whose student has collapsed, "go on" only warns. check_every: iterations between
+            checks, by default a tenth of the run. judge: whether the student is judged at the end beside the teacher's
+            plans (`rows`). recipe: the recipe that asks for this (`run_recipe`), kept in checkpoints.
+        tell: gets every record of the log.
+
+    Raises:
+        ValueError: unknown names and options, a teacher without a network, a method that needs data where there are
+            none, steps that it cannot take, a folder in use, another run's checkpoint.
+        FloatingPointError: a loss that is not finite, naming player and iteration.
+    """
+    found, _ = card(method, "distiller")
+    build = made("distiller", method, 1, **options)
+    check_whole("steps", steps, 1)
+    check_whole("seed", seed, 0)
+    if found.facts["steps"] == 1 and steps != 1:
+        raise ValueError(f"the student of {method!r} takes one step, not {steps}")
+    if on_collapse not in COLLAPSES:
+        raise suggest("on_collapse", on_collapse, COLLAPSES)
+    if iterations is not None and seconds is not None:
+        raise ValueError("give either iterations or seconds")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
+    if resume and out is None:
+        raise ValueError("resume goes on with a run in a folder: give out=...")
+    base = copy.deepcopy(student) if student is not None else base_of(teacher)
+    if base.shape is None:
+        raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
+    folder = None if out is None else Path(out)
+    resumed = None if folder is None else newest(folder, resume)
+    real = None if data is None else data_for(teacher, data)
+    std = data_std_of(teacher, real)
+    first = default_start(base.process, std) if start is None else float(start)
+    total = iterations if iterations is not None else int(found.facts.get("iterations", ITERATIONS))
+    size = batch if batch is not None else int(found.facts.get("batch", BATCH))
+    check_whole("iterations", total, 1)
+    check_whole("batch", size, 1)
+    clock = time.perf_counter()
+    with accelerated("fp32", device) as accelerator, frozen(teacher):
+        if accelerator.device != teacher.device:
+            teacher = copy.deepcopy(teacher).to(accelerator.device)
+            base = copy.deepcopy(base).to(accelerator.device)
+        setting = Setting(
+            teacher, base, first, steps, total, real, lambda: own_data(teacher), std,
+            lr=lr if lr is not None else float(found.facts.get("lr", LR)),
+            ema=ema if ema is not None else float(found.facts.get("ema", AVERAGE)),
+            batch=size, seed=seed, own=student is not None and not isinstance(student, NetworkDenoiser),
+            fake=base_of(teacher) if student is not None and _has_network(teacher) else None,
+            share=(accelerator.process_index, accelerator.num_processes),
+            reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
+        )  # fmt: skip
+        grid(base.process, steps, first)  # a start outside of the clock
+        work: Distiller = build(setting)
+        work.draw(2, torch.Generator().manual_seed(0))  # what is missing shows at once
+        job = {
+            "method": method,
+            "options": {name: repr(value) for name, value in sorted(options.items())},
+            "teacher": weights_sum(teacher),
+            "steps": steps,
+            "start": first,
+            "batch": size,
+            "lr": setting.lr,
+            "ema": setting.ema,
+            "seed": seed,
+            "data": None if real is None else real.spec.name,
+            "recipe": recipe,
+        }
+        state = DistillState(work, job, seed=seed, batch=size, accelerator=accelerator)
+        if seconds is not None:
+            total = planned(resumed) if resumed else affordable(state, seconds)
+        setting.iterations = job["iterations"] = total
+        name = str(recipe["teacher"]["model"]) if recipe else ""
+        facts = Student(work.kind, method, name, first, work.times(), _guidance(teacher))
+        return _run(
+            state, teacher, facts, folder, resumed, real,
+            paired=bool(found.facts["pairing"]), opens=bool(found.facts["data"]) or real is not None,
+            every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
+            tell=tell, clock=clock,
+        )  # fmt: skip
+
+
+def planned(checkpoint: Path) -> int:
+    """The iterations of the run that a checkpoint is of."""
+    return int(load_checkpoint(checkpoint)[1]["job"]["iterations"])
+
+
+def affordable(state: DistillState, seconds: float) -> int:
+    """How many iterations fit into so many seconds, from the time of a few, which are undone."""
+    method, count = state.method, state.method.setting.count
+    before, own, spent = players_state(method.players), method.state(), count.evaluations
+    state.run(WARM)
+    clock = time.perf_counter()
+    state.run(WARM + TIMED)
+    each = (time.perf_counter() - clock) / TIMED
+    method.restore(own)
+    restore_players(method.players, before)
+    for player in method.players.values():
+        player.optimizer.state.clear()
+    count.evaluations, state.step = spent, 0
+    state.forget()
+    return max(1, int(seconds / each))
+
+
+def _run(
+    state: DistillState, teacher: Denoiser, facts: Student, folder: Path | None, resumed: Path | None,
+    data: Dataset | None, *, paired: bool, opens: bool, every: int, stop: bool, judge: bool, progress: bool,
+    tell: Callable[[dict[str, Any]], Any] | None, clock: float,
+) -> Distilled:  # fmt: skip
+    """Train, check, choose the best weights, judge."""
+    setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
+    plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
+    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data))
+    history: list[dict[str, Any]] = []
+
+    def heard(record: dict[str, Any]) -> Any:
+        history.append(record)
+        told = None if tell is None else tell(record)
+        return True if stop and "collapsed" in record else told
+
+    def check() -> dict[str, Any]:
+        model = state.averaged()
+        found = watch.check(model, plan)
+        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks, 2 * state.step >= total)
+        if collapsed:
+            told = f"At iteration {state.step} the student had collapsed: {collapsed}."
+            ended = " The run ended, with the best weights before." if stop else ""
+            warnings.warn(told + ended, stacklevel=2)
+        return found.record() | ({"collapsed": collapsed} if collapsed else {})
+
+    def student() -> Denoiser:
+        """The student with its best weights."""
+        model = state.averaged()
+        if state.kept:
+            model.load_state_dict(state.kept)
+        spent = setting.count.evaluations
+        model.student = replace(facts, iterations=state.step, evaluations=spent)  # type: ignore[arg-type]
+        model.plan = plan  # type: ignore[assignment]
+        return model
+
+    memory = spoken_memory(held(teacher, state.method.players))
+    if progress and state.accelerator.is_main_process:
+        from rich.console import Console
+
+        Console(stderr=True).print(memory, highlight=False, soft_wrap=True)
+    course = Course(
+        total, total, state.batch, log_every=max(min(10, total), total // 50), save_every=max(1, total // 20),
+        rate=lambda step: setting.rate(step, setting.lr), hooks=((every, check),), done="distilled", doing="distilling",
+    )  # fmt: skip
+    finished, _ = run(
+        state, course, folder, resumed=resumed, tell=heard, progress=progress,
+        export=lambda place: save(student(), place),
+    )  # fmt: skip
+    model = student()
+    figures: dict[str, Any] = {
+        "iterations": state.step,
+        "evaluations": setting.count.evaluations,
+        "seconds": time.perf_counter() - clock,
+        "best_distance": state.checks.get("best"),
+        "finished": finished,
+        "collapsed": next((record["collapsed"] for record in history if "collapsed" in record), None),
+        "memory": memory,
+    }
+    rows: list[dict[str, Any]] = []
+    notes = [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
+    if judge and finished:
+        problem = unseen(teacher, setting.seed, JUDGED, data)
+        rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens)
+        notes += said(rows)
+    return Distilled(model, rows, figures, history, notes)

@@ -1,8 +1,8 @@
 """What every method of distillation is made of: a setting, players, and what an iteration draws.
 
-A method's `draw` draws and nothing else: noises, times, rows of the data, conditions, each with one row a sample and for
-the whole batch, on the CPU, from the generator that it is given. So a run draws the same on one process as on several,
-and one that is resumed as one that never stopped. All work is in the losses of its players.
+A method's `draw` draws and nothing else: noises, times, rows of the data, conditions, each with one row a sample and
+for the whole batch, on the CPU, from the generator that it is given. So a run draws the same on one process as on
+several, and one that is resumed as one that never stopped. All work is in the losses of its players.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Setting:
     Args:
         teacher: what is distilled; it is counted, asks for no gradients and stays as it is.
         base: the network denoiser that students are copies of, or the student itself with `own`.
-        start: the time whose pure noise a student begins from. steps: of the student. iterations: of the whole run.
-        data: real samples with their conditions, None where they are not known or not wanted.
+        start: the time whose pure noise a student begins from. steps: of the student.
+        iterations: of the whole run; it is known only when the run begins, so it is read in iterations, not before.
+        data: real samples, whose conditions are drawn as well. known: opens the data that the teacher was trained on;
+            methods that need real samples take those where none are given, all others never open them.
         lr, ema, clip, betas: of every player that does not say otherwise. seed: of what is drawn before the run.
         fake: what scores of the student's own samples begin as, by default the base; fake_lr: their rate.
         hidden: share of the samples whose conditions are hidden (a label at its empty value).
@@ -54,6 +56,7 @@ class Setting:
     steps: int = 1
     iterations: int = 1000
     data: Dataset | None = None
+    known: Callable[[], Dataset | None] | None = None
     data_std: float = 1.0
     lr: float = 1e-3
     ema: float = 0.99
@@ -69,6 +72,7 @@ class Setting:
     reduce: Callable[[Tensor], Tensor] | None = None  # the mean over processes
     count: Count = field(default_factory=Count)
     step: int = 0  # iterations done, kept by the run
+    _known: Dataset | None = None
 
     def __post_init__(self) -> None:
         self.teacher = Counted(self.teacher, self.count)
@@ -93,8 +97,8 @@ class Setting:
     # Models
 
     def student(self, late: int = 0, **extras: int) -> Denoiser:
-        """A copy of the base that trains. extras: further inputs of its network (`networks.embedding`); with `target` it
-        is a map, and takes the condition `to`."""
+        """A copy of the base that trains. extras: further inputs of its network (`networks.embedding`); with `target`
+        it is a map, and takes the condition `to`."""
         model = self.base if self.own else copy.deepcopy(self.base)
         if self.own or not (extras or late):
             return model.requires_grad_(True)
@@ -118,13 +122,17 @@ class Setting:
             module,
             loss,
             parameters=parameters,
-            lr=cosine(self.lr if lr is None else lr, self.iterations, warmup=max(1, self.iterations // 20)),
+            lr=lambda step: self.rate(step, self.lr if lr is None else lr),
             betas=self.betas,
             clip=self.clip,
             every=every,
             average=EMA(module, self.ema) if average else None,
             backward=None if self.reduce is None else self._shared(self.reduce),
         )
+
+    def rate(self, step: int, lr: float) -> float:
+        """The rate of an iteration: up over the first twentieth of the run, then down as half a cosine."""
+        return cosine(lr, self.iterations, warmup=max(1, self.iterations // 20))(step)
 
     @staticmethod
     def _shared(reduce: Callable[[Tensor], Tensor]) -> Gradients:
@@ -153,24 +161,30 @@ class Setting:
         """Numbers in [0, 1), float64, (batch, *more)."""
         return torch.rand((batch, *more), generator=generator, dtype=torch.float64)
 
+    def opened(self) -> Dataset:
+        """The real samples: those given, or those that are known. `ValueError` where there are none."""
+        if self.data is not None:
+            return self.data
+        if self._known is None and self.known is not None:
+            self._known = self.known()
+        if self._known is None:
+            raise ValueError("this method needs real samples: give data=..., those that the teacher was trained on")
+        return self._known
+
     def real(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Samples of the data, in the process's coordinates, and their conditions, some of them hidden."""
-        if self.data is None:
-            raise ValueError("this method needs data: give data=..., the data that the teacher was trained on")
-        rows = torch.randint(len(self.data), (batch,), generator=generator)
-        images, named = self.data.batch(rows)
+        """Real samples, in the process's coordinates, and their conditions, some of them hidden."""
+        data = self.opened()
+        rows = torch.randint(len(data), (batch,), generator=generator)
+        images, named = data.batch(rows)
         found = self._hide({name: named[name] for name in self.base.conditions if name in named}, batch, generator)
-        return self.base.encode(images, **found), found
+        return self.base.encode(images, **found).to(self.dtype), found
 
     def condition(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Conditions as they come in the data where those are given, else every label equally often."""
-        if self.data is not None and self.base.conditions:
-            rows = torch.randint(len(self.data), (batch,), generator=generator)
-            found = conditions(self.base, self.data, rows)
-        else:
-            rows = torch.randint(2**31, (batch,), generator=generator)
-            found = conditions(self.base, None, rows)
-        return self._hide({name: value.cpu() for name, value in found.items()}, batch, generator)
+        """The teacher's conditions as they come in the data where those are given, else every label equally often."""
+        rows = torch.randint(len(self.data) if self.data is not None else 2**31, (batch,), generator=generator)
+        found = conditions(self.base, self.data, rows)
+        asked = self.teacher.conditions  # a student that is given may have more, such as the time to go to
+        return self._hide({name: value.cpu() for name, value in found.items() if name in asked}, batch, generator)
 
     def _hide(self, condition: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         hidden = torch.rand(batch, generator=generator) < self.hidden
@@ -234,7 +248,8 @@ class Distiller(abc.ABC):
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from what `state` returned."""
+        """Continues from what `state` returned; a method with a state of its own has its own way."""
+        assert not tensors, sorted(tensors)
 
     def figures(self) -> dict[str, float]:
         """Numbers of the log beside the losses."""

@@ -18,7 +18,7 @@ from fewstep.training.players import Moment, optimise
 from fewstep.training.players import restore as restore_players
 from fewstep.training.players import state as players_state
 
-FREE = ("log_every", "save_every", "check_every")  # what a resumed run may change
+FREE = ("recipe",)  # what a resumed run may change
 
 
 class DistillState:

@@ -1,7 +1,8 @@
 """A teacher's steps between times that differ from sample to sample, and what calls of it cost.
 
 The first-order step is DDIM's, `J(x, t, s; x0) = (sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) x0`,
-finite at `alpha_t = 0` (pure noise) and at `sigma_s = 0` (clean). Times are `(B,)` tensors, coefficients float64.
+finite at `alpha_t = 0` (pure noise) and at `sigma_s = 0` (clean), and no step at all where s = t, even if both are
+clean. Times are `(B,)` tensors, coefficients float64.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Counted(Wrapper):
 
 def _ratios(process: Process, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of x and of x0 in a step from t to s."""
-    ratio = process.sigma(s) / process.sigma(t)
+    sigma_t, sigma_s = process.sigma(t), process.sigma(s)
+    noisy = sigma_t > 0
+    # Divided by 1 where it is clean: a quotient that is chosen away would still spoil derivatives.
+    ratio = torch.where(noisy, sigma_s / torch.where(noisy, sigma_t, 1.0), 1.0)
     return ratio, process.alpha(s) - process.alpha(t) * ratio
 
 
@@ -117,10 +121,12 @@ def _noisy(
     model: Model, x: Tensor, t: Tensor, s: Tensor, condition: Mapping[str, Any], eta: float, z: Tensor
 ) -> Tensor:
     """`sigma_s / sigma_t e^(-eta h) x + alpha_s (1 - e^(-(1 + eta) h)) x0 + sigma_s sqrt(1 - e^(-2 eta h)) z`, h the
-    difference of log-SNR (Lu et al., DPM-Solver++, eq. 19, at any eta)."""
-    process, h = model.process, model.process.log_snr(s) - model.process.log_snr(t)
+    difference of log-SNR: exact for a constant x0, of the SDE whose law at every time is the ODE's whatever eta is
+    (1 is the reverse diffusion, as Lu et al., 2211.01095, section 5, have it)."""
+    process = model.process
+    h = torch.where(t == s, 0.0, process.log_snr(s) - process.log_snr(t))
     x0 = model(x, t, **condition).x0
-    of_x = process.sigma(s) / process.sigma(t) * torch.exp(-eta * h)
+    of_x = _ratios(process, t, s)[0] * torch.exp(-eta * h)
     of_x0 = -process.alpha(s) * torch.expm1(-(1 + eta) * h)
     of_z = process.sigma(s) * (-torch.expm1(-2 * eta * h)).sqrt()
     return expand(of_x, x) * x + expand(of_x0, x) * x0 + expand(of_z, x) * z

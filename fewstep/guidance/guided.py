@@ -17,6 +17,7 @@ from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Together, ask, routed
 from fewstep.core.prediction import Prediction, expand, joined
+from fewstep.core.student import check_unguided
 from fewstep.guidance.kinds import through
 from fewstep.guidance.parts import Call, Guide, Host, Rule, Source, Weight, level
 
@@ -39,11 +40,15 @@ class Guided(Wrapper):
         rescale: phi of Lin et al. (2305.08891, equations 15 and 16), 0 to 1: the share in which the guided answer is
             brought to the standard deviation of the model's own.
         clamp: the range to which the guided x0 is cut; None for no cut.
+
+    Raises:
+        ValueError: a student that has its teacher's guidance inside.
     """
 
     def __init__(
         self, model: Denoiser, guides: Sequence[Guide], rescale: float = 0.0, clamp: tuple[float, float] | None = None
     ):
+        check_unguided(model.student)
         self.takes_scale = SCALE not in model.conditions
         own: dict[str, Condition] = {}
         if self.takes_scale:

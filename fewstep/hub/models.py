@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ import torch
 from fewstep.core.arguments import checked, shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
-from fewstep.core.files import new_folder, write
+from fewstep.core.files import new_folder, read_text, write
 from fewstep.core.plan import Plan
+from fewstep.core.student import Student
 from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
+STUDENT = "student.json"  # beside a diffusers folder, whose own configuration has no place for it
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 
 
@@ -95,12 +98,16 @@ def load(
         opening.only(f"{path.name} is a single file", variant=True)
         return opening.model(open_single_file(path, config, dtype, download, revision))
     opening.only(f"{path.name} is a folder", config=True)
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"  # the folder of a run
     if (path / "model_index.json").is_file():
         from fewstep.hub.components import open_pipeline
 
         pipeline = opening.model(open_pipeline(path, dtype, variant))
         if (path / PLAN).is_file():
             pipeline.plan = Plan.load(path / PLAN)
+        if (path / STUDENT).is_file():
+            pipeline.student = Student.from_config(json.loads(read_text(path / STUDENT)))
         return pipeline
     own = f"{path.name} is a model of fewstep's own"
     opening.only(own, variant=True, size=True, lora=True, offload=True, long_prompts=True)
@@ -209,4 +216,6 @@ def save(
             write(fresh / CARD, card)
         if plan is not None:
             plan.save(fresh / PLAN)
+        if model.student is not None:
+            write(fresh / STUDENT, json.dumps(model.student.config(), indent=1) + "\n")
     return Path(folder)

@@ -23,6 +23,7 @@ from fewstep.core.mode import evaluating
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import process_from_config
+from fewstep.core.student import Student
 
 METHODS = (
     Method(
@@ -33,6 +34,7 @@ METHODS = (
 FORMAT = "fewstep-onnx-1"
 KEY = "fewstep"  # of the metadata
 LARGEST = 2**31 - 2**20  # a protocol buffer holds at most 2 GB
+FLOATS = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}  # as ONNX calls the types of inputs
 _NEEDS = "ONNX needs onnx, onnxruntime and onnxscript: pip install 'fewstep[export]'"
 
 
@@ -125,6 +127,7 @@ def export_onnx(model: Denoiser, path: str | os.PathLike[str]) -> Path:
         "value_range": list(model.value_range) if model.value_range else None,
         "conditions": as_configs(model, conditions),
         "plan": model.plan.to_json() if model.plan is not None else None,
+        "student": model.student.config() if model.student is not None else None,
     }
     batch = torch.export.Dim("batch")
     free: Any = ({0: batch}, {0: batch})
@@ -162,14 +165,17 @@ class OnnxDenoiser(Denoiser):
     def __init__(self, session: Any, about: Mapping[str, Any]):
         super().__init__()
         self.session = session
+        self._floats = {each.name: FLOATS[each.type] for each in session.get_inputs() if each.type in FLOATS}
         self.process = process_from_config(about["process"])
         self.kind, self.shape = str(about["predicts"]), tuple(int(n) for n in about["shape"])
         self.value_range = tuple(about["value_range"]) if about["value_range"] else None
         self.conditions = {name: condition_from_config(config) for name, config in about["conditions"].items()}
         self.plan = Plan.from_json(about["plan"]) if about["plan"] else None
+        self.student = Student.from_config(about["student"]) if about.get("student") else None
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        fed = {"x": x.float(), "t": t.float().expand(len(x)), **condition}
+        fed = {"x": x, "t": t.expand(len(x)), **condition}
+        fed = {name: value.to(self._floats.get(name, value.dtype)) for name, value in fed.items()}
         arrays = {name: value.detach().contiguous().numpy() for name, value in fed.items()}
         value = torch.from_numpy(self.session.run(["value"], arrays)[0])
         return Prediction(value.to(x.dtype), self.kind, x, t, self.process)

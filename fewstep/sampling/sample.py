@@ -18,6 +18,7 @@ from fewstep.core.sampler import Sampler
 from fewstep.sampling.auto import SDE, facts
 from fewstep.sampling.brownian import BrownianNoise
 from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.student import suited
 
 DEFAULT_STEPS = 10
 STRENGTH = 0.6  # of a start from a picture where none is given, and no mask
@@ -36,13 +37,18 @@ def choose_plan(
 
     Where no solver is named it is the model's (`model.solver`, or that of a distilled model's plan), else what does
     best over many kinds of models (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's
-    own scheduler (`model.timesteps`, by name "own"), where it has them.
+    own scheduler (`model.timesteps`, by name "own"), where it has them. A distilled model (`model.student`) is sampled
+    from its start, by what suits its kind (`fewstep.sampling.student`).
     """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
     if own is not None and not asked and strength == 1.0 and steps in (None, own.nfe) and nfe in (None, own.nfe):
         return own
     solver = None if isinstance(solver, str) and solver == "auto" else solver
+    by_rule = timesteps is None or isinstance(timesteps, str)
+    if model.student is not None:
+        solver, timesteps, steps, nfe = suited(model, model.student, steps, nfe, solver, timesteps)
+        by_rule &= callable(timesteps) or timesteps is None or isinstance(timesteps, str)
     # A consistency model is sampled by jumps to x0 alone, in however many steps.
     distilled = own.name if own is not None and own.name == "multistep-consistency" else None
     named = solver if solver is not None else model.solver or distilled
@@ -58,7 +64,7 @@ def choose_plan(
         known = {name: value for name, value in facts(model).items() if value is not None or named is None}
         options = known | options
     adaptive = isinstance(solver, str) and solver != SDE and card(solver, "solver")[0].facts.get("adaptive")
-    if steps is None and nfe is None and not adaptive and (timesteps is None or isinstance(timesteps, str)):
+    if steps is None and nfe is None and not adaptive and by_rule:
         steps = DEFAULT_STEPS
     return make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)
 

@@ -161,10 +161,7 @@ class View:
 def draw(service: Service, asked: dict[str, Any], sent: dict[str, bytes] | None = None) -> Iterator[View]:
     """A drawing as it forms, each time there is something new; the last view is done.
 
-    sent: pictures, by the names "init" and "mask".
-
-    Raises:
-        What `Service.begin` and a drawing's result raise.
+    sent: pictures, by the names "init" and "mask". It raises what `Service.begin` and a drawing's result do.
     """
     news: queue.SimpleQueue[tuple[int, int, bytes, float] | None] = queue.SimpleQueue()
 

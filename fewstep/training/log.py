@@ -82,37 +82,46 @@ def _board(folder: Path, step: int) -> Any:
 
 
 class Bar:
-    """A progress bar with the loss and the time left, and plain lines above it. Silent when `shown` is False."""
+    """A progress bar with the loss and the time left, and plain lines above it. Silent when `shown` is False.
 
-    def __init__(self, shown: bool, step: int, steps: int) -> None:
+    word: what goes on. step, steps: done, and in all. seconds: the time in all, which is then shown in place of steps;
+    elapsed: of it, what is over.
+    """
+
+    def __init__(
+        self, shown: bool, word: str, step: int, steps: int, elapsed: float = 0.0, seconds: float | None = None
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True, quiet=not shown)
+        timed = seconds is not None
+        self.console, self._timed = Console(stderr=True, quiet=not shown), timed
         self._progress = Progress(
-            TextColumn("training"),
+            TextColumn(word),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} s") if timed else MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             disable=not (shown and self.console.is_terminal),
         )
-        self._task = self._progress.add_task("training", total=steps, completed=step, loss="")
+        self._task = self._progress.add_task(word, total=seconds if timed else steps, loss="")
+        self.reach(step, elapsed)
 
     def say(self, text: str) -> None:
         """A line of text above the bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def advance(self) -> None:
-        """One more step is done."""
-        self._progress.advance(self._task)
+    def reach(self, step: int, elapsed: float) -> None:
+        """So many steps are done, so many seconds over."""
+        self._progress.update(self._task, completed=elapsed if self._timed else step)
 
     def show(self, record: dict[str, Any]) -> None:
         """The newest record: on a terminal beside the bar, elsewhere as a line."""
         loss = f"loss {record['loss']:.4f}"
         if self._progress.disable:
-            self.say(f"step {record['step']}: {loss}, {record['images_per_s']:.0f} images/s")
+            speed = f", {record['images_per_s']:.0f} images/s" if "images_per_s" in record else ""
+            self.say(f"step {record['step']}: {loss}{speed}")
         else:
             self._progress.update(self._task, loss=loss)
 

@@ -59,9 +59,9 @@ def test_the_seed_replaces_the_recipes(fewstep, recipe):
 
 
 def test_an_interruption_is_130(fewstep, recipe, monkeypatch):
-    from fewstep.training import trainer
+    from fewstep.training import run
 
-    monkeypatch.setattr(trainer, "_loop", lambda *_: (False, 1.0))
+    monkeypatch.setattr(run, "_loop", lambda *_: (False, 1.0))
     code, out, err = fewstep("train", recipe, "--out", "run", "--device", "cpu", "--json")
     assert code == 130 and json.loads(out)["model"] is None and "interrupted" in err
 

@@ -109,6 +109,8 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "gaussian-mixture": lambda make: make(
         torch.tensor([1.0, 2.0]), DATA[:2], pairs(3)[None].repeat(2, 1, 1), VP(), "eps"
     ),
+    "gaussian-map": lambda make: make(DATA[0], pairs(3), VP(), "map"),
+    "exact-map": lambda make: make(CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()), 4, "map"),
     "noise-free": lambda make: make(
         CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()), [0.1, 0.4, 0.8], "v"
     ),
@@ -120,6 +122,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "cluster-experts": lambda make: make(
         [base(), base(data_std=0.6)], {"network": unet(out=2), "clusters": 2, "data_std": 0.7}, 1, "digits", 0.7
     ),
+    "boundary": lambda make: make(base()),
     "masked": lambda make: make(base(), {0.4: ["mid.res0"], 0.2: ["mid.res0", "mid.res1"]}),
     "fixed": lambda make: make(base(), label=2),
     "taylorseer": lambda make: make(attentive(), 2, 2, 0.1, 0.9),
@@ -217,7 +220,7 @@ def test_it_comes_back_bit_for_bit(name, tmp_path):
     theirs, ours = again.state_dict(), model.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[k], ours[k]) and theirs[k].dtype == ours[k].dtype for k in ours)
-    for fact in ("process", "shape", "conditions", "value_range", "data", "data_std", "solver"):
+    for fact in ("process", "shape", "conditions", "value_range", "data", "data_std", "solver", "student"):
         assert getattr(again.facts, fact) == getattr(model.facts, fact), fact
     assert config(again) == config(model) == json.loads(json.dumps(config(model)))
     assert (tmp_path / "model" / "README.md").is_file()

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.time import Time
+from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.guidance.guide import guide
 from fewstep.hub.models import load
@@ -14,6 +16,7 @@ from fewstep.hub.pipeline import PipelineDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.ve import EDM
+from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 
 pytest.importorskip("onnxruntime")
@@ -126,3 +129,25 @@ def test_a_negative_prompt_stays_inside():
         "text": "picture",
         "guidance": "number",
     }
+
+
+@pytest.mark.slow
+def test_a_flow_map_jumps_in_a_file_too(tmp_path):
+    class Aimed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+
+        def forward(self, x, noise, target=None):
+            target = noise if target is None else target
+            return torch.tanh(self.layer(x)) * (1 + noise)[:, None] + target[:, None]
+
+    student = Student("map", "ctm", start=0.9)
+    model = NetworkDenoiser(Aimed(), VP(), "x0", (3,), {"to": Time()}, student=student).eval()
+    opened = load_onnx(export_onnx(model, tmp_path / "map.onnx"))
+    assert opened.conditions == {"to": Time()} and opened.student == student
+    agree(model, opened, solvers=("flow-map", "ddim"))
+    noise = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    made = plan(VP(), "flow-map", 3, gamma=0.5)  # in a state of float64 the times are float64 as well
+    ours, theirs = (made(one, noise, dtype=torch.float64) for one in (model, opened))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ import torch
 
 from fewstep.conditions.label import Label
 from fewstep.conditions.number import Number
+from fewstep.conditions.time import Time
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.hub.program import export_program, load_program
 from fewstep.networks.mlp import MLP
@@ -163,3 +164,21 @@ def test_bands_of_noise_levels_and_told_numbers(tmp_path):
     torch.testing.assert_close(program(noise), made(model, noise), **CLOSE)
     assert (made(model, noise) - plan(process, "dpmpp-2m", 3)(model, noise)).abs().max() > 1e-3
     assert program.plan == made
+
+
+@pytest.mark.slow
+def test_the_times_of_a_flow_map_are_inside(tmp_path):
+    class Aimed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+
+        def forward(self, x, noise, target=None):
+            target = noise if target is None else target
+            return torch.tanh(self.layer(x)) * (1 + noise)[:, None] + target[:, None]
+
+    model = NetworkDenoiser(Aimed(), VP(), "x0", (3,), {"to": Time()}).eval()
+    made = plan(VP(), "flow-map", 3, gamma=0.5)
+    program, noise = load_program(export_program(made, model, tmp_path / "map.pt2")), torch.randn(4, 3)
+    assert program.plan == made
+    torch.testing.assert_close(program(noise, seed=2), made(model, noise, seed=2), **CLOSE)

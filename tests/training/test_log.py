@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 
 import pytest
 
-from fewstep.training.log import Log, spoken_time
+from fewstep.training.log import Bar, Log, spoken_time
 
 
 def lines(out):
@@ -61,3 +62,21 @@ def test_tensorboard_missing_names_the_extra(tmp_path, monkeypatch):
 )
 def test_durations_in_words(seconds, words):
     assert spoken_time(seconds) == words
+
+
+def test_a_line_says_what_the_record_has(capfd):
+    with Bar(True, "distilling", 0, 20) as bar:
+        bar.show({"step": 4, "loss": 0.5})
+        bar.show({"step": 8, "loss": 0.25, "images_per_s": 119.6})
+    assert capfd.readouterr().err == "step 4: loss 0.5000\nstep 8: loss 0.2500, 120 images/s\n"
+
+
+@pytest.mark.parametrize("seconds, count", [(None, "7/20"), (60.0, "30/60 s")])
+def test_the_bar_counts_steps_or_seconds(monkeypatch, capfd, seconds, count):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, a terminal
+    monkeypatch.setenv("COLUMNS", "100")
+    with Bar(True, "distilling", 3, 20, 10.0, seconds) as bar:
+        bar.reach(7, 30.0)
+        bar.show({"step": 7, "loss": 0.5})
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)
+    assert "distilling" in plain and count in plain and "loss 0.5000" in plain

@@ -1,0 +1,186 @@
+"""The contract of every method of distillation, on points and on small pictures, under three processes.
+
+Methods enter by themselves, by their cards; `facts["small"]` are options that make one small, and `facts["steps"]` says
+how many steps its student takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fewstep as fs
+from fewstep.conditions.label import Label
+from fewstep.core.methods import Method, made, methods
+from fewstep.core.noise import Noise
+from fewstep.core.student import KINDS, Student, default_start
+from fewstep.data.dataset import Dataset, DataSpec
+from fewstep.denoisers.folder import load_model, save_model
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.distill import plan_of
+from fewstep.distillation.method import Distiller, Setting
+from fewstep.distillation.state import DistillState
+from fewstep.networks.mlp import MLP
+from fewstep.networks.unet import UNet
+from fewstep.processes.flow import Flow
+from fewstep.processes.ve import EDM
+from fewstep.processes.vp import VP
+from fewstep.training.players import optimise
+from tests.sampled import sampled
+
+CLASSES, BATCH, ITERATIONS = 3, 6, 12
+SHAPES = {"points": (2,), "pictures": (2, 4, 4)}
+PROCESSES = [EDM(), VP(), Flow()]
+METHODS = methods("distiller")
+
+
+def known(method: Method) -> list[int]:
+    """The steps that a method's student is tried with."""
+    return [1] if method.facts["steps"] == 1 else [int(method.facts.get("small_steps", 2))]
+
+
+@functools.cache
+def teacher_of(what: str, process: Any) -> NetworkDenoiser:
+    """A network whose weights are all drawn, so that nothing is hidden behind a layer of zeros."""
+    torch.manual_seed(3)
+    network = (
+        MLP((2,), 12, 3, CLASSES)
+        if what == "points"
+        else UNet(channels=2, size=4, width=[8, 12], attention=[2], classes=CLASSES, embedding=12, blocks=1)
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    edm = process.name == "edm"
+    return NetworkDenoiser(
+        network, process, predicts="x0" if edm else "v", precondition="edm" if edm else "none", data_std=0.5,
+        shape=SHAPES[what], conditions={"label": Label(CLASSES)},
+    ).eval()  # fmt: skip
+
+
+def data_of(what: str) -> Dataset:
+    generator = torch.Generator().manual_seed(5)
+    shape = SHAPES[what]
+    raw = 0.5 * torch.randn(40, *shape, generator=generator).clamp(-1, 1)
+    labels = torch.arange(40) % CLASSES
+    return Dataset(DataSpec("drawn", shape, (-1.0, 1.0), CLASSES, 40), raw, labels)
+
+
+def work_of(method: Method, what: str, process: Any, **changes: Any) -> Distiller:
+    teacher = teacher_of(what, process)
+    teacher.requires_grad_(False)
+    torch.manual_seed(11)  # of fresh weights
+    setting = Setting(
+        teacher, copy.deepcopy(teacher), default_start(process, 0.5), known(method)[0], ITERATIONS, None,
+        lambda: data_of(what), 0.5, batch=BATCH, lr=1e-2, hidden=0.2, **changes,
+    )  # fmt: skip
+    built: Distiller = made("distiller", method.name, 1, **method.facts.get("small", {}))(setting)
+    return built
+
+
+def state_of(work: Distiller) -> DistillState:
+    return DistillState(work, {}, seed=7, batch=BATCH, accelerator=None)
+
+
+def tensors_of(work: Distiller) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state_of(work).tensors().items()}
+
+
+every = sampled("method, what, process", METHODS, list(SHAPES), PROCESSES)
+
+
+@every
+def test_gradients_reach_all_that_is_trained_and_nothing_of_the_teacher(method, what, process):
+    work, teacher = work_of(method, what, process), teacher_of(what, process)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    moved = {name: [torch.zeros_like(p) for p in player.parameters] for name, player in work.players.items()}
+    players = {name: copy.copy(player) for name, player in work.players.items()}
+    for name, player in players.items():
+        inner = player.backward
+
+        def backward(losses, drawn, parameters, name=name, inner=inner):
+            (losses.mean().backward(inputs=list(parameters)) if inner is None else inner(losses, drawn, parameters))
+            for total, parameter in zip(moved[name], parameters, strict=True):
+                assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
+                total += parameter.grad.abs()
+
+        player.backward = backward
+
+    def draw(batch, generator):
+        drawn = work.draw(batch, generator)
+        work.setting.step += 1
+        return work.setting.mine(drawn)
+
+    optimise(players, draw, steps=2 * ITERATIONS, batch=BATCH, seed=2)
+    for name, totals in moved.items():
+        left = [i for i, total in enumerate(totals) if not bool((total > 0).any())]
+        assert not left, (name, left)
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@every
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(method, what, process, tmp_path):
+    whole = work_of(method, what, process)
+    state_of(whole).run(ITERATIONS)
+    first = work_of(method, what, process)
+    stopped = state_of(first)
+    stopped.run(ITERATIONS // 2)
+    stopped.save(tmp_path, 1.5)
+    again = work_of(method, what, process)
+    resumed = state_of(again)
+    assert resumed.restore(tmp_path / "checkpoints" / f"step-{ITERATIONS // 2:08}") == 1.5
+    resumed.run(ITERATIONS)
+    for name, value in tensors_of(whole).items():
+        assert torch.equal(value, tensors_of(again)[name]), name
+    assert whole.setting.count.evaluations == pytest.approx(again.setting.count.evaluations)
+
+
+@every
+def test_students_sample_save_and_load(method, what, process, tmp_path):
+    work = work_of(method, what, process)
+    state = state_of(work)
+    losses: list[Any] = []
+    state.run(ITERATIONS, lambda: losses.append(state.means()["loss"]))
+    assert work.kind in KINDS and work.kind == method.facts["student"] and tuple(work.players) and losses
+    student, teacher, setting = state.averaged(), teacher_of(what, process), work.setting
+    plan = plan_of(process, work.kind, setting.steps, setting.start, work.times())
+    assert plan.nfe == setting.steps
+    x = Noise(3).normal(0, (8, *SHAPES[what]), "cpu", torch.float32)
+    label = torch.arange(8) % (CLASSES + 1)
+    samples = plan(student, x, label=label)
+    alone = torch.cat([plan(student, x[k : k + 1], seed=0, first=k, label=label[k : k + 1]) for k in range(8)])
+    torch.testing.assert_close(samples, alone, rtol=1e-4, atol=1e-5)
+    t = torch.full((8,), setting.start, dtype=torch.float64)
+    apart = student(setting.begin(x), t, label=label).x0 - teacher(setting.begin(x), t, label=label).x0
+    assert float(apart.abs().max()) > 1e-4
+    assert state.averaged().requires_grad_ and setting.count.evaluations >= 3 * BATCH
+    if isinstance(student, NetworkDenoiser):
+        student.student = Student(work.kind, method.name, "drawn", setting.start, work.times())
+    save_model(student, tmp_path / "student", plan=plan)
+    loaded = load_model(tmp_path / "student")
+    assert loaded.student == student.student and loaded.plan.nfe == setting.steps
+    assert torch.equal(loaded.plan(loaded, x, label=label), samples)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_card_says_what_it_is(method):
+    facts = method.facts
+    assert facts["student"] in KINDS and isinstance(facts["data"], bool) and isinstance(facts["pairing"], bool)
+    work = work_of(method, "points", EDM())
+    assert set(work.players) <= set(facts["players"]) and "student" in work.players
+    assert fs.find(method.name, "distiller") is type(work) or not isinstance(fs.find(method.name), type)
+    if not facts["data"]:  # then none are opened
+
+        def opened() -> Dataset:
+            raise AssertionError("data were opened")
+
+        work = work_of(method, "points", EDM())
+        work.setting.known = opened
+        state_of(work).run(1)
