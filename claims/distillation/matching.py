@@ -48,7 +48,6 @@ from fewstep.training.players import optimise
 PROCESS = EDM()
 BUDGET, LONG = 600_000, 1_200_000  # evaluations of a run
 BATCH, RATE, TRIAL = 128, 2e-3, 40  # samples of an iteration, its rate, iterations by which its cost is found
-RATIO = 5  # turns of a fake score for one of the student, where a claim is not about them
 N, TRUTH = 2048, 1000  # samples that are judged; what is added to the seeds of exact ones
 GAN = {"gan": 0.1, "classify": 0.1}
 BIASES = {"scaled": (0.9, 0.0), "field": (1.0, 0.3)}  # a factor of the score, and the size of a field that is added
@@ -222,8 +221,7 @@ def convergence(name: str, seed: int) -> tuple[float, float]:
         begun = setting("mixture", seed, teacher=teacher, base=beside, fake=teacher, iterations=iterations)
         with torch.no_grad():
             beside.network.last.bias += AWAY / begun.data_std
-        options = {"options": {"ratio": RATIO}} if name == "disback" else {"ratio": RATIO}
-        return made("distiller", name, 1, **options)(begun)
+        return made("distiller", name, 1)(begun)
 
     method = within(build, LONG, seed)
     inner, reached = getattr(method, "inner", method), [math.inf]
@@ -294,8 +292,8 @@ JUDGED, PLAIN = (
     {bias: arm("dmd2", bias=bias, **options) for bias in BIASES} for options in (GAN, {"gan": 0.0})
 )  # fmt: skip
 RKL, FKL, JS = (arm("f-distill", law="far", divergence=name, **GAN) for name in ("rkl", "fkl", "js"))
-DI, SID, SIM = (arm(name, budget=LONG, ratio=RATIO) for name in ("diff-instruct", "sid", "sim"))
-HELD, FREE = (arm("dmd", ratio=RATIO, pairs=4096, weight=weight) for weight in (0.25, 0.0))
+DI, SID, SIM = (arm(name, budget=LONG) for name in ("diff-instruct", "sid", "sim"))
+HELD, FREE = (arm("dmd", pairs=4096, weight=weight) for weight in (0.25, 0.0))
 
 
 def _back(which: int, unit: str) -> Run:

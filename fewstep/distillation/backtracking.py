@@ -39,8 +39,8 @@ class DisBack(Distiller):
     In the second the method runs as ever, with the last of these weights as its teacher, then the one before, and so
     on back to the real teacher.
 
-    The path is that of the network itself: guidance around the teacher acts in the last part alone. The weights are in
-    memory and in checkpoints.
+    The path is that of the network itself: guidance around the teacher acts in the last part alone. The weights are kept
+    off the device, and in checkpoints.
 
     Args:
         method: "diff-instruct", "dmd2", "sid" or "sim". options: the method's.
@@ -89,7 +89,8 @@ class DisBack(Distiller):
 
         def recording(drawn: Batch) -> Tensor:
             while len(self.path) < self.length and self.setting.step >= self.due(len(self.path)):
-                self.path.append({name: value.clone() for name, value in self.inner.fake.state_dict().items()})
+                weights = self.inner.fake.state_dict().items()
+                self.path.append({name: value.to("cpu", copy=True) for name, value in weights})
             return fake_loss(drawn)
 
         def waiting(drawn: Batch) -> Tensor:

@@ -164,7 +164,7 @@ class DMD2(Matching):
         condition = {name: value.to(setting.device) for name, value in one.items()}
         made = Discriminator(self.fake, setting.shape, features, condition, setting.seed)
         both = nn.ModuleDict({"fake": self.fake, "heads": made})
-        self.players["fake"] = setting.player(both, self._fake_loss, lr=setting.fake_lr)
+        self.players["fake"] = self.player(both, self._fake_loss, lr=setting.fake_lr)
         return made
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:

@@ -7,9 +7,11 @@ At a state `x_t = alpha_t x + sigma_t eps` of a student's sample x, the scores d
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.prediction import expand
 from fewstep.distillation.distances import squared
@@ -17,6 +19,7 @@ from fewstep.distillation.fake import denoising, fake_of
 from fewstep.distillation.levels import at_shares
 from fewstep.distillation.method import Batch, Distiller, Setting
 from fewstep.distillation.teacher import BACKWARD
+from fewstep.training.players import Player
 
 LOW, HIGH = 0.02, 0.98  # shares of the way from the start to the clean end between which levels are drawn
 
@@ -27,6 +30,9 @@ class Matching(Distiller):
     A student of k steps is trained at `t_1 > ... > t_k`, evenly spread from the start in `(sigma / alpha)^(1 / 7)`, and
     an iteration draws one of them; its input is made by the student's own earlier steps without gradient and noised
     again (DMD2's backward simulation, section 4.5). Levels are drawn evenly on the same scale.
+
+    Both train with Adam's first beta at 0, as in Diff-Instruct and SiD: with momentum each overshoots where the other
+    was, and turn by turn they do not come to rest.
 
     Args:
         ratio: turns of the fake score for one of the student.
@@ -46,9 +52,15 @@ class Matching(Distiller):
         self._times = at_shares(setting.process, setting.start, shares).tolist()
         # The fake's first, so that the student moves by a score that has seen its present samples.
         self.players = {
-            "fake": setting.player(self.fake, self._fake_loss, lr=setting.fake_lr),
-            "student": setting.player(self.student, self._loss, every=ratio, average=True),
+            "fake": self.player(self.fake, self._fake_loss, lr=setting.fake_lr),
+            "student": self.player(self.student, self._loss, every=ratio, average=True),
         }
+
+    def player(self, module: nn.Module, loss: Callable[[Batch], Tensor], **more: Any) -> Player:
+        """A player without momentum."""
+        made = self.setting.player(module, loss, **more)
+        made.betas = (0.0, self.setting.betas[1])
+        return made
 
     def times(self) -> tuple[float, ...]:
         return tuple(self._times)

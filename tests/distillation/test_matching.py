@@ -97,3 +97,10 @@ def test_the_teacher_stays_as_it_is(name):
     train(method, 10)
     assert all(torch.equal(value, before[key]) for key, value in method.setting.teacher.state_dict().items())
     assert all(p.grad is None for p in method.setting.teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["diff-instruct", "dmd2", "sid", "sim", "f-distill", "disback"])
+def test_no_player_has_momentum(name):
+    method = train(built(name), 10)
+    assert list(method.players) == ["fake", "student"]
+    assert [player.optimizer.param_groups[0]["betas"] for player in method.players.values()] == [(0.0, 0.99)] * 2

@@ -142,5 +142,5 @@ def test_it_resumes_bit_for_bit(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sid", "sim"])
 def test_it_learns(name):
-    before, after = learned(name, 500, ratio=5)
+    before, after = learned(name, 400)
     assert after < before / 3
