@@ -27,6 +27,7 @@ from benchmarks import (
     serving,
     simulator,
     stochastic,
+    students,
     training,
 )
 from fewstep.report.files import write_json, write_text
@@ -242,6 +243,7 @@ SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dic
     "serving": (serving.measure, _serving),
     "diffusers": (diffusers_overhead.measure, _diffusers),
     "simulator": (simulator.measure, simulator.render),
+    "students": (students.measure, students.render),
 }
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fewstep.denoisers.checks import check_denoiser as check_denoiser
     from fewstep.denoisers.network import NetworkDenoiser as NetworkDenoiser
     from fewstep.denoisers.wrap import wrap as wrap
+    from fewstep.distillation.distill import distill as distill
     from fewstep.guidance.guide import guide as guide
     from fewstep.guidance.steer import steer as steer
     from fewstep.hub.checkpoints import load_checkpoint as load_checkpoint

@@ -23,6 +23,7 @@ ROOMS = {
     "denoisers": "Everything that predicts: networks and closed forms.",
     "conditions": "What a denoiser takes besides the state and the time.",
     "caching": "Caches: what a run computes once and uses again.",
+    "distillation": "Distillation: students of few evaluations, held to their teacher's exact flow.",
     "networks": "Networks for images.",
     "training": "Losses, couplings, fine-tuning, and the trainer.",
     "metrics": "Measures of the quality of samples.",

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from fewstep.acceleration.cached import cached_rows
-from fewstep.acceleration.verdict import Judge, judge
+from fewstep.acceleration.distilled import student_row
+from fewstep.acceleration.verdict import Judge, choose, judge
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
-from fewstep.core.methods import Method
+from fewstep.core.methods import Method, card
 from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
 from fewstep.data.dataset import Dataset
-from fewstep.searching.candidates import Candidate, Watch, fitted, hand_made, rank, unwatched
+from fewstep.searching.candidates import Watch, fitted, hand_made, rank, unwatched
 from fewstep.searching.job import Job
 from fewstep.searching.learn import learn
 from fewstep.searching.olss import olss
@@ -134,6 +135,7 @@ def accelerate(
     progress: bool = False,
     data: str | Path | Dataset | None = None,
     cache: bool = False,
+    distill: str | None = None,
     watch: Watch = unwatched,
 ) -> Accelerated:
     """The best sampler of a model at `nfe` evaluations.
@@ -155,6 +157,9 @@ def accelerate(
             models that take a picture, such as bridges; by default classes in turn, and the model's own data.
         cache: longer plans, cached until they cost as much, are judged along (from ten evaluations on); where one of
             them is the best, the model returned is cached, for that plan.
+        distill: a distiller's name: a student is distilled for as long again (`seconds`, or `iterations`) and judged
+            along; where it is the best, it is the model returned. Methods that do not keep the pairing of noise and
+            sample are judged by "frechet" alone.
         watch: is told what happens, as figures: "stage" (text); "tried" (name, nfe, error, n) of each plan in each
             round of the search; "learned" (nfe, iteration, error) after each iteration; "judged" (role, name, nfe,
             error) of each row of the verdict; and "call" before calls of the network. What it raises ends the work.
@@ -170,6 +175,11 @@ def accelerate(
         raise ValueError(f"seconds must be positive, got {seconds}")
     if noises is not None and noises < 40:
         raise ValueError(f"noises must be at least 40, got {noises}")
+    if distill is not None:
+        pairing = card(distill, "distiller")[0].facts["pairing"]
+        if metric == "endpoint" and not pairing:
+            raise ValueError(f"students by {distill!r} do not keep the pairing of noise and sample: metric='frechet'"
+                             " judges them")  # fmt: skip
     if model.shape is None:
         raise ValueError("accelerate draws noise, so the denoiser needs a shape: set model.shape = (...)")
     given = None if data is None else data_for(model, data)
@@ -185,6 +195,7 @@ def accelerate(
         return _search(
             model, nfe, seed, sizes, Runs(model, unseen), error, bar,
             seconds=seconds, metric=metric, iterations=iterations, data=given, spent=spent, cache=cache,
+            distill=distill,
         )  # fmt: skip
 
 
@@ -229,6 +240,7 @@ def _search(
     data: Dataset | None,
     spent: float,
     cache: bool = False,
+    distill: str | None = None,
 ) -> Accelerated:
     """(b), (c) and (d) of `accelerate`, where the verdict's noises are solved with an error that is known."""
     clock = time.perf_counter()
@@ -274,8 +286,14 @@ def _search(
         rows += cached_rows(model, rows, nfe, seed, Judge(model, unseen.problem, data))
         rows.sort(key=lambda row: math.inf if row[metric] is None else row[metric])
         lap("caches")
+    if distill is not None:
+        bar.stage(f"a student by {distill}")
+        judged = Judge(model, unseen.problem, data)
+        rows.append(student_row(model, distill, nfe, seconds, iterations, seed, data, judged))
+        rows.sort(key=lambda row: math.inf if row[metric] is None else row[metric])
+        lap("student")
 
-    chosen, notes = _choose(rows, metric, learned, candidates)
+    chosen, notes = choose(rows, metric, learned, candidates)
     reference_row = next(row for row in rows if row["role"] == "reference")
     notes.append(
         f"The reference is {reference_row['name']} with {REFERENCE_NFE} evaluations; with half of them it moves by"
@@ -310,36 +328,6 @@ def _projected(model: Denoiser, nfe: int, seed: int, data: Dataset | None) -> li
     with Job(model, nfe, method="olss", seed=seed, noises=OLSS_NOISES, reference_nfe=half, data=data) as job:
         olss(job, points=OLSS_POINTS)
     return [] if job.best is None else [job.best]
-
-
-def _choose(
-    rows: list[dict[str, Any]], metric: str, learned: Plan | None, candidates: list[Candidate]
-) -> tuple[dict[str, Any], list[str]]:
-    """The best judged row that is a sampler at the asked evaluations, and what to say of it."""
-    offered = [row for row in rows if row["role"] in ("candidate", "learned") and row[metric] is not None]
-    hand = min((row for row in offered if row["role"] == "candidate"), key=lambda row: row[metric])
-    own = next((row for row in offered if row["role"] == "learned"), None)
-    cached = min((row for row in rows if row["role"] == "cached" and row[metric] is not None),
-                 key=lambda row: row[metric], default=None)  # fmt: skip
-    best = min((row for row in (hand, own) if row is not None), key=lambda row: row[metric])
-    if cached is not None and cached[metric] < best[metric]:
-        return cached, [
-            f"{cached['name']} until it costs {cached['nfe']:g} is the best: {cached[metric]:.3g} against"
-            f" {best[metric]:.3g} of {best['name']}."
-        ]
-    if own is None:
-        return hand, [f"Nothing could be learned here; the best hand-made plan is {hand['name']}."]
-    if not own[metric] < hand[metric]:
-        return hand, [
-            f"Learning did not help: {own[metric]:.3g} against {hand[metric]:.3g} of {hand['name']}, which is returned."
-        ]
-    gain = hand[metric] / own[metric] if own[metric] > 0 else math.inf
-    word = "endpoint error" if metric == "endpoint" else "Frechet distance"
-    sure = f" On as many fresh noises its mean lies between {own['low']:.3g} and {own['high']:.3g}, 95 % sure."
-    return own, [
-        f"The learned plan has {word} {own[metric]:.3g}, the best hand-made plan ({hand['name']}) {hand[metric]:.3g}:"
-        f" {gain:.1f} times as much." + (sure if metric == "endpoint" else "")
-    ]
 
 
 class _Progress:

@@ -107,3 +107,33 @@ def judge(
         error = candidate.score if math.isfinite(candidate.score) else None
         rows.append(_row("raced", candidate.plan, real) | {"n": candidate.n, "endpoint": error})
     return sorted(rows, key=lambda row: float("inf") if row[metric] is None else row[metric])
+
+
+def choose(
+    rows: list[dict[str, Any]], metric: str, learned: Plan | None, candidates: list[Candidate]
+) -> tuple[dict[str, Any], list[str]]:
+    """The best judged row that is a sampler at the asked evaluations, and what to say of it."""
+    offered = [row for row in rows if row["role"] in ("candidate", "learned") and row[metric] is not None]
+    hand = min((row for row in offered if row["role"] == "candidate"), key=lambda row: row[metric])
+    own = next((row for row in offered if row["role"] == "learned"), None)
+    others = [row for row in rows if row["role"] in ("cached", "student") and row[metric] is not None]
+    other = min(others, key=lambda row: row[metric], default=None)
+    best = min((row for row in (hand, own) if row is not None), key=lambda row: row[metric])
+    if other is not None and other[metric] < best[metric]:
+        until = f" until it costs {other['nfe']:g}" if other["role"] == "cached" else ""
+        return other, [
+            f"{other['name']}{until} is the best: {other[metric]:.3g} against {best[metric]:.3g} of {best['name']}."
+        ]
+    if own is None:
+        return hand, [f"Nothing could be learned here; the best hand-made plan is {hand['name']}."]
+    if not own[metric] < hand[metric]:
+        return hand, [
+            f"Learning did not help: {own[metric]:.3g} against {hand[metric]:.3g} of {hand['name']}, which is returned."
+        ]
+    gain = hand[metric] / own[metric] if own[metric] > 0 else math.inf
+    word = "endpoint error" if metric == "endpoint" else "Frechet distance"
+    sure = f" On as many fresh noises its mean lies between {own['low']:.3g} and {own['high']:.3g}, 95 % sure."
+    return own, [
+        f"The learned plan has {word} {own[metric]:.3g}, the best hand-made plan ({hand['name']}) {hand[metric]:.3g}:"
+        f" {gain:.1f} times as much." + (sure if metric == "endpoint" else "")
+    ]

@@ -34,6 +34,10 @@ def accelerate(
     cache: Annotated[
         bool, typer.Option("--cache", help="Judge longer plans along, cached until they cost as much.")
     ] = False,
+    distill: Annotated[
+        str | None,
+        typer.Option(help="Judge a student along: a method as 'fewstep methods --kind distiller' lists them."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the accelerated model [default: runs/NAME-NFE].")
     ] = None,
@@ -51,6 +55,7 @@ def accelerate(
         fewstep accelerate digits --nfe 4 --out runs/digits-4
         fewstep sample runs/digits-4 -n 64 --label 3
         fewstep accelerate digits --nfe 12 --cache
+        fewstep accelerate digits --nfe 1 --distill kd --seconds 180
     """
     from fewstep.core.files import claim_folder
 
@@ -64,7 +69,7 @@ def accelerate(
 
     from fewstep.acceleration.pipeline import accelerate as run
 
-    found = run(opened, nfe, seconds=seconds, metric=metric, seed=seed, progress=True, cache=cache)
+    found = run(opened, nfe, seconds=seconds, metric=metric, seed=seed, progress=True, cache=cache, distill=distill)
     found.save(folder)
     if as_json:
         plan = {"nfe": found.plan.nfe, "about": dict(found.plan.about)}

@@ -86,6 +86,15 @@ class Student:
         return self.times[0] if self.times else self.start
 
 
+def check_unguided(student: Student | None) -> None:
+    """`ValueError` for a student that has its teacher's guidance inside: there is nothing to lead it away from."""
+    if student is not None and student.guidance is not None:
+        raise ValueError(
+            f"this student's guidance is inside (scale {student.guidance:g}, by {student.method!r}): sample it as it"
+            " is, or guide its teacher and distil that"
+        )
+
+
 def default_start(process: Process, data_std: float) -> float:
     """The time at which a student begins: where sigma / alpha is `5 data_std / 0.75`, or `t_max` if that is nearer.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.conditions.time import Time, aimed
+from fewstep.conditions.time import Time
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
@@ -97,6 +97,18 @@ class GaussianMap(Denoiser):
         alpha, sigma = (part.to(dtype).reshape(-1, 1) for part in (self.process.alpha(t), self.process.sigma(t)))
         return alpha, sigma, (alpha**2 * self.log_variances.exp() + sigma**2).sqrt()
 
+    def _aimed(self, t: Tensor, to: Tensor | None, own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """`_scales` of the times to go to, `own` where there is none. They are chosen after and not before, as a
+        derivative in t would else have that of sigma at a clean `to` in it, infinite for some processes, times 0."""
+        clean = torch.as_tensor(self.process.t_zero, dtype=torch.float64, device=t.device)
+        if self.answers == "jump":
+            return self._scales(clean)
+        if to is None:
+            return own
+        none = to.isnan().reshape(-1, 1)
+        there = self._scales(torch.where(to.isnan(), clean, to.to(t.dtype)))
+        return tuple(torch.where(none, at, aim) for at, aim in zip(own, there, strict=True))
+
     def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """`Phi_{t->s}(x)` `(B, *shape)`, from times t to s, scalars or `(B,)`."""
         (alpha_t, _, rho_t), (alpha_s, _, rho_s) = self._scales(t), self._scales(s)
@@ -105,9 +117,8 @@ class GaussianMap(Denoiser):
         return (alpha_s * self.mean + far @ self.basis.mT).reshape(x.shape).to(x.dtype)
 
     def forward(self, x: Tensor, t: Tensor, to: Tensor | None = None, **condition: Any) -> Prediction:
-        clean = torch.full_like(t, self.process.t_zero)
-        s = clean if self.answers == "jump" else aimed(to, t) if self.answers == "map" else t
-        (alpha_t, sigma_t, rho_t), (alpha_s, sigma_s, rho_s) = self._scales(t), self._scales(s)
+        alpha_t, sigma_t, rho_t = own = self._scales(t)
+        alpha_s, sigma_s, rho_s = own if self.answers == "denoiser" else self._aimed(t, to, own)
         # Only the sigmas' ratio matters: as shares of their sum they have a limit where both are 0.
         both = sigma_t + sigma_s
         share = torch.where(both > 0, sigma_t / both.clamp_min(torch.finfo(both.dtype).tiny), 0.5)

@@ -125,11 +125,11 @@ class NetworkDenoiser(Denoiser):
 
     def _told(self, condition: dict[str, Any], t: Tensor | None = None) -> dict[str, Any]:
         """The conditions as the network takes them: `to` as the noise level `target`, or left out without the state's
-        time t."""
+        time t. The clean end is seen as the smallest noise: levels beyond it are none that a network was trained at."""
         if "to" not in self.conditions:
             return condition
         to = condition.pop("to", None)
-        return condition if to is None or t is None else condition | {"target": self._level(aimed(to, t))}
+        return condition if to is None or t is None else condition | {"target": self._level(aimed(to, t).clamp(min=self.process.t_min))}
 
     def _level(self, t: Tensor) -> Tensor:
         """A time as the network sees it."""

@@ -1,7 +1,7 @@
 """A discriminator of heads on a diffusion network's features, of samples that are diffused to a drawn level.
 
-On a frozen teacher's features these are LADD's and SDXL-Turbo's heads (Sauer et al., 2024, arXiv:2403.12015), on those
-of the fake network, which then trains with them, DMD2's (Yin et al., 2024, arXiv:2405.14867, section 4.3).
+On a frozen teacher's features these are LADD's heads (Sauer et al., 2024, arXiv:2403.12015), on those of the fake
+network, which then trains with them, DMD2's (Yin et al., 2024, arXiv:2405.14867, section 4.3).
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from fewstep.distillation.features import Read, default_blocks
 
 WIDTH = 64
 LOSSES = ("non-saturating", "hinge")
+Logits = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]  # of states (B, *shape), times (B,), conditions: (B,)
 
 
 class Head(nn.Module):
-    """A logit of each sample from one block's output: a perceptron at each place, averaged over the places."""
+    """A logit of each sample from one block's output: a perceptron at each place, averaged over the places.
 
-    def __init__(self, axes: int, channels: int) -> None:
+    size: of the output for one sample. Pictures (1, C, H, W) have their channels first, tokens (1, N, C) and vectors
+    (1, C) last.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
-        self.pictures = axes == 4
+        self.pictures = len(size) == 4
+        channels = size[1] if self.pictures else size[-1]
         self.norm = nn.LayerNorm(channels)
         self.first, self.last = nn.Linear(channels, WIDTH), nn.Linear(WIDTH, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pictures:
-            x = x.flatten(2).transpose(1, 2)
-        places = x if x.ndim == 3 else x[:, None]
+        places = x.flatten(2).mT if self.pictures else x.reshape(len(x), -1, x.shape[-1])
         return self.last(F.silu(self.first(self.norm(places)))).mean(1)[:, 0]
 
 
@@ -43,25 +47,32 @@ class Discriminator(nn.Module):
     Args:
         model: on whose network's features the heads stand; gradients reach its weights where they ask for them.
         shape: of a sample. features: names of blocks, by default the one in the middle. condition: of one sample, for
-            the call that finds the widths.
+            the call that finds the sizes. seed: of the heads' first weights.
 
     Raises:
         ValueError: an unknown block, or a network that names none.
     """
 
     def __init__(
-        self, model: Denoiser, shape: Sequence[int], features: Sequence[str] | None, condition: Mapping[str, Any]
+        self,
+        model: Denoiser,
+        shape: Sequence[int],
+        features: Sequence[str] | None,
+        condition: Mapping[str, Any],
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.__dict__["read"] = Read(model, features or default_blocks(model))
-        widths = self.__dict__["read"].widths(shape, condition)
-        self.heads = nn.ModuleDict({name.replace(".", "/"): Head(*widths[name]) for name in widths})
+        self.read = Read(model, features or default_blocks(model))
+        sizes = self.read.sizes(shape, condition)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = nn.ModuleList(Head(size) for size in sizes.values())
         self.heads.to(model.device, model.dtype)
 
     def forward(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """Logits of noisy states x `(B, *shape)` at times t `(B,)`."""
-        found = self.__dict__["read"](x, t, condition)[1]
-        return torch.stack([head(found[name.replace("/", ".")]) for name, head in self.heads.items()]).sum(0)
+        _, found = self.read(x, t, condition)
+        return torch.stack([head(out) for head, out in zip(self.heads, found.values(), strict=True)]).sum(0)
 
 
 def sides(name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -77,17 +88,17 @@ def sides(name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tens
     raise suggest("adversarial loss", name, LOSSES)
 
 
-def r1(discriminator: Discriminator, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+def r1(logits: Logits, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
     """`|d logit / dx|^2` at real states, (B,), with its gradient (Mescheder et al., 2018, arXiv:1801.04406)."""
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(discriminator(x, t, condition).sum(), x, create_graph=True)
+        (slope,) = torch.autograd.grad(logits(x, t, condition).sum(), x, create_graph=True)
     return slope.square().flatten(1).sum(1)
 
 
 def r1_difference(
-    discriminator: Discriminator, x: Tensor, t: Tensor, condition: Mapping[str, Any], z: Tensor, h: float = 0.01
+    logits: Logits, x: Tensor, t: Tensor, condition: Mapping[str, Any], z: Tensor, h: float = 0.01
 ) -> Tensor:
     """`(logit(x + h z) - logit(x))^2 / h^2`, (B,), which over standard normal z has the mean `|d logit / dx|^2` for
-    small h (Lin et al., 2025, arXiv:2501.08316, eq. 3): for networks without double derivatives."""
-    return ((discriminator(x + h * z, t, condition) - discriminator(x, t, condition)) / h).square()
+    small h (Lin et al., 2025, arXiv:2501.08316): for networks without double derivatives."""
+    return ((logits(x + h * z, t, condition) - logits(x, t, condition)) / h).square()

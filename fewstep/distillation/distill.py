@@ -19,17 +19,20 @@ from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
 from fewstep.core.methods import card, made
-from fewstep.core.sampler import Sampler
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset
-from fewstep.denoisers.folder import save_model
+from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.levels import grid
 from fewstep.distillation.memory import held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
 from fewstep.distillation.verdict import said, unseen, verdict
-from fewstep.distillation.watch import Collapsed, Watch
-from fewstep.sampling.build import plan as make_plan
+from fewstep.distillation.watch import Watch
+from fewstep.hub.models import save
+from fewstep.sampling.build import fixed_plan
+from fewstep.sampling.student import SOLVERS, begun, leaps
 from fewstep.searching.problem import data_for, own_data
 from fewstep.searching.reference import solve
 from fewstep.training.checkpoint import load_checkpoint
@@ -60,14 +63,12 @@ class Distilled:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def plan(self) -> Sampler:
+    def plan(self) -> Plan:
         assert self.model.plan is not None
         return self.model.plan
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder."""
-        from fewstep.hub.models import save
-
         return save(self.model, folder, plan=self.model.plan, card=self.card())
 
     def card(self) -> str:
@@ -138,11 +139,10 @@ def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:
     return data.std() if data is not None else 0.5
 
 
-def plan_of(process: Any, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Sampler:
+def plan_of(process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Plan:
     """The plan of a student: so many steps of what suits its kind, from its start to the clean end."""
-    points = [*times, process.t_zero] if times is not None else grid(process, steps, start).tolist()
-    solver = {"jump": "multistep-consistency", "map": "flow-map", "denoiser": "ddim"}[kind]
-    return make_plan(process, solver, timesteps=points)
+    points = [*times, process.t_zero] if times is not None else begun(leaps, start)(process, steps)
+    return fixed_plan(process, SOLVERS.get(kind, "ddim"), timesteps=points)
 
 
 @checked
@@ -179,7 +179,7 @@ def distill(
         method: a distiller's name (`fewstep methods --room distillation` lists them); **options are its own.
         steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
             the data's standard deviation.
-        student: what to train, in place of a copy of the teacher's network; needed where the teacher has none.
+        student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         data: real samples: where a method needs some, by default those that the teacher was trained on; conditions are
             drawn as they come there. Without data every label is drawn equally often.
         iterations, seconds: how long: iterations repeat to the bit; a budget of seconds is turned into iterations by
@@ -210,7 +210,7 @@ def distill(
         raise ValueError(f"seconds must be positive, got {seconds}")
     if resume and out is None:
         raise ValueError("resume goes on with a run in a folder: give out=...")
-    base = student if student is not None else base_of(teacher)
+    base = copy.deepcopy(student) if student is not None else base_of(teacher)
     if base.shape is None:
         raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
     folder = None if out is None else Path(out)
@@ -231,7 +231,7 @@ def distill(
             teacher, base, first, steps, total, real, lambda: own_data(teacher), std,
             lr=lr if lr is not None else float(found.facts.get("lr", LR)),
             ema=ema if ema is not None else float(found.facts.get("ema", AVERAGE)),
-            batch=size, seed=seed, own=student is not None,
+            batch=size, seed=seed, own=student is not None and not isinstance(student, NetworkDenoiser),
             fake=base_of(teacher) if student is not None and _has_network(teacher) else None,
             share=(accelerator.process_index, accelerator.num_processes),
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
@@ -296,18 +296,23 @@ def _run(
     """Train, check, choose the best weights, judge."""
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
     plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
-    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data), stop)
+    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data))
     history: list[dict[str, Any]] = []
 
     def heard(record: dict[str, Any]) -> Any:
         history.append(record)
-        return None if tell is None else tell(record)
+        told = None if tell is None else tell(record)
+        return True if stop and "collapsed" in record else told
 
     def check() -> dict[str, Any]:
         model = state.averaged()
         found = watch.check(model, plan)
-        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks)
-        return found.record() | ({"collapsed": True} if collapsed else {})
+        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks, 2 * state.step >= total)
+        if collapsed:
+            told = f"At iteration {state.step} the student had collapsed: {collapsed}."
+            ended = " The run ended, with the best weights before." if stop else ""
+            warnings.warn(told + ended, stacklevel=2)
+        return found.record() | ({"collapsed": collapsed} if collapsed else {})
 
     def student() -> Denoiser:
         """The student with its best weights."""
@@ -328,27 +333,23 @@ def _run(
         total, total, state.batch, log_every=max(min(10, total), total // 50), save_every=max(1, total // 20),
         rate=lambda step: setting.rate(step, setting.lr), hooks=((every, check),), done="distilled", doing="distilling",
     )  # fmt: skip
-    notes, made_ = [], False
-    try:
-        made_, _ = run(
-            state, course, folder, resumed=resumed, tell=heard, progress=progress,
-            export=lambda place: save_model(student(), place, plan=plan),  # type: ignore[arg-type]
-        )  # fmt: skip
-    except Collapsed as found:
-        notes.append(f"The run ended at iteration {state.step}: the student had collapsed, {found}. These are its best"
-                     " weights before.")  # fmt: skip
-        warnings.warn(notes[-1], stacklevel=3)
+    finished, _ = run(
+        state, course, folder, resumed=resumed, tell=heard, progress=progress,
+        export=lambda place: save(student(), place),
+    )  # fmt: skip
     model = student()
     figures: dict[str, Any] = {
         "iterations": state.step,
         "evaluations": setting.count.evaluations,
         "seconds": time.perf_counter() - clock,
         "best_distance": state.checks.get("best"),
-        "finished": made_,
+        "finished": finished,
+        "collapsed": next((record["collapsed"] for record in history if "collapsed" in record), None),
         "memory": memory,
     }
     rows: list[dict[str, Any]] = []
-    if judge and made_:
+    notes = [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
+    if judge and finished:
         problem = unseen(teacher, setting.seed, JUDGED, data)
         rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens)
         notes += said(rows)

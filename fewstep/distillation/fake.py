@@ -15,16 +15,14 @@ from fewstep.distillation.distances import squared
 
 
 def fake_of(base: Denoiser) -> Denoiser:
-    """A copy of the teacher's network denoiser whose weights train, in evaluation mode: it has no dropout."""
+    """A copy of the base whose weights train, in evaluation mode: the score of samples has no dropout."""
     return copy.deepcopy(base).eval().requires_grad_(True)
 
 
 def denoising(model: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
-    """The denoising loss (B,) on samples: in the network's own kind (`loss_pair`), and for denoisers without a network
-    the squared error of x0 over `1 + (sigma / alpha)^2`."""
+    """The model's own denoising loss (B,) on samples (B, *shape): the mean square in the network's kind (`loss_pair`),
+    of x0 for closed forms. x0 and eps have no gradient of their own here; t is (B,)."""
     if isinstance(model, NetworkDenoiser):
         return squared(*model.loss_pair(x0, eps, t, **condition))
-    alpha, sigma = model.process.alpha(t), model.process.sigma(t)
-    x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
-    error = squared(model(x, t, **condition).x0, x0)
-    return error / (1 + (sigma / alpha.clamp(min=1e-6)).square()).to(error)
+    x_t = expand(model.process.alpha(t), x0) * x0 + expand(model.process.sigma(t), x0) * eps
+    return squared(model(x_t, t, **condition).x0, x0)

@@ -42,28 +42,21 @@ class Read:
                 raise suggest("block", name, known)
         self.blocks = {name: known[name] for name in blocks}
         self._store: dict[str, Any] = {}
-        self.model: Any = replaced(
-            model,
-            {
-                block.path: Keep(model.get_submodule(block.path), self._store, name)
-                for name, block in self.blocks.items()
-            },
-        )
+        keeping = {
+            block.path: Keep(model.get_submodule(block.path), self._store, name) for name, block in self.blocks.items()
+        }
+        self.model: Any = replaced(model, keeping)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> tuple[Prediction, dict[str, Tensor]]:
         """The answer, and the blocks' outputs (B, ...) by name."""
-        self._store.clear()
         answer = self.model(x, t, **condition)
-        found = {name: block.value(self._store[name]) for name, block in self.blocks.items()}
-        self._store.clear()
+        found = {name: block.value(self._store.pop(name)) for name, block in self.blocks.items()}
         return answer, found
 
     @torch.no_grad()
-    def widths(self, shape: Sequence[int], condition: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """(number of axes, channels) of each block's output, for samples of a shape."""
+    def sizes(self, shape: Sequence[int], condition: Mapping[str, Any]) -> dict[str, torch.Size]:
+        """The size of each block's output, by name, for one sample of a shape."""
         model = self.model
         x = torch.zeros(1, *shape, dtype=model.dtype, device=model.device)
         t = torch.full((1,), float(model.process.t_max), dtype=torch.float64, device=model.device)
-        _, found = self(x, t, condition)
-        # Pictures have their channels first, tokens and vectors last.
-        return {name: (out.ndim, out.shape[1] if out.ndim == 4 else out.shape[-1]) for name, out in found.items()}
+        return {name: out.shape for name, out in self(x, t, condition)[1].items()}

@@ -97,8 +97,8 @@ class Setting:
     # Models
 
     def student(self, late: int = 0, **extras: int) -> Denoiser:
-        """A copy of the base that trains. extras: further inputs of its network (`networks.embedding.extended`); with `target` it
-        is a map, and takes the condition `to`."""
+        """A copy of the base that trains. extras: further inputs of its network (`networks.embedding`); with `target`
+        it is a map, and takes the condition `to`."""
         model = self.base if self.own else copy.deepcopy(self.base)
         if self.own or not (extras or late):
             return model.requires_grad_(True)
@@ -180,10 +180,11 @@ class Setting:
         return self.base.encode(images, **found).to(self.dtype), found
 
     def condition(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Conditions as they come in the data where those are given, else every label equally often."""
+        """The teacher's conditions as they come in the data where those are given, else every label equally often."""
         rows = torch.randint(len(self.data) if self.data is not None else 2**31, (batch,), generator=generator)
         found = conditions(self.base, self.data, rows)
-        return self._hide({name: value.cpu() for name, value in found.items()}, batch, generator)
+        asked = self.teacher.conditions  # a student that is given may have more, such as the time to go to
+        return self._hide({name: value.cpu() for name, value in found.items() if name in asked}, batch, generator)
 
     def _hide(self, condition: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         hidden = torch.rand(batch, generator=generator) < self.hidden

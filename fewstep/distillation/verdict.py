@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
 from fewstep.data.dataset import Dataset
 from fewstep.metrics.endpoint import endpoint_error
@@ -17,14 +19,15 @@ from fewstep.metrics.frechet import frechet
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.searching.candidates import described, fitted, hand_made, rank
 from fewstep.searching.learn import learn
-from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.problem import Problem, for_model, run_all
 from fewstep.searching.real import Real, accuracy, real_of
 from fewstep.searching.reference import reference_plan, solve
+from fewstep.searching.shared import threads_for
 
 REFERENCE_NFE = 100
 FIRST = 1 << 20  # the number of the first noise that is judged: far from all that training and checks use
 FEW = (1, 2, 3, 4)
-TRAIN, HELD_OUT, ITERATIONS = 128, 64, 6  # of the learned plans that a student is judged beside
+TRAIN, HELD_OUT, ITERATIONS = 96, 48, 5  # of the learned plans that a student is judged beside
 
 
 def unseen(teacher: Denoiser, seed: int, n: int, data: Dataset | None) -> Problem:
@@ -52,25 +55,31 @@ def verdict(
         _figures("teacher", reference_plan(teacher, REFERENCE_NFE), problem.reference, teacher, problem, against)
     )
     rows[-1] |= {"nfe": REFERENCE_NFE, "endpoint": None}
-    train = solve(teacher, problem.seed + 1, 0, TRAIN + HELD_OUT, REFERENCE_NFE // 2, torch.float32, data)
-    held_out, train = train.part(TRAIN, len(train)), train.part(0, TRAIN)
-    std = float(train.reference.double().std())
-    for nfe in sorted({*FEW, plan.nfe}):
-        plans = [*hand_made(teacher.process, nfe), *fitted(teacher.process, nfe, std)]
-        candidates = rank(plans, teacher, held_out)
-        if not candidates:
-            continue
-        rows.append(_row("plan", candidates[0].name, teacher, candidates[0].plan, problem, against, True))
-        learned, _ = learn(teacher, candidates, train, held_out, seconds=math.inf, iterations=ITERATIONS)
-        if learned is not None:
-            rows.append(_row("learned", f"learned at {nfe}", teacher, learned, problem, against, True))
+    with threads_for(teacher):
+        train = solve(teacher, problem.seed + 1, 0, TRAIN + HELD_OUT, REFERENCE_NFE // 2, torch.float32, data)
+        held_out, train = train.part(TRAIN, len(train)), train.part(0, TRAIN)
+        for nfe in sorted({*FEW, plan.nfe}):
+            rows += [_row(*named, problem, against, True) for named in _best_plans(teacher, nfe, train, held_out)]
     return rows
+
+
+def _best_plans(
+    teacher: Denoiser, nfe: int, train: Problem, held_out: Problem
+) -> Iterator[tuple[str, str, Denoiser, Plan]]:
+    """Role, name, model and plan of the best hand-made plan of so many evaluations, and of one learned from it."""
+    std = float(train.reference.double().std())
+    if not (found := rank([*hand_made(teacher.process, nfe), *fitted(teacher.process, nfe, std)], teacher, held_out)):
+        return
+    yield "plan", found[0].name, teacher, found[0].plan
+    learned, _ = learn(teacher, found, train, held_out, seconds=math.inf, iterations=ITERATIONS)
+    if learned is not None:
+        yield "learned", f"learned at {nfe}", teacher, learned
 
 
 def _row(
     role: str, name: str, model: Denoiser, plan: Sampler, problem: Problem, real: Real, paired: bool
 ) -> dict[str, Any]:
-    clock = time.perf_counter()
+    problem, clock = for_model(problem, model), time.perf_counter()
     with torch.no_grad():
         samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
     seconds = (time.perf_counter() - clock) * 1000 / len(problem)
@@ -108,7 +117,8 @@ def said(rows: list[dict[str, Any]]) -> list[str]:
         found.append(f"At no more evaluations the teacher's best plan, {best['name']}, {verb}: {what}.")
     more = [row for row in plans if row["nfe"] > student["nfe"] and better([row, student], key=lambda r: r[key]) is row]
     if more:
-        first = min(more, key=lambda row: row["nfe"])
+        least = min(row["nfe"] for row in more)
+        first = better([row for row in more if row["nfe"] == least], key=lambda row: row[key])
         found.append(
             f"From {first['nfe']} evaluations on a plan of the teacher does better: {first['name']}, {first[key]:.3g}."
         )

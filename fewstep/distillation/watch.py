@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,11 @@ from fewstep.core.sampler import Sampler
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
-from fewstep.searching.problem import Problem, run_all
+from fewstep.searching.problem import Problem, for_model, run_all
 
 NARROW, WIDE, UNCOVERED = 0.5, 2.0, 0.5
 TWICE = 2  # checks running
 LARGEST = 512  # numbers of a sample up to which Frechet distances are taken; above it sliced Wasserstein ones
-
-
-class Collapsed(Exception):
-    """A run that has collapsed: what was seen."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +91,18 @@ def _groups(group: Tensor | None, n: int) -> list[Tensor]:
 class Watch:
     """Checks of a student on noises that it never trains on.
 
-    Args:
-        problem: held-out noises with conditions, the reference being the teacher's samples.
-        stop: whether a collapse ends the run.
+    problem: held-out noises with conditions, the reference being the teacher's samples.
     """
 
-    def __init__(self, problem: Problem, stop: bool = True) -> None:
-        self.problem, self.stop = problem, stop
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
         label = problem.condition.get("label")
         self.group = None if label is None else label.cpu()
 
     @torch.no_grad()
     def check(self, model: Denoiser, plan: Sampler) -> Check:
         """The figures of a student with its plan."""
-        problem = self.problem
+        problem = for_model(self.problem, model)
         try:
             samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
         except ValueError as error:
@@ -119,22 +112,21 @@ class Watch:
         return compared(samples, problem.reference, self.group)
 
     def judge(
-        self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any]
-    ) -> bool:
-        """Keep the weights if they are the best so far, in `kept`, and say whether the run has collapsed.
+        self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any], late: bool
+    ) -> str:
+        """Keep the weights if they are the best so far, in `kept`, and say by what the run has collapsed, if it has:
+        something was wrong for two checks running.
 
-        memory: what earlier checks left: the best distance, and how many running had something wrong.
+        A student begins as one that answers with means, and so too narrowly: that is no collapse before one check had
+        nothing wrong, or half of the run is over (`late`).
 
-        Raises:
-            Collapsed: two checks running, where a collapse is to end the run.
+        memory: what earlier checks left: the best distance, how many running had something wrong, whether one had
+        nothing wrong.
         """
         if found.distance < memory.get("best", math.inf):
             memory["best"] = found.distance
             kept.update({name: value.detach().clone() for name, value in weights.items()})
-        memory["wrong"] = memory.get("wrong", 0) + 1 if found.collapsed else 0
-        if memory["wrong"] < TWICE:
-            return False
-        if self.stop:
-            raise Collapsed(found.collapsed)
-        warnings.warn(f"the student has collapsed: {found.collapsed}", stacklevel=2)
-        return True
+        memory["well"] = memory.get("well", False) or not found.collapsed
+        counts = found.collapsed and (memory["well"] or late)
+        memory["wrong"] = memory.get("wrong", 0) + 1 if counts else 0
+        return found.collapsed if memory["wrong"] >= TWICE else ""

@@ -17,6 +17,7 @@ from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, Together, ask, routed
 from fewstep.core.prediction import Prediction, expand, joined
+from fewstep.core.student import check_unguided
 from fewstep.guidance.kinds import through
 from fewstep.guidance.parts import Call, Guide, Host, Rule, Source, Weight, level
 
@@ -47,11 +48,7 @@ class Guided(Wrapper):
     def __init__(
         self, model: Denoiser, guides: Sequence[Guide], rescale: float = 0.0, clamp: tuple[float, float] | None = None
     ):
-        if model.student is not None and model.student.guidance is not None:
-            raise ValueError(
-                f"this student's guidance is inside (scale {model.student.guidance:g}, by {model.student.method!r}):"
-                " sample it as it is, or guide its teacher and distil that"
-            )
+        check_unguided(model.student)
         self.takes_scale = SCALE not in model.conditions
         own: dict[str, Condition] = {}
         if self.takes_scale:

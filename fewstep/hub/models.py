@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ import torch
 from fewstep.core.arguments import checked, shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
-from fewstep.core.files import new_folder, write
+from fewstep.core.files import new_folder, read_text, write
 from fewstep.core.plan import Plan
+from fewstep.core.student import Student
 from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
+STUDENT = "student.json"  # beside a diffusers folder, whose own configuration has no place for it
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 
 
@@ -103,6 +106,8 @@ def load(
         pipeline = opening.model(open_pipeline(path, dtype, variant))
         if (path / PLAN).is_file():
             pipeline.plan = Plan.load(path / PLAN)
+        if (path / STUDENT).is_file():
+            pipeline.student = Student.from_config(json.loads(read_text(path / STUDENT)))
         return pipeline
     own = f"{path.name} is a model of fewstep's own"
     opening.only(own, variant=True, size=True, lora=True, offload=True, long_prompts=True)
@@ -211,4 +216,6 @@ def save(
             write(fresh / CARD, card)
         if plan is not None:
             plan.save(fresh / PLAN)
+        if model.student is not None:
+            write(fresh / STUDENT, json.dumps(model.student.config(), indent=1) + "\n")
     return Path(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class Problem:
     def part(self, begin: int, end: int) -> Problem:
         condition = {name: value[begin:end] for name, value in self.condition.items()}
         return Problem(self.noise[begin:end], self.reference[begin:end], condition, self.seed, self.first + begin)
+
+
+def for_model(problem: Problem, model: Denoiser) -> Problem:
+    """The problem for another model: without conditions that it does not take (a scale of guidance it has inside)."""
+    named = {name: value for name, value in problem.condition.items() if name in model.conditions}
+    return replace(problem, condition=named)
 
 
 def known_data(model: Denoiser) -> str | None:

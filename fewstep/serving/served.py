@@ -20,6 +20,7 @@ from fewstep.core.noise import Seeds
 from fewstep.core.pictures import data_shape
 from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
+from fewstep.core.student import check_unguided
 from fewstep.guidance.guide import guide
 from fewstep.guidance.guided import SCALE
 from fewstep.guidance.known import Known
@@ -89,7 +90,9 @@ class Served:
                                  f" {max_batch} rows: serve it without --exact")  # fmt: skip
             self.least = found
         self.reads = "picture" in base.conditions
-        self.guides = SCALE not in base.conditions and any(kind.guides for kind in base.conditions.values())
+        inside = base.student is not None and base.student.guidance is not None
+        own = inside or SCALE in base.conditions
+        self.guides = not own and any(kind.guides for kind in base.conditions.values())
         self.shape = data_shape(base)
         self.pictures = self.shape is not None and len(self.shape) == 3 and self.shape[0] in (1, 3)
         self._plans: OrderedDict[Any, Sampler] = OrderedDict()
@@ -179,6 +182,7 @@ class Served:
             found["label"] = list(wanted.label) if isinstance(wanted.label, tuple) else wanted.label
         if wanted.guidance is not None:
             if not (self.guides or SCALE in self.base.conditions):
+                check_unguided(self.base.student)
                 raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
             found[SCALE] = float(wanted.guidance)
         if wanted.negative is not None:

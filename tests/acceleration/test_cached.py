@@ -9,8 +9,7 @@ import torch
 
 import fewstep as fs
 from fewstep.acceleration.cached import cached_rows
-from fewstep.acceleration.pipeline import _choose
-from fewstep.acceleration.verdict import Judge
+from fewstep.acceleration.verdict import Judge, choose
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.vp import VP
 from fewstep.searching.candidates import FORECAST, fitted
@@ -45,10 +44,10 @@ def test_few_evaluations_have_nothing_to_save(judge):
 
 def test_the_best_is_chosen_whatever_it_is():
     rows = [{**hand("ddim"), "nfe": 12}, {"role": "cached", "name": "long", "nfe": 11.5, "endpoint": 0.05}]
-    chosen, notes = _choose(rows, "endpoint", None, [])
+    chosen, notes = choose(rows, "endpoint", None, [])
     assert chosen["name"] == "long" and "until it costs 11.5 is the best: 0.05 against 0.1 of ddim" in notes[0]
     rows[1]["endpoint"] = 0.2
-    assert _choose(rows, "endpoint", None, [])[0]["name"] == "ddim"
+    assert choose(rows, "endpoint", None, [])[0]["name"] == "ddim"
 
 
 def test_forecast_plans_are_among_the_candidates():

@@ -42,7 +42,7 @@ def test_the_folder_samples_with_its_plan(fewstep, folder, asked):
     words = ("accelerate", folder, "--nfe", 3, "--seconds", 5, "--metric", "frechet", "--seed", 2, "--out", "fast")
     code, out, _ = fewstep(*words)
     assert code == 0 and asked == [
-        (3, {"seconds": 5.0, "metric": "frechet", "seed": 2, "progress": True, "cache": False})
+        (3, {"seconds": 5.0, "metric": "frechet", "seed": 2, "progress": True, "cache": False, "distill": None})
     ]
     assert "A note." in out and "learned from ddim" in out and "vab-3" in out and "solver 19" not in out
     facts = json.loads(fewstep("sample", "fast/", "-n", 2, "--json")[1])

@@ -26,6 +26,7 @@ from fewstep.core.facts import Facts
 from fewstep.core.memory import Memory, ask
 from fewstep.core.methods import find, methods
 from fewstep.core.prediction import Prediction
+from fewstep.core.student import Student
 from fewstep.denoisers.dataset import DatasetDenoiser
 from fewstep.denoisers.interpolant import MixtureInterpolant
 from fewstep.denoisers.learned_variance import SpreadPrediction
@@ -211,6 +212,7 @@ class Model(Denoiser):
                 parameter.add_(0.1 * torch.randn_like(parameter))
         self.autoencoder = nn.Linear(1, 1)
         self.plan, self.solver, self.timesteps = plan(self.process, "ddim", 3), "heun", times
+        self.student = Student("denoiser", "progressive")
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> SpreadPrediction:
         output = self.network(x.float(), t.float().expand(len(x)), **condition).to(x.dtype)

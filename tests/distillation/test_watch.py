@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.distillation.watch import Check, Collapsed, Watch, compared
+from fewstep.distillation.watch import Check, Watch, compared
 from fewstep.searching.problem import Problem
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -46,19 +46,22 @@ def test_drift_and_distance_are_those_of_a_shift():
     assert found.drift == pytest.approx(5 / float(TEACHER.double().std(0).norm()), rel=1e-6)
 
 
-def test_the_best_weights_are_kept_and_two_bad_checks_end_the_run():
+def test_the_best_weights_are_kept_and_two_bad_checks_are_a_collapse():
     good, better = (Check((1.0, 1.0), 0.0, 1.0, distance) for distance in (0.5, 0.2))
     bad = Check((0.3, 1.0), 0.0, 1.0, 2.0)
     watch, kept, memory = Watch(Problem(TEACHER, TEACHER, {}, 0, 0)), {}, {}
     for found, value in ((good, 1.0), (bad, 2.0), (better, 3.0), (bad, 4.0)):
-        assert watch.judge(found, {"w": torch.tensor(value)}, kept, memory) is False
-    assert float(kept["w"]) == 3.0 and memory == {"best": 0.2, "wrong": 1}
-    with pytest.raises(Collapsed, match="its standard deviation is 0.30 of the teacher's"):
-        watch.judge(bad, {"w": torch.tensor(5.0)}, kept, memory)
-    going_on = Watch(watch.problem, stop=False)
-    with pytest.warns(UserWarning, match="the student has collapsed: its standard deviation is 0.30"):
-        assert going_on.judge(bad, {"w": torch.tensor(6.0)}, kept, memory) is True
-    assert float(kept["w"]) == 3.0
+        assert watch.judge(found, {"w": torch.tensor(value)}, kept, memory, False) == ""
+    assert float(kept["w"]) == 3.0 and memory == {"best": 0.2, "wrong": 1, "well": True}
+    said = watch.judge(bad, {"w": torch.tensor(5.0)}, kept, memory, False)
+    assert said == "its standard deviation is 0.30 of the teacher's" and float(kept["w"]) == 3.0
+
+
+def test_a_student_that_begins_narrow_has_half_of_the_run_to_widen():
+    bad, memory = Check((0.3, 1.0), 0.0, 1.0, 2.0), {}
+    watch = Watch(Problem(TEACHER, TEACHER, {}, 0, 0))
+    assert [watch.judge(bad, {}, {}, memory, late) for late in (False, False, False, True)] == [""] * 4
+    assert watch.judge(bad, {}, {}, memory, True) != ""
 
 
 def test_a_check_runs_the_students_plan(teacher):

@@ -23,6 +23,7 @@ SLOW = {
     "tutorials/diffusers.md",
     "choose.md",
     "accelerate.md",
+    "distillation.md",
     "chapters/tasks.md",
     "training.md",
 }

@@ -131,6 +131,7 @@ def test_a_negative_prompt_stays_inside():
     }
 
 
+@pytest.mark.slow
 def test_a_flow_map_jumps_in_a_file_too(tmp_path):
     class Aimed(torch.nn.Module):
         def __init__(self):

@@ -166,6 +166,7 @@ def test_bands_of_noise_levels_and_told_numbers(tmp_path):
     assert program.plan == made
 
 
+@pytest.mark.slow
 def test_the_times_of_a_flow_map_are_inside(tmp_path):
     class Aimed(torch.nn.Module):
         def __init__(self):

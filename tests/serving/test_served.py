@@ -7,6 +7,7 @@ import torch
 
 import fewstep as fs
 from fewstep.conditions.number import Number
+from fewstep.core.student import Student
 from fewstep.processes.vp import VP
 from fewstep.sampling.mixed import run_mixed
 from fewstep.serving.served import Limits, Served, Wanted, listed, numbered
@@ -93,6 +94,17 @@ def test_a_models_own_plan_and_its_own_guidance_are_taken(digits):
     )
     served = Served(distilled)
     assert served.model is distilled and served.condition(Wanted(numbered(0, 1), guidance=2.0)) == {"guidance": 2.0}
+
+
+def test_a_student_is_served_as_it_is_and_its_guidance_is_inside():
+    model = fs.load("digits")
+    model.student = Student("jump", "dmd2", times=(2.0, 0.4), guidance=2.0)
+    served = Served(model)
+    assert not served.describe()["guidance"] and served.plan(Wanted(numbered(0, 1))).times == (2.0, 0.4, 0.0)
+    with pytest.raises(ValueError, match=r"guidance is inside \(scale 2, by 'dmd2'\)"):
+        served.condition(Wanted(numbered(0, 1), guidance=3.0))
+    with pytest.raises(ValueError, match="takes at most 2 steps, got 4"):
+        served.plan(Wanted(numbered(0, 1), steps=4))
 
 
 @pytest.mark.parametrize(

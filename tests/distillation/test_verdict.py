@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.denoisers.gaussian_map import GaussianMap
+from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.distillation import verdict as module
+from fewstep.distillation.distill import plan_of
+from fewstep.distillation.verdict import said, unseen, verdict
+from fewstep.processes.ve import EDM
+
+MEAN, VARIANCE = torch.tensor([0.3, -0.2]), torch.tensor([0.04, 0.25])
+
+
+def test_an_exact_student_beats_every_plan_and_is_said_to(monkeypatch):
+    monkeypatch.setattr(module, "FEW", (1, 2))
+    process = EDM()
+    teacher = GaussianMixture(torch.ones(1), MEAN[None], torch.diag(VARIANCE)[None], process)
+    student = GaussianMap(MEAN, VARIANCE, process, answers="jump")
+    problem = unseen(teacher, 0, 200, None)
+    plan = plan_of(process, "jump", 1, process.t_max, None)
+    rows = verdict(teacher, student, plan, problem, None, paired=True)
+    first, reference, *plans = rows
+    assert first["role"] == "student" and first["endpoint"] < 1e-3 and first["frechet"] < 1e-6
+    assert reference["role"] == "teacher" and reference["nfe"] == 100 and reference["endpoint"] is None
+    assert {row["nfe"] for row in plans} == {1, 2} and {row["role"] for row in plans} == {"plan", "learned"}
+    assert all(row["endpoint"] > first["endpoint"] for row in plans if row["role"] == "plan")
+    assert all(row["n"] == 200 and row["against"] == "the reference's samples" for row in rows)
+    assert "does not reach the student" in said(rows)[0]
+    loose = verdict(teacher, student, plan, problem, None, paired=False, real=False)
+    assert loose[0]["endpoint"] is None and loose[0]["against"] == "the teacher's samples"
+
+
+def test_a_plan_that_wins_is_named():
+    def row(role, name, nfe, value):
+        return {"role": role, "name": name, "nfe": nfe, "frechet": value, "against": "digits"}
+
+    rows = [row("student", "student", 2, 0.5), row("teacher", "t", 100, 0.1), row("plan", "ddim", 1, 0.9),
+            row("learned", "own", 2, 0.4), row("plan", "unipc", 3, 0.3), row("learned", "better", 3, 0.2)]  # fmt: skip
+    first, second = said(rows)
+    assert first == (
+        "At no more evaluations the teacher's best plan, own, does better than the student: 0.4 against 0.5 of the"
+        " student (frechet digits)."
+    )
+    assert second == "From 3 evaluations on a plan of the teacher does better: better, 0.2."
+    assert said(rows[:3])[0].startswith("At no more evaluations the teacher's best plan, ddim, does not reach")
+
+
+@pytest.mark.slow
+def test_digits_are_judged_by_their_labels_and_data(monkeypatch):
+    monkeypatch.setattr(module, "FEW", (1,))
+    teacher = fs.load("digits")
+    problem = unseen(teacher, 0, 96, None)
+    rows = verdict(teacher, teacher, fs.plan(teacher.process, "ddim", 1), problem, None, paired=True)
+    assert rows[1]["accuracy"] > 0.9 and rows[0]["against"].startswith("digits") and rows[0]["frechet"] > 0
