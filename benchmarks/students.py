@@ -1,10 +1,10 @@
 """Every method of distillation at equal cost: how near its student comes to the data, in evaluations and in seconds.
 
 The teacher is the exact mixture of eight narrow components in the plane; students begin as one perceptron that was
-trained as a denoiser of its samples. Every method has the same budget of evaluations (a forward pass of one sample is 1,
-with its backward pass 3; pairs, fake scores and discriminators included), its own defaults otherwise, and one step, or
-two where it takes no single one. Distances are sliced Wasserstein ones to fresh samples of the mixture, at the end and
-on the way; three seeds.
+trained as a denoiser of its samples. Every method has the same budget of evaluations (a forward pass of one sample is
+1, with its backward pass 3; pairs, fake scores and discriminators included), its own defaults otherwise, and one
+step, or two where it takes no single one. Distances are sliced Wasserstein ones to fresh samples of the mixture, at
+the end and on the way; three seeds.
 """
 
 from __future__ import annotations

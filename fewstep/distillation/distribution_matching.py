@@ -37,7 +37,14 @@ METHODS = (
         arxiv="2311.18828",
         claim="distribution matching, held to stored pairs of the teacher's by a regression",
         use="DMD",
-        facts={"student": "jump", "data": False, "pairing": True, "players": ("fake", "student"), "steps": 1},
+        facts={
+            "student": "jump",
+            "data": False,
+            "pairing": True,
+            "players": ("fake", "student"),
+            "steps": 1,
+            "small": {"pairs": 32, "plan": "ddim"},
+        },
     ),
     Method(
         "dmd2",
@@ -86,7 +93,7 @@ class DMD(Matching):
     """
 
     def __init__(
-        self, setting: Setting, ratio: int = 1, pairs: int = 8192, plan: Plan | None = None, weight: float = 0.25
+        self, setting: Setting, ratio: int = 1, pairs: int = 8192, plan: Plan | str | None = None, weight: float = 0.25
     ) -> None:
         if setting.steps != 1:
             raise ValueError(f"the student of dmd takes one step, not {setting.steps}: 'dmd2' takes several")
@@ -134,7 +141,7 @@ class DMD2(Matching):
     def __init__(
         self, setting: Setting, ratio: int = 5, gan: float = REAL, classify: float = CLASSIFY,
         features: Sequence[str] | None = None, adversarial: str = "non-saturating", simulate: bool = True,
-        real: str = "data", pairs: int = 8192, plan: Plan | None = None,
+        real: str = "data", pairs: int = 8192, plan: Plan | str | None = None,
     ) -> None:  # fmt: skip
         if min(gan, classify) < 0:
             raise ValueError(f"weights of the adversarial loss must be at least 0, got {gan} and {classify}")

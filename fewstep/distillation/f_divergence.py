@@ -63,7 +63,7 @@ class FDistill(DMD2):
     def __init__(
         self, setting: Setting, divergence: str = "js", limit: float = 20.0, bins: int = 10, decay: float = 0.95,
         ratio: int = 5, gan: float = REAL, classify: float = CLASSIFY, features: Sequence[str] | None = None,
-        real: str = "data", pairs: int = 8192, plan: Plan | None = None,
+        real: str = "data", pairs: int = 8192, plan: Plan | str | None = None,
     ) -> None:  # fmt: skip
         if divergence not in F:
             raise suggest("divergence", divergence, F)
