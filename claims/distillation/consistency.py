@@ -261,7 +261,7 @@ CLAIMS = (
          _distance(ICT, FIRST, "consistency training as first published", 2)),
     slow("ict", "its ends are nearer to the flow's than those of consistency training as first published",
          _ends(ICT, FIRST, "consistency training as first published")),
-    *(slow("ict", f"{said} brings one step nearer to the data", _distance(ICT, arm("ict", **off), f"without {said}"))
+    *(slow("ict", f"{said} brings one step nearer to the data", _distance(ICT, arm("ict", **off), "taken back"))
       for said, off in SWITCHES.items()),
     slow("ect", "at a quarter of the cost one step is as near to the data", _distance(QUARTER, ICT, "ict", about=LESS)),
     slow("ect", "at a quarter of the cost two steps are as near to the data",

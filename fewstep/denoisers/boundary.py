@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import ask
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction, expand
+from fewstep.core.student import Student
 
 METHODS = (
     Method(
@@ -33,13 +35,17 @@ class Boundary(Wrapper):
     r is 10 in LCM's code at the first step of its table and grows with the step; here it is 10 at the process's
     smallest noise and grows as `sigma / alpha`. So f is the state itself at the clean end, and within 0.25 % the
     model's x0 at every other time. It is finite at pure noise.
+
+    Args:
+        student: what it is, where it was distilled, or its configuration; by default the model's.
     """
 
-    def __init__(self, model: Denoiser) -> None:
-        super().__init__(model, plan=None)
+    def __init__(self, model: Denoiser, student: Student | Mapping[str, Any] | None = None) -> None:
+        found = Student.from_config(student) if isinstance(student, Mapping) else student
+        super().__init__(model, plan=None, student=model.student if found is None else found)
 
     def config(self) -> dict[str, Any]:
-        return {"model": self.model}
+        return {"model": self.model} | ({} if self.student is None else {"student": self.student.config()})
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
         process = self.process

@@ -39,9 +39,7 @@ class Adversary:
         frozen = copy.deepcopy(setting.base).eval().requires_grad_(False)
         one = setting.condition(1, torch.Generator().manual_seed(0))
         named = {name: value.to(setting.device) for name, value in one.items()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setting.seed)
-            self.heads = Discriminator(frozen, setting.shape, features, named)
+        self.heads = Discriminator(frozen, setting.shape, features, named, seed=setting.seed)
 
     def player(self, loss: object) -> Player:
         return self.setting.player(self.heads, loss)  # type: ignore[arg-type]

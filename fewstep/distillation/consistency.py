@@ -86,7 +86,7 @@ class Consistency(OnGrid):
     `f(x, 0) = x` needs no scalings of the student's; the paper parametrises it at the smallest noise. The paper's
     distance is LPIPS, which needs a network of its own; its teacher's steps are Heun's, here the midpoint rule in
     log-SNR, of the same order and cost; and its weight is one, where by default the inverse gap brings small students
-    nearer to the path's end (in two dimensions the error at the end is a third less).
+    nearer to the path's end (in two dimensions the error at the end is a quarter less).
 
     Args:
         levels: N. order: of the teacher's step, 1 or 2. training: no teacher, real data. average: decay of the average

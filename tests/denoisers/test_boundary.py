@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.core.config import built, config
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
+from fewstep.core.student import Student
 from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.processes.flow import Flow
@@ -59,6 +60,8 @@ def test_of_any_process_it_is_a_function_of_the_noise_to_signal_ratio():
 def test_saved_and_built_again():
     base = GaussianMixture(torch.ones(2), torch.randn(2, 2), 0.3, EDM(), dtype=torch.float32)
     model = Boundary(base)
+    model.student = Student("jump", "lcm", start=3.0)
     again = built(config(model), model.state_dict())
     x, t = torch.randn(3, 2), torch.tensor([0.0, 0.01, 1.0], dtype=F64)
-    assert isinstance(again, Boundary) and torch.equal(model(x, t).x0, again(x, t).x0)
+    assert isinstance(again, Boundary) and again.student == model.student
+    assert torch.equal(model(x, t).x0, again(x, t).x0)

@@ -34,7 +34,7 @@ def test_its_features_are_frozen_and_its_first_heads_follow_the_seed():
     assert torch.equal(before, torch.random.get_rng_state())
     for a, b in zip(one.heads.parameters(), other.heads.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert not any(p.requires_grad for p in one.heads.__dict__["read"].model.parameters())
+    assert not any(p.requires_grad for p in one.heads.read.model.parameters())
     assert all(p.requires_grad for p in one.heads.parameters())
 
 
