@@ -1,6 +1,7 @@
 """Claims of flow maps: on the eight-component mixture, both sides of each at equal evaluations of networks and teacher.
 
-The data and the diffusion model that students begin as are those of `claims.distillation.consistency`. Errors are those of the ends of the teacher's own flow from the same noises, velocities' those of the teacher's at noised data.
+The data and the diffusion model that students begin as are those of `claims.distillation.consistency`. Errors are those
+of the ends of the teacher's own flow from the same noises, velocities' those of the teacher's at noised data.
 """
 
 from __future__ import annotations

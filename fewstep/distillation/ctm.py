@@ -51,7 +51,7 @@ class ConsistencyTrajectory(Maps):
         features, adversarial: of the discriminator. states: `Maps`.
 
     Raises:
-        ValueError: a reach or share outside [0, 1], negative weights, and what the parts raise.
+        ValueError: a reach or share outside [0, 1], negative weights, steps that `teacher.step` does not take, and what the parts raise.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class ConsistencyTrajectory(Maps):
             raise ValueError(f"reach must be a share above 0 and clean one from 0 to 1, got {reach} and {clean}")
         if min(denoise, gan) < 0:
             raise ValueError(f"denoise and gan must be weights of at least 0, got {denoise} and {gan}")
+        if order not in (1, 2) or substeps < 1 or substeps & (substeps - 1):
+            raise ValueError(f"order must be 1 or 2 and substeps a power of two, got {order} and {substeps}")
         self.reach, self.order, self.substeps, self.clean = reach, order, substeps, clean
         self.denoise, self.gan, self.balance = denoise, gan, balance
         self.distance = named_distance(distance)

@@ -38,8 +38,8 @@ class FlowMapMatching(Maps):
     - "semigroup": one jump is two of half the length, `Y(Y(y, r_t, r_m), r_m, r_s)` without a gradient (shortcut
       models: Frans et al., 2024, arXiv:2410.12557; progressive flow maps in Boffi et al., 2025, arXiv:2505.18825).
 
-    In a share of the pairs s = t, where a map's answer is the velocity: there all three are `|u - v|^2`, and only the
-    first needs none of it. The velocity at Y has no gradient.
+    In a share of the pairs s = t, where a map's answer is the velocity and the loss `|u - v|^2`: the limit of the first
+    rule, and what the other two are anchored by. The teacher's velocity at Y has no gradient.
 
     Args:
         rule: its name. same: share of the pairs with s = t. clean: share of those where s is the clean end (`t_min` for

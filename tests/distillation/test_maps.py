@@ -179,6 +179,7 @@ def test_the_adaptive_weight_is_a_constant():
         ("flow-map", {"rule": "lagrange"}, "'lagrangian'"),
         ("flow-map", {"clean": -0.1}, "at most 1 in all"),
         ("ctm", {"reach": 0.0}, "reach must be"),
+        ("ctm", {"substeps": 3}, "power of two"),
         ("ctm", {"gan": -1.0}, "at least 0"),
         ("ctm", {"gan": 1.0}, "give data="),
         ("ctm", {"distance": "l2"}, "'l1'"),
