@@ -22,7 +22,7 @@ METHODS = (
         "ctm",
         paper="Consistency Trajectory Models: Learning Probability Flow ODE Trajectory of Diffusion (Kim et al., 2024)",
         arxiv="2310.02279",
-        claim="jumps between any two times: more steps bring the sample nearer to the teacher's, not to another one",
+        claim="jumps between any two times: more steps bring the sample nearer to the teacher's own",
         use="ConsistencyTrajectory",
         facts={"student": "map", "data": False, "pairing": True, "players": ("student",), "steps": "any"},
     ),

@@ -18,7 +18,7 @@ METHODS = (
         "flow-map",
         paper="Flow Map Matching (Boffi et al., 2024)",
         arxiv="2406.07507",
-        claim="where a map ends moves as the teacher's velocity says: learnt forwards, with no derivative in the state",
+        claim="where a map ends moves as the teacher says: learnt without derivatives along the state",
         use="FlowMapMatching",
         facts={"student": "map", "data": False, "pairing": True, "players": ("student",), "steps": "any"},
     ),
