@@ -51,7 +51,8 @@ class ConsistencyTrajectory(Maps):
         features, adversarial: of the discriminator. states: `Maps`.
 
     Raises:
-        ValueError: a reach or share outside [0, 1], negative weights, steps that `teacher.step` does not take, and what the parts raise.
+        ValueError: a reach or share outside [0, 1], negative weights, steps that `teacher.step` does not take, and what
+            the parts raise.
     """
 
     def __init__(

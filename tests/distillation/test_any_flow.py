@@ -85,7 +85,7 @@ def test_stages():
 @pytest.mark.slow
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
-        resumes("any-flow", process, classes, policy=0.7)  # the second stage begins before the stop
+        resumes("any-flow", process, classes, policy=0.9)  # the second stage begins before the stop
 
 
 @pytest.mark.slow
