@@ -34,7 +34,7 @@ class FlowMapMatching(Maps):
       (Boffi et al., proposition 3.6). s is `t_min` at least, where the teacher can be asked.
     - "eulerian": `d Y / d r_t + (dY / dy) v = 0` (proposition 3.7): MeanFlow's identity written for Y, which a step
       down its own residual, without a gradient, is to follow. In full, as in the paper, it would need second
-      derivatives along the state.
+      derivatives along the state. It learns more slowly than the other two.
     - "semigroup": one jump is two of half the length, `Y(Y(y, r_t, r_m), r_m, r_s)` without a gradient (shortcut
       models: Frans et al., 2024, arXiv:2410.12557; progressive flow maps in Boffi et al., 2025, arXiv:2505.18825).
 
