@@ -129,11 +129,9 @@ class NetworkDenoiser(Denoiser):
         if "to" not in self.conditions:
             return condition
         to = condition.pop("to", None)
-        return (
-            condition
-            if to is None or t is None
-            else condition | {"target": self._level(aimed(to, t).clamp(min=self.process.t_min))}
-        )
+        if to is None or t is None:
+            return condition
+        return condition | {"target": self._level(aimed(to, t).clamp(min=self.process.t_min))}
 
     def _level(self, t: Tensor) -> Tensor:
         """A time as the network sees it."""

@@ -39,7 +39,8 @@ class AnyFlow(MeanVelocity):
 
     It leaves the paper in these: the loss of the first stage goes on in the second, which keeps the pairing of noise
     and sample; the score of the student's samples (`fake`) trains from the first iteration on, on samples of one jump
-    until the second stage, so that it has followed the student when it is needed; without data v is the teacher's.
+    until the second stage, so that it has followed the student when it is needed; v is the teacher's, at noised data or
+    at its own states.
 
     Args:
         policy: share of the iterations, the last ones, with the second stage. weight: of its loss.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fewstep.core.methods import Method
-from fewstep.distillation.discriminator import Discriminator, sides
+from fewstep.distillation.adversary import Adversary
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.fake import denoising
 from fewstep.distillation.levels import at_shares
-from fewstep.distillation.maps import Condition, Maps, kept_masks
+from fewstep.distillation.maps import Condition, Maps
 from fewstep.distillation.method import Batch, Setting
+from fewstep.distillation.pairs import kept_masks
 from fewstep.distillation.teacher import BACKWARD, step
 
 METHODS = (
@@ -22,7 +22,7 @@ METHODS = (
         "ctm",
         paper="Consistency Trajectory Models: Learning Probability Flow ODE Trajectory of Diffusion (Kim et al., 2024)",
         arxiv="2310.02279",
-        claim="jumps between any two times: more steps bring the sample nearer to the teacher's, not to another one",
+        claim="jumps between any two times: more steps bring the sample nearer to the teacher's own",
         use="ConsistencyTrajectory",
         facts={"student": "map", "data": False, "pairing": True, "players": ("student",), "steps": "any"},
     ),
@@ -51,7 +51,8 @@ class ConsistencyTrajectory(Maps):
         features, adversarial: of the discriminator. states: `Maps`.
 
     Raises:
-        ValueError: a reach or share outside [0, 1], negative weights, and what the parts raise.
+        ValueError: a reach or share outside [0, 1], negative weights, steps that `teacher.step` does not take, and what
+            the parts raise.
     """
 
     def __init__(
@@ -63,21 +64,15 @@ class ConsistencyTrajectory(Maps):
             raise ValueError(f"reach must be a share above 0 and clean one from 0 to 1, got {reach} and {clean}")
         if min(denoise, gan) < 0:
             raise ValueError(f"denoise and gan must be weights of at least 0, got {denoise} and {gan}")
+        if order not in (1, 2) or substeps < 1 or substeps & (substeps - 1):
+            raise ValueError(f"order must be 1 or 2 and substeps a power of two, got {order} and {substeps}")
         self.reach, self.order, self.substeps, self.clean = reach, order, substeps, clean
         self.denoise, self.gan, self.balance = denoise, gan, balance
-        self.distance, self.sides = named_distance(distance), sides(adversarial)
-        super().__init__(setting, states)
+        self.distance = named_distance(distance)
+        super().__init__(setting, "data" if gan else states)
         if gan:
-            self._add_discriminator(features)
-
-    def _add_discriminator(self, features: Sequence[str] | None) -> None:
-        setting = self.setting
-        setting.opened()
-        one = setting.condition(1, torch.Generator().manual_seed(0))
-        named = {name: value.to(setting.device) for name, value in one.items()}
-        frozen = copy.deepcopy(setting.base).eval().requires_grad_(False)
-        self.discriminator = Discriminator(frozen, setting.shape, features, named)
-        self.players["discriminator"] = setting.player(self.discriminator, self._discriminator_loss)
+            self.adversary = Adversary(setting, features, adversarial)
+            self.players["discriminator"] = self.adversary.player(self._discriminator_loss)
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
         setting, shares = self.setting, self.setting.uniform(batch, generator, 4).unbind(1)
@@ -90,10 +85,8 @@ class ConsistencyTrajectory(Maps):
         drawn = self.draw_states(batch, generator)
         drawn |= {"t": times[0], "u": times[1], "s": torch.where(to_clean, setting.process.t_zero, times[2])}
         if self.gan:
-            x0, condition = setting.real(batch, generator)
-            level = at_shares(setting.process, setting.start, setting.uniform(batch, generator))
-            noises = setting.noise(batch, generator, 2)
-            drawn["real"] = {"x0": x0, "condition": condition, "level": level, "noises": noises}
+            drawn["level"] = at_shares(setting.process, setting.start, setting.uniform(batch, generator))
+            drawn["noises"] = setting.noise(batch, generator, 2)
         return drawn
 
     def _loss(self, drawn: Batch) -> Tensor:
@@ -104,7 +97,7 @@ class ConsistencyTrajectory(Maps):
             further = self.denoising_loss(x, t, condition)
             found = found + self.denoise * self._balance(loss, further) * further
         if self.gan:
-            further = self.sides[1](self._logits(self._made(x, t, condition), drawn, 1))
+            further = self.adversary.fooled(self._diffused(self._made(x, drawn), drawn, 0), drawn["level"], drawn)
             found = found + self.gan * self._balance(loss, further) * further
         return found
 
@@ -142,17 +135,16 @@ class ConsistencyTrajectory(Maps):
 
     # The discriminator
 
-    def _made(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.landed(x, t, torch.full_like(t, self.setting.process.t_zero), condition)
+    def _made(self, x: Tensor, drawn: Batch) -> Tensor:
+        t = drawn["t"]
+        return self.landed(x, t, torch.full_like(t, self.setting.process.t_zero), drawn["condition"])
 
-    def _logits(self, x0: Tensor, drawn: Batch, which: int) -> Tensor:
-        """Of samples, real (0) or made (1), diffused to the drawn level."""
-        real = drawn["real"]
-        self.setting.count.evaluations += BACKWARD * len(x0)
-        x = self.setting.noised(x0, real["noises"][:, which], real["level"])
-        return self.discriminator(x, real["level"], real["condition"] if which == 0 else drawn["condition"])
+    def _diffused(self, x0: Tensor, drawn: Batch, which: int) -> Tensor:
+        """Samples, made (0) or real (1), at the drawn level."""
+        return self.setting.noised(x0, drawn["noises"][:, which], drawn["level"])
 
     def _discriminator_loss(self, drawn: Batch) -> Tensor:
         with torch.no_grad():
-            made = self._made(self.states_at(drawn, drawn["t"]), drawn["t"], drawn["condition"])
-        return self.sides[0](self._logits(drawn["real"]["x0"], drawn, 0), self._logits(made, drawn, 1))
+            made = self._made(self.states_at(drawn, drawn["t"]), drawn)
+        states = [self._diffused(x0, drawn, which) for which, x0 in enumerate((made, drawn["x0"]))]
+        return self.adversary.told(states[1], states[0], drawn["level"], drawn)

@@ -18,7 +18,7 @@ METHODS = (
         "flow-map",
         paper="Flow Map Matching (Boffi et al., 2024)",
         arxiv="2406.07507",
-        claim="where a map ends moves as the teacher's velocity says: learnt forwards, with no derivative in the state",
+        claim="where a map ends moves as the teacher says: learnt without derivatives along the state",
         use="FlowMapMatching",
         facts={"student": "map", "data": False, "pairing": True, "players": ("student",), "steps": "any"},
     ),
@@ -34,12 +34,12 @@ class FlowMapMatching(Maps):
       (Boffi et al., proposition 3.6). s is `t_min` at least, where the teacher can be asked.
     - "eulerian": `d Y / d r_t + (dY / dy) v = 0` (proposition 3.7): MeanFlow's identity written for Y, which a step
       down its own residual, without a gradient, is to follow. In full, as in the paper, it would need second
-      derivatives along the state.
+      derivatives along the state. It learns more slowly than the other two.
     - "semigroup": one jump is two of half the length, `Y(Y(y, r_t, r_m), r_m, r_s)` without a gradient (shortcut
       models: Frans et al., 2024, arXiv:2410.12557; progressive flow maps in Boffi et al., 2025, arXiv:2505.18825).
 
-    In a share of the pairs s = t, where a map's answer is the velocity: there all three are `|u - v|^2`, and only the
-    first needs none of it. The velocity at Y has no gradient.
+    In a share of the pairs s = t, where a map's answer is the velocity and the loss `|u - v|^2`: the limit of the first
+    rule, and what the other two are anchored by. The teacher's velocity at Y has no gradient.
 
     Args:
         rule: its name. same: share of the pairs with s = t. clean: share of those where s is the clean end (`t_min` for

@@ -17,8 +17,7 @@ finite at pure noise too (alpha = 0, r = 1). States are taken at `t_min` and abo
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,11 +27,10 @@ from fewstep.core.errors import suggest
 from fewstep.core.prediction import expand, scales
 from fewstep.core.process import Process
 from fewstep.distillation.method import Batch, Distiller, Setting
+from fewstep.distillation.pairs import draw_states, drawn_from, kept_masks, noisy
 from fewstep.distillation.tangent import MODES, tangent
-from fewstep.distillation.teacher import BACKWARD, FORWARD, jump, step
+from fewstep.distillation.teacher import BACKWARD, FORWARD, jump
 
-STATES = ("data", "teacher")
-WALK = 4  # midpoint steps of the teacher from pure noise to a state of its own path
 STEP = 1e-3  # of central differences, in r
 MEAN, DEVIATION = -0.4, 1.0  # of the logit-normal times (MeanFlow, table 1d)
 
@@ -78,20 +76,11 @@ def check_shares(**shares: float) -> None:
         raise ValueError(f"{', '.join(shares)} must be shares of at most 1 in all, got {list(shares.values())}")
 
 
-@contextmanager
-def kept_masks(device: torch.device) -> Iterator[None]:
-    """Puts torch's generators back at the end of the block, so that what follows it drops out the same units."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
 class Maps(Distiller):
     """A student with two times, its states, and its velocities in the flow's clock.
 
     Args:
-        states: where training states come from: "data", noised; or "teacher", its own paths from pure noise, by four
-            midpoint steps, for which no data are needed. By default data where they are given. What is learnt at a
-            state is the flow through it, so it matters little how exactly the teacher came there.
+        states: where training states come from, "data" or "teacher" (`fewstep.distillation.pairs`).
         tangent: "jvp" or "difference" (`fewstep.distillation.tangent`).
         late: how many of the network's last blocks read the target with the teacher's own weights; 0 for a new input.
 
@@ -102,14 +91,9 @@ class Maps(Distiller):
     kind = "map"
 
     def __init__(self, setting: Setting, states: str | None = None, tangent: str = "jvp", late: int = 0) -> None:
-        found = ("teacher" if setting.data is None else "data") if states is None else states
-        if found not in STATES:
-            raise suggest("kind of states", found, STATES)
         if tangent not in MODES:
             raise suggest("tangent", tangent, MODES)
-        if found == "data":
-            setting.opened()
-        self.setting, self.states, self.mode = setting, found, tangent
+        self.setting, self.states, self.mode = setting, drawn_from(setting, states), tangent
         self.student = setting.student(target=1, late=late)
         self.f = setting.counted(self.student)
         self.players = {"student": setting.player(self.student, self._loss, average=True)}
@@ -122,22 +106,13 @@ class Maps(Distiller):
 
     def draw_states(self, batch: int, generator: torch.Generator) -> Batch:
         """What states are made of: data "x0" and noise "eps", or pure noise "z"; and their conditions."""
-        setting = self.setting
-        if self.states == "data":
-            x0, condition = setting.real(batch, generator)
-            return {"x0": x0, "eps": setting.noise(batch, generator), "condition": condition}
-        condition = setting.condition(batch, generator)
-        condition.pop("to", None)  # of a student that is a map already
-        return {"z": setting.noise(batch, generator), "condition": condition}
+        drawn = draw_states(self.setting, self.states, batch, generator)
+        drawn["condition"].pop("to", None)  # of a student that is a map already
+        return drawn
 
-    @torch.no_grad()
     def states_at(self, drawn: Batch, t: Tensor) -> Tensor:
         """States (B, *shape) at times t (B,)."""
-        setting = self.setting
-        if "x0" in drawn:
-            return setting.noised(drawn["x0"], drawn["eps"], t)
-        start = setting.times(setting.start, len(t))
-        return step(setting.teacher, setting.begin(drawn["z"]), start, t, drawn["condition"], order=2, substeps=WALK)
+        return noisy(self.setting, drawn | {"t": t})
 
     # The student and the teacher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from distillation.mapped import PROCESSES, SEVEN, beside, built, exact, learnt, resumes, steepest
+from distillation.mapped import PROCESSES, SEVEN, beside, built, exact, falls, learnt, resumes, steepest
 
 from fewstep.processes.ve import EDM
 
@@ -82,12 +82,13 @@ def test_stages():
     assert kinds == pytest.approx([0.5, 0.25], abs=0.03)
 
 
+@pytest.mark.slow
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
-        resumes("any-flow", process, classes, policy=0.7)  # the second stage begins before the stop
+        resumes("any-flow", process, classes, policy=0.9)  # the second stage begins before the stop
 
 
 @pytest.mark.slow
 def test_learns():
-    before, after, _ = learnt("any-flow", EDM(), 400)
-    assert all(a < b / 3 for a, b in zip(after, before, strict=True))
+    before, after, ddim = learnt("any-flow", EDM(), 400)
+    falls(before, after, ddim)

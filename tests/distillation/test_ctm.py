@@ -14,6 +14,7 @@ from distillation.mapped import (
     built,
     exact,
     exact_steps,
+    falls,
     learnt,
     points,
     resumes,
@@ -127,16 +128,15 @@ def test_the_adversarial_loss():
     parameters = method.players["discriminator"].parameters
     slopes = torch.autograd.grad(method.players["discriminator"].loss(drawn).mean(), parameters)
     assert all(bool(slope.abs().sum() > 0) for slope in slopes)
-    resumes("ctm", EDM(), 3, data=points(classes=3), gan=0.5)
 
 
+@pytest.mark.slow
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
         resumes("ctm", process, classes)
+    resumes("ctm", EDM(), 3, data=points(classes=3), gan=0.5)
 
 
 def test_learns():
-    """At 1, 2 and 4 steps less than a third of the start's error and of DDIM's of the teacher; more steps, no worse."""
-    before, after, ddim = learnt("ctm", EDM(), 60, batch=64)
-    assert all(a < b / 3 and a < c / 3 for a, b, c in zip(after, before, ddim, strict=True))
-    assert after[2] < 1.1 * after[0]
+    before, after, ddim = learnt("ctm", EDM(), 60, 64, 1e-2, substeps=1)
+    falls(before, after, ddim)

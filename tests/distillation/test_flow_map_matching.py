@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from distillation.mapped import F64, PROCESSES, SEVEN, beside, exact, learnt, resumes, steepest
+from distillation.mapped import F64, PROCESSES, SEVEN, beside, exact, falls, learnt, resumes, steepest
 
 from fewstep.distillation.flow_map_matching import RULES
 from fewstep.processes.flow import Flow
@@ -75,17 +75,25 @@ def test_a_short_way_to_the_clean_end_has_a_middle(process):
 
 
 @every
+@pytest.mark.slow
 def test_resumes(rule):
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
         resumes("flow-map", process, classes, rule=rule)
 
 
+@pytest.mark.slow
 def test_resumes_by_differences():
     resumes("flow-map", Flow(), tangent="difference")
 
 
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize("rule", ["lagrangian", "semigroup"])
 def test_learns(rule):
-    before, after, _ = learnt("flow-map", Flow(), 400, rule=rule)
-    assert all(a < b / 3 for a, b in zip(after, before, strict=True))
+    before, after, ddim = learnt("flow-map", Flow(), 800, rule=rule)
+    falls(before, after, ddim)
+
+
+@pytest.mark.slow
+def test_the_eulerian_rule_learns_slowly():
+    before, after, _ = learnt("flow-map", Flow(), 500, 96, 2e-3, rule="eulerian")
+    assert all(a < 0.85 * b for a, b in zip(after, before, strict=True))
