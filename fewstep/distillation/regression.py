@@ -107,8 +107,7 @@ class Pairing:
 
 def stretches(setting: Setting, steps: int) -> Tensor:
     """The times of a walk of so many steps: as many from `start` on, evenly spread as `at_shares` does, and the clean
-    end; those of `2 steps` contain them. `levels.grid` is another: its last time but one is the smallest noise, which
-    few steps have no use for."""
+    end; those of `2 steps` contain them. They are a student's usual ones (`sampling.student.leaps`) as tensors."""
     shares = torch.arange(steps, dtype=torch.float64) / steps
     clean = torch.tensor([setting.process.t_zero], dtype=torch.float64)
     return torch.cat([at_shares(setting.process, setting.start, shares), clean])
