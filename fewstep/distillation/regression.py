@@ -12,6 +12,7 @@ from fewstep.core.plan import Plan
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.levels import at_shares
 from fewstep.distillation.method import Batch, Distiller, Setting, noises
+from fewstep.distillation.teacher import between
 from fewstep.sampling.build import fixed_plan
 from fewstep.searching.candidates import hand_made, rank
 from fewstep.searching.reference import SOLVER, solve
@@ -114,19 +115,24 @@ def stretches(setting: Setting, steps: int) -> Tensor:
 
 
 def walked(setting: Setting, pairs: int, steps: int, evaluations: int, every: int | None = None) -> Pairing:
-    """The teacher's trajectories from pure noise at `start`: its states at the inner times of `stretches(steps)`, or at
-    every so many of `stretches(evaluations * steps)`, and the ends.
+    """The teacher's trajectories: its states at the inner times of `stretches(steps)`, or at every so many of those of
+    `stretches(evaluations * steps)`, and the ends.
 
-    Adams and Bashforth's third order, one evaluation at each of those times.
+    They come from its own first time, as the pairs of `kd`: a student that begins with pure noise at `start` learns
+    where the same noise leads from there. Adams and Bashforth's third order, one evaluation at each time.
 
     Raises:
         ValueError: evaluations below 1, no pairs.
     """
     if evaluations < 1:
         raise ValueError(f"evaluations of the teacher must be at least 1 a step, got {evaluations}")
-    times = stretches(setting, evaluations * steps).tolist()
-    through = range(len(times) - 1)[:: every or evaluations][1:]
-    return Pairing(setting, pairs, fixed_plan(setting.process, SOLVER, timesteps=times), through)
+    process, times = setting.process, stretches(setting, evaluations * steps).tolist()
+    lead = list[float]()
+    if setting.start < process.t_max:
+        ends = (torch.tensor(t, dtype=torch.float64) for t in (process.t_max, setting.start))
+        lead = [process.t_max, float(between(process, *ends))]
+    through = [len(lead) + place for place in range(len(times) - 1)[:: every or evaluations][1:]]
+    return Pairing(setting, pairs, fixed_plan(process, SOLVER, timesteps=[*lead, *times]), through)
 
 
 class Regression(Distiller):
