@@ -189,7 +189,7 @@ def reflowed(seed: int) -> NetworkDenoiser:
     """The rectified flow's model, trained on the same pairs, times uniform."""
     pairing = Pairing(setting(VP(), seed, 1), PAIRS)
     model = copy.deepcopy(base(Flow(), seed)).requires_grad_(True)
-    rows = rows_of(pairing.states[:, -1], noise=pairing.z)
+    rows = rows_of(pairing.x0, noise=pairing.z)
     return fit(model, rows, steps=ITERATIONS, batch=BATCH, lr=RATE, objective=Paired(Objective(model)), seed=seed)
 
 

@@ -66,7 +66,8 @@ class Pairing:
             are kept besides the end.
 
     Attributes:
-        z: the noises, (pairs, *shape). states: (pairs, len(through) + 1, *shape). condition: of each pair.
+        z, x0: the noises and their ends, (pairs, *shape). states: those on the way and the ends, (pairs,
+            len(through) + 1, *shape). condition: of each pair.
 
     Raises:
         ValueError: no pairs, a stochastic plan.
@@ -82,6 +83,7 @@ class Pairing:
         drawn = setting.condition(pairs, torch.Generator().manual_seed(setting.seed))
         self.condition = {name: value.to(setting.device) for name, value in drawn.items()}
         self.states = self.run(self.z, self.condition)
+        self.x0 = self.states[:, -1]
 
     def run(self, z: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The states that are kept of runs from noises (n, *shape): (n, len(through) + 1, *shape)."""
@@ -103,7 +105,7 @@ class Pairing:
 
     def taken(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Noises, ends and conditions of some pairs."""
-        return self.z[rows], self.states[rows, -1], self.named(rows)
+        return self.z[rows], self.x0[rows], self.named(rows)
 
 
 def stretches(setting: Setting, steps: int) -> Tensor:
