@@ -12,6 +12,7 @@ from fewstep.core.plan import Plan
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.levels import at_shares
 from fewstep.distillation.method import Batch, Distiller, Setting, noises
+from fewstep.distillation.teacher import between
 from fewstep.sampling.build import fixed_plan
 from fewstep.searching.candidates import hand_made, rank
 from fewstep.searching.reference import SOLVER, solve
@@ -65,7 +66,8 @@ class Pairing:
             are kept besides the end.
 
     Attributes:
-        z: the noises, (pairs, *shape). states: (pairs, len(through) + 1, *shape). condition: of each pair.
+        z, x0: the noises and their ends, (pairs, *shape). states: those on the way and the ends, (pairs,
+            len(through) + 1, *shape). condition: of each pair.
 
     Raises:
         ValueError: no pairs, a stochastic plan.
@@ -81,6 +83,7 @@ class Pairing:
         drawn = setting.condition(pairs, torch.Generator().manual_seed(setting.seed))
         self.condition = {name: value.to(setting.device) for name, value in drawn.items()}
         self.states = self.run(self.z, self.condition)
+        self.x0 = self.states[:, -1]
 
     def run(self, z: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The states that are kept of runs from noises (n, *shape): (n, len(through) + 1, *shape)."""
@@ -102,32 +105,36 @@ class Pairing:
 
     def taken(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Noises, ends and conditions of some pairs."""
-        return self.z[rows], self.states[rows, -1], self.named(rows)
+        return self.z[rows], self.x0[rows], self.named(rows)
 
 
 def stretches(setting: Setting, steps: int) -> Tensor:
     """The times of a walk of so many steps: as many from `start` on, evenly spread as `at_shares` does, and the clean
-    end; those of `2 steps` contain them. `levels.grid` is another: its last time but one is the smallest noise, which
-    few steps have no use for."""
+    end; those of `2 steps` contain them. They are a student's usual ones (`sampling.student.leaps`) as tensors."""
     shares = torch.arange(steps, dtype=torch.float64) / steps
     clean = torch.tensor([setting.process.t_zero], dtype=torch.float64)
     return torch.cat([at_shares(setting.process, setting.start, shares), clean])
 
 
 def walked(setting: Setting, pairs: int, steps: int, evaluations: int, every: int | None = None) -> Pairing:
-    """The teacher's trajectories from pure noise at `start`: its states at the inner times of `stretches(steps)`, or at
-    every so many of `stretches(evaluations * steps)`, and the ends.
+    """The teacher's trajectories: its states at the inner times of `stretches(steps)`, or at every so many of those of
+    `stretches(evaluations * steps)`, and the ends.
 
-    Adams and Bashforth's third order, one evaluation at each of those times.
+    They come from its own first time, as the pairs of `kd`: a student that begins with pure noise at `start` learns
+    where the same noise leads from there. Adams and Bashforth's third order, one evaluation at each time.
 
     Raises:
         ValueError: evaluations below 1, no pairs.
     """
     if evaluations < 1:
         raise ValueError(f"evaluations of the teacher must be at least 1 a step, got {evaluations}")
-    times = stretches(setting, evaluations * steps).tolist()
-    through = range(len(times) - 1)[:: every or evaluations][1:]
-    return Pairing(setting, pairs, fixed_plan(setting.process, SOLVER, timesteps=times), through)
+    process, times = setting.process, stretches(setting, evaluations * steps).tolist()
+    lead = list[float]()
+    if setting.start < process.t_max:
+        ends = (torch.tensor(t, dtype=torch.float64) for t in (process.t_max, setting.start))
+        lead = [process.t_max, float(between(process, *ends))]
+    through = [len(lead) + place for place in range(len(times) - 1)[:: every or evaluations][1:]]
+    return Pairing(setting, pairs, fixed_plan(process, SOLVER, timesteps=[*lead, *times]), through)
 
 
 class Regression(Distiller):

@@ -51,8 +51,8 @@ class Walk(Distiller):
     Args:
         pairs: trajectories that are stored. evaluations: of the teacher, for one of the student's steps.
         distance: "l1" (the paper's), "squared" or "pseudo-huber".
-        last: what compares ends: one of these, or "features"; None is the features where the network names blocks, and
-            otherwise the distance of all steps.
+        last: what compares ends: one of these, or "features"; None is the features of pictures where the network names
+            blocks, and otherwise the distance of all steps.
         counts: other numbers of steps that it is to walk as well (SFD-v, section 3.4): an iteration draws one, and the
             network is told its share of `steps` as the further input `share`. Their times are those of the teacher's
             that are nearest to `stretches(count)` from above (`walk`).
@@ -71,8 +71,8 @@ class Walk(Distiller):
         if any(not 1 <= count <= setting.steps for count in counts):
             raise ValueError(f"counts must be 1 to {setting.steps}, the student's steps, got {list(counts)}")
         self.setting, self.distance = setting, named_distance(distance)
-        by_features = last in (None, "features")
-        self.last = self.distance if by_features else named_distance(str(last))
+        by_features = last == "features" or (last is None and len(setting.shape) > 1)
+        self.last = self.distance if last in (None, "features") else named_distance(str(last))
         self.features = _features(setting, needed=last == "features") if by_features else None
         self.counts, self.varies = sorted({setting.steps, *counts}), bool(counts)
         self.student = setting.student(**({"share": 1} if self.varies else {}))

@@ -89,7 +89,7 @@ def test_a_step_has_no_gradient_of_those_before_it():
 
 
 def test_ends_are_compared_by_the_teachers_features_where_it_has_some():
-    work = work_of("sfd", EDM(), steps=2, pairs=4, evaluations=2)
+    work = work_of("sfd", EDM(), steps=2, pairs=4, evaluations=2, last="features")
     z, label = normal(5, 2).float(), torch.tensor([0, 1, 2, 3, 1])
     times, goal = work.walk(2), normal(5, 2, seed=1).float()
     before = work.setting.count.evaluations
@@ -100,7 +100,7 @@ def test_ends_are_compared_by_the_teachers_features_where_it_has_some():
     end = plan_of(EDM(), "denoiser", 2, times[0], work.times())(work.student, z, label=label)
     gap = (features(end, goal, {"label": label}) - work.distance(end, goal)) / 2
     torch.testing.assert_close(by_features - plain, gap, rtol=1e-3, atol=1e-5)
-    assert isinstance(features, Features) and work_of("sfd", EDM(), last="l1", pairs=4).features is None
+    assert isinstance(features, Features) and work_of("sfd", EDM(), pairs=4).features is None  # points
     assert Walk(setting_of(EDM(), gaussian(EDM(), "denoiser")), 4, 2).features is None
     with pytest.raises(ValueError, match="needs? a teacher with a network that names blocks"):
         Walk(setting_of(EDM(), gaussian(EDM(), "denoiser")), 4, 2, last="features")
