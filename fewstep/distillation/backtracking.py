@@ -39,8 +39,8 @@ class DisBack(Distiller):
     In the second the method runs as ever, with the last of these weights as its teacher, then the one before, and so
     on back to the real teacher.
 
-    The path is that of the network itself: guidance around the teacher acts in the last part alone. The weights are kept
-    off the device, and in checkpoints.
+    The path is that of the network itself: guidance around the teacher acts in the last part alone. The weights are
+    kept off the device, and in checkpoints.
 
     Args:
         method: "diff-instruct", "dmd2", "sid" or "sim". options: the method's.

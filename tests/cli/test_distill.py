@@ -56,6 +56,7 @@ def test_json_and_recipes(folder, tmp_path, capsys):
     assert "a recipe names its methods: leave --method out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(folder, tmp_path, capsys, monkeypatch):
     assert run(["distill", folder, *WORDS, "--out", "whole"]) == 0
     capsys.readouterr()

@@ -83,6 +83,7 @@ def test_stages():
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # the contract has one of each method
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
         resumes("any-flow", process, classes, policy=0.9)  # the second stage begins before the stop

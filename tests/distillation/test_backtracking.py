@@ -73,11 +73,13 @@ def test_the_gradient_is_the_inner_methods_towards_the_paths_teacher():
 
 
 @pytest.mark.parametrize("inner", INNER)
+@pytest.mark.slow  # the contract has one of each method
 def test_it_resumes_bit_for_bit(inner):
     options = {"ratio": 2} if inner == "dmd2" else None
     assert resumes("disback", method=inner, options=options, record=0.3)
 
 
+@pytest.mark.slow  # the contract has one of each method
 def test_it_resumes_bit_for_bit_within_the_first_stage():
     assert resumes("disback", record=0.8, path=3)
 

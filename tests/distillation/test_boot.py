@@ -94,6 +94,7 @@ def test_the_student_is_a_map_from_the_start_in_one_step():
     assert made.nfe == 1
 
 
+@pytest.mark.slow  # the contract has one of each method
 def test_a_resumed_run_of_boot_has_the_same_bits():
     assert same(stopped_and_whole(lambda: work_of("boot", Flow(), boundary=0.5)))
 

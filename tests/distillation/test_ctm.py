@@ -131,6 +131,7 @@ def test_the_adversarial_loss():
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # the contract has one of each method
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
         resumes("ctm", process, classes)

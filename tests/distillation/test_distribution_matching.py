@@ -83,7 +83,7 @@ def test_it_is_at_rest_at_the_teachers_law_and_not_beside(name, process):
                 ends = jumper(process)(
                     method.setting.begin(method.pairing.z), method.setting.times(method.times()[0], 4)
                 )
-            method.pairing.states = ends.x0[:, None]
+            method.pairing.x0 = ends.x0
             drawn["rows"] = torch.arange(len(weights)) % 4
         size.append(float(gradient(method._loss, student, drawn, weights).norm()))
     assert size[0] < 1e-10
@@ -158,10 +158,12 @@ def test_the_teachers_own_samples_stand_in_for_data():
 
 
 @pytest.mark.parametrize("name, options", [("diff-instruct", {}), ("dmd2", {"ratio": 3}), ("dmd2", {"gan": 0})])
+@pytest.mark.slow  # the contract has one of each method
 def test_it_resumes_bit_for_bit(name, options):
     assert resumes(name, **options)
 
 
+@pytest.mark.slow  # the contract has one of each method
 def test_dmd_resumes_bit_for_bit():
     assert resumes("dmd", steps=1, pairs=9, plan=plan(EDM(), "ddim", 2))
 

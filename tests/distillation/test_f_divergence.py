@@ -132,6 +132,7 @@ def test_the_ratio_is_the_discriminators_within_limits():
 
 
 @pytest.mark.parametrize("options", [{}, {"gan": 0.0, "divergence": "fkl", "ratio": 2}])
+@pytest.mark.slow  # the contract has one of each method
 def test_it_resumes_bit_for_bit(options):
     assert resumes("f-distill", **options)
 

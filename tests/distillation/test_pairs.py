@@ -37,6 +37,7 @@ RESUMED = [pytest.param(name, marks=[] if name in ("ict", "tcm") else pytest.mar
 
 
 @pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.slow  # the contract has one of each method
 def test_resumed_as_if_it_had_never_stopped(name):
     def new():
         return made("distiller", name, 1, **METHODS[name])(small(EDM(), classes=3))

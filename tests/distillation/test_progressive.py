@@ -81,6 +81,7 @@ def test_its_plan_is_every_so_many_of_the_teachers_steps():
     assert made.nfe == 4 and list(made.times) == work.grids[0][::2].tolist()
 
 
+@pytest.mark.slow  # the contract has one of each method
 def test_a_resumed_run_has_the_same_bits_in_a_later_round():
     assert same(stopped_and_whole(lambda: work_of("progressive", Flow(), steps=1, first=8)))
 

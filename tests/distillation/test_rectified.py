@@ -111,6 +111,7 @@ def test_a_gaussian_that_is_first_order_has_no_variation_of_eps():
 
 
 @pytest.mark.parametrize("options", [{"plan": "ddim"}, {"phases": 2}])
+@pytest.mark.slow  # the contract has one of each method
 def test_a_resumed_run_has_the_same_bits(options):
     assert same(stopped_and_whole(lambda: work_of("rectified-diffusion", Flow(), steps=2, pairs=8, **options)))
 

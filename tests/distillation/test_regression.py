@@ -98,6 +98,7 @@ def test_fresh_pairs_take_the_places_that_are_drawn():
 
 
 @pytest.mark.parametrize("options", [{}, {"fresh": 0.3, "distance": "pseudo-huber"}])
+@pytest.mark.slow  # the contract has one of each method
 def test_a_resumed_run_of_kd_has_the_same_bits(options):
     assert same(stopped_and_whole(lambda: work_of("kd", Flow(), pairs=16, plan="ddim", **options)))
 

@@ -135,6 +135,7 @@ def test_an_unknown_distance_and_numbers_out_of_range_are_refused():
 
 
 @pytest.mark.parametrize("name", ["sid", "sim"])
+@pytest.mark.slow  # the contract has one of each method
 def test_it_resumes_bit_for_bit(name):
     assert resumes(name)
 

@@ -136,6 +136,7 @@ def test_walks_of_several_lengths_tell_the_network_which():
 
 
 @pytest.mark.parametrize("options", [{}, {"counts": (1,)}])
+@pytest.mark.slow  # the contract has one of each method
 def test_a_resumed_run_of_sfd_has_the_same_bits(options):
     assert same(stopped_and_whole(lambda: work_of("sfd", VP(), steps=2, pairs=8, evaluations=2, **options)))
 
