@@ -65,7 +65,7 @@ def pending(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The claims that no entry is of: not measured yet, and said to be so."""
     named = {(entry["method"], entry["claim"]) for entry in entries}
     missing = [claim for claim in collect() if (claim.method, claim.sentence) not in named]
-    return [{"method": claim.method, "claim": claim.sentence} for claim in missing]
+    return [{"method": claim.method, "claim": claim.sentence, "file": claim.file} for claim in missing]
 
 
 def _show(entry: dict[str, Any]) -> str:

@@ -54,12 +54,12 @@ def methods_page(evidence: dict[str, Any] | None = None) -> str:
         lines += [f"## {room}", ""]
         if room in ROOMS:
             lines += [ROOMS[room], ""]
-        measured = any(card.name in found for card in inside)
+        measured = any((card.kind, card.name) in found for card in inside)
         head = ["name", "paper", "claim", *(["measured"] if measured else []), "file"]
         lines += [_row(head), _row(["---"] * len(head))]
         for card in inside:
             paper = f"[{card.paper}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.paper
-            figures = [found.get(card.name, "")] if measured else []
+            figures = [found.get((card.kind, card.name), "")] if measured else []
             lines.append(_row([f"`{card.name}`", paper, _plain(card.claim), *figures, f"`{card.file}`"]))
         lines.append("")
     return "\n".join(lines)
@@ -101,20 +101,28 @@ def _plain(text: str) -> str:
     return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
 
-def _by_method(evidence: dict[str, Any]) -> dict[str, str]:
-    """What the claims measured, as one line per method; a claim that fails is marked."""
-    from fewstep.core.methods import card
+def _by_method(evidence: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """What the claims measured, as one line per method, by kind and name; a claim that fails is marked."""
+    from fewstep.core.methods import card, methods
 
-    lines: dict[str, list[str]] = {}
+    lines: dict[tuple[str, str], list[str]] = {}
+
+    def key(claim: dict[str, Any]) -> tuple[str, str]:
+        """A claim may name an order (unipc-3), and several kinds may have a name: then it is that of the claim's room."""
+        named = {method.room for method in methods() if method.name == claim["method"]}
+        room = Path(claim["file"]).parts[1] if len(named) > 1 else None
+        found = card(claim["method"], room=room)[0]
+        return found.kind, found.name
+
     for claim in evidence.get("claims", []):
         holds = "" if claim["holds"] else "**does not hold:** "
         way = "lower" if claim["better"] == "low" else "higher"
         spread = [f" (+- {value:.2g})" for value in claim.get("spread", ())] or ["", ""]
         figures = f"{claim['ours']:.3g}{spread[0]} against {claim['theirs']:.3g}{spread[1]}"
         text = f"{holds}{claim['claim']}: {figures} ({claim['against']}; {way} is better)"
-        lines.setdefault(card(claim["method"])[0].name, []).append(text)  # a claim may name an order: unipc-3
+        lines.setdefault(key(claim), []).append(text)
     for claim in evidence.get("pending", []):
-        lines.setdefault(card(claim["method"])[0].name, []).append(f"not measured yet: {claim['claim']}")
+        lines.setdefault(key(claim), []).append(f"not measured yet: {claim['claim']}")
     return {name: "<br>".join(texts) for name, texts in lines.items()}
 
 

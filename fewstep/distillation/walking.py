@@ -23,7 +23,7 @@ METHODS = (
         "sfd",
         paper="Simple and Fast Distillation of Diffusion Models (Zhou et al., 2024)",
         arxiv="2409.19681",
-        claim="at times of its own, few DDIM steps follow the teacher's trajectory, learnt on the student's own states",
+        claim="at times of its own, few DDIM steps follow the teacher's path, learnt on the student's own states",
         use="Walk",
         facts={
             "student": "denoiser",
