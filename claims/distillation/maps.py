@@ -36,7 +36,7 @@ from fewstep.sampling.sample import choose_plan
 BUDGET = 300_000  # evaluations of a run
 ABOUT = f"8-component mixture, perceptron of 64, {BUDGET:,} evaluations"
 N = 2048  # samples that are judged
-TRIAL = 64  # iterations by which a run's cost is found: in some the number of jumps is drawn
+TRIAL = 64  # iterations by which a run's cost is found
 STEPS = (1, 2, 4, 8)
 CTM, MEAN_FLOW, DMF, ANY_FLOW = map(arm, ("ctm", "mean-flow", "dmf", "any-flow"))
 FIRST_STAGE = arm("any-flow", policy=0.0)
@@ -57,11 +57,13 @@ def built(side: Arm, seed: int, iterations: int) -> Distiller:
 @functools.cache
 def trained(side: Arm, seed: int) -> Denoiser:
     """A side's student after its budget, with its averaged weights."""
-    trial = built(side, seed, TRIAL)
-    train(trial, 0, TRIAL, seed)
-    method = built(side, seed, int(BUDGET / trial.setting.count.evaluations * TRIAL))
-    train(method, 0, method.setting.iterations, seed)
-    assert abs(method.setting.count.evaluations / BUDGET - 1) < 0.03
+    iterations, method = TRIAL, built(side, seed, TRIAL)
+    train(method, 0, TRIAL, seed)
+    # More than once where the number of jumps is drawn.
+    while abs((ratio := BUDGET / method.setting.count.evaluations) - 1) > 0.03:
+        iterations = round(iterations * ratio)
+        method = built(side, seed, iterations)
+        train(method, 0, iterations, seed)
     found = copy.deepcopy(method.student).eval().requires_grad_(False)
     average = method.players["student"].average
     assert average is not None
