@@ -95,10 +95,10 @@ def check_unguided(student: Student | None) -> None:
         )
 
 
-def default_start(process: Process, data_std: float) -> float:
-    """The time at which a student begins: where sigma / alpha is `5 data_std / 0.75`, or `t_max` if that is nearer.
+def default_start(process: Process, data_std: float, reach: float = REACH) -> float:
+    """The time at which a student begins: where sigma / alpha is `reach data_std`, or `t_max` if that is nearer.
 
     From there on the probability flow loses nothing of the data that it had not lost already.
     """
-    log_snr = -math.log(REACH * data_std)
+    log_snr = -math.log(reach * data_std)
     return process.t_max if process.log_snr(process.t_max) >= log_snr else process.time(log_snr)

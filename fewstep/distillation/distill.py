@@ -18,10 +18,10 @@ from torch import nn
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.errors import suggest
-from fewstep.core.methods import card, made
+from fewstep.core.methods import Method, card, made
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
-from fewstep.core.student import Student, default_start
+from fewstep.core.student import REACH, Student, default_start
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.levels import grid
@@ -105,6 +105,13 @@ def base_of(teacher: Denoiser) -> Denoiser:
             " denoiser to train"
         )
     return base
+
+
+def _start(base: Denoiser, method: Method, data_std: float) -> float:
+    """Where a student begins: one that is given, where it began before; else as far as the method reaches."""
+    if base.student is not None and base.student.first is not None:
+        return base.student.first
+    return default_start(base.process, data_std, float(method.facts.get("start", REACH)))
 
 
 def _has_network(teacher: Denoiser) -> bool:
@@ -217,7 +224,7 @@ def distill(
     resumed = None if folder is None else newest(folder, resume)
     real = None if data is None else data_for(teacher, data)
     std = data_std_of(teacher, real)
-    first = default_start(base.process, std) if start is None else float(start)
+    first = _start(base, found, std) if start is None else float(start)
     total = iterations if iterations is not None else int(found.facts.get("iterations", ITERATIONS))
     size = batch if batch is not None else int(found.facts.get("batch", BATCH))
     check_whole("iterations", total, 1)
