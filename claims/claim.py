@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from fewstep.core.methods import Method, card
+from fewstep.core.methods import Method, card, methods
 
 FOLDER = Path(__file__).resolve().parent
 P = ParamSpec("P")
@@ -55,6 +55,13 @@ class Outcome:
 Run = Callable[[int], Outcome]
 
 
+def card_of(method: str, file: str) -> Method:
+    """The card of a claim's method, whose name may have an order (unipc-3); where several kinds have the name, the one
+    in the room of the claim's file."""
+    several = {found.room for found in methods() if found.name == method}
+    return card(method, room=Path(file).parts[1] if len(several) > 1 else None)[0]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence about a registered method and the experiment `run(seed)` that decides it.
@@ -73,7 +80,7 @@ class Claim:
 
     @property
     def card(self) -> Method:
-        return card(self.method)[0]
+        return card_of(self.method, self.file)
 
     @property
     def name(self) -> str:

@@ -103,15 +103,12 @@ def _plain(text: str) -> str:
 
 def _by_method(evidence: dict[str, Any]) -> dict[tuple[str, str], str]:
     """What the claims measured, as one line per method, by kind and name; a claim that fails is marked."""
-    from fewstep.core.methods import card, methods
+    from claims.claim import card_of
 
     lines: dict[tuple[str, str], list[str]] = {}
 
     def key(claim: dict[str, Any]) -> tuple[str, str]:
-        """A claim may name an order (unipc-3), and several kinds may have a name: then it is that of the claim's room."""
-        named = {method.room for method in methods() if method.name == claim["method"]}
-        room = Path(claim["file"]).parts[1] if len(named) > 1 else None
-        found = card(claim["method"], room=room)[0]
+        found = card_of(claim["method"], claim["file"])
         return found.kind, found.name
 
     for claim in evidence.get("claims", []):
