@@ -191,9 +191,14 @@ def test_the_methods_page_has_every_method():
     for card in methods():
         assert f"| `{card.name}` |" in page and card.file in page
     claim = {"method": "unipc-3", "claim": "beats ddim", "ours": 0.5, "theirs": 2.0, "against": "ddim"}
-    lines = tool.methods_page({"claims": [claim | {"better": "high", "holds": False}]}).splitlines()
+    claim |= {"better": "high", "holds": False, "file": "claims/sampling/multistep.py"}
+    lines = tool.methods_page({"claims": [claim]}).splitlines()
     (line,) = [line for line in lines if line.startswith("| `unipc` |")]
     assert "**does not hold:** beats ddim: 0.5 against 2 (ddim; higher is better)" in line
+    both = [claim | {"method": "flow-map", "file": f"claims/{room}/maps.py", "claim": room} for room in
+            ("sampling", "distillation")]  # fmt: skip
+    rows = [line for line in tool.methods_page({"claims": both}).splitlines() if line.startswith("| `flow-map` |")]
+    assert [("sampling:" in row, "distillation:" in row) for row in rows] == [(True, False), (False, True)]
 
 
 def test_the_site_asks_for_nothing_outside():
