@@ -32,11 +32,10 @@ from claims.common import (
     slow,
     tolerance,
 )  # fmt: skip
+from claims.distillation.consistency import BIASES, Biased
 from claims.problems import fine, mixture
 from claims.trained import MLP, NetworkDenoiser, NoiseLevels, fit, fresh
-from fewstep.core.denoiser import Wrapper
 from fewstep.core.methods import made
-from fewstep.core.prediction import Prediction, expand
 from fewstep.core.student import default_start
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.denoisers.dataset import DatasetDenoiser
@@ -50,7 +49,6 @@ BUDGET, LONG = 600_000, 1_200_000  # evaluations of a run
 BATCH, RATE, TRIAL = 128, 2e-3, 40  # samples of an iteration, its rate, iterations by which its cost is found
 N, TRUTH = 2048, 1000  # samples that are judged; what is added to the seeds of exact ones
 GAN = {"gan": 0.1, "classify": 0.1}
-BIASES = {"scaled": (0.9, 0.0), "field": (1.0, 0.3)}  # a factor of the score, and the size of a field that is added
 SIGMA = 0.2  # of the diffused laws whose Fisher divergence is taken
 STEPS, AWAY, NEAR, CHECKS = 1000, 2.0, 0.1, 40  # of disback: its teacher's training, its student's start, its finish
 PERCEPTRONS = "perceptrons of 32, 3 blocks"
@@ -76,20 +74,6 @@ def law(name: str) -> GaussianMixture:
     """The eight components of `claims.problems`, or two far modes of weights 0.8 and 0.2."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64)
     return mixture(PROCESS) if name == "mixture" else GaussianMixture(torch.tensor([0.8, 0.2]), means, 0.15**2, PROCESS)
-
-
-class Biased(Wrapper):
-    """A teacher with a wrong score: `scale` times it, and a smooth field of the size `field` data_std."""
-
-    def __init__(self, model: Denoiser, scale: float, field: float) -> None:
-        super().__init__(model)
-        self.scale, self.field = scale, field
-
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Prediction:
-        sigma, answer = expand(self.process.sigma(t), x), self.model(x, t, **condition)
-        wave = torch.stack([torch.sin(3 * x[:, 1]), torch.cos(3 * x[:, 0])], 1)
-        x0 = x - self.scale * sigma * answer.eps + self.field * sigma**2 / (1 + sigma**2) * wave
-        return Prediction(x0, "x0", x, t, self.process)
 
 
 def perceptron(seed: int, std: float) -> NetworkDenoiser:
