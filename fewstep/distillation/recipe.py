@@ -18,6 +18,7 @@ from fewstep.guidance.guide import guide
 from fewstep.hub.models import load
 from fewstep.searching.problem import data_for
 from fewstep.training.checkpoint import checkpoints, load_checkpoint
+from fewstep.training.recipe import read_recipe
 
 MODEL = "model"
 SECTIONS = ("teacher", "student", "method", "data", "train")
@@ -67,16 +68,7 @@ class DistillRecipe:
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> DistillRecipe:
         """The recipe in a TOML file. Raises ValueError for a file that is missing or not TOML, and as above."""
-        try:
-            values = tomllib.loads(read_text(path))
-        except OSError as error:
-            raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"the recipe {str(path)!r} is not TOML: {error}") from None
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"in the recipe {str(path)!r}: {error}") from None
+        return read_recipe(path, cls.from_dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillRecipe:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -50,6 +51,7 @@ TWICE = (
     ("rows", "data", "share", 1.0),
 )
 Section = dict[str, Any]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,7 @@ class Recipe:
 
         Raises ValueError for a file that is missing or not TOML, for an unknown or missing key, a wrong type or value.
         """
-        try:
-            values = tomllib.loads(read_text(path))
-        except OSError as error:
-            raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"the recipe {str(path)!r} is not TOML: {error}") from None
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"in the recipe {str(path)!r}: {error}") from None
+        return read_recipe(path, cls.from_dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -250,6 +243,23 @@ class Recipe:
         if self.coordinates is not None:
             options["coordinates"] = build("coordinates", self.coordinates, {"shape": spec.shape})
         return made(network, self.make_process(), **options)
+
+
+def read_recipe(path: str | os.PathLike[str], made: Callable[[dict[str, Any]], Made]) -> Made:
+    """What `made` makes of the dictionaries in a TOML file.
+
+    Raises ValueError for a file that is missing or not TOML, and what `made` raises, each with the file's name.
+    """
+    try:
+        values = tomllib.loads(read_text(path))
+    except OSError as error:
+        raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the recipe {str(path)!r} is not TOML: {error}") from None
+    try:
+        return made(values)
+    except ValueError as error:
+        raise ValueError(f"in the recipe {str(path)!r}: {error}") from None
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
