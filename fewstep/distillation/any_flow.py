@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 from fewstep.distillation.distances import squared
-from fewstep.distillation.distribution_matching import normalised
 from fewstep.distillation.fake import denoising, fake_of
 from fewstep.distillation.levels import at_shares
 from fewstep.distillation.maps import pairs
+from fewstep.distillation.matching import HIGH, LOW, normalised
 from fewstep.distillation.mean_flow import MeanVelocity
 from fewstep.distillation.method import Batch, Setting
 from fewstep.distillation.teacher import BACKWARD
@@ -28,7 +28,6 @@ METHODS = (
 
 DIFFUSION, TO_ZERO = 0.5, 0.25  # of the pairs: s = t, and s the clean end; the rest are free
 JUMPS = 3
-LOW, HIGH = 0.02, 0.98  # shares of the way from the start to the clean end at which laws are compared
 
 
 class AnyFlow(MeanVelocity):

@@ -96,10 +96,8 @@ def base_of(teacher: Denoiser) -> Denoiser:
             f"the teacher is a student itself, whose answers are samples: distil its own teacher"
             f" {teacher.student.teacher or ''}".rstrip()
         )
-    base = teacher
-    while isinstance(base, Wrapper):
-        base = base.model
-    if not isinstance(getattr(base, "network", None), nn.Module):
+    base = _layers(teacher)[-1]
+    if not _has_network(base):
         raise ValueError(
             f"the teacher {type(base).__name__} has no network that a student could begin with: give student=..., a"
             " denoiser to train"
@@ -114,19 +112,19 @@ def _start(base: Denoiser, method: Method, data_std: float) -> float:
     return default_start(base.process, data_std, float(method.facts.get("start", REACH)))
 
 
-def _has_network(teacher: Denoiser) -> bool:
-    while isinstance(teacher, Wrapper):
-        teacher = teacher.model
-    return isinstance(getattr(teacher, "network", None), nn.Module)
+def _layers(teacher: Denoiser) -> list[Denoiser]:
+    """The teacher and what it wraps, from the outside in."""
+    return [teacher, *(_layers(teacher.model) if isinstance(teacher, Wrapper) else ())]
+
+
+def _has_network(base: Denoiser) -> bool:
+    return isinstance(getattr(base, "network", None), nn.Module)
 
 
 def _guidance(teacher: Denoiser) -> float | None:
     """The scale of the guidance around a teacher's network, which ends up inside the student."""
-    while isinstance(teacher, Wrapper):
-        if isinstance(scale := getattr(teacher, "scale", None), int | float):
-            return float(scale)
-        teacher = teacher.model
-    return None
+    scales = (getattr(layer, "scale", None) for layer in _layers(teacher) if isinstance(layer, Wrapper))
+    return next((float(scale) for scale in scales if isinstance(scale, int | float)), None)
 
 
 def weights_sum(model: nn.Module) -> str:
@@ -239,7 +237,7 @@ def distill(
             lr=lr if lr is not None else float(found.facts.get("lr", LR)),
             ema=ema if ema is not None else float(found.facts.get("ema", AVERAGE)),
             batch=size, seed=seed, own=student is not None and not isinstance(student, NetworkDenoiser),
-            fake=base_of(teacher) if student is not None and _has_network(teacher) else None,
+            fake=base_of(teacher) if student is not None and _has_network(_layers(teacher)[-1]) else None,
             share=(accelerator.process_index, accelerator.num_processes),
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
         )  # fmt: skip
