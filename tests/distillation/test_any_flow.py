@@ -82,7 +82,6 @@ def test_stages():
     assert kinds == pytest.approx([0.5, 0.25], abs=0.03)
 
 
-@pytest.mark.slow
 @pytest.mark.slow  # the contract has one of each method
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):

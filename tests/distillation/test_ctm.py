@@ -130,7 +130,6 @@ def test_the_adversarial_loss():
     assert all(bool(slope.abs().sum() > 0) for slope in slopes)
 
 
-@pytest.mark.slow
 @pytest.mark.slow  # the contract has one of each method
 def test_resumes():
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):

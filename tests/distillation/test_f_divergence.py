@@ -139,8 +139,10 @@ def test_it_resumes_bit_for_bit(options):
 
 def test_it_opens_no_data_where_the_teacher_makes_the_real_samples():
     method = built("f-distill", real="teacher", pairs=9, plan=plan(PROCESS, "ddim", 2))
-    method.setting.data = None
+    opened: list[bool] = []
+    method.setting.data, method.setting.known = None, lambda: opened.append(True)
     train(method, 5)
+    assert not opened
 
 
 def test_what_it_refuses():

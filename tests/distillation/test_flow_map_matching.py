@@ -75,14 +75,12 @@ def test_a_short_way_to_the_clean_end_has_a_middle(process):
 
 
 @every
-@pytest.mark.slow
 @pytest.mark.slow  # the contract has one of each method
 def test_resumes(rule):
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):
         resumes("flow-map", process, classes, rule=rule)
 
 
-@pytest.mark.slow
 @pytest.mark.slow  # the contract has one of each method
 def test_resumes_by_differences():
     resumes("flow-map", Flow(), tangent="difference")

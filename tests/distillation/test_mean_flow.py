@@ -102,7 +102,6 @@ def test_guidance_of_the_teacher():
 
 @pytest.mark.parametrize("options", [{}, {"tangent": "difference"}], ids=str)
 @both
-@pytest.mark.slow
 @pytest.mark.slow  # the contract has one of each method
 def test_resumes(name, options):
     for process, classes in zip(PROCESSES, (None, 3, None), strict=True):

@@ -33,7 +33,7 @@ precondition = "edm"
 [train]
 batch = 6
 steps = 12
-lr = 1e-2
+lr = 2e-3
 ema = 0.9
 condition_dropout = 0.2
 log_every = 3
@@ -90,9 +90,8 @@ def test_two_processes_train_what_one_trains(make_recipe, tmp_path, kind):
     ours, theirs = log_of(tmp_path / kind), log_of(tmp_path / "one")
     assert [record["step"] for record in ours] == [record["step"] for record in theirs] == [3, 6, 6, 9, 12, 12]
     for a, b in zip(ours, theirs, strict=True):
-        near = 1e-4 if a["step"] == 3 else 1e-2  # Adam's first steps are signs: the sums' rounding grows from there
         for name in ("loss", "grad_norm", "validation_loss"):
-            assert a.get(name) == (pytest.approx(b[name], rel=near) if name in b else None), name
+            assert a.get(name) == (pytest.approx(b[name], rel=2e-3) if name in b else None), name
     assert {path.name for path in (tmp_path / kind).iterdir()} == {"log.jsonl", "checkpoints", "model"}
 
     part = f"{kind}-parts"
@@ -111,7 +110,7 @@ def test_two_processes_train_what_one_trains(make_recipe, tmp_path, kind):
 
     launch(tmp_path, kind, "--out", "half", "--steps", "6")
     train(tmp_path / "recipe.toml", tmp_path / "half", device="cpu", progress=False, resume=True)  # in one process
-    assert log_of(tmp_path / "half")[-2]["loss"] == pytest.approx(said["loss"], rel=1e-2)
+    assert log_of(tmp_path / "half")[-2]["loss"] == pytest.approx(said["loss"], rel=2e-3)
     model = fs.load(tmp_path / kind / "model")
     assert torch.isfinite(fs.sample(model, 2, label=1, steps=2)).all()
 
