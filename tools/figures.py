@@ -41,8 +41,8 @@ def collect(demo: Path) -> dict[str, Any]:
     if result.get("format") != "fewstep-demo-1":
         raise ValueError(f"{demo / 'result.json'} is not a demo's result")
     keys = (
-        "model", "n", "seed", "timesteps", "fast_nfe", "reference_nfe", "reference_error", "features", "floor",
-        "validation", "seconds", "machine", "rows",
+        "model", "student", "n", "seed", "timesteps", "fast_nfe", "reference_nfe", "reference_error", "features",
+        "floor", "validation", "seconds", "machine", "rows",
     )  # fmt: skip
     found = {key: result[key] for key in keys}
     found["cpu_seconds"] = result.get("cpu_seconds")  # None from a demo that did not count them
@@ -65,6 +65,7 @@ def headline(figures: dict[str, Any]) -> list[str]:
     ddim = sorted((row for row in rows if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
     learned = f"plan learned by `fewstep accelerate {figures['model']}`"
     shown = [(learned, fast), ("`ddim`", ddim[-1]), ("`ddim`", ddim[0])]
+    shown.append((f"student `{figures['student']}`, by `fewstep distill`", _student(figures)))
     body = [["1", "reference", str(rows[0]["planned_nfe"]), f"{_number(figures['reference_error'])} (estimated)"]]
     body += [
         [str(place), name, str(row["planned_nfe"]), _number(row["endpoint"])]
@@ -77,26 +78,32 @@ def headline(figures: dict[str, Any]) -> list[str]:
     return [*_table(["row of the picture", "sampler", "network evaluations", "error"], body), "", told]
 
 
+def _student(figures: dict[str, Any]) -> dict[str, Any]:
+    return next(row for row in figures["rows"] if row["name"] == figures["student"])
+
+
 def digits(figures: dict[str, Any]) -> list[str]:
-    """The README's table: the accelerated plan, the best solver at as many evaluations, DDIM at most, the reference."""
+    """The README's table: the student, the accelerated plan, the best solver at as many evaluations, DDIM at most, the
+    reference."""
     rows, nfe = figures["rows"], figures["fast_nfe"]
     reference, others = rows[0], [row for row in rows[1:] if row["endpoint"] is not None]
     fast = next(row for row in others if row["name"] == "accelerated")
-    hand = [row for row in others if row["name"] != "accelerated" and row["planned_nfe"] <= nfe]
+    own = ("accelerated", figures["student"])
+    hand = [row for row in others if row["name"] not in own and row["planned_nfe"] <= nfe]
     ddim = max((row for row in others if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
     top = [
         row
         for row in others
-        if row["name"] not in ("accelerated", "ddim") and row["planned_nfe"] == ddim["planned_nfe"]
+        if row["name"] not in (*own, "ddim") and row["planned_nfe"] == ddim["planned_nfe"]
     ]
-    chosen = [fast, min(hand, key=lambda row: row["endpoint"]), ddim, *sorted(top, key=lambda row: row["endpoint"])[:1]]
+    chosen = [_student(figures), fast, min(hand, key=lambda row: row["endpoint"]), ddim, *sorted(top, key=lambda row: row["endpoint"])[:1]]
     body = [
         [row["name"], str(row["actual_nfe"]).removesuffix(".0"), _number(row["endpoint"]), _number(row["frechet"])]
         for row in chosen
     ]
-    own = f"{_number(figures['reference_error'])} (its own, estimated)"
+    error = f"{_number(figures['reference_error'])} (its own, estimated)"
     body.append(
-        [f"reference ({reference['timesteps']})", str(reference["planned_nfe"]), own, _number(reference["frechet"])]
+        [f"reference ({reference['timesteps']})", str(reference["planned_nfe"]), error, _number(reference["frechet"])]
     )
     body.append(["real images against real images", "", "", _number(figures["floor"]["value"])])
     machine = figures["machine"]
@@ -114,7 +121,7 @@ def digits(figures: dict[str, Any]) -> list[str]:
 
 def choose(figures: dict[str, Any]) -> list[str]:
     """The error of every solver at every number of evaluations; the best of each column is bold."""
-    rows = [row for row in figures["rows"][1:] if row["name"] != "accelerated"]
+    rows = [row for row in figures["rows"][1:] if row["name"] not in ("accelerated", figures["student"])]
     asked = sorted({row["asked_nfe"] for row in rows})
     at = {(row["name"], row["asked_nfe"]): row for row in rows}
     names = list(dict.fromkeys(row["name"] for row in rows))

@@ -79,7 +79,7 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         chosen.sort(key=lambda i: (i != 0, rows[i]["name"] != OWN))
         labels = [f"{rows[i]['name']}, {rows[i]['planned_nfe']}" for i in chosen]
         images = torch.stack([shown[i] for i in chosen])
-        title, note = f"At most {count} evaluations", "One noise and label per column."
+        title, note = f"At most {count} evaluation{'s' if count > 1 else ''}", "One noise and label per column."
         marked = [place for place, i in enumerate(chosen) if rows[i]["name"] == OWN]
         grids.append(Pictures(title, images, labels, note, marked=marked))
     unique = {(row["name"], row["planned_nfe"]): row for row in rows}
@@ -113,8 +113,9 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
     )
     lead = (
         f"The embedded model {result['model']!r} draws {n} handwritten digits from the same noises with the common"
-        " solvers, at few evaluations of the network, and with a plan learned for it by `fewstep accelerate`. The"
-        f" reference solves the same equation in {reference['planned_nfe']} evaluations."
+        " solvers, at few evaluations of the network, with a plan learned for it by `fewstep accelerate`, and with the"
+        f" student {result['student']!r}, which was distilled from it and takes a single evaluation. The reference"
+        f" solves the same equation in {reference['planned_nfe']} evaluations."
     )
     facts = [
         (f"error, accelerated at {fast['planned_nfe']}", fast["endpoint"]),
@@ -141,8 +142,9 @@ def picture(path: Path, result: dict[str, Any], shown: list[Tensor]) -> Path:
 
 
 def pictured(result: dict[str, Any]) -> list[int]:
-    """The rows in the picture: the reference, the accelerated plan, ddim at its most and fewest evaluations."""
+    """The rows in the picture: reference, accelerated plan, ddim at its most and fewest evaluations, student."""
     rows = result["rows"]
     ddim = sorted((i for i, row in enumerate(rows) if row["name"] == "ddim"), key=lambda i: rows[i]["planned_nfe"])
     fast = next(i for i, row in enumerate(rows) if row["name"] == OWN)
-    return [0, fast, ddim[-1], ddim[0]]
+    student = next(i for i, row in enumerate(rows) if row["name"] == result["student"])
+    return [0, fast, ddim[-1], ddim[0], student]

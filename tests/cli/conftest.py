@@ -30,6 +30,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def student(tmp_path_factory):
+    """A conditional model's folder that says of itself that it is a student of one evaluation."""
+    from fewstep.core.student import Student
+    from fewstep.distillation.distill import plan_of
+
+    model = tiny()
+    model.student = Student("jump", "kd", "tiny", 5.0, (5.0,))
+    plan = plan_of(model.process, "jump", 1, 5.0, (5.0,))
+    return save_model(model, tmp_path_factory.mktemp("models") / "student", plan=plan)
+
+
+@pytest.fixture(scope="session")
 def unconditional(tmp_path_factory):
     return save_model(tiny(None, None), tmp_path_factory.mktemp("models") / "plain")
 

@@ -14,11 +14,11 @@ from fewstep.cli import demo
 
 
 @pytest.fixture
-def small(monkeypatch, folder):
+def small(monkeypatch, folder, student):
     """Few noises, solvers and evaluations, and a search that answers at once."""
     for name, value in {
         "MODEL": str(folder), "SOLVERS": ("ddim", "heun"), "NFES": (4, 5, 6), "REFERENCE_NFE": 24, "N": 90,
-        "FAST_NFE": 5,
+        "FAST_NFE": 5, "STUDENT": str(student),
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, value)
 
@@ -34,12 +34,13 @@ def small(monkeypatch, folder):
 
 def test_the_report(fewstep, small, tmp_path):
     code, out, err = fewstep("demo", "--out", "runs/demo", "--seed", 3)
-    assert code == 0 and len(out.splitlines()) == 5 and "reference, 24 evaluations" in err
+    assert code == 0 and len(out.splitlines()) == 6 and "reference, 24 evaluations" in err
     assert sorted(os.listdir("runs/demo")) == ["accelerated", "report.html", "result.json", "samples.png"]
     assert os.listdir("runs") == ["demo"]
     result = json.loads((tmp_path / "runs/demo/result.json").read_text())
     assert result["format"] == "fewstep-demo-1" and result["n"] == 90 and result["seed"] == 3
-    assert [row["name"] for row in result["rows"]] == ["reference"] + ["ddim"] * 3 + ["heun"] * 3 + ["accelerated"]
+    solvers = ["ddim"] * 3 + ["heun"] * 3
+    assert [row["name"] for row in result["rows"]] == ["reference", *solvers, "accelerated", result["student"]]
     heun = {row["asked_nfe"]: row for row in result["rows"] if row["name"] == "heun"}
     assert {asked: row["planned_nfe"] for asked, row in heun.items()} == {4: 3, 5: 5, 6: 5}
     assert all(row["actual_nfe"] == row["planned_nfe"] for row in result["rows"])
@@ -129,7 +130,8 @@ def test_both_clocks_are_told():
     slow = row | {"name": "ddim", "asked_nfe": max(demo.NFES)}
     reference = row | {"name": "reference", "asked_nfe": 100}
     result = {
-        "rows": [reference, slow, row], "fast_nfe": 4, "reference_nfe": 100, "reference_error": 0.001,
+        "rows": [reference, slow, row, row | {"name": "own"}], "fast_nfe": 4, "student": "own",
+        "reference_nfe": 100, "reference_error": 0.001,
         "floor": {"value": 0.4}, "seconds": 72.3, "cpu_seconds": 80.4,
     }  # fmt: skip
-    assert "in 72 s (80 CPU seconds)" in demo.summary(result, demo.Path("d"))[3]
+    assert "in 72 s (80 CPU seconds)" in demo.summary(result, demo.Path("d"))[4]

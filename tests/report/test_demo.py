@@ -23,10 +23,11 @@ def row(name, nfe, error, asked=None):
 def result():
     reference = row("reference", 100, 0.0) | {"endpoint": None, "median": None}
     rows = [reference, row("ddim", 4, 0.3), row("ddim", 20, 0.1), row("wild", 4, 7.5), row("wild", 20, None)]
-    rows.append(row("accelerated", 4, 0.03))
+    rows += [row("accelerated", 4, 0.03), row("student", 1, 0.2)]
     return {
         "model": "digits", "parameters": 5, "n": 90, "seed": 0, "timesteps": "log-snr", "fast_nfe": 4,
-        "reference_nfe": 100, "reference_error": 0.001, "features": "pixels", "floor": {"value": 0.4, "n": 90},
+        "student": "student", "reference_nfe": 100, "reference_error": 0.001, "features": "pixels",
+        "floor": {"value": 0.4, "n": 90},
         "validation": {"value": 0.4, "n": 30}, "rows": rows, "seconds": 72.4, "cpu_seconds": 80.2,
         "accelerate": {"rows": [{"role": "learned", "name": "learned from x", "planned_nfe": 4, "n": 90,
                                  "endpoint": 0.03, "frechet": 0.5}], "figures": {}, "notes": ["A note."]},
@@ -40,10 +41,10 @@ def html(result):
 
 
 def test_diverged_samplers_are_folded_away_with_a_reason(result, html):
-    assert [diverged(one) for one in result["rows"]] == [False, False, False, True, True, False]
+    assert [diverged(one) for one in result["rows"]] == [False, False, False, True, True, False, False]
     (folded,) = re.findall(r"<details>.*?</details>", html, re.DOTALL)
     summary = re.search(r"<summary>(.*?)</summary>", folded).group(1)
-    assert summary.startswith("2 of 6 samplers diverged (wild): their samples are not finite, or farther")
+    assert summary.startswith("2 of 7 samplers diverged (wild): their samples are not finite, or farther")
     assert folded.count(">wild<") == 2 and "7.50" in folded
     assert "wild" not in html.replace(folded, "")
 
@@ -68,4 +69,4 @@ def test_pictures_are_large_enough_to_tell_a_digit(html):
 def test_both_clocks_are_told(html, result):
     facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", html))
     assert facts["seconds in all"] == "72" and facts["CPU seconds in all"] == "80"
-    assert pictured(result) == [0, 5, 2, 1]
+    assert pictured(result) == [0, 5, 2, 1, 6]
