@@ -24,6 +24,7 @@ from fewstep.report.files import write_json
 
 EVIDENCE = FOLDER.parent / "docs" / "evidence.json"
 TABLE, LEAGUE_TABLE = "endpoint", "league"
+LONG = 10.0  # seconds of a claim after which the evidence is written at once, so that a run that is ended keeps it
 
 
 def measure(claim: Claim) -> dict[str, Any]:
@@ -68,6 +69,29 @@ def pending(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [{"method": claim.method, "claim": claim.sentence, "file": claim.file} for claim in missing]
 
 
+def record(entries: list[dict[str, Any]], made: dict[str, Any], path: Path = EVIDENCE) -> None:
+    """Write the evidence in one move: what is fresh, and all else as the file has it by now."""
+    before = read(path)
+    about = {
+        "problem": "8-component mixture",
+        "noises": tables.NOISES,
+        "seed": tables.SEED,
+        "rules": list(tables.RULES),
+        "figure": "relative end point error, the best rule's",
+    }
+    claims = merged(entries, before)
+    evidence = {
+        "claims": claims,
+        "pending": pending(claims),
+        "tables": before["tables"] | made,
+        "about_tables": {
+            TABLE: about,
+            LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": [tables.BUDGET, tables.DEAR_BUDGET]},
+        },
+    }
+    write_json(path, evidence)
+
+
 def _show(entry: dict[str, Any]) -> str:
     mark = "[green]holds[/]" if entry["holds"] else "[red]fails[/]"
     sign = "<" if entry["better"] == "low" else ">"
@@ -77,7 +101,7 @@ def _show(entry: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
-    """Run what was asked for, show it, and write the evidence in one move."""
+    """Run what was asked for, show it, and write the evidence: after each long claim, and at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -93,7 +117,7 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
         parser.error(f"no claim is about {' or '.join(repr(word) for word in words)}")
 
     torch.set_num_threads(1)  # sums in one order, so that figures repeat
-    before, begin = read(path), time.perf_counter()
+    begin = time.perf_counter()
     entries: list[dict[str, Any]] = []
     broken: list[str] = []
     rows: dict[str, dict[str, Any]] = {}
@@ -105,6 +129,8 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
             progress.update(task, description=claim.name if len(claim.name) < 60 else claim.name[:59] + "…")
             try:
                 entries.append(measure(claim))
+                if entries[-1]["seconds"] > LONG:
+                    record(entries, {}, path)
                 console.print(_show(entries[-1]), highlight=False, soft_wrap=True)
             except Exception:  # hours of others are not lost for one that breaks
                 broken.append(claim.name)
@@ -132,24 +158,7 @@ def main(arguments: list[str] | None = None, path: Path = EVIDENCE) -> None:
                     console.print(f"{problem.name}, {nfe} evaluations: {best}", highlight=False, soft_wrap=True)
 
     made = ({TABLE: rows} if table else {}) | ({LEAGUE_TABLE: lists} if ranked else {})
-    about = {
-        "problem": "8-component mixture",
-        "noises": tables.NOISES,
-        "seed": tables.SEED,
-        "rules": list(tables.RULES),
-        "figure": "relative end point error, the best rule's",
-    }
-    claims = merged(entries, before)
-    evidence = {
-        "claims": claims,
-        "pending": pending(claims),
-        "tables": before["tables"] | made,
-        "about_tables": {
-            TABLE: about,
-            LEAGUE_TABLE: about | {"problem": "in the table", "search_budget": [tables.BUDGET, tables.DEAR_BUDGET]},
-        },
-    }
-    write_json(path, evidence)
+    record(entries, made, path)
     holding = sum(entry["holds"] for entry in entries)
     console.print(f"{holding} of {len(entries)} claims hold; {time.perf_counter() - begin:.0f} s; figures in {path}")
     if options.json:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.conditions.label import Label
 from fewstep.core.noise import Noise
 from fewstep.core.process import Process
+from fewstep.core.student import Student
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.denoisers.gaussian_map import GaussianMap
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
@@ -21,6 +22,7 @@ from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
+from fewstep.sampling.sample import choose_plan
 from fewstep.training.players import optimise
 
 F64 = torch.float64
@@ -106,16 +108,21 @@ def slopes(method: Distiller, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def distance(method: Distiller, n: int = 1024) -> float:
-    """Sliced Wasserstein distance of the averaged student's samples in one step to the mixture's."""
+def distance(method: Distiller, n: int = 1024, steps: int = 1) -> float:
+    """Sliced Wasserstein distance of the averaged student's samples to the mixture's: in one step by its own call, in
+    more by the plan of a student that was trained at every time."""
     import copy
 
     setting, student = method.setting, copy.deepcopy(method.student)
     average = method.players["student"].average
     assert average is not None
     average.copy_to(student)
-    x = setting.begin(Noise(3).normal(0, (n, 2)))
-    made = student(x, setting.times(setting.start, n)).x0
+    noise = Noise(3).normal(0, (n, 2))
+    if steps == 1:
+        made = student(setting.begin(noise), setting.times(setting.start, n)).x0
+    else:
+        student.student = Student("jump", "", start=setting.start)
+        made = choose_plan(student, steps=steps)(student, noise, seed=3).float()
     return sliced_wasserstein(made, plane(setting.process).sample(n, 9).float(), projections=32).value
 
 

@@ -2,8 +2,8 @@
 
 Given a demo's folder, its figures become docs/figures.json and its picture docs/images/digits.png. The text between
 the markers is then written from docs/figures.json, and that of the chapters from the files that the other scripts of
-this folder measure (tools/ablation.py writes docs/ablation.json, and so on); `--check` only reports whether they are up
-to date.
+this folder measure (tools/ablation.py writes docs/ablation.json, and so on). A marker `figures: claims/ROOM/TOPIC.py`
+becomes the table of that file's claims, from docs/evidence.json. `--check` only reports whether they are up to date.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ MEASURED = {
     "editing": ("docs/chapters/editing.md",),
     "tutorials": ("docs/tutorials/digits.md", "docs/tutorials/folder.md", "docs/tutorials/diffusers.md"),
 }
+CLAIMED = ("docs/rooms/distillation.md",)  # pages with tables of claims
+EVIDENCE = ROOT / "docs" / "evidence.json"
 END = "<!-- end -->"
 
 
@@ -176,6 +179,29 @@ def fill_chapter(text: str, script: str) -> str:
     return text
 
 
+def claimed(evidence: dict[str, Any], file: str) -> list[str]:
+    """The table of a file's claims: what was measured of each side, with its standard deviation over the seeds."""
+
+    def cell(figure: float, spread: float | None) -> str:
+        return _number(figure) + (f" ± {_number(spread)}" if spread else "")
+
+    body = []
+    for entry in (entry for entry in evidence["claims"] if entry["file"] == file):
+        ours, theirs = entry.get("spread", (None, None))
+        rival = f"{cell(entry['theirs'], theirs)} ({entry['against']})"
+        held = "yes" if entry["holds"] else "no"
+        sentence = entry["claim"].replace("|", "\\|")
+        body.append([f"`{entry['method']}`", sentence, entry["unit"], cell(entry["ours"], ours), rival, held])
+    return _table(["method", "claim", "measured", "method's", "against", "holds"], body)
+
+
+def fill_claims(text: str, evidence: dict[str, Any]) -> str:
+    """A page with its tables of claims written anew."""
+    for name in re.findall(r"<!-- figures: (claims/\S+) -->", text):
+        text = put(text, name, claimed(evidence, name))
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demo", nargs="?", type=Path, help="a demo's folder, such as runs/demo")
@@ -189,10 +215,11 @@ def main() -> int:
     figures = json.loads(FIGURES.read_text("utf-8"))
     stale = []
     chapters = [(page, script) for script, pages in MEASURED.items() for page in pages]
-    for page, script in [*((page, "") for page in PAGES), *chapters]:
+    evidence = json.loads(EVIDENCE.read_text("utf-8"))
+    for page, script in [*((page, "") for page in (*PAGES, *CLAIMED)), *chapters]:
         path = ROOT / page
         old = path.read_text("utf-8")
-        new = fill_chapter(old, script) if script else fill(old, figures)
+        new = fill_chapter(old, script) if script else fill_claims(fill(old, figures), evidence)
         if new != old:
             stale.append(page)
             if not given.check:

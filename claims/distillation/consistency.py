@@ -48,6 +48,7 @@ BUDGET, BATCH, RATE, TRIAL = 500_000, 128, 2e-3, 16  # evaluations of a run; ite
 BASE_STEPS, BASE_BATCH = 1500, 256  # of the diffusion model that students begin as
 N, TRUTH = 2048, 1000  # samples that are judged; what is added to the seeds of exact ones
 BIASES = {"scaled": (0.9, 0.0), "field": (1.0, 0.3)}  # a factor of the score, and the size of a field that is added
+NEAR, MANY = 0.05, 8192  # of the data, asked of one step by so many samples: two sets of exact ones are 0.015 apart
 ABOUT = f"8-component mixture, perceptron of 64, {BUDGET:,} evaluations"
 MODES = "total variation of the modes' weights"
 
@@ -148,16 +149,16 @@ def student(arm: Arm, seed: int) -> Denoiser:
 
 
 @functools.cache
-def samples(arm: Arm, seed: int, steps: int = 1) -> Tensor:
-    """N of an arm's student, of one series of noises for all arms of a seed."""
+def samples(arm: Arm, seed: int, steps: int = 1, n: int = N) -> Tensor:
+    """n of an arm's student, of one series of noises for all arms of a seed."""
     model = student(arm, seed)
-    noise = Noise(seed + 100).normal(0, (N, 2))
+    noise = Noise(seed + 100).normal(0, (n, 2))
     return choose_plan(model, steps=steps)(model, noise, seed=seed).double()
 
 
 @functools.cache
-def truth(seed: int) -> Tensor:
-    return mixture(PROCESS).sample(N, TRUTH + seed)
+def truth(seed: int, n: int = N) -> Tensor:
+    return mixture(PROCESS).sample(n, TRUTH + seed)
 
 
 @functools.cache
@@ -168,8 +169,8 @@ def ends(seed: int) -> Tensor:
     return plan(PROCESS, "vab-4", 100, begun("karras", start))(mixture(PROCESS), noise, dtype=F64)
 
 
-def wasserstein(arm: Arm, seed: int, steps: int = 1) -> float:
-    return sliced(samples(arm, seed, steps), truth(seed))
+def wasserstein(arm: Arm, seed: int, steps: int = 1, n: int = N) -> float:
+    return sliced(samples(arm, seed, steps, n), truth(seed, n))
 
 
 def endpoint(arm: Arm, seed: int) -> float:
@@ -209,6 +210,12 @@ def _against_plan(ours: Arm, steps: int, nfe: int) -> Run:
     return over_seeds(lambda s: [wasserstein(ours, s, steps), _plan(s, nfe)], against, about, unit=SLICED)
 
 
+def _near(side: Arm) -> Run:
+    about = f"{ABOUT}; 1 step, {MANY:,} samples"
+    return over_seeds(lambda s: [wasserstein(side, s, n=MANY), NEAR], "tolerance", about, unit=SLICED)
+
+
+METHODS = ("consistency", "ict", "ect", "scm", "tcm", "lcm", "mlcm", "tscd", "scott", "splam")
 CONSISTENCY, ICT, ECT, SCM, TCM = map(arm, ("consistency", "ict", "ect", "scm", "tcm"))
 FIRST = arm("ict", average=True, distance="squared", curriculum="root", levels="even", weight="one")
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -285,4 +292,5 @@ CLAIMS = (
     *(_splam(k, 2) for k in (5, 10, 20)),
     *(_splam(k, 4) for k in (5, 10, 20)),
     slow("splam", "its distance grows less with the length of the skips", _growth()),
+    *(slow(name, f"one step is within {NEAR} of the data", _near(arm(name))) for name in METHODS),
 )  # fmt: skip

@@ -41,6 +41,11 @@ class Stochastic(OnGrid):
     stand on the frozen backbone's features, of x0 diffused to the pair's own time, which tells them both. With `eta=0`,
     `substeps=1` and `gan=0` it is `consistency` with steps of order 1.
 
+    An answer is a mean over the noise on the way. For a Gaussian of variance c (alpha = 1) it comes to rest at
+    `m + (c / (c + sigma^2))^((1 + eta) / 2) (x - m)`: samples of one step are too narrow by `(c / (c + sigma^2))^(eta /
+    2)`, and every further step, noised and answered from a smaller sigma, by less. So it is for 2 to 4 steps, as in the
+    paper.
+
     Args:
         levels: of the grid. eta: 0 is the ODE, 1 the reverse diffusion. substeps: within a pair, a power of two.
         gan: weight of the adversarial loss, 0 for none: then no data are needed. features: names of the blocks that

@@ -17,6 +17,7 @@ from fewstep.distillation.improved import DEVIATION, MEAN, nearer
 from fewstep.distillation.levels import at_ratio, log_normal, ratio_of
 from fewstep.distillation.method import Batch, Setting
 from fewstep.distillation.pairs import Pairs
+from fewstep.training.players import cosine
 
 METHODS = (
     Method(
@@ -29,7 +30,17 @@ METHODS = (
     ),
 )
 
-TAIL = 2.0  # degrees of freedom of the law of levels in stage two
+TAIL, SCALE = 0.01, 0.2  # degrees of freedom and scale of the law of log levels in stage two (Lee et al., section 4)
+SLOWER = 0.05  # stage two's highest rate over stage one's, as in the paper's runs on ImageNet (1/2 on CIFAR-10)
+
+
+def student_t(shares: Tensor, top: float) -> Tensor:
+    """Levels in [1, top) whose logarithm is Student-t about 0, cut to these ends: the law's quantiles at shares in
+    [0, 1), float64. The tail is so heavy that beyond the first hundredth of it log levels are nearly log-uniform."""
+    from scipy.special import stdtr, stdtrit
+
+    most = stdtr(TAIL, math.log(top) / SCALE) - 0.5
+    return (SCALE * torch.from_numpy(stdtrit(TAIL, 0.5 + most * shares.double().numpy()))).exp()
 
 
 class Truncated(Pairs):
@@ -37,14 +48,20 @@ class Truncated(Pairs):
     stage one (Lee et al., section 3).
 
     Stage one's schedule ends with the stage, and stage two keeps its last stretch. A share of stage two's draws lies at
-    t' itself, where the goal is the answer of stage one's averaged student; the others are log-Student-t above it, and
-    where their second time falls below t', stage one's student answers there as well. The weight of a draw is
-    `1 / (sigma_t - sigma_s)`, at the boundary `bound` over the length of the stretch that begins at t'. It
-    samples in two steps at most, from the start and from t': below that it is not trained.
+    t' itself; the others are log-Student-t above it, cut to the start by drawing from the law between the two. Wherever
+    the second time falls below t', as it does for all draws at t', stage one's averaged student gives the goal. Stage
+    two's loss is the mean above t' plus `bound` times the mean at t', each pair weighted by `1 / (sigma_t - sigma_s)`.
+    It samples in two steps at most, from the start and from t': below that it is not trained.
+
+    The rate rises and falls in each stage by itself, and stage two has a twentieth of it. A step of the optimiser that
+    moves the answers further than neighbours of a pair differ, drives the target away as fast as it is followed; so the
+    rate has to be small by the time that stretches are short, as it is at the end of `ect`.
 
     Args:
         stage: share of the iterations in stage one. truncate: t' as noise-to-signal ratio over the data's standard
-            deviation (the paper's 1 for 0.5). boundary: share of stage two's draws at t'. bound: their weight.
+            deviation (the paper's 1 for 0.5). boundary: share of stage two's draws at t'. bound: weight of
+            their mean; the paper's 0.1 is for runs a thousand times as long, and in short ones lets go of the boundary:
+            the answers above it then drift (in two dimensions to several times stage one's distance).
         q, doublings, distance: of stage one (`ect`).
 
     Raises:
@@ -52,7 +69,7 @@ class Truncated(Pairs):
     """
 
     def __init__(
-        self, setting: Setting, stage: float = 0.5, truncate: float = 2.0, boundary: float = 0.25, bound: float = 0.1,
+        self, setting: Setting, stage: float = 0.5, truncate: float = 2.0, boundary: float = 0.25, bound: float = 1.0,
         q: float = 2.0, doublings: int = 8, distance: str = "pseudo-huber",
     ) -> None:  # fmt: skip
         if not (0 < stage < 1 and 0 < boundary < 1):
@@ -67,6 +84,14 @@ class Truncated(Pairs):
         self.boundary, self.bound, self.unit = boundary, bound, 2 * setting.data_std
         self.first: Denoiser | None = None  # stage one's student, from stage two on
         super().__init__(setting, named_distance(distance), training=True)
+        self.players["student"].lr = self.rate
+
+    def rate(self, step: int) -> float:
+        """The student's rate in an iteration."""
+        if step < self.turn:
+            return cosine(self.setting.lr, self.turn, warmup=max(1, self.turn // 20))(step)
+        rest = self.setting.iterations - self.turn
+        return cosine(SLOWER * self.setting.lr, rest, warmup=max(1, rest // 20))(step - self.turn)
 
     def times(self) -> tuple[float, ...]:
         return self.setting.start, self.truncated
@@ -88,18 +113,17 @@ class Truncated(Pairs):
         if not self.second:
             t = log_normal(process, normal, mean, DEVIATION, start)
             return {"t": t, "s": nearer(process, t, start, self.setting.step, every, self.q, self.unit)}
-        others = torch.randn(batch, int(TAIL), generator=generator, dtype=torch.float64)
-        spread = normal / others.square().mean(1).sqrt()  # Student's t
-        beyond = (DEVIATION * spread.abs()).exp() * self.level
         at = self.setting.uniform(batch, generator) < self.boundary
-        t = at_ratio(process, torch.where(at, self.level, beyond), start)
-        t = torch.where(at, self.truncated, t)
-        s = nearer(process, t, start, self.turn, every, self.q, self.unit)
-        return {"t": t, "s": s, "at": at}
+        above = student_t(self.setting.uniform(batch, generator), ratio_of(process, start) / self.level)
+        t = torch.where(at, self.truncated, at_ratio(process, above * self.level, start))
+        return {"t": t, "s": nearer(process, t, start, self.turn, every, self.q, self.unit), "at": at}
 
     def weight(self, drawn: Batch) -> Tensor:
         found = inverse_gap(self.setting, drawn["t"], drawn["s"])
-        return torch.where(drawn["at"], self.bound * found, found) if "at" in drawn else found
+        if "at" not in drawn:
+            return found
+        share = torch.where(drawn["at"], self.bound / self.boundary, 1 / (1 - self.boundary))
+        return share * found  # in the mean over the batch, a mean of each kind of draw
 
     @torch.no_grad()
     def kept(self) -> Denoiser:
@@ -112,22 +136,12 @@ class Truncated(Pairs):
         return self.setting.counted(self.first)
 
     @torch.no_grad()
-    def reached(self, x: Tensor, drawn: Batch) -> Tensor:
-        y = super().reached(x, drawn)
-        if "at" not in drawn:
-            return y
-        at = drawn["at"].reshape(-1, *[1] * (x.ndim - 1))
-        return torch.where(at, x, y)  # at t' both halves are one state
-
-    @torch.no_grad()
     def target(self, x: Tensor, s: Tensor, drawn: Batch) -> Tensor:
-        if "at" not in drawn:
-            return super().target(x, s, drawn)
-        s = torch.where(drawn["at"], drawn["t"], s)
-        below = drawn["at"] | (s < self.truncated)
-        kept = self.kept()(x, s, **drawn["condition"]).x0
         own = super().target(x, s, drawn)
-        return torch.where(below.reshape(-1, *[1] * (x.ndim - 1)), kept, own)
+        if "at" not in drawn:
+            return own
+        below = (s < self.truncated).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(below, self.kept()(x, s, **drawn["condition"]).x0, own)
 
     def state(self) -> dict[str, Tensor]:
         first = {} if self.first is None else self.first.state_dict()

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,26 @@ def test_a_claim_that_breaks_takes_no_other_with_it(tmp_path, monkeypatch, capsy
         main(["leading", "linspace"], path)
     assert [entry["method"] for entry in read(path)["claims"]] == ["leading", "linspace"]
     assert read(path)["claims"][1:] == before and "RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_a_run_that_is_ended_keeps_the_long_claims_it_has_run(tmp_path, monkeypatch):
+    path, first, second = tmp_path / "evidence.json", *(one for one in CLAIMS if one.method in ("leading", "linspace"))
+
+    took = [1.0, 60.0]  # seconds of the first claim, in a run each
+
+    def run(claim: Claim) -> dict[str, Any]:
+        if claim.method == second.method:
+            raise KeyboardInterrupt
+        return {"method": claim.method, "claim": claim.sentence, "holds": True, "ours": 1.0, "theirs": 2.0,
+                "better": "low", "against": "a", "seconds": took.pop(0)}  # fmt: skip
+
+    monkeypatch.setattr(harness, "measure", run)
+    monkeypatch.setattr(harness, "collect", lambda words=None: [first, second])
+    for kept in ([], [first.method]):
+        with pytest.raises(KeyboardInterrupt):
+            main(["any"], path)
+        assert [entry["method"] for entry in read(path)["claims"]] == kept
+    assert [entry["method"] for entry in read(path)["pending"]] == [second.method]
 
 
 def test_a_claim_names_a_registered_method():

@@ -38,3 +38,18 @@ def test_a_result_is_collected_with_and_without_cpu_seconds(figures, kept, tmp_p
     (tmp_path / "result.json").write_text(json.dumps(result))
     found = figures.collect(tmp_path)
     assert found["cpu_seconds"] == more.get("cpu_seconds") and found["rows"] == kept["rows"]
+
+
+def test_a_files_claims_become_a_table(figures):
+    entry = {"method": "a", "claim": "is near", "file": "claims/r/t.py", "unit": "distance", "ours": 0.04123,
+             "theirs": 0.05, "against": "b", "holds": True, "spread": [0.0012, 0.0]}  # fmt: skip
+    failed = entry | {"method": "c", "ours": 1234.5, "holds": False}
+    del failed["spread"]
+    evidence = {"claims": [entry, failed, entry | {"file": "claims/r/other.py"}]}
+    page = "Before\n<!-- figures: claims/r/t.py -->\nold\n<!-- end -->\nafter"
+    assert figures.fill_claims(page, evidence).splitlines() == [
+        "Before", "<!-- figures: claims/r/t.py -->", "",
+        "| method | claim | measured | method's | against | holds |", "| --- | --- | --- | --- | --- | --- |",
+        "| `a` | is near | distance | 0.0412 ± 0.0012 | 0.05 (b) | yes |",
+        "| `c` | is near | distance | 1,234 | 0.05 (b) | no |", "", "<!-- end -->", "after",
+    ]  # fmt: skip
