@@ -17,8 +17,9 @@ from fewstep.processes.ve import EDM
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHECKED", 24)
     monkeypatch.setattr(module, "CHECK_NFE", 8)
-    monkeypatch.setattr(module, "JUDGED", 70)
-    monkeypatch.setattr("fewstep.distillation.verdict.FEW", ())
+    monkeypatch.setattr(module, "JUDGED", 20)
+    for name, value in {"FEW": (), "REFERENCE_NFE": 10, "TRAIN": 12, "HELD_OUT": 12, "ITERATIONS": 1}.items():
+        monkeypatch.setattr(f"fewstep.distillation.verdict.{name}", value)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     monkeypatch.setattr(module.Watch, "judge", lambda *_: "")  # six iterations widen nothing
