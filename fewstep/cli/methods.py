@@ -41,7 +41,8 @@ def methods(
         keys = ("name", "kind", "room", "paper", "arxiv", "claim", "file")
         common.print_json(
             [
-                {key: getattr(card, key) for key in keys} | {key: card.facts[key] for key, _ in FACTS.get(card.kind, ())}
+                {key: getattr(card, key) for key in keys}
+                | {key: card.facts[key] for key, _ in FACTS.get(card.kind, ())}
                 for card in found
             ]
         )

@@ -84,6 +84,12 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(teacher, tmp_path, monkey
     assert equal(weights(whole.model), weights(again.model))
     with pytest.raises(ValueError, match="is of another run: its lr is 0.001, this one's 0.5"):
         distill(teacher, "kd", out=tmp_path / "parts", resume=True, lr=0.5, **KD)
+    with pytest.raises(ValueError, match="is of another run: its method is 'kd', this one's 'boot'"):
+        distill(teacher, "boot", out=tmp_path / "parts", resume=True, iterations=12, batch=8, judge=False)
+    with pytest.raises(
+        ValueError, match="is of another run: its options is {'pairs': '40',.* this one's {'pairs': '41'"
+    ):
+        distill(teacher, "kd", out=tmp_path / "parts", resume=True, **KD | {"pairs": 41})
     with torch.no_grad():
         next(teacher.parameters()).add_(1.0)
     with pytest.raises(ValueError, match="is of another run: its teacher is"):
@@ -133,7 +139,12 @@ def test_an_exact_teacher_needs_a_student():
         distill(mixture, "kd", **KD)
     torch.manual_seed(0)
     student = NetworkDenoiser(MLP((2,), 16, 2), process, "x0", (2,), precondition="edm", data_std=0.7)
-    made = distill(mixture, "kd", student=student, **KD | {"iterations": 60, "batch": 64, "lr": 1e-2, "pairs": 256, "check_every": 6})
+    made = distill(
+        mixture,
+        "kd",
+        student=student,
+        **KD | {"iterations": 60, "batch": 64, "lr": 1e-2, "pairs": 256, "check_every": 6},
+    )
     checks = [record["distance"] for record in made.history if "distance" in record]
     assert min(checks) < 0.5 * checks[0]
 
@@ -159,6 +170,7 @@ def test_what_is_wrong_is_said_at_once(teacher, tmp_path):
     refused("unknown on_collapse 'stopp'", "kd", on_collapse="stopp")
     refused("give either iterations or seconds", "kd", seconds=3.0)
     refused("seconds must be positive", "kd", seconds=0.0, iterations=None)
+    refused("lr must be positive, got -1.0", "kd", lr=-1.0)
     refused("resume goes on with a run in a folder", "kd", resume=True)
     refused("nothing to resume", "kd", resume=True, out=tmp_path / "none")
     refused("fresh must be a share", "kd", fresh=2.0)
