@@ -184,8 +184,8 @@ ALONE = itertools.product((*CACHES, *DIVIDED), repeat=2)
 REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *ALONE}
 TRANSFORMERS = {name for name, card in WRAPPERS.items() if card.facts.get("network") == "transformer"}
 UNETS = {"deepcache", "clockwork", "encoder-propagation", "lacon"}  # whose rows name what only a UNet has
-# A quarter of the pairs, by a checksum of their names: each wrapper comes inside and outside of some ten others. All that
-# are refused are there.
+# All that are refused, and a quarter of the other pairs, by a checksum of their names: each wrapper comes inside and
+# outside of some ten others.
 PAIRS = [
     pytest.param(
         inner,
