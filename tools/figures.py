@@ -30,7 +30,12 @@ MEASURED = {
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
     "editing": ("docs/chapters/editing.md",),
-    "tutorials": ("docs/tutorials/digits.md", "docs/tutorials/folder.md", "docs/tutorials/diffusers.md"),
+    "tutorials": (
+        "docs/tutorials/digits.md",
+        "docs/tutorials/folder.md",
+        "docs/tutorials/diffusers.md",
+        "docs/tutorials/student.md",
+    ),
 }
 END = "<!-- end -->"
 
