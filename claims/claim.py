@@ -55,6 +55,7 @@ class Outcome:
 Run = Callable[[int], Outcome]
 
 
+@functools.cache
 def card_of(method: str, file: str) -> Method:
     """The card of a claim's method, whose name may have an order (unipc-3); where several kinds have the name, the one
     in the room of the claim's file."""

@@ -31,10 +31,12 @@ def shares(names: Sequence[str], *lengths: int) -> set[tuple[int, ...]]:
     }
 
 
-def sampled(arguments: str, methods: Sequence[Any], *axes: Sequence[Any]) -> pytest.MarkDecorator:
+def sampled(
+    arguments: str, methods: Sequence[Any], *axes: Sequence[Any], indirect: Sequence[str] = ()
+) -> pytest.MarkDecorator:
     """`parametrize` a contract over the product of methods and axes: its share runs by default, the rest is slow.
 
-    Methods and values are called by their `name`, where they have one.
+    Methods and values are called by their `name`, where they have one. indirect: arguments that are fixtures.
     """
 
     def called(value: Any) -> str:
@@ -46,7 +48,7 @@ def sampled(arguments: str, methods: Sequence[Any], *axes: Sequence[Any]) -> pyt
         values = [values[i] for values, i in zip((methods, *axes), indices, strict=True)]
         marks = [] if indices in chosen else [pytest.mark.slow]
         rows.append(pytest.param(*values, id="-".join(map(called, values)), marks=marks))
-    return pytest.mark.parametrize(arguments, rows)
+    return pytest.mark.parametrize(arguments, rows, indirect=list(indirect))
 
 
 def part(text: str) -> tuple[int, int]:

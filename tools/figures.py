@@ -31,7 +31,12 @@ MEASURED = {
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
     "editing": ("docs/chapters/editing.md",),
-    "tutorials": ("docs/tutorials/digits.md", "docs/tutorials/folder.md", "docs/tutorials/diffusers.md"),
+    "tutorials": (
+        "docs/tutorials/digits.md",
+        "docs/tutorials/folder.md",
+        "docs/tutorials/diffusers.md",
+        "docs/tutorials/student.md",
+    ),
 }
 CLAIMED = ("docs/rooms/distillation.md",)  # pages with tables of claims
 EVIDENCE = ROOT / "docs" / "evidence.json"

@@ -1,6 +1,7 @@
-"""Run the tutorials as they stand, take their pictures and figures: `python tools/tutorials.py`.
+"""Run the tutorials as they stand, take their pictures and figures: `python tools/tutorials.py [NAME ...]`.
 
-Writes docs/tutorials.json and docs/images/tutorial-*.png. A minute or so a tutorial, on one CPU thread.
+Writes docs/tutorials.json and docs/images/tutorial-*.png. A minute or so a tutorial, on one CPU thread. With names
+only these run, and the figures of the others stay.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,24 +36,31 @@ def run(name: str) -> tuple[dict[str, Any], float]:
             os.chdir(here)
 
 
-def measure() -> dict[str, Any]:
-    import torch
-
+def _picture(name: str, rows: Any) -> None:
     from fewstep.report.grid import image_grid, save_png
 
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    save_png(IMAGES / f"tutorial-{name}.png", image_grid(rows))
+
+
+def digits() -> dict[str, Any]:
+    import torch
 
     names, seconds = run("digits")
-    save_png(IMAGES / "tutorial-digits.png", image_grid(torch.stack([x[:SHOWN] for x in names["samples"].values()])))
+    _picture("digits", torch.stack([x[:SHOWN] for x in names["samples"].values()]))
     evaluations = {name: plan.nfe for name, plan in names["plans"].items()}
     search = {"evaluations": names["found"].evaluations, "seconds": names["found"].seconds}
-    found["digits"] = {"errors": names["errors"], "nfe": evaluations, "search": search, "seconds": seconds}
-    found["digits"]["n"] = len(names["answer"])
+    found = {"errors": names["errors"], "nfe": evaluations, "search": search, "seconds": seconds}
+    return found | {"n": len(names["answer"])}
 
+
+def folder() -> dict[str, Any]:
     names, seconds = run("folder")
-    save_png(IMAGES / "tutorial-folder.png", image_grid(names["samples"].view(4, 10, 3, 16, 16)))
-    found["folder"] = {"losses": [names["first"].loss, names["last"].loss], "seconds": seconds}
+    _picture("folder", names["samples"].view(4, 10, 3, 16, 16))
+    return {"losses": [names["first"].loss, names["last"].loss], "seconds": seconds}
+
+
+def diffusers() -> dict[str, Any]:
+    import torch
 
     names, seconds = run("diffusers")
     pipe, best = names["pipe"], names["best"]
@@ -61,16 +70,38 @@ def measure() -> dict[str, Any]:
     )
     rows = [torch.from_numpy(x[:SHOWN]).permute(0, 3, 1, 2) * 2 - 1 for x in (own.images, names["there"])]
     rows.append(names["fine"](names["model"], names["noise"])[:SHOWN])
-    save_png(IMAGES / "tutorial-diffusers.png", image_grid(torch.stack(rows)))
-    found["diffusers"] = {
-        "errors": names["errors"], "difference": names["difference"], "ok": names["report"].ok, "seconds": seconds
+    _picture("diffusers", torch.stack(rows))
+    return {"errors": names["errors"], "difference": names["difference"], "ok": names["report"].ok, "seconds": seconds}
+
+
+def student() -> dict[str, Any]:
+    import torch
+
+    names, seconds = run("student")
+    _picture("student", torch.stack([x[:SHOWN] for x in names["samples"].values()]))
+    checks = [{key: names[which][key] for key in ("step", "distance")} for which in ("first", "last")]
+    made = names["made"].figures
+    return {
+        "rows": names["rows"], "checks": checks, "evaluations": int(made["evaluations"]), "n": len(names["answer"]),
+        "seconds": seconds,
     }  # fmt: skip
-    return found
+
+
+TUTORIALS = {"digits": digits, "folder": folder, "diffusers": diffusers, "student": student}
+
+
+def measure(chosen: list[str]) -> dict[str, Any]:
+    """The figures of the tutorials that were chosen, or of all, and the old ones of the others."""
+    import torch
+
+    torch.set_num_threads(1)
+    before = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
+    return {name: make() if not chosen or name in chosen else before[name] for name, make in TUTORIALS.items()}
 
 
 def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     """What the pages show, by marker."""
-    digits, folder, diffusers = found["digits"], found["folder"], found["diffusers"]
+    digits, folder, diffusers, student = (found[name] for name in TUTORIALS)
     best = digits["errors"].items()
     table = ["| plan | evaluations | error |", "| --- | --- | --- |", "| reference | 100 | |"]
     table += [f"| {name.rpartition(',')[0]} | {digits['nfe'][name]} | {error:.3f} |" for name, error in best]
@@ -83,7 +114,20 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     losses = f"The loss fell from {folder['losses'][0]:.3f} at step 200 to {folder['losses'][1]:.3f} at step 600."
     errors = ", ".join(f"`{name}` {error:.3f}" for name, error in diffusers["errors"].items())
     verdict = "finds nothing wrong" if diffusers["ok"] else "complains: after 500 steps the denoiser is still poor"
+    heads = ["| sampler | evaluations | error | Frechet distance | accuracy |", "| --- | --- | --- | --- | --- |"]
+    for name, row in student["rows"].items():
+        sampler, _, count = name.rpartition(", ")
+        own = ("", "") if sampler == "teacher" else (f"{row['error']:.3f}", f"{row['distance']:.3f}")
+        heads.append(f"| {' | '.join([sampler, count, *own, format(row['accuracy'], '.3f')])} |")
+    early, late = student["checks"]
+    learnt = (
+        f"Error and distance are from the teacher's samples of the same {student['n']} noises. On the checks' noises"
+        f" the distance fell from {early['distance']:.2f} after {early['step']} iterations to {late['distance']:.3f}"
+        f" after {late['step']}; pairs and training took {student['evaluations']:,} evaluations of one sample. This"
+        f" page took {student['seconds']:.0f} CPU seconds."
+    )
     return {
+        "tutorial-student": [*heads, "", learnt],
         "tutorial-digits": [*table, "", told],
         "tutorial-folder": [f"{losses} This page took {folder['seconds']:.0f} CPU seconds."],
         "tutorial-diffusers": [
@@ -95,4 +139,4 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    OUT.write_text(json.dumps(measure(), indent=1) + "\n", "utf-8")
+    OUT.write_text(json.dumps(measure(sys.argv[1:]), indent=1) + "\n", "utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fewstep.acceleration.cached import cached_rows
-from fewstep.acceleration.distilled import student_row
+from fewstep.acceleration.distilled import student_rows
 from fewstep.acceleration.verdict import Judge, choose, judge
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
@@ -289,7 +289,7 @@ def _search(
     if distill is not None:
         bar.stage(f"a student by {distill}")
         judged = Judge(model, unseen.problem, data)
-        rows.append(student_row(model, distill, nfe, seconds, iterations, seed, data, judged))
+        rows += student_rows(model, distill, nfe, seconds, iterations, seed, data, judged, held_out, metric)
         rows.sort(key=lambda row: math.inf if row[metric] is None else row[metric])
         lap("student")
 

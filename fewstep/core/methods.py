@@ -156,7 +156,7 @@ def methods(kind: str | None = None, word: str = "", room: str | None = None) ->
         for card in found
         if kind in (None, card.kind)
         and room in (None, card.room)
-        and word in " ".join((card.name, card.paper, card.claim, card.module)).lower()
+        and (not word or word in " ".join((card.name, card.paper, card.claim, card.module)).lower())
     ]
 
 

@@ -66,8 +66,8 @@ class Continuous(Distiller):
 
     Args:
         training: sCT, along data and noise; no teacher. warm: iterations in which r rises from 0 to 1, by default a
-            quarter of the run. limit: of g, "normalised" or "clipped" (to -1 and 1). mode: of the derivative, "jvp" or
-            "difference" (`tangent`).
+            quarter of the run. limit: of g, "normalised" or "clipped" (to -1 and 1). tangent: the derivative, by
+            "jvp" or "difference" (`fewstep.distillation.tangent`).
 
     Raises:
         ValueError: an unknown name, a warm-up below 0, training without data.
@@ -77,16 +77,16 @@ class Continuous(Distiller):
 
     def __init__(
         self, setting: Setting, training: bool = False, warm: int | None = None, limit: str = "normalised",
-        mode: str = "jvp",
+        tangent: str = "jvp",
     ) -> None:  # fmt: skip
         if limit not in LIMITS:
             raise suggest("limit", limit, LIMITS)
-        if mode not in MODES:
-            raise suggest("tangent", mode, MODES)
+        if tangent not in MODES:
+            raise suggest("tangent", tangent, MODES)
         if warm is not None and warm < 0:
             raise ValueError(f"warm must be at least 0 iterations, got {warm}")
         self.states = drawn_from(setting, "data" if training else None)
-        self.setting, self.training, self.limit, self.mode = setting, training, limit, mode
+        self.setting, self.training, self.limit, self.mode = setting, training, limit, tangent
         self.warm = warm
         self.student = setting.student()
         self.f = setting.counted(self.student)

@@ -24,6 +24,7 @@ from fewstep.core.process import Process
 from fewstep.core.student import REACH, Student, default_start
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.checks import check_answers, check_classes, check_forward_mode
 from fewstep.distillation.levels import grid
 from fewstep.distillation.memory import held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
@@ -227,6 +228,8 @@ def distill(
     size = batch if batch is not None else int(found.facts.get("batch", BATCH))
     check_whole("iterations", total, 1)
     check_whole("batch", size, 1)
+    if lr is not None and not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr}")
     clock = time.perf_counter()
     with accelerated("fp32", device) as accelerator, frozen(teacher):
         if accelerator.device != teacher.device:
@@ -242,8 +245,11 @@ def distill(
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
         )  # fmt: skip
         grid(base.process, steps, first)  # a start outside of the clock
+        check_answers(base, first)
+        check_classes(base, real)
         work: Distiller = build(setting)
         work.draw(2, torch.Generator().manual_seed(0))  # what is missing shows at once
+        check_forward_mode(work)
         job = {
             "method": method,
             "options": {name: repr(value) for name, value in sorted(options.items())},

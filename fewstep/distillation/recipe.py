@@ -108,6 +108,8 @@ def run_recipe(
 
     Raises ValueError and FloatingPointError as `distill` does.
     """
+    if resume and out is not None and not any(checkpoints(place) for place in places(recipe, Path(out))):
+        raise ValueError(f"nothing to resume: there is no checkpoint in {out}")
     teacher = load(recipe.teacher["model"], device)
     if recipe.teacher.get("guidance") is not None:
         teacher = guide(teacher, "cfg", scale=float(recipe.teacher["guidance"]))

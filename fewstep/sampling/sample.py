@@ -14,6 +14,8 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.noise import Noise, Seeds
 from fewstep.core.pictures import as_pictures, data_shape
+from fewstep.core.plan import Plan
+from fewstep.core.run import check_given
 from fewstep.core.sampler import Sampler
 from fewstep.sampling.auto import SDE, facts
 from fewstep.sampling.brownian import BrownianNoise
@@ -39,6 +41,9 @@ def choose_plan(
     best over many kinds of models (`fewstep.sampling.auto`). A solver that is named runs on the times of the model's
     own scheduler (`model.timesteps`, by name "own"), where it has them. A distilled model (`model.student`) is sampled
     from its start, by what suits its kind (`fewstep.sampling.student`).
+
+    Raises:
+        ValueError: a plan that tells the network what it does not take, such as the time to jump to.
     """
     own = model.plan
     asked = solver is not None or timesteps is not None or options
@@ -66,7 +71,10 @@ def choose_plan(
     adaptive = isinstance(solver, str) and solver != SDE and card(solver, "solver")[0].facts.get("adaptive")
     if steps is None and nfe is None and not adaptive and by_rule:
         steps = DEFAULT_STEPS
-    return make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)
+    made = make_plan(model.process, named, steps, rule, nfe=nfe, strength=strength, **options)
+    if isinstance(made, Plan):
+        check_given(made.table, model)
+    return made
 
 
 def strength_of(asked: float | None, masked: bool, what: str = "strength", mask: str = "a mask") -> float:

@@ -44,7 +44,7 @@ def test_the_changes_are_those_of_what_a_block_adds(digits):
     assert measured["changes"][BLOCK] == pytest.approx([0.0, *wanted], rel=1e-4)
 
 
-@pytest.mark.parametrize("solver", ["dpmpp-2m", "ddpm"])
+@pytest.mark.parametrize("solver", [pytest.param("dpmpp-2m", marks=pytest.mark.slow), "ddpm"])
 def test_deviations_are_those_of_a_block_that_stands_once(digits, solver):
     plan = fs.plan(digits.process, solver, 4)
     found = calibrate(digits, plan, noise(2, 1), "end", label=[1, 3])

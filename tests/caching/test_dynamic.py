@@ -101,7 +101,7 @@ def test_guidance_outside_and_inside_are_the_same_bits(dit):
 
 @torch.no_grad()
 def test_some_rows_run_and_the_others_are_given_what_was_added(dit):
-    """Row 1 is as it was, so it stands; the others run, and are the model's bit for bit."""
+    """Row 1 is as it was, so it stands; the others run, and are the model's, but for rounding on some processors."""
     model, t = first_block(dit, threshold=0.05), torch.tensor(1.0)
     condition = dit.check_condition({"label": [1, 2, 3]}, 3, t.device)
     memory, x = Memory(3, (1.0, 1.0), 0.0), noise(3)
@@ -117,7 +117,7 @@ def test_some_rows_run_and_the_others_are_given_what_was_added(dit):
     wanted = dit(y, t, **condition).value
     torch.testing.assert_close(after, wanted, **CLOSE)
     rows = dit(y[[0, 2]], t, label=condition["label"][[0, 2]]).value
-    assert torch.equal(after[[0, 2]], rows)
+    torch.testing.assert_close(after[[0, 2]], rows, rtol=1e-5, atol=1e-6)
     assert memory.kept[AGE].tolist() == [1, 2, 1]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import sampled
 from torch import Tensor, nn
 
 import fewstep as fs
@@ -92,8 +93,9 @@ def noise(n: int, shape: tuple[int, ...] = (2, 8, 8)) -> Tensor:
     return Noise(0).normal(0, (n, *shape))
 
 
-@pytest.mark.parametrize("keys, order", [(3, 2), (None, 1), ((0, 1, 5), 2)])
-def test_decoders_in_one_batch_are_those_one_by_one(model, order, keys):
+@sampled("model, rate", list(MODELS), [(3, 2), (None, 1), ((0, 1, 5), 2)], indirect=["model"])
+def test_decoders_in_one_batch_are_those_one_by_one(model, rate):
+    keys, order = rate
     plan = fs.plan(model.process, "dpmpp-2m", 10)
     found = [
         plan.run(encoder_propagation(model, keys, order, batched), noise(3), label=[0, 1, 2])

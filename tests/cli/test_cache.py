@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 
 def test_a_cache_for_an_error(fewstep, folder):
     words = ("cache", folder, "--steps", 12, "--solver", "ddim", "--error", 0.2, "--out", "cached")
@@ -17,6 +19,7 @@ def test_a_cache_for_an_error(fewstep, folder):
     assert code == 2 and "this cache was calibrated for ddim, 12 evaluations" in err
 
 
+@pytest.mark.slow  # the same figures as above
 def test_json(fewstep, folder):
     out = json.loads(fewstep("cache", folder, "--steps", 10, "--solver", "ddim", "--error", 0.2, "--json")[1])
     assert len(out["schedule"]) == 10 and out["figures"]["evaluations"] == 10 and "sure" in out["bound"]

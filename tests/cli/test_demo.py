@@ -17,13 +17,13 @@ from fewstep.cli import demo
 def small(monkeypatch, folder, student):
     """Few noises, solvers and evaluations, and a search that answers at once."""
     for name, value in {
-        "MODEL": str(folder), "SOLVERS": ("ddim", "heun"), "NFES": (4, 5, 6), "REFERENCE_NFE": 24, "N": 90,
+        "MODEL": str(folder), "SOLVERS": ("ddim", "heun"), "NFES": (4, 5, 6), "REFERENCE_NFE": 18, "N": 70,
         "FAST_NFE": 5, "STUDENT": str(student),
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, value)
 
     def answer(model, nfe, runs, error, **options):
-        assert len(runs.problem) == 90 and error < 0.1 and options["iterations"] == demo.ITERATIONS
+        assert len(runs.problem) == 70 and error < 0.1 and options["iterations"] == demo.ITERATIONS
         plan = fs.plan(model.process, "dpmpp-2m", steps=nfe)
         row = {"role": "learned", "name": "own", "planned_nfe": nfe, "nfe": nfe, "n": 9, "endpoint": 0.5,
                "frechet": None}  # fmt: skip
@@ -34,11 +34,11 @@ def small(monkeypatch, folder, student):
 
 def test_the_report(fewstep, small, tmp_path):
     code, out, err = fewstep("demo", "--out", "runs/demo", "--seed", 3)
-    assert code == 0 and len(out.splitlines()) == 6 and "reference, 24 evaluations" in err
+    assert code == 0 and len(out.splitlines()) == 6 and "reference, 18 evaluations" in err
     assert sorted(os.listdir("runs/demo")) == ["accelerated", "report.html", "result.json", "samples.png"]
     assert os.listdir("runs") == ["demo"]
     result = json.loads((tmp_path / "runs/demo/result.json").read_text())
-    assert result["format"] == "fewstep-demo-1" and result["n"] == 90 and result["seed"] == 3
+    assert result["format"] == "fewstep-demo-1" and result["n"] == 70 and result["seed"] == 3
     solvers = ["ddim"] * 3 + ["heun"] * 3
     assert [row["name"] for row in result["rows"]] == ["reference", *solvers, "accelerated", result["student"]]
     heun = {row["asked_nfe"]: row for row in result["rows"] if row["name"] == "heun"}
@@ -48,12 +48,12 @@ def test_the_report(fewstep, small, tmp_path):
 
     # The figures are those of the same noises under the same plans.
     model = fs.load(demo.MODEL)
-    labels = [i % 10 for i in range(90)]
-    truth = fs.sample(model, 90, plan=fs.plan(model.process, "vab-3", nfe=24, timesteps="karras"), seed=4, label=labels)
-    drawn = fs.sample(model, 90, solver="ddim", steps=5, seed=4, label=labels)
+    labels = [i % 10 for i in range(70)]
+    truth = fs.sample(model, 70, plan=fs.plan(model.process, "vab-3", nfe=18, timesteps="karras"), seed=4, label=labels)
+    drawn = fs.sample(model, 70, solver="ddim", steps=5, seed=4, label=labels)
     error = (drawn - truth).flatten(1).norm(dim=1).mean() / truth.flatten(1).norm(dim=1).mean()
     assert demo.pick(result, "ddim", 5)["endpoint"] == pytest.approx(float(error), rel=1e-4)
-    assert result["floor"]["n"] == 90
+    assert result["floor"]["n"] == 70
 
     page = (tmp_path / "runs/demo/report.html").read_text()
     assert (

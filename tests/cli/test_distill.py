@@ -7,18 +7,22 @@ import torch
 
 import fewstep as fs
 from fewstep.cli.main import run
+from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation import distill as module
+from fewstep.networks.mlp import MLP
 from fewstep.networks.unet import UNet
 from fewstep.processes.ve import EDM
+from fewstep.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHECKED", 24)
     monkeypatch.setattr(module, "CHECK_NFE", 8)
-    monkeypatch.setattr(module, "JUDGED", 70)
-    monkeypatch.setattr("fewstep.distillation.verdict.FEW", ())
+    monkeypatch.setattr(module, "JUDGED", 20)
+    for name, value in {"FEW": (), "REFERENCE_NFE": 10, "TRAIN": 12, "HELD_OUT": 12, "ITERATIONS": 1}.items():
+        monkeypatch.setattr(f"fewstep.distillation.verdict.{name}", value)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     monkeypatch.setattr(module.Watch, "judge", lambda *_: "")  # six iterations widen nothing
@@ -93,3 +97,76 @@ def test_what_is_wrong_is_one_line(folder, tmp_path, capsys):
     assert "takes one step, not 2" in refused(folder, "--method", "kd", "--steps", "2", "--out", "two")
     assert not (tmp_path / "two").exists()
     assert "there is no model folder" in refused("nowhere/of/model", "--out", "two")
+    assert "nothing to resume: there is no checkpoint in two" in refused(folder, "--resume", "--out", "two")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("x")
+    assert "the folder full is not empty" in refused(folder, "--out", "full")
+    assert "cannot write to /proc/none/run" in refused(folder, "--out", "/proc/none/run")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["kd:pair=3"], "unknown option of the distiller 'kd' 'pair': did you mean 'pairs'"),
+        (["tscd:features=mid.res9+mid.res1"], "unknown block 'mid.res9': did you mean 'mid.res1'"),
+        (["f-distill:divergence=jss,real=teacher"], "unknown divergence 'jss': did you mean 'js'?"),
+        (["kd:distance=squarred"], "unknown distance 'squarred': did you mean 'squared'?"),
+        (["kd", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
+        (["progressive:first=6", "--steps", "4"], "halving 6 steps does not lead to 4: give first=8"),
+        (["kd", "--start", "500"], "the start must lie above 0.002 and at most at 80, got 500"),
+        (["lcm:guidance=2", "--guidance", "2"], "the teacher has guidance already"),
+        (["dmd2"], "this method needs real samples: give data="),
+        (["kd:plan=ddpm"], "'ddpm' draws noise as it runs, so its end does not follow from its start"),
+        (["kd", "--lr", "-1"], "lr must be positive, got -1.0"),
+        (["kd", "--iterations", "0"], "iterations must be a whole number of at least 1, got 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_nothing_is_written_by_what_cannot_begin(folder, tmp_path, capsys, words, said):
+    before = sorted(tmp_path.iterdir())
+    assert run(["distill", folder, "--method", *words, "--out", "run"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("fewstep: ") and "\n" not in error and said in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_models_that_are_no_teachers(folder, tmp_path, capsys):
+    def refused(name, *words):
+        assert run([*words[:1], name, *words[1:]]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error
+        return error
+
+    def kept(name, **facts):
+        model = fs.load(folder)
+        model.student = Student(**facts)
+        fs.save(model, tmp_path / name)
+
+    kept("jump", kind="jump", method="kd", teacher="digits", start=3.0, times=(3.0, 1.0))
+    kept("guided", kind="map", method="ctm", teacher="digits", guidance=2.0)
+    words = ("distill", "--out", "run")
+    assert "answers are samples: distil its own teacher digits" in refused("jump", *words)
+    assert "this student's guidance is inside (scale 2, by 'ctm')" in refused("guided", *words, "--guidance", "2")
+    bare = NetworkDenoiser(MLP((2,), 8, 2), EDM(), "x0", (2,), precondition="edm")
+    fs.save(bare, tmp_path / "bare")
+    assert "guidance needs a model that is conditioned" in refused("bare", *words, "--guidance", "2")
+    samples = ("sample", "-n", "2", "--out", "two.png")
+    assert "'heun' takes them for means" in refused("jump", *samples, "--solver", "heun")
+    assert "it takes at most 2 steps, got 3" in refused("jump", *samples, "--steps", "3")
+    assert "gives the network 'to' at its evaluations" in refused(folder, *samples, "--solver", "flow-map")
+    text = (tmp_path / "jump" / "config.json").read_text()
+    (tmp_path / "jump" / "config.json").write_text(text.replace('"method": "kd"', '"method": "dmd2"'))
+    assert "config.json was changed by hand or damaged" in refused("jump", *samples)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "two.png").exists()
+
+
+def test_what_is_not_finite_is_named_and_the_last_checkpoint_stays(folder, tmp_path, capsys):
+    words = ["--method", "kd:pairs=40,plan=ddim", "--iterations", "20", "--batch", "8", "--lr", "1e30"]
+    assert run(["distill", folder, *words, "--out", "run"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the loss or gradient of the player 'student' was not finite in iteration 1" in error
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000001"] and not (tmp_path / "run" / "model").exists()
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / kept[0])[0]
+    assert all(bool(value.isfinite().all()) for value in state.values())

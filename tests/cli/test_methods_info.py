@@ -21,6 +21,18 @@ def test_methods_by_word_and_room(fewstep, fails):
     assert "no method has 'xyzzy'" in fails("methods", "xyzzy")
 
 
+def test_methods_of_distillation_by_what_they_need(fewstep):
+    code, out, _ = fewstep("methods", "--room", "distillation")
+    rows = {name: rest for name, *rest in (line.split("\t") for line in out.splitlines())}
+    assert code == 0 and len(rows) == len(fs.methods("distiller"))
+    kd, dmd2, ctm = rows["kd"], rows["dmd2"], rows["ctm"]
+    assert kd[:3] == ["no", "yes", "jump"] and dmd2[:3] == ["yes", "no", "jump"] and ctm[:3] == ["no", "yes", "map"]
+    cards = {card["name"]: card for card in json.loads(fewstep("methods", "--room", "distillation", "--json")[1])}
+    assert (cards["ict"]["data"], cards["ict"]["pairing"], cards["ict"]["student"]) == (True, False, "jump")
+    assert cards["kd"]["claim"] == kd[3]
+    assert "data" not in json.loads(fewstep("methods", "karras", "--json")[1])[0]
+
+
 def test_a_model(fewstep, folder, tmp_path):
     code, out, _ = fewstep("info", folder, "--json")
     facts, model = json.loads(out), fs.load(folder)

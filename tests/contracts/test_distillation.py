@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,10 +33,10 @@ from fewstep.networks.unet import UNet
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
-from fewstep.training.players import optimise
+from fewstep.training.players import Player
 from tests.sampled import sampled
 
-CLASSES, BATCH, ITERATIONS = 3, 6, 5
+CLASSES, BATCH, ITERATIONS, HALF = 3, 6, 5, 2
 SHAPES = {"points": (2,), "pictures": (2, 4, 4)}
 PROCESSES = [EDM(), VP(), Flow()]
 METHODS = methods("distiller")
@@ -92,62 +94,72 @@ def tensors_of(work: Distiller) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state_of(work).tensors().items()}
 
 
-FINISHED: dict[tuple[str, str, Any], DistillState] = {}
+@dataclass
+class Finished:
+    """A run to its end, the same for all tests: its state, the gradients' sizes that every parameter of every player
+    got in all, whether the teacher stayed as it was, and the checkpoint that was written half way."""
+
+    state: DistillState
+    gradients: dict[str, list[Tensor]]
+    teacher_kept: bool
+    half: Path
 
 
-def finished(method: Method, what: str, process: Any) -> DistillState:
-    """A run to its end, the same for all tests."""
+FINISHED: dict[tuple[str, str, Any], Finished] = {}
+
+
+def finished(method: Method, what: str, process: Any, out: Any) -> Finished:
     key = (method.name, what, process)
     if key not in FINISHED:
-        FINISHED[key] = state_of(work_of(method, what, process))
-        FINISHED[key].run(ITERATIONS)
+        work, teacher = work_of(method, what, process), teacher_of(what, process)
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        gradients = {name: watched(player) for name, player in work.players.items()}
+        state, folder = state_of(work), out.mktemp("run")
+        state.run(ITERATIONS, lambda: state.save(folder, 1.5) if state.step == HALF else None)
+        kept = all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+        kept = kept and all(parameter.grad is None for parameter in teacher.parameters())
+        FINISHED[key] = Finished(state, gradients, kept, folder / "checkpoints" / f"step-{HALF:08}")
     return FINISHED[key]
+
+
+def watched(player: Player) -> list[Tensor]:
+    """Sums of the sizes of the gradients of a player's parameters, which grow as it plays; each must be there and
+    finite at every turn, but for those that pass without a loss (disback's first stage)."""
+    inner, totals = player.backward, [torch.zeros_like(p) for p in player.parameters]
+
+    def backward(losses: Tensor, drawn: Any, parameters: Any) -> None:
+        if inner is None:
+            losses.mean().backward(inputs=list(parameters))
+        else:
+            inner(losses, drawn, parameters)
+        if not losses.requires_grad:
+            return
+        for total, parameter in zip(totals, parameters, strict=True):
+            assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
+            total += parameter.grad.abs()
+
+    player.backward = backward
+    return totals
 
 
 every = sampled("method, what, process", METHODS, list(SHAPES), PROCESSES)
 
 
 @every
-def test_gradients_reach_all_that_is_trained_and_nothing_of_the_teacher(method, what, process):
-    work, teacher = work_of(method, what, process), teacher_of(what, process)
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    moved = {name: [torch.zeros_like(p) for p in player.parameters] for name, player in work.players.items()}
-    players = {name: copy.copy(player) for name, player in work.players.items()}
-    for name, player in players.items():
-        inner = player.backward
-
-        def backward(losses, drawn, parameters, name=name, inner=inner):
-            (losses.mean().backward(inputs=list(parameters)) if inner is None else inner(losses, drawn, parameters))
-            for total, parameter in zip(moved[name], parameters, strict=True):
-                assert parameter.grad is not None and bool(parameter.grad.isfinite().all())
-                total += parameter.grad.abs()
-
-        player.backward = backward
-
-    def draw(batch, generator):
-        drawn = work.draw(batch, generator)
-        work.setting.step += 1
-        return work.setting.mine(drawn)
-
-    optimise(players, draw, steps=2 * ITERATIONS, batch=BATCH, seed=2)
-    for name, totals in moved.items():
+def test_gradients_reach_all_that_is_trained_and_nothing_of_the_teacher(method, what, process, tmp_path_factory):
+    run = finished(method, what, process, tmp_path_factory)
+    for name, totals in run.gradients.items():
         left = [i for i, total in enumerate(totals) if not bool((total > 0).any())]
         assert not left, (name, left)
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert run.teacher_kept
 
 
 @every
-def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(method, what, process, tmp_path):
-    whole = finished(method, what, process).method
-    first = work_of(method, what, process)
-    stopped = state_of(first)
-    stopped.run(ITERATIONS // 2)
-    stopped.save(tmp_path, 1.5)
-    again = work_of(method, what, process)
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(method, what, process, tmp_path_factory):
+    run = finished(method, what, process, tmp_path_factory)
+    whole, again = run.state.method, work_of(method, what, process)
     resumed = state_of(again)
-    assert resumed.restore(tmp_path / "checkpoints" / f"step-{ITERATIONS // 2:08}") == 1.5
+    assert resumed.restore(run.half) == 1.5
     resumed.run(ITERATIONS)
     ours, theirs = tensors_of(whole), tensors_of(again)
     assert ours.keys() == theirs.keys()
@@ -157,8 +169,8 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(method, what, proc
 
 
 @every
-def test_students_sample_save_and_load(method, what, process, tmp_path):
-    state = finished(method, what, process)
+def test_students_sample_save_and_load(method, what, process, tmp_path, tmp_path_factory):
+    state = finished(method, what, process, tmp_path_factory).state
     work = state.method
     assert work.kind in KINDS and work.kind == method.facts["student"] and math.isfinite(state.means()["loss"])
     student, teacher, setting = state.averaged(), teacher_of(what, process), work.setting

@@ -95,17 +95,17 @@ def all_of(work: Distiller) -> dict[str, Tensor]:
     return state(work.players) | {f"own.{name}": value.clone() for name, value in work.state().items()}
 
 
-def stopped_and_whole(build: Callable[[], Distiller]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All tensors after ten iterations, a new start from what was saved and ten more, and after twenty."""
+def stopped_and_whole(build: Callable[[], Distiller], half: int = 10) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All tensors after ten iterations, a new start from what was saved and ten more, and after twenty; or others."""
     first = build()
-    on(first, 0, 10)
+    on(first, 0, half)
     players, own = state(first.players), {name: value.clone() for name, value in first.state().items()}
     again = build()
     again.restore(own)
     restore(again.players, players)
-    on(again, 10, 20)
+    on(again, half, 2 * half)
     whole = build()
-    on(whole, 0, 20)
+    on(whole, 0, 2 * half)
     return all_of(again), all_of(whole)
 
 

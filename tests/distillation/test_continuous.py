@@ -117,7 +117,7 @@ def test_the_turn_of_the_weight_uses_the_students_errors():
 
 
 def test_differences_in_place_of_forward_mode():
-    one, other = (Continuous(small(EDM(), seed=2), mode=mode) for mode in ("jvp", "difference"))
+    one, other = (Continuous(small(EDM(), seed=2), tangent=mode) for mode in ("jvp", "difference"))
     for method in (one, other):
         with torch.no_grad():
             for k, parameter in enumerate(method.student.parameters()):
@@ -153,7 +153,7 @@ def test_from_pure_noise_of_a_flow_everything_is_finite():
     "options, said",
     [
         ({"limit": "clip"}, "unknown limit 'clip': did you mean 'clipped'"),
-        ({"mode": "jpv"}, "unknown tangent 'jpv'"),
+        ({"tangent": "jpv"}, "unknown tangent 'jpv'"),
         ({"warm": -1}, "warm must be at least 0 iterations, got -1"),
     ],
 )

@@ -16,7 +16,8 @@ from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 
-KD = {"iterations": 12, "batch": 8, "pairs": 40, "plan": "ddim", "judge": False, "on_collapse": "go on"}
+KD: dict = {"iterations": 12, "batch": 8, "pairs": 40, "plan": "ddim", "judge": False, "on_collapse": "go on"}
+KD["check_every"] = 4
 pytestmark = pytest.mark.filterwarnings("ignore:At iteration")  # twelve iterations do not widen it
 
 
@@ -49,7 +50,7 @@ def test_a_student_comes_back_with_its_plan_and_what_was_measured(teacher):
     assert made.figures["evaluations"] == 40 * 6 + 12 * 8 * 3
     assert "student" in made.figures["memory"]
     checks = [record for record in made.history if "distance" in record]
-    assert len(checks) == 12 and made.figures["best_distance"] == min(record["distance"] for record in checks)
+    assert len(checks) == 3 and made.figures["best_distance"] == min(record["distance"] for record in checks)
     samples = fs.sample(made.model, 5, label=1)
     assert samples.shape == (5, 2) and bool(samples.isfinite().all())
 
@@ -71,7 +72,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(teacher, tmp_path, monkey
 
     def stop(found):  # as if killed right after a checkpoint
         record.append(found)
-        if found["step"] == 7 and "distance" in found:
+        if found["step"] == 8 and "distance" in found:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -83,6 +84,12 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(teacher, tmp_path, monkey
     assert equal(weights(whole.model), weights(again.model))
     with pytest.raises(ValueError, match="is of another run: its lr is 0.001, this one's 0.5"):
         distill(teacher, "kd", out=tmp_path / "parts", resume=True, lr=0.5, **KD)
+    with pytest.raises(ValueError, match="is of another run: its method is 'kd', this one's 'boot'"):
+        distill(teacher, "boot", out=tmp_path / "parts", resume=True, iterations=12, batch=8, judge=False)
+    with pytest.raises(
+        ValueError, match="is of another run: its options is {'pairs': '40',.* this one's {'pairs': '41'"
+    ):
+        distill(teacher, "kd", out=tmp_path / "parts", resume=True, **KD | {"pairs": 41})
     with torch.no_grad():
         next(teacher.parameters()).add_(1.0)
     with pytest.raises(ValueError, match="is of another run: its teacher is"):
@@ -91,7 +98,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(teacher, tmp_path, monkey
 
 def test_seconds_become_iterations_and_leave_no_trace(teacher):
     rest = {name: value for name, value in KD.items() if name != "iterations"}
-    timed = distill(teacher, "kd", seconds=0.2, **rest)
+    timed = distill(teacher, "kd", seconds=0.05, **rest)
     count = timed.figures["iterations"]
     assert count >= 1
     exact = distill(teacher, "kd", iterations=count, **rest)
@@ -132,7 +139,12 @@ def test_an_exact_teacher_needs_a_student():
         distill(mixture, "kd", **KD)
     torch.manual_seed(0)
     student = NetworkDenoiser(MLP((2,), 16, 2), process, "x0", (2,), precondition="edm", data_std=0.7)
-    made = distill(mixture, "kd", student=student, **KD | {"iterations": 60, "batch": 64, "lr": 1e-2, "pairs": 256})
+    made = distill(
+        mixture,
+        "kd",
+        student=student,
+        **KD | {"iterations": 60, "batch": 64, "lr": 1e-2, "pairs": 256, "check_every": 6},
+    )
     checks = [record["distance"] for record in made.history if "distance" in record]
     assert min(checks) < 0.5 * checks[0]
 
@@ -158,6 +170,7 @@ def test_what_is_wrong_is_said_at_once(teacher, tmp_path):
     refused("unknown on_collapse 'stopp'", "kd", on_collapse="stopp")
     refused("give either iterations or seconds", "kd", seconds=3.0)
     refused("seconds must be positive", "kd", seconds=0.0, iterations=None)
+    refused("lr must be positive, got -1.0", "kd", lr=-1.0)
     refused("resume goes on with a run in a folder", "kd", resume=True)
     refused("nothing to resume", "kd", resume=True, out=tmp_path / "none")
     refused("fresh must be a share", "kd", fresh=2.0)

@@ -9,7 +9,7 @@ from fewstep.distillation.recipe import DistillRecipe, is_recipe, recipe_of_run,
 from fewstep.training.recipes import FOLDER
 
 KD = {"name": "kd", "pairs": 40, "plan": "ddim"}
-TRAIN = {"iterations": 8, "batch": 8, "on_collapse": "go on"}
+TRAIN = {"iterations": 8, "batch": 8, "check_every": 2, "on_collapse": "go on"}
 pytestmark = pytest.mark.filterwarnings("ignore:At iteration")
 
 
@@ -20,6 +20,7 @@ def few_noises(monkeypatch):
     monkeypatch.setattr(module, "verdict", lambda *_, **__: [])
     monkeypatch.setattr(module, "said", lambda rows: [])
     monkeypatch.setattr(module, "JUDGED", 8)
+    monkeypatch.setattr("fewstep.distillation.verdict.REFERENCE_NFE", 8)
 
 
 @pytest.fixture

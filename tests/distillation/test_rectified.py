@@ -125,7 +125,8 @@ def test_it_finishes_by_consistency_and_is_a_jump_then():
         work.setting.step = step
         kinds.append("rows" in work.draw(2, torch.Generator().manual_seed(step)))
     assert kinds == [True] * 12 + [False] * 8
-    assert same(stopped_and_whole(lambda: work_of("rectified-diffusion", VP(), pairs=8, plan="ddim", finish=13)))
+    options = {"iterations": 8, "pairs": 8, "plan": "ddim", "finish": 5}
+    assert same(stopped_and_whole(lambda: work_of("rectified-diffusion", VP(), **options), 4))
 
 
 def test_what_is_refused():

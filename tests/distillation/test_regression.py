@@ -54,6 +54,7 @@ def test_pairs_are_the_plan_and_their_conditions_its_own():
     assert sorted(set(pairing.condition["label"].tolist())) == [0, 1, 2, 3]  # 3: hidden
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_the_default_plan_is_the_nearest_to_the_teachers_flow():
     setting = setting_of(EDM(), gaussian(EDM(), "jump"))
     chosen = pairing_plan(setting, None, 1)

@@ -21,6 +21,7 @@ SLOW = {
     "tutorials/digits.md",
     "tutorials/folder.md",
     "tutorials/diffusers.md",
+    "tutorials/student.md",
     "choose.md",
     "accelerate.md",
     "distillation.md",

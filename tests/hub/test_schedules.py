@@ -72,10 +72,15 @@ def levels(scheduler, steps, **options):
     return [v for i, v in enumerate(values) if i == 0 or v != values[i - 1]]
 
 
+def ancestral_slow(names: list[str]) -> list:
+    """KDPM2's scheduler takes its time to set up, and its ancestral form has the same grid."""
+    return [pytest.param(n, marks=pytest.mark.slow if n.startswith("KDPM2Ancestral") else ()) for n in names]
+
+
 STEPS_ALONE = ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "LCM", "PNDM", "TCD")  # without noise levels
 
 
-@pytest.mark.parametrize("name", [n for n in TABLE if n.removesuffix("Scheduler") not in STEPS_ALONE])
+@pytest.mark.parametrize("name", ancestral_slow([n for n in TABLE if n.removesuffix("Scheduler") not in STEPS_ALONE]))
 def test_the_grids_of_schedulers_with_noise_levels(name):
     if name == "DPMSolverSDEScheduler":
         pytest.importorskip("torchsde")
@@ -231,7 +236,7 @@ def test_edm(name, final, end):
     assert own.kind == "edm" and times[0] == 50.0 and times[-1] == end and len(times) == 6
 
 
-@pytest.mark.parametrize("name", [name for name in SUPPORTED if name != PLAN])
+@pytest.mark.parametrize("name", ancestral_slow([name for name in SUPPORTED if name != PLAN]))
 def test_every_supported_class_gives_a_valid_grid_from_its_configuration(name):
     if name == "DPMSolverSDEScheduler":
         pytest.importorskip("torchsde")

@@ -13,6 +13,7 @@ import copy
 
 import pytest
 import torch
+from sampled import sampled
 
 import fewstep as fs
 from fewstep.caching.magcache import calibrate
@@ -78,7 +79,7 @@ def same(seen, found) -> None:
         torch.testing.assert_close(value, other, **CLOSE)
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.2, 0.6])
+@sampled("threshold, model", [0.05, 0.2, 0.6], list(KINDS), indirect=["model"])
 def test_first_block(model, threshold):
     made = plan(model.process, "ddim", N)
     seen, report = ours(fs.cache(model, "first-block", threshold=threshold), made)

@@ -140,7 +140,7 @@ def test_ddbm_moments_follow_the_sde_with_the_h_transform(base):
 
     s, t = base.t_min, process.t_min
     m = torch.tensor([process.a(t), process.b(t), process.c(t) ** 2], dtype=F64)
-    n = 3000
+    n = 1000
     h = (0.95 * end - s) / n
     for i in range(n):
         s = base.t_min + i * h

@@ -85,7 +85,7 @@ def test_an_anisotropic_gaussian_is_solved_almost_exactly(process):
     assert error("dpmpp-2m") > 0.05
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_the_order_is_kept_with_statistics(order, smooth):
     """Whatever the statistics are, they change the error's size, not its order."""
     process = smooth.process

@@ -26,7 +26,11 @@ def model(**options) -> MixtureInterpolant:
     return MixtureInterpolant.independent(DATA, OTHER, Interpolant(**options))
 
 
-@pytest.mark.parametrize("options", [{"latent": "brownian"}, {"path": "trigonometric", "latent": "sin2"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"latent": "brownian"}, pytest.param({"path": "trigonometric", "latent": "sin2"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_ode_and_the_sdes_end_in_one_law(options):
     """The sliced distance from 4096 exact samples is under twice that between such samples: the Monte Carlo floor."""
     n, exact = 1024, model(**options)

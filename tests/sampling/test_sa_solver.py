@@ -57,8 +57,8 @@ def test_the_noise_has_the_variance_of_the_sde(tau):
 
 @pytest.mark.parametrize(
     "predictor,corrector,order",
-    [(1, 0, 1), (1, 2, 2), (2, 3, 3), (3, 4, 4)]
-    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 2, 2), (4, 0, 4))],
+    [(1, 0, 1), (2, 3, 3)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 2, 2), (3, 4, 4), (2, 2, 2), (4, 0, 4))],
 )
 def test_the_order_without_noise(predictor, corrector, order, smooth):
     process = smooth.process

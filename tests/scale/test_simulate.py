@@ -57,7 +57,7 @@ def test_calls_that_differ_wait_as_long_as_their_second_moment_says():
             == simulate(poisson(1.0, {3: 1}, 50), constant(0.1)).finished).all()  # fmt: skip
 
 
-@pytest.mark.parametrize("servers", [1, 3])
+@pytest.mark.parametrize("servers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_several_replicas_are_erlangs(servers):
     load, mean, call = 0.7, 400, 0.001
     rate = servers * load / (mean * call)

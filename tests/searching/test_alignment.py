@@ -21,7 +21,9 @@ from fewstep.searching.job import Job
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "process", [VP(), *(pytest.param(p, marks=pytest.mark.slow) for p in (EDM(), Flow()))], ids=lambda p: p.name
+)
 def test_ddim_on_a_centred_gaussian_becomes_exact(process):
     """Its denoiser only scales, by a factor that falls with the noise: one time a step is all that is missing."""
     model = GaussianMixture(torch.ones(1), torch.zeros(1, 3), torch.tensor([0.25]), process)
@@ -47,7 +49,7 @@ def test_time_between_moves_in_log_snr_and_stays_on_the_clock():
     assert time_between(flow, [1.0, 0.4, 0.0], 0, 0.5) == pytest.approx(0.7)  # no log-SNR at pure noise: in time
 
 
-@pytest.mark.parametrize("solver", ["ddim", "unipc-3"])
+@pytest.mark.parametrize("solver", [pytest.param("ddim", marks=pytest.mark.slow), "unipc-3"])
 def test_every_time_minimises_the_distance_to_the_teachers_next_state(solver, make_mixture):
     process = VP()
     model = make_mixture(process)

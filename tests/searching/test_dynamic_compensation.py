@@ -46,7 +46,7 @@ def test_the_stepper_runs_a_plan_as_the_executor_does(make_mixture):
         assert distance(values[made.result], job.run(made, job.train)) < F64_TOLERANCE
 
 
-@pytest.mark.parametrize("solver", ["unipc-2", "dpmpp-2m"])
+@pytest.mark.parametrize("solver", ["unipc-2", pytest.param("dpmpp-2m", marks=pytest.mark.slow)])
 def test_every_ratio_minimises_the_distance_to_the_teachers_next_state(solver, make_mixture):
     model = make_mixture(VP())
     job = Job(model, 5, method="dc-solver", noises=16, reference_nfe=60)
