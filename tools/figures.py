@@ -27,6 +27,8 @@ MEASURED = {
     "stochastic": ("docs/choose.md",),
     "guidance": ("docs/choose.md",),
     "caching": ("docs/caching.md",),
+    "one": ("docs/choose.md",),
+    "students": ("docs/distillation.md",),
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
@@ -99,11 +101,7 @@ def digits(figures: dict[str, Any]) -> list[str]:
     own = ("accelerated", figures["student"])
     hand = [row for row in others if row["name"] not in own and row["planned_nfe"] <= nfe]
     ddim = max((row for row in others if row["name"] == "ddim"), key=lambda row: row["planned_nfe"])
-    top = [
-        row
-        for row in others
-        if row["name"] not in (*own, "ddim") and row["planned_nfe"] == ddim["planned_nfe"]
-    ]
+    top = [row for row in others if row["name"] not in (*own, "ddim") and row["planned_nfe"] == ddim["planned_nfe"]]
     best = min(hand, key=lambda row: row["endpoint"])
     chosen = [_student(figures), fast, best, ddim, *sorted(top, key=lambda row: row["endpoint"])[:1]]
     body = [

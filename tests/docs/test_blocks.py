@@ -125,7 +125,7 @@ def test_the_headline_names_the_rows_of_the_picture():
         assert row["name"] == "reference" or cells[3].removesuffix(" |") == f"{row['endpoint']:.3g}"
 
 
-@pytest.mark.parametrize("script", ["ablation", "theory", "medical", "editing", "tutorials"])
+@pytest.mark.parametrize("script", ["ablation", "theory", "medical", "editing", "tutorials", "students", "one"])
 def test_chapters_show_what_was_measured(script):
     """The tables and sentences of a chapter are made of the figures, so other figures make other ones."""
     tool, module = load("figures"), load(script)
