@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.distillation.adapter import apart, own_state
 from fewstep.distillation.method import Batch, Distiller
 from fewstep.training.checkpoint import load_checkpoint, part, save_checkpoint
 from fewstep.training.players import Moment, optimise
@@ -34,6 +34,9 @@ class DistillState:
         self.accelerator, self.step = accelerator, 0
         self.kept: dict[str, Tensor] = {}  # the best weights so far (`watch`)
         self.checks: dict[str, Any] = {}  # what the checks remember, as JSON
+        if accelerator is not None and accelerator.mixed_precision == "bf16":
+            for player in method.players.values():
+                player.loss = self._mixed(player.loss)
         device = method.setting.device
         # Sums since the last record, on the device: turns, loss and gradient norm of each player.
         self.sums = torch.zeros(len(method.players), 3, device=device)
@@ -55,6 +58,19 @@ class DistillState:
         optimise(
             self.method.players, draw, steps=last, batch=self.batch, seed=self.seed, first=self.step, watch=watched
         )
+
+    def _mixed(self, loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+        """A loss whose matrix products are in the accelerator's precision."""
+        from accelerate.utils import AutocastKwargs
+
+        # Without the cache of rounded weights: one that a pass without gradients filled has none for the pass after it.
+        handler = AutocastKwargs(cache_enabled=False)
+
+        def mixed(drawn: Any) -> Tensor:
+            with self.accelerator.autocast(handler):
+                return loss(drawn).float()
+
+        return mixed
 
     def _record(self, moment: Moment) -> None:
         for k, name in enumerate(self.method.players):
@@ -80,19 +96,23 @@ class DistillState:
         for name, (turns, loss, norm) in zip(self.method.players, sums.tolist(), strict=True):
             whose = "" if name == "student" else f"{name}_"
             found |= {f"{whose}loss": loss / (turns or math.nan), f"{whose}grad_norm": norm / (turns or math.nan)}
-        return found | self.method.figures() | {"evaluations": self.method.setting.count.evaluations}
+        return found | self.method.figures() | {"evaluations": self.method.setting.spent}
 
     def forget(self) -> None:
         """Resets the sums."""
         self.sums.zero_()
 
     def averaged(self) -> Denoiser:
-        """A copy of the student with its averaged weights, in evaluation mode."""
-        made = copy.deepcopy(self.method.student)
+        """A copy of the student with its averaged weights, in evaluation mode; of an adapter, on the same backbone."""
+        made = apart(self.method.student)
         average = self.method.players["student"].average
         if average is not None:
             average.copy_to(made)
         return made.eval().requires_grad_(False)
+
+    def weights(self, averaged: Denoiser) -> dict[str, Tensor]:
+        """The tensors of an averaged student, without those that it shares with others."""
+        return own_state(averaged, self.method.student)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the next iteration depends on besides the job and the number of iterations done."""
@@ -104,7 +124,7 @@ class DistillState:
         """Writes a checkpoint. Raises FloatingPointError rather than save bad weights."""
         self.check_finite()
         sums = self.sums if self.accelerator is None else self.accelerator.reduce(self.sums, "sum")
-        facts = {"job": self.job, "elapsed": elapsed, "evaluations": self.method.setting.count.evaluations}
+        facts = {"job": self.job, "elapsed": elapsed, "evaluations": self.method.setting.spent}
         if self.accelerator is None or self.accelerator.is_main_process:
             save_checkpoint(out, self.step, self.tensors() | {"sums": sums}, facts | {"checks": self.checks})
         if self.accelerator is not None:
@@ -128,7 +148,7 @@ class DistillState:
         self.method.restore(part(tensors, "method"))  # first: it may change what the players hold
         restore_players(self.method.players, part(tensors, "players"))
         self.kept, self.checks = part(tensors, "kept"), facts["checks"]
-        self.method.setting.count.evaluations = facts["evaluations"]
+        self.method.setting.count.evaluations = facts["evaluations"] / self.method.setting.share[1]
         if self.accelerator is None or self.accelerator.is_main_process:
             self.sums.copy_(tensors["sums"])
         return float(facts["elapsed"])
