@@ -17,19 +17,24 @@ from fewstep.processes.ve import EDM
 from fewstep.training.checkpoint import load_checkpoint
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    torch.manual_seed(0)
+    network = UNet(channels=1, size=4, width=[8], attention=[], classes=3, embedding=8, blocks=1)
+    model = NetworkDenoiser(network, EDM(), "x0", (1, 4, 4), {"label": fs.Label(3)}, "edm", 0.5)
+    return str(fs.save(model, tmp_path_factory.mktemp("models") / "teacher"))
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHECKED", 24)
     monkeypatch.setattr(module, "CHECK_NFE", 8)
     monkeypatch.setattr(module, "JUDGED", 20)
     for name, value in {"FEW": (), "REFERENCE_NFE": 10, "TRAIN": 12, "HELD_OUT": 12, "ITERATIONS": 1}.items():
         monkeypatch.setattr(f"fewstep.distillation.verdict.{name}", value)
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
     monkeypatch.setattr(module.Watch, "judge", lambda *_: "")  # six iterations widen nothing
-    network = UNet(channels=1, size=4, width=[8], attention=[], classes=3, embedding=8, blocks=1)
-    model = NetworkDenoiser(network, EDM(), "x0", (1, 4, 4), {"label": fs.Label(3)}, "edm", 0.5)
-    return str(fs.save(model, tmp_path / "teacher"))
+    return teacher
 
 
 WORDS = ["--method", "kd:pairs=40,plan=ddim", "--iterations", "6", "--batch", "8"]

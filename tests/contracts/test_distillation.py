@@ -41,7 +41,7 @@ from fewstep.training.players import Player
 from fewstep.training.run import accelerated
 from tests.sampled import sampled
 
-CLASSES, BATCH, ITERATIONS, HALF = 3, 6, 5, 2
+CLASSES, BATCH, ITERATIONS, HALF = 3, 6, 5, 3
 SHAPES = {"points": (2,), "pictures": (2, 4, 4)}
 PROCESSES = [EDM(), VP(), Flow()]
 METHODS = methods("distiller")

@@ -138,5 +138,5 @@ def test_resumes():
 
 
 def test_learns():
-    before, after, ddim = learnt("ctm", EDM(), 60, 64, 1e-2, substeps=1)
+    before, after, ddim = learnt("ctm", EDM(), 45, 48, 1.2e-2, substeps=1)
     falls(before, after, ddim)

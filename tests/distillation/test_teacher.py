@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from consistent import F64, MEAN, PROCESSES, VARIANCES, gaussian
+from sampled import sampled
 
 from fewstep.distillation.teacher import Count, Counted, between, jump, landing, step, trajectory
 from fewstep.processes.flow import Flow
@@ -28,8 +29,7 @@ def at(process, *levels):
     return process.time(-torch.tensor(levels, dtype=F64).log())
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
-@pytest.mark.parametrize("order", [1, 2])
+@sampled("order, process", [1, 2], PROCESSES)
 def test_orders(process, order):
     model = gaussian(process, "denoiser")
     t, s = at(process, 3.0, 2.0, 1.0, 0.5, 4.0), at(process, 0.1, 0.2, 0.3, 0.05, 0.5)
@@ -57,8 +57,7 @@ def moments(model, process, eta, n):
     return mean, factors[0] ** 2 * (alpha**2 * VARIANCES + sigma**2) + (factors[1:] ** 2).sum(0)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
-@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+@sampled("eta, process", [0.5, 1.0, 2.0], PROCESSES)
 def test_the_sde_keeps_the_law_at_every_strength(process, eta):
     """To first order in the steps, as its x0 is held constant within each."""
     model, s = gaussian(process, "denoiser"), at(process, 0.2)

@@ -15,7 +15,8 @@ MEAN, VARIANCE = torch.tensor([0.3, -0.2]), torch.tensor([0.04, 0.25])
 
 
 def test_an_exact_student_beats_every_plan_and_is_said_to(monkeypatch):
-    monkeypatch.setattr(module, "FEW", (1,))
+    for name, value in {"FEW": (1,), "TRAIN": 32, "HELD_OUT": 24, "ITERATIONS": 2}.items():
+        monkeypatch.setattr(module, name, value)
     process = EDM()
     teacher = GaussianMixture(torch.ones(1), MEAN[None], torch.diag(VARIANCE)[None], process)
     student = GaussianMap(MEAN, VARIANCE, process, answers="jump")

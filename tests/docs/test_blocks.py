@@ -24,6 +24,8 @@ SLOW = {
     "tutorials/student.md",
     "choose.md",
     "accelerate.md",
+    "bring.md",
+    "caching.md",
     "distillation.md",
     "chapters/tasks.md",
     "training.md",

@@ -104,7 +104,7 @@ def digits():
     return model, solve(model, 11, 0, 48, 100, torch.float32)
 
 
-@pytest.mark.parametrize("nfe", [5, 8])
+@pytest.mark.parametrize("nfe", [5, pytest.param(8, marks=pytest.mark.slow)])
 def test_digits_in_few_evaluations(digits, nfe):
     """Fitted once for all, it has at most two thirds of the error of the best plan made by hand."""
     model, problem = digits

@@ -55,6 +55,7 @@ def test_rewards_are_quality_and_saving_or_the_penalty():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow  # as the claims say
 def test_the_policy_gradient_finds_the_best_plan_of_each_condition():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 5

@@ -80,6 +80,7 @@ def test_offsets_are_projected_onto_the_ball():
     assert torch.equal(bounded[1], offset[1])
 
 
+@pytest.mark.slow  # as the claims say
 def test_learned_times_beat_the_best_hand_made_grid_of_the_solver(searched, make_mixture):
     model = make_mixture(VP())
     for radius in (0.0, 0.5):

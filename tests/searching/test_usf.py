@@ -87,6 +87,7 @@ def test_diverged_schedules_count_as_bad_but_finite():
     np.testing.assert_allclose(logs([0.1, float("inf"), 1.0]), np.log([0.1, 10.0, 1.0]))
 
 
+@pytest.mark.slow  # as the claims say
 def test_the_search_beats_every_schedule_it_starts_beside(searched, make_mixture):
     model = make_mixture(VP(), spread=1.0)
     job, finished = searched("usf", model, 5, population=24, generations=8, children=8, screened=200)
