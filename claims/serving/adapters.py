@@ -21,8 +21,9 @@ from fewstep.serving.adapters import Adapters, factors
 from fewstep.serving.engine import Engine, Job
 from fewstep.serving.models import Running
 from fewstep.serving.served import Served
+from fewstep.training.adapter_files import save_lora
 from fewstep.training.fit import fit, rows_of
-from fewstep.training.lora import add_lora, save_lora
+from fewstep.training.lora import add_lora
 
 STEPS, TRAINED, RANK, READING, N = 10, 300, 4, 0.2, 32
 ABOUT = (

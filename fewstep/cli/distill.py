@@ -41,11 +41,24 @@ def distill(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Evaluations of the student. [default: 1]")] = None,
     start: Annotated[float | None, typer.Option(help="The process time whose noise the student begins from.")] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            help="Train an adapter of this rank on the teacher's own weights: one network in memory, not three.",
+        ),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Scale of classifier-free guidance that ends up inside the student.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Real samples: a folder of pictures, an .npz or a built-in name.")
+    ] = None,
+    label: Annotated[
+        list[int] | None, typer.Option(help="Learn this class alone; give it again for several. [default: all]")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Learn what this caption asks for; give it again for several.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Crop and resize a folder's pictures to this many pixels.")] = None,
     iterations: Annotated[int | None, typer.Option(help="How many iterations. [default: the method's own]")] = None,
@@ -53,6 +66,9 @@ def distill(
     batch: Annotated[int | None, typer.Option(help="Samples of an iteration.")] = None,
     lr: Annotated[float | None, typer.Option(help="The largest rate of learning.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the average of the weights.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of matrix products in training: fp32 or bf16. [default: fp32]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of every random number. [default: 0]")] = None,
     device: common.Device = None,
@@ -75,11 +91,13 @@ def distill(
     used = common.Used()
     if device is not None:
         common.check_device(device)
+    asked = ({"label": label} if label else {}) | ({"text": prompt} if prompt else {})
+    train = {"iterations": iterations, "seconds": seconds, "batch": batch, "lr": lr, "ema": ema, "seed": seed}
     given: dict[str, dict[str, Any]] = {
         "teacher": {"guidance": guidance},
-        "student": {"steps": steps, "start": start},
+        "student": {"steps": steps, "start": start, "lora": lora, "conditions": asked or None},
         "data": {"source": data, "size": size},
-        "train": {"iterations": iterations, "seconds": seconds, "batch": batch, "lr": lr, "ema": ema, "seed": seed},
+        "train": train | {"precision": precision},
     }
     given = {name: {key: value for key, value in own.items() if value is not None} for name, own in given.items()}
     if resume and teacher is None:

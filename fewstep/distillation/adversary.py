@@ -12,6 +12,7 @@ from fewstep.core.prediction import expand
 from fewstep.distillation.discriminator import Discriminator, sides
 from fewstep.distillation.method import Batch, Setting
 from fewstep.distillation.teacher import BACKWARD, FORWARD
+from fewstep.networks.surgery import linked
 from fewstep.training.players import Player
 
 
@@ -36,7 +37,9 @@ class Adversary:
     def __init__(self, setting: Setting, features: Sequence[str] | None, adversarial: str) -> None:
         self.setting = setting
         self.of_critic, self.of_student = sides(adversarial)
-        frozen = copy.deepcopy(setting.base).eval().requires_grad_(False)
+        # The base stays as it is, but where it is the student itself.
+        frozen = copy.deepcopy(setting.base) if setting.own else linked(setting.base)
+        frozen = frozen.eval().requires_grad_(False)
         one = setting.condition(1, torch.Generator().manual_seed(0))
         named = {name: value.to(setting.device) for name, value in one.items()}
         self.heads = Discriminator(frozen, setting.shape, features, named, seed=setting.seed)

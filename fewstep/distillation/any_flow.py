@@ -43,7 +43,7 @@ class AnyFlow(MeanVelocity):
 
     Args:
         policy: share of the iterations, the last ones, with the second stage. weight: of its loss.
-        power, c: of the weight of samples in the first. states, tangent: `Maps`.
+        power, c: of the weight of samples in the first. states, tangent: `Maps`. fake: "copy" or "lora" (`fake_of`).
 
     Raises:
         ValueError: a share outside [0, 1], a negative weight, and what the parts raise.
@@ -51,12 +51,12 @@ class AnyFlow(MeanVelocity):
 
     def __init__(
         self, setting: Setting, policy: float = 0.25, weight: float = 1.0, power: float = 1.0, c: float = 1e-3,
-        states: str | None = None, tangent: str = "difference",
+        states: str | None = None, tangent: str = "difference", fake: str = "copy",
     ) -> None:  # fmt: skip
         if not 0 <= policy <= 1 or weight < 0:
             raise ValueError(f"policy must be a share from 0 to 1 and weight at least 0, got {policy} and {weight}")
         super().__init__(setting, power, c, states, tangent)
-        self.policy, self.weight, self.fake = policy, weight, fake_of(setting.fake or setting.base)
+        self.policy, self.weight, self.fake = policy, weight, fake_of(setting, fake)
         # The fake's turn comes first, so that the student moves by a score that has seen its present samples.
         self.players = {"fake": setting.player(self.fake, self._fake_loss, lr=setting.fake_lr)} | self.players
 

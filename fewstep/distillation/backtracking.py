@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.core.files import write
 from fewstep.core.methods import Method, made
+from fewstep.distillation.adapter import apart, own_state
 from fewstep.distillation.matching import Matching
 from fewstep.distillation.method import Batch, Distiller, Setting
 from fewstep.training.checkpoint import part
@@ -28,6 +32,7 @@ METHODS = (
     ),
 )
 
+FOLDER = "path"  # in the run's
 INNER = ("diff-instruct", "dmd2", "sid", "sim")
 
 
@@ -40,7 +45,7 @@ class DisBack(Distiller):
     on back to the real teacher.
 
     The path is that of the network itself: guidance around the teacher acts in the last part alone. The weights are
-    kept off the device, and in checkpoints.
+    kept as files in the run's folder, or without one off the device in memory.
 
     Args:
         method: "diff-instruct", "dmd2", "sid" or "sim". options: the method's.
@@ -68,8 +73,8 @@ class DisBack(Distiller):
         self.inner: Matching = made("distiller", method, 1, **options or {})(setting)
         self.student, self.players = self.inner.student, self.inner.players
         self.record, self.last, self.length = record, last, path
-        self.path: list[dict[str, Tensor]] = []
-        self.past = copy.deepcopy(self.inner.fake).requires_grad_(False)  # holds one of the path's weights
+        self.path: list[dict[str, Tensor] | Path] = []
+        self.past = apart(self.inner.fake).requires_grad_(False)  # holds one of the path's weights
         self._held: int | None = None
         self._wait()
 
@@ -89,8 +94,7 @@ class DisBack(Distiller):
 
         def recording(drawn: Batch) -> Tensor:
             while len(self.path) < self.length and self.setting.step >= self.due(len(self.path)):
-                weights = self.inner.fake.state_dict().items()
-                self.path.append({name: value.to("cpu", copy=True) for name, value in weights})
+                self.path.append(self._kept())
             return fake_loss(drawn)
 
         def waiting(drawn: Batch) -> Tensor:
@@ -109,6 +113,21 @@ class DisBack(Distiller):
 
         fake.loss, student.loss, student.backward = recording, waiting, gradients
 
+    def _kept(self) -> dict[str, Tensor] | Path:
+        """The fake score's present weights, or the file in which they are now."""
+        weights, folder = self.inner.fake.state_dict(), self.setting.folder
+        kept = {name: weights[name].to("cpu", copy=True) for name in own_state(self.past, self.inner.fake)}
+        if folder is None:
+            return kept
+        if self.setting.share[0] == 0:  # one process writes, long before the others read
+            (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+            write(self._file(len(self.path)), dump_tensors(kept))
+        return self._file(len(self.path))
+
+    def _file(self, k: int) -> Path:
+        assert self.setting.folder is not None
+        return self.setting.folder / FOLDER / f"{k}.safetensors"
+
     def teacher(self) -> Denoiser:
         """The teacher of iteration `setting.step` of the second stage."""
         share = (self.setting.step - self.recorded) / (self.setting.iterations - self.recorded)
@@ -116,7 +135,9 @@ class DisBack(Distiller):
             return self.setting.teacher
         index = self.length - 1 - int(share / (1 - self.last) * self.length)
         if index != self._held:
-            self.past.load_state_dict(self.path[index])
+            kept = self.path[index]
+            weights = load_tensors(kept.read_bytes()) if isinstance(kept, Path) else kept
+            self.past.load_state_dict(weights, strict=False)
             self._held = index
         return self.setting.counted(self.past)
 
@@ -126,12 +147,25 @@ class DisBack(Distiller):
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
         return self.inner.draw(batch, generator)
 
+    def copies(self) -> list[nn.Module]:
+        kept = self.length if self.setting.folder is None and self.setting.device.type == "cpu" else 0
+        return [self.inner.fake] * (1 + kept)
+
     def state(self) -> dict[str, Tensor]:
-        kept = {f"path.{k}.{name}": value for k, own in enumerate(self.path) for name, value in own.items()}
-        return kept | {f"inner.{name}": value for name, value in self.inner.state().items()}
+        found = {f"inner.{name}": value for name, value in self.inner.state().items()}
+        if self.setting.folder is not None:
+            return found | {"files": torch.tensor(len(self.path))}
+        kept = enumerate(own for own in self.path if not isinstance(own, Path))
+        return found | {f"path.{k}.{name}": value for k, own in kept for name, value in own.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        kept = part(tensors, "path")
-        count = len({name.split(".")[0] for name in kept})
-        self.path, self._held = [part(kept, str(k)) for k in range(count)], None
+        if self.setting.folder is not None:
+            self.path = [self._file(k) for k in range(int(tensors["files"]))]
+            if lost := [file for file in self.path if isinstance(file, Path) and not file.is_file()]:
+                raise ValueError(f"{lost[0]} is gone, which this run goes back to: begin it anew")
+        else:
+            kept = part(tensors, "path")
+            count = len({name.split(".")[0] for name in kept})
+            self.path = [part(kept, str(k)) for k in range(count)]
+        self._held = None
         self.inner.restore(part(tensors, "inner"))

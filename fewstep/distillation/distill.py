@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import time
 import warnings
@@ -13,27 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fewstep.core.arguments import check_whole, checked
-from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
-from fewstep.core.methods import Method, card, made
+from fewstep.core.methods import card, made
 from fewstep.core.plan import Plan
-from fewstep.core.process import Process
-from fewstep.core.student import REACH, Student, default_start
+from fewstep.core.student import Student
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.adapter import fits, is_adapter, merged, write_file
 from fewstep.distillation.checks import check_answers, check_classes, check_forward_mode
+from fewstep.distillation.given import given_rows
 from fewstep.distillation.levels import grid
-from fewstep.distillation.memory import held, spoken_memory
+from fewstep.distillation.memory import free, held, spoken_memory
 from fewstep.distillation.method import Distiller, Setting
+from fewstep.distillation.origin import (
+    base_of,
+    data_std_of,
+    guidance_of,
+    has_network,
+    layers_of,
+    plan_of,
+    start_of,
+    weights_sum,
+)
 from fewstep.distillation.state import DistillState
 from fewstep.distillation.verdict import said, unseen, verdict
 from fewstep.distillation.watch import Watch
 from fewstep.hub.models import save
-from fewstep.sampling.build import fixed_plan
-from fewstep.sampling.student import SOLVERS, begun, leaps
 from fewstep.searching.problem import data_for, own_data
 from fewstep.searching.reference import solve
 from fewstep.training.checkpoint import load_checkpoint
@@ -47,6 +54,7 @@ CHECKED, CHECK_NFE, JUDGED = 256, 50, 512  # noises of a check, evaluations of t
 CHECKS = 1 << 19  # the number of the first noise of the checks
 WARM, TIMED = 2, 8  # iterations by which a budget of seconds is turned into iterations
 COLLAPSES = ("stop", "go on")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,9 @@ class Distilled:
     """The result: the student with its plan, and what was measured.
 
     `rows` is the verdict (`fewstep.distillation.verdict`), `figures` JSON: evaluations spent (a forward pass of one
-    sample is 1, with its backward pass 3), seconds, iterations, best check. `history` are the log's records.
+    sample is 1, with its backward pass 3), seconds, iterations, best check. `history` are the log's records. With
+    `lora` the model is a plain one, and `adapter` the same student as an adapter on the teacher's own weights, or None
+    where it would not fit the teacher: the student has further inputs.
     """
 
     model: Denoiser
@@ -62,6 +72,7 @@ class Distilled:
     figures: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    adapter: Denoiser | None = None
 
     @property
     def plan(self) -> Plan:
@@ -69,8 +80,12 @@ class Distilled:
         return self.model.plan
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder."""
-        return save(self.model, folder, plan=self.model.plan, card=self.card())
+        """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder. With `lora` the
+        adapter lies beside it, as `--lora` takes it for the teacher."""
+        place = save(self.model, folder, plan=self.model.plan, card=self.card())
+        if self.adapter is not None:
+            write_file(self.adapter, place)
+        return place
 
     def card(self) -> str:
         student = self.model.student
@@ -86,71 +101,6 @@ class Distilled:
         return "\n".join(lines) + "\n"
 
 
-def base_of(teacher: Denoiser) -> Denoiser:
-    """The network's own denoiser within guidance, alignment and whatever else is around it.
-
-    Raises:
-        ValueError: there is no network, or it is a student whose answers are samples.
-    """
-    if teacher.student is not None and teacher.student.kind == "jump":
-        raise ValueError(
-            f"the teacher is a student itself, whose answers are samples: distil its own teacher"
-            f" {teacher.student.teacher or ''}".rstrip()
-        )
-    base = _layers(teacher)[-1]
-    if not _has_network(base):
-        raise ValueError(
-            f"the teacher {type(base).__name__} has no network that a student could begin with: give student=..., a"
-            " denoiser to train"
-        )
-    return base
-
-
-def _start(base: Denoiser, method: Method, data_std: float) -> float:
-    """Where a student begins: one that is given, where it began before; else as far as the method reaches."""
-    if base.student is not None and base.student.first is not None:
-        return base.student.first
-    return default_start(base.process, data_std, float(method.facts.get("start", REACH)))
-
-
-def _layers(teacher: Denoiser) -> list[Denoiser]:
-    """The teacher and what it wraps, from the outside in."""
-    return [teacher, *(_layers(teacher.model) if isinstance(teacher, Wrapper) else ())]
-
-
-def _has_network(base: Denoiser) -> bool:
-    return isinstance(getattr(base, "network", None), nn.Module)
-
-
-def _guidance(teacher: Denoiser) -> float | None:
-    """The scale of the guidance around a teacher's network, which ends up inside the student."""
-    scales = (getattr(layer, "scale", None) for layer in _layers(teacher) if isinstance(layer, Wrapper))
-    return next((float(scale) for scale in scales if isinstance(scale, int | float)), None)
-
-
-def weights_sum(model: nn.Module) -> str:
-    """A checksum of a model's weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:
-    """The data's standard deviation: as the model states it, as the data have it, else 0.5."""
-    stated = teacher.facts.data_std
-    if stated is not None:
-        return float(stated)
-    return data.std() if data is not None else 0.5
-
-
-def plan_of(process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Plan:
-    """The plan of a student: so many steps of what suits its kind, from its start to the clean end."""
-    points = [*times, process.t_zero] if times is not None else begun(leaps, start)(process, steps)
-    return fixed_plan(process, SOLVERS.get(kind, "ddim"), timesteps=points)
-
-
 @checked
 def distill(
     teacher: Denoiser,
@@ -159,12 +109,15 @@ def distill(
     steps: int = 1,
     start: float | None = None,
     student: Denoiser | None = None,
+    lora: int | None = None,
     data: str | Path | Dataset | None = None,
+    conditions: Mapping[str, Any] | None = None,
     iterations: int | None = None,
     seconds: float | None = None,
     batch: int | None = None,
     lr: float | None = None,
     ema: float | None = None,
+    precision: str = "fp32",
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_collapse: str = "stop",
@@ -186,10 +139,16 @@ def distill(
         steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
             the data's standard deviation.
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
+        lora: the student is an adapter of this rank on the teacher's own weights, which are then in memory once, in
+            place of a copy of them; `fake="lora"`, an option of distribution matching, is for the score of its samples.
         data: real samples: where a method needs some, by default those that the teacher was trained on; conditions are
             drawn as they come there. Without data every label is drawn equally often.
+        conditions: what to draw them from instead, a value or a list by name, `{"label": [3, 5]}` or `{"text": [...]}`;
+            rows of several lists go together.
         iterations, seconds: how long: iterations repeat to the bit; a budget of seconds is turned into iterations by
             the speed of the first ones. batch, lr, ema: samples of an iteration, the largest rate, the average's decay.
+        precision: of matrix products in training, "fp32" or "bf16"; weights, moments and averages are in the model's
+            own, as are checks and the verdict.
         out: a folder for the log, checkpoints and the model; without one nothing is written.
         resume: go on from the newest checkpoint in out; the result has the bits of a run that never stopped.
         on_collapse: "stop" ends a run whose student has collapsed, "go on" only warns. check_every: iterations between
@@ -199,7 +158,8 @@ def distill(
 
     Raises:
         ValueError: unknown names and options, a teacher without a network, a method that needs data where there are
-            none, steps that it cannot take, a folder in use, another run's checkpoint.
+            none, steps that it cannot take, a rank below 1 or a network without layers to adapt, conditions that the
+            model does not take, more memory than there is, a folder in use, another run's checkpoint.
         FloatingPointError: a loss that is not finite, naming player and iteration.
     """
     found, _ = card(method, "distiller")
@@ -216,6 +176,10 @@ def distill(
         raise ValueError(f"seconds must be positive, got {seconds}")
     if resume and out is None:
         raise ValueError("resume goes on with a run in a folder: give out=...")
+    if precision not in PRECISIONS:
+        raise suggest("precision", precision, PRECISIONS)
+    if lora is not None and student is not None:
+        raise ValueError("lora trains an adapter on the teacher's own weights: leave student out")
     base = copy.deepcopy(student) if student is not None else base_of(teacher)
     if base.shape is None:
         raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
@@ -223,7 +187,7 @@ def distill(
     resumed = None if folder is None else newest(folder, resume)
     real = None if data is None else data_for(teacher, data)
     std = data_std_of(teacher, real)
-    first = _start(base, found, std) if start is None else float(start)
+    first = start_of(base, found, std) if start is None else float(start)
     total = iterations if iterations is not None else int(found.facts.get("iterations", ITERATIONS))
     size = batch if batch is not None else int(found.facts.get("batch", BATCH))
     check_whole("iterations", total, 1)
@@ -231,22 +195,25 @@ def distill(
     if lr is not None and not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
     clock = time.perf_counter()
-    with accelerated("fp32", device) as accelerator, frozen(teacher):
+    chosen = {} if conditions is None else given_rows(base, conditions)
+    with accelerated(precision, device) as accelerator, frozen(teacher):
         if accelerator.device != teacher.device:
             teacher = copy.deepcopy(teacher).to(accelerator.device)
-            base = copy.deepcopy(base).to(accelerator.device)
+            base = base_of(teacher) if student is None else copy.deepcopy(base).to(accelerator.device)
         setting = Setting(
             teacher, base, first, steps, total, real, lambda: own_data(teacher), std,
             lr=lr if lr is not None else float(found.facts.get("lr", LR)),
             ema=ema if ema is not None else float(found.facts.get("ema", AVERAGE)),
             batch=size, seed=seed, own=student is not None and not isinstance(student, NetworkDenoiser),
-            fake=base_of(teacher) if student is not None and _has_network(_layers(teacher)[-1]) else None,
+            fake=base_of(teacher) if student is not None and has_network(layers_of(teacher)[-1]) else None,
             share=(accelerator.process_index, accelerator.num_processes),
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
+            given=chosen, lora=lora, folder=folder, free=free(accelerator.device),
         )  # fmt: skip
         grid(base.process, steps, first)  # a start outside of the clock
         check_answers(base, first)
         check_classes(base, real)
+        torch.manual_seed(seed)  # of weights that are new
         work: Distiller = build(setting)
         work.draw(2, torch.Generator().manual_seed(0))  # what is missing shows at once
         check_forward_mode(work)
@@ -261,6 +228,9 @@ def distill(
             "ema": setting.ema,
             "seed": seed,
             "data": None if real is None else real.spec.name,
+            "conditions": None if conditions is None else repr(conditions),
+            "lora": lora,
+            "precision": precision,
             "recipe": recipe,
         }
         state = DistillState(work, job, seed=seed, batch=size, accelerator=accelerator)
@@ -268,10 +238,10 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        facts = Student(work.kind, method, name, first, work.times(), _guidance(teacher))
+        facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
         return _run(
-            state, teacher, facts, folder, resumed, real,
-            paired=bool(found.facts["pairing"]), opens=bool(found.facts["data"]) or real is not None,
+            state, teacher, base, facts, folder, resumed, real,
+            paired=bool(found.facts["pairing"]), opens=(bool(found.facts["data"]) or real is not None) and not chosen,
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
             tell=tell, clock=clock,
         )  # fmt: skip
@@ -300,14 +270,15 @@ def affordable(state: DistillState, seconds: float) -> int:
 
 
 def _run(
-    state: DistillState, teacher: Denoiser, facts: Student, folder: Path | None, resumed: Path | None,
+    state: DistillState, teacher: Denoiser, base: Denoiser, facts: Student, folder: Path | None, resumed: Path | None,
     data: Dataset | None, *, paired: bool, opens: bool, every: int, stop: bool, judge: bool, progress: bool,
     tell: Callable[[dict[str, Any]], Any] | None, clock: float,
 ) -> Distilled:  # fmt: skip
     """Train, check, choose the best weights, judge."""
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
     plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
-    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data))
+    given = setting.given
+    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given))
     history: list[dict[str, Any]] = []
 
     def heard(record: dict[str, Any]) -> Any:
@@ -318,7 +289,7 @@ def _run(
     def check() -> dict[str, Any]:
         model = state.averaged()
         found = watch.check(model, plan)
-        collapsed = watch.judge(found, model.state_dict(), state.kept, state.checks, 2 * state.step >= total)
+        collapsed = watch.judge(found, state.weights(model), state.kept, state.checks, 2 * state.step >= total)
         if collapsed:
             told = f"At iteration {state.step} the student had collapsed: {collapsed}."
             ended = " The run ended, with the best weights before." if stop else ""
@@ -329,13 +300,19 @@ def _run(
         """The student with its best weights."""
         model = state.averaged()
         if state.kept:
-            model.load_state_dict(state.kept)
+            model.load_state_dict(state.kept, strict=not is_adapter(model))
         spent = setting.count.evaluations
         model.student = replace(facts, iterations=state.step, evaluations=spent)  # type: ignore[arg-type]
         model.plan = plan  # type: ignore[assignment]
         return model
 
-    memory = spoken_memory(held(teacher, state.method.players))
+    def written(place: Path) -> None:
+        model = student()
+        save(merged(model), place)
+        if is_adapter(model) and fits(model, base):
+            write_file(model, place)
+
+    memory = spoken_memory(held(teacher, state.method.players, state.method.copies()))
     if progress and state.accelerator.is_main_process:
         from rich.console import Console
 
@@ -344,11 +321,9 @@ def _run(
         total, total, state.batch, log_every=max(min(10, total), total // 50), save_every=max(1, total // 20),
         rate=lambda step: setting.rate(step, setting.lr), hooks=((every, check),), done="distilled", doing="distilling",
     )  # fmt: skip
-    finished, _ = run(
-        state, course, folder, resumed=resumed, tell=heard, progress=progress,
-        export=lambda place: save(student(), place),
-    )  # fmt: skip
-    model = student()
+    finished, _ = run(state, course, folder, resumed=resumed, tell=heard, progress=progress, export=written)
+    trained = student()
+    model, adapter = merged(trained), trained if is_adapter(trained) and fits(trained, base) else None
     figures: dict[str, Any] = {
         "iterations": state.step,
         "evaluations": setting.count.evaluations,
@@ -361,7 +336,7 @@ def _run(
     rows: list[dict[str, Any]] = []
     notes = [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
     if judge and finished:
-        problem = unseen(teacher, setting.seed, JUDGED, data)
-        rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens)
+        problem = unseen(teacher, setting.seed, JUDGED, data, given)
+        rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens, given=given)
         notes += said(rows)
-    return Distilled(model, rows, figures, history, notes)
+    return Distilled(model, rows, figures, history, notes, adapter)

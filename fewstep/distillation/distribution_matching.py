@@ -67,11 +67,11 @@ class DiffInstruct(Matching):
     answers in units of the data's deviation; the paper leaves it open.
 
     Args:
-        ratio: turns of the fake score for one of the student.
+        ratio: turns of the fake score for one of the student. fake: "copy" or "lora" (`fake_of`).
     """
 
-    def __init__(self, setting: Setting, ratio: int = 1) -> None:
-        super().__init__(setting, ratio)
+    def __init__(self, setting: Setting, ratio: int = 1, fake: str = "copy") -> None:
+        super().__init__(setting, ratio, fake)
 
     def loss(self, x: Tensor, drawn: Batch) -> Tensor:
         with torch.no_grad():
@@ -86,18 +86,19 @@ class DMD(Matching):
 
     Args:
         ratio: turns of the fake score for one of the student. pairs, plan: of the regression (`kd`). weight: of the
-            regression (the paper's 0.25).
+            regression (the paper's 0.25). fake: "copy" or "lora" (`fake_of`).
 
     Raises:
         ValueError: more than one step, a ratio below 1, and what `Pairing` raises.
     """
 
     def __init__(
-        self, setting: Setting, ratio: int = 1, pairs: int = 8192, plan: Plan | str | None = None, weight: float = 0.25
-    ) -> None:
+        self, setting: Setting, ratio: int = 1, pairs: int = 8192, plan: Plan | str | None = None,
+        weight: float = 0.25, fake: str = "copy",
+    ) -> None:  # fmt: skip
         if setting.steps != 1:
             raise ValueError(f"the student of dmd takes one step, not {setting.steps}: 'dmd2' takes several")
-        super().__init__(setting, ratio)
+        super().__init__(setting, ratio, fake)
         self.weight, self.pairing = weight, Pairing(setting, pairs, plan)
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
@@ -129,7 +130,7 @@ class DMD2(Matching):
             for none: then no data are needed. classify: its weight in the fake's. features: blocks that the heads read.
             adversarial: "non-saturating" or "hinge". simulate: whether the inputs of later steps are the student's own;
             False noises real samples in their place. real: "data", or "teacher" for `pairs` samples made by its `plan`
-            (`kd`) in their place, and no data.
+            (`kd`) in their place, and no data. fake: "copy" or "lora" (`fake_of`).
 
     Raises:
         ValueError: a ratio below 1, a negative weight, an unknown loss, block or kind of real samples, a network that
@@ -141,13 +142,13 @@ class DMD2(Matching):
     def __init__(
         self, setting: Setting, ratio: int = 5, gan: float = REAL, classify: float = CLASSIFY,
         features: Sequence[str] | None = None, adversarial: str = "non-saturating", simulate: bool = True,
-        real: str = "data", pairs: int = 8192, plan: Plan | str | None = None,
+        real: str = "data", pairs: int = 8192, plan: Plan | str | None = None, fake: str = "copy",
     ) -> None:  # fmt: skip
         if min(gan, classify) < 0:
             raise ValueError(f"weights of the adversarial loss must be at least 0, got {gan} and {classify}")
         if real not in REALS:
             raise suggest("kind of real samples", real, REALS)
-        super().__init__(setting, ratio)
+        super().__init__(setting, ratio, fake)
         self.gan, self.classify, self.simulate, self.sides = gan, classify, simulate, sides(adversarial)
         self.discriminator = self.judge(features) if gan or self.needs_heads else None
         self.pairing = Pairing(setting, pairs, plan) if self.uses_real and real == "teacher" else None

@@ -51,7 +51,7 @@ class FDistill(DMD2):
     Args:
         divergence: "rkl", "fkl", "js", "hellinger", "jeffreys", "softened-rkl" or "neyman".
         limit: the ratio lies between its inverse and it. bins: of levels. decay: of the means, an iteration.
-        ratio, gan, classify, features, real, pairs, plan: `dmd2`'s; the discriminator trains with `gan=0` as well.
+        ratio, gan, classify, features, real, pairs, plan, fake: `dmd2`'s; the discriminator trains at `gan=0` as well.
 
     Raises:
         ValueError: an unknown divergence, a limit of at most 1, bins below 1, a decay outside [0, 1), what `dmd2`
@@ -63,7 +63,7 @@ class FDistill(DMD2):
     def __init__(
         self, setting: Setting, divergence: str = "js", limit: float = 20.0, bins: int = 10, decay: float = 0.95,
         ratio: int = 5, gan: float = REAL, classify: float = CLASSIFY, features: Sequence[str] | None = None,
-        real: str = "data", pairs: int = 8192, plan: Plan | str | None = None,
+        real: str = "data", pairs: int = 8192, plan: Plan | str | None = None, fake: str = "copy",
     ) -> None:  # fmt: skip
         if divergence not in F:
             raise suggest("divergence", divergence, F)
@@ -71,7 +71,7 @@ class FDistill(DMD2):
             raise ValueError(
                 f"limit must lie above 1, bins be at least 1 and decay in [0, 1), got {limit}, {bins} and {decay}"
             )
-        super().__init__(setting, ratio, gan, classify, features, real=real, pairs=pairs, plan=plan)
+        super().__init__(setting, ratio, gan, classify, features, real=real, pairs=pairs, plan=plan, fake=fake)
         self.h, self.most, self.decay = F[divergence], math.log(limit), decay
         # Of h and of the samples in each bin of levels, with weights that fall from iteration to iteration.
         self.sums = torch.zeros(2, bins, dtype=torch.float64, device=setting.device)

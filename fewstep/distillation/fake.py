@@ -1,22 +1,36 @@
-"""The score of a student's own samples: a copy of the teacher that is trained on them while the student moves."""
+"""The score of a student's own samples: the teacher's copy, or an adapter on it, trained while the student moves."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.errors import suggest
 from fewstep.core.prediction import expand
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.adapter import RANK
 from fewstep.distillation.distances import squared
+from fewstep.distillation.method import Setting
+
+FAKES = ("copy", "lora")
 
 
-def fake_of(base: Denoiser) -> Denoiser:
-    """A copy of the base whose weights train, in evaluation mode: the score of samples has no dropout."""
-    return copy.deepcopy(base).eval().requires_grad_(True)
+def fake_of(setting: Setting, fake: str = "copy") -> Denoiser:
+    """What the score of samples begins as, and trains, in evaluation mode, as it has no dropout.
+
+    fake: "copy" of the network, or "lora", an adapter on its own weights, of the student's rank or, beside a student
+        that is a copy, of rank 8.
+
+    Raises:
+        ValueError: another word, and what `Setting.training` raises.
+    """
+    if fake not in FAKES:
+        raise suggest("kind of fake score", fake, FAKES)
+    rank = None if fake == "copy" else setting.lora or RANK
+    return setting.training(setting.fake or setting.base, rank, seed=setting.seed + 1).eval()
 
 
 def denoising(model: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:

@@ -35,19 +35,19 @@ class Matching(Distiller):
     was, and turn by turn they do not come to rest.
 
     Args:
-        ratio: turns of the fake score for one of the student.
+        ratio: turns of the fake score for one of the student. fake: what that score is, "copy" or "lora" (`fake_of`).
 
     Raises:
-        ValueError: a ratio below 1.
+        ValueError: a ratio below 1, another word for the fake score.
     """
 
     kind = "jump"
 
-    def __init__(self, setting: Setting, ratio: int) -> None:
+    def __init__(self, setting: Setting, ratio: int, fake: str = "copy") -> None:
         if ratio < 1:
             raise ValueError(f"ratio must be at least 1 turn of the fake score for one of the student, got {ratio}")
         self.setting, self.teacher = setting, setting.teacher
-        self.student, self.fake = setting.student(), fake_of(setting.fake or setting.base)
+        self.student, self.fake = setting.student(), fake_of(setting, fake)
         shares = torch.arange(setting.steps, dtype=torch.float64) / setting.steps
         self._times = at_shares(setting.process, setting.start, shares).tolist()
         # The fake's first, so that the student moves by a score that has seen its present samples.

@@ -11,6 +11,7 @@ import abc
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,9 @@ from fewstep.core.prediction import expand
 from fewstep.core.process import Process
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.adapter import beside, trained
+from fewstep.distillation.given import rows_with
+from fewstep.distillation.memory import demand, too_much
 from fewstep.distillation.teacher import Count, Counted
 from fewstep.networks.embedding import extended
 from fewstep.searching.problem import conditions
@@ -48,6 +52,10 @@ class Setting:
         fake: what scores of the student's own samples begin as, by default the base; fake_lr: their rate.
         hidden: share of the samples whose conditions are hidden (a label at its empty value).
         share: (rank, processes): which part of a batch this process works on.
+        given: conditions to draw from in place of the data's, (n, ...) each: a row of them is drawn for each sample.
+        lora: rank of the adapter on the base's own weights that the student is, in place of a copy of it.
+        folder: of the run, for what a method keeps in files; None without one.
+        free: bytes that networks which train may take, beside what is held already; None is not checked.
     """
 
     teacher: Denoiser
@@ -69,10 +77,16 @@ class Setting:
     fake: Denoiser | None = None
     fake_lr: float | None = None
     share: tuple[int, int] = (0, 1)
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    lora: int | None = None
+    folder: Path | None = None
+    free: float | None = None
+    claimed: float = 0.0  # of those
     reduce: Callable[[Tensor], Tensor] | None = None  # the mean over processes
     count: Count = field(default_factory=Count)
     step: int = 0  # iterations done, kept by the run
     _known: Dataset | None = None
+    _rows: Tensor | None = None  # of the real samples, those with a condition that is given
 
     def __post_init__(self) -> None:
         self.teacher = Counted(self.teacher, self.count)
@@ -99,15 +113,38 @@ class Setting:
     def student(self, late: int = 0, **extras: int) -> Denoiser:
         """A copy of the base that trains. extras: further inputs of its network (`networks.embedding`); with `target`
         it is a map, and takes the condition `to`."""
-        model = self.base if self.own else copy.deepcopy(self.base)
-        if self.own or not (extras or late):
-            return model.requires_grad_(True)
+        if self.own:
+            self.claim(self.base, average=True)
+            return self.base.requires_grad_(True)
+        model = self.training(self.base, self.lora, average=True)
+        if not (extras or late):
+            return model
         if not isinstance(model, NetworkDenoiser):
             raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")
-        model.network = extended(model.network, late=late, **extras)
+        model.network = extended(model.network, late, copied=self.lora is None, **extras)
         if "target" in extras or late:
             model.conditions = {**model.conditions, "to": Time()}
-        return model.requires_grad_(True)
+        return model
+
+    def training(self, base: Denoiser, lora: int | None, *, average: bool = False, seed: int | None = None) -> Denoiser:
+        """A model that trains: a copy of the base, or an adapter of a rank on its own weights. average: whether its
+        weights are averaged. seed: of an adapter's first weights.
+
+        Raises:
+            ValueError: what `adapter.beside` raises; more memory than there is.
+        """
+        if lora is not None:
+            model = beside(base, lora, self.seed if seed is None else seed)
+            self.claim(model, average, shared=True)
+            return model
+        self.claim(base, average)
+        return copy.deepcopy(base).requires_grad_(True)
+
+    def claim(self, model: nn.Module, average: bool, shared: bool = False) -> None:
+        """Counts what a model that trains will hold; `ValueError` where that is more than there is."""
+        self.claimed += demand(model, average, shared).total
+        if self.free is not None and self.claimed > self.free:
+            raise ValueError(too_much(self.claimed, self.free))
 
     def counted(self, model: Denoiser) -> Denoiser:
         """The model, its calls counted; for calls, while its parameters belong to a player."""
@@ -118,6 +155,7 @@ class Setting:
         average: bool = False, parameters: list[nn.Parameter] | None = None,
     ) -> Player:  # fmt: skip
         """A player with the setting's optimiser; `average`: with an average of its weights, for the student."""
+        module = trained(module)
         return Player(
             module,
             loss,
@@ -172,17 +210,29 @@ class Setting:
         return self._known
 
     def real(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Real samples, in the process's coordinates, and their conditions, some of them hidden."""
+        """Real samples, in the process's coordinates, and their conditions, some of them hidden.
+
+        Raises:
+            ValueError: no real samples, none with a condition that is given.
+        """
         data = self.opened()
-        rows = torch.randint(len(data), (batch,), generator=generator)
+        if self.given and self._rows is None:
+            self._rows = rows_with(data, self.given)
+        rows = torch.randint(len(data) if self._rows is None else len(self._rows), (batch,), generator=generator)
+        rows = rows if self._rows is None else self._rows[rows]
         images, named = data.batch(rows)
         found = self._hide({name: named[name] for name in self.base.conditions if name in named}, batch, generator)
         return self.base.encode(images, **found).to(self.dtype), found
 
     def condition(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The teacher's conditions as they come in the data where those are given, else every label equally often."""
+        """The teacher's conditions: drawn of those given; else as they come in the data, where those are given, and
+        every label equally often where not."""
         rows = torch.randint(len(self.data) if self.data is not None else 2**31, (batch,), generator=generator)
-        found = conditions(self.base, self.data, rows)
+        own = dict[str, Tensor]()
+        if self.given:
+            which = torch.randint(len(next(iter(self.given.values()))), (batch,), generator=generator)
+            own = {name: value[which] for name, value in self.given.items()}
+        found = conditions(self.base, self.data, rows, own)
         asked = self.teacher.conditions  # a student that is given may have more, such as the time to go to
         return self._hide({name: value.cpu() for name, value in found.items() if name in asked}, batch, generator)
 
@@ -242,6 +292,10 @@ class Distiller(abc.ABC):
     def times(self) -> tuple[float, ...] | None:
         """The times at which the student was trained, first to last but without the clean end; None for every time."""
         return None
+
+    def copies(self) -> list[nn.Module]:
+        """Modules whose trained weights the method holds once more at some time, one entry for each time."""
+        return []
 
     def state(self) -> dict[str, Tensor]:
         """What the next iteration depends on besides the players, as tensors."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import abc
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.distillation.adapter import apart, own_state
 from fewstep.distillation.distances import Distance
 from fewstep.distillation.method import Batch, Distiller, Setting
 from fewstep.distillation.teacher import step
@@ -80,10 +80,11 @@ class Behind:
         if not decay:
             return self.setting.counted(self.student)
         if self.average is None:
-            self.average = copy.deepcopy(self.student).requires_grad_(False)
+            self.average = apart(self.student).requires_grad_(False)
             self.seen = self.setting.step
         elif self.setting.step != self.seen:
-            kept, weights = ([*model.parameters()] for model in (self.average, self.student))
+            both = zip(self.average.parameters(), self.student.parameters(), strict=True)
+            kept, weights = zip(*(pair for pair in both if pair[0] is not pair[1]), strict=True)
             torch._foreach_lerp_([*kept], [*weights], 1 - decay)
             self.seen = self.setting.step
         return self.setting.counted(self.average)
@@ -91,7 +92,8 @@ class Behind:
     def state(self) -> dict[str, Tensor]:
         if self.average is None:
             return {}
-        return {f"behind.{name}": value.clone() for name, value in self.average.state_dict().items()} | {
+        own = own_state(self.average, self.student)
+        return {f"behind.{name}": value.clone() for name, value in own.items()} | {
             "behind_seen": torch.tensor(self.seen)
         }
 
@@ -99,8 +101,9 @@ class Behind:
         if "behind_seen" not in tensors:
             return
         if self.average is None:
-            self.average = copy.deepcopy(self.student).requires_grad_(False)
-        self.average.load_state_dict({name: tensors[f"behind.{name}"] for name in self.average.state_dict()})
+            self.average = apart(self.student).requires_grad_(False)
+        own = own_state(self.average, self.student)
+        self.average.load_state_dict({name: tensors[f"behind.{name}"] for name in own}, strict=False)
         self.seen = int(tensors["behind_seen"])
 
 
@@ -183,6 +186,9 @@ class Pairs(Distiller):
     def loss(self, drawn: Batch) -> Tensor:
         """The student's loss, (B,)."""
         return self.compared(*self.pair(drawn), drawn)
+
+    def copies(self) -> list[nn.Module]:
+        return [self.student] if self.decay() else []
 
     def state(self) -> dict[str, Tensor]:
         return self.behind.state()

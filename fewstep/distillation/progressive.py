@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
+from fewstep.distillation.adapter import apart, own_state
 from fewstep.distillation.distances import squared
 from fewstep.distillation.method import Batch, Distiller, Setting
 from fewstep.distillation.regression import stretches
@@ -110,7 +110,7 @@ class Progressive(Distiller):
         return self.setting.teacher if self.old is None else self.setting.counted(self.old)
 
     def _copy(self) -> Denoiser:
-        return copy.deepcopy(self.student).eval().requires_grad_(False)
+        return apart(self.student).eval().requires_grad_(False)
 
     def _loss(self, drawn: Batch) -> Tensor:
         number, steps = drawn["round"], drawn["step"]
@@ -137,14 +137,15 @@ class Progressive(Distiller):
         snr = (self.setting.process.alpha(t) / self.setting.process.sigma(t)).square()
         return (snr.clamp(min=1.0) if self.truncated else snr + 1).to(made.dtype) * squared(made, goal)
 
+    def copies(self) -> list[nn.Module]:
+        return [self.student] if self.halvings > 1 else []
+
     def state(self) -> dict[str, Tensor]:
-        own = (
-            {} if self.old is None else {f"old.{name}": value.clone() for name, value in self.old.state_dict().items()}
-        )
-        return {"round": torch.tensor(self.round), **own}
+        own = {} if self.old is None else own_state(self.old, self.student)
+        return {"round": torch.tensor(self.round)} | {f"old.{name}": value.clone() for name, value in own.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.round, self.old = int(tensors["round"]), None
         if weights := part(tensors, "old"):
             self.old = self._copy()
-            self.old.load_state_dict(weights)
+            self.old.load_state_dict(weights, strict=False)

@@ -24,9 +24,9 @@ MODEL = "model"
 SECTIONS = ("teacher", "student", "method", "data", "train")
 KEYS = {
     "teacher": ("model", "guidance"),
-    "student": ("steps", "start"),
+    "student": ("steps", "start", "lora", "conditions"),
     "data": ("source", "size", "mode"),
-    "train": ("iterations", "seconds", "batch", "lr", "ema", "seed", "check_every", "on_collapse"),
+    "train": ("iterations", "seconds", "batch", "lr", "ema", "precision", "seed", "check_every", "on_collapse"),
 }
 
 
@@ -38,11 +38,12 @@ class DistillRecipe:
         teacher: `model` (a name or folder) and `guidance`, a scale that ends up inside the student.
         method: one after another, each a dictionary with a distiller's `name`, its options, and under `train` what it
             has of its own of that section; each begins with the student of the one before.
-        student: `steps`, `start`. data: `source`, `size`, `mode`, as `open_data` takes them.
-        train: `iterations` or `seconds`, `batch`, `lr`, `ema`, `seed`, `check_every`, `on_collapse`.
+        student: `steps`, `start`, `lora`, `conditions`, as `distill` takes them. data: `source`, `size`, `mode`, as
+            `open_data` takes them.
+        train: `iterations` or `seconds`, `batch`, `lr`, `ema`, `precision`, `seed`, `check_every`, `on_collapse`.
 
     Raises:
-        ValueError: an unknown key, method or option, a section that is missing.
+        ValueError: an unknown key, method or option, a section that is missing, an adapter through several methods.
     """
 
     teacher: Mapping[str, Any]
@@ -64,6 +65,11 @@ class DistillRecipe:
             card(stage["name"], "distiller")
             _check_keys("method.train", stage.get("train", {}), KEYS["train"])
             made("distiller", stage["name"], 1, **_options(stage))
+        if self.student.get("lora") is not None and len(self.method) > 1:
+            raise ValueError(
+                "lora is for one method: of several each begins with the student of the one before, whose weights are"
+                " not the teacher's"
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> DistillRecipe:

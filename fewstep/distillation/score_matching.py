@@ -81,11 +81,12 @@ class SiD(Matching):
     as the network has it. The gradient runs through x_t into both networks.
 
     Args:
-        alpha: a; the paper finds 1.2 best. ratio: turns of the fake score for one of the student.
+        alpha: a; the paper finds 1.2 best. ratio: turns of the fake score for one of the student. fake: "copy" or
+            "lora" (`fake_of`).
     """
 
-    def __init__(self, setting: Setting, alpha: float = 1.0, ratio: int = 1) -> None:
-        super().__init__(setting, ratio)
+    def __init__(self, setting: Setting, alpha: float = 1.0, ratio: int = 1, fake: str = "copy") -> None:
+        super().__init__(setting, ratio, fake)
         self.alpha = alpha
 
     def loss(self, x: Tensor, drawn: Batch) -> Tensor:
@@ -104,7 +105,7 @@ class SIM(Matching):
 
     Args:
         distance: "squared", "pseudo-huber" or "power". c, power: `slope`.
-        ratio: turns of the fake score for one of the student.
+        ratio: turns of the fake score for one of the student. fake: "copy" or "lora" (`fake_of`).
 
     Raises:
         ValueError: what `slope` raises, a ratio below 1.
@@ -112,9 +113,9 @@ class SIM(Matching):
 
     def __init__(
         self, setting: Setting, distance: str = "pseudo-huber", c: float | None = None, power: float = 1.5,
-        ratio: int = 1,
+        ratio: int = 1, fake: str = "copy",
     ) -> None:  # fmt: skip
-        super().__init__(setting, ratio)
+        super().__init__(setting, ratio, fake)
         self.slope = slope(distance, c, power)
 
     def loss(self, x: Tensor, drawn: Batch) -> Tensor:

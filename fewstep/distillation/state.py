@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.distillation.adapter import apart, own_state
 from fewstep.distillation.method import Batch, Distiller
 from fewstep.training.checkpoint import load_checkpoint, part, save_checkpoint
 from fewstep.training.players import Moment, optimise
@@ -34,6 +34,9 @@ class DistillState:
         self.accelerator, self.step = accelerator, 0
         self.kept: dict[str, Tensor] = {}  # the best weights so far (`watch`)
         self.checks: dict[str, Any] = {}  # what the checks remember, as JSON
+        if accelerator is not None and accelerator.mixed_precision == "bf16":
+            for player in method.players.values():
+                player.loss = self._mixed(player.loss)
         device = method.setting.device
         # Sums since the last record, on the device: turns, loss and gradient norm of each player.
         self.sums = torch.zeros(len(method.players), 3, device=device)
@@ -55,6 +58,19 @@ class DistillState:
         optimise(
             self.method.players, draw, steps=last, batch=self.batch, seed=self.seed, first=self.step, watch=watched
         )
+
+    def _mixed(self, loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+        """A loss whose matrix products are in the accelerator's precision."""
+        from accelerate.utils import AutocastKwargs
+
+        # Without the cache of rounded weights: one that a pass without gradients filled has none for the pass after it.
+        handler = AutocastKwargs(cache_enabled=False)
+
+        def mixed(drawn: Any) -> Tensor:
+            with self.accelerator.autocast(handler):
+                return loss(drawn).float()
+
+        return mixed
 
     def _record(self, moment: Moment) -> None:
         for k, name in enumerate(self.method.players):
@@ -87,12 +103,16 @@ class DistillState:
         self.sums.zero_()
 
     def averaged(self) -> Denoiser:
-        """A copy of the student with its averaged weights, in evaluation mode."""
-        made = copy.deepcopy(self.method.student)
+        """A copy of the student with its averaged weights, in evaluation mode; of an adapter, on the same backbone."""
+        made = apart(self.method.student)
         average = self.method.players["student"].average
         if average is not None:
             average.copy_to(made)
         return made.eval().requires_grad_(False)
+
+    def weights(self, averaged: Denoiser) -> dict[str, Tensor]:
+        """The tensors of an averaged student, without those that it shares with others."""
+        return own_state(averaged, self.method.student)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the next iteration depends on besides the job and the number of iterations done."""

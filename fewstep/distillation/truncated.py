@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
+from fewstep.distillation.adapter import apart, own_state
 from fewstep.distillation.consistency import inverse_gap
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.improved import DEVIATION, MEAN, nearer
@@ -129,7 +129,7 @@ class Truncated(Pairs):
     def kept(self) -> Denoiser:
         """Stage one's student, by its averaged weights."""
         if self.first is None:
-            self.first = copy.deepcopy(self.student).requires_grad_(False)
+            self.first = apart(self.student).requires_grad_(False)
             average = self.players["student"].average
             assert average is not None
             average.copy_to(self.first)
@@ -143,8 +143,11 @@ class Truncated(Pairs):
         below = (s < self.truncated).reshape(-1, *[1] * (x.ndim - 1))
         return torch.where(below, self.kept()(x, s, **drawn["condition"]).x0, own)
 
+    def copies(self) -> list[nn.Module]:
+        return [*super().copies(), self.student]
+
     def state(self) -> dict[str, Tensor]:
-        first = {} if self.first is None else self.first.state_dict()
+        first = {} if self.first is None else own_state(self.first, self.student)
         return super().state() | {f"first.{name}": value.clone() for name, value in first.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -152,5 +155,5 @@ class Truncated(Pairs):
         own = {name[6:]: value for name, value in tensors.items() if name.startswith("first.")}
         self.first = None
         if own:
-            self.first = copy.deepcopy(self.student).requires_grad_(False)
-            self.first.load_state_dict(own)
+            self.first = apart(self.student).requires_grad_(False)
+            self.first.load_state_dict(own, strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,14 +30,17 @@ FEW = (1, 2, 3, 4)
 TRAIN, HELD_OUT, ITERATIONS = 96, 48, 5  # of the learned plans that a student is judged beside
 
 
-def unseen(teacher: Denoiser, seed: int, n: int, data: Dataset | None) -> Problem:
-    """Noises that no training has seen, their conditions and where the teacher's ODE takes them."""
-    return solve(teacher, seed, FIRST, n, REFERENCE_NFE, torch.float32, data)
+def unseen(
+    teacher: Denoiser, seed: int, n: int, data: Dataset | None, given: Mapping[str, Tensor] | None = None
+) -> Problem:
+    """Noises that no training has seen, their conditions (the data's, or those given) and where the teacher's ODE takes
+    them."""
+    return solve(teacher, seed, FIRST, n, REFERENCE_NFE, torch.float32, data, given=given)
 
 
 def verdict(
     teacher: Denoiser, student: Denoiser, plan: Sampler, problem: Problem, data: Dataset | None, *, paired: bool,
-    real: bool = True,
+    real: bool = True, given: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row for each: the student; the teacher at 100 evaluations; of plans of the teacher at 1 to 4 evaluations and
     at the student's number, the best hand-made and a learned one.
@@ -48,6 +51,7 @@ def verdict(
 
     Args:
         paired: whether the student's method keeps the pairing of noise and sample. real: whether data may be opened.
+        given: conditions (n, ...) that the plans are learned with, in place of the data's.
     """
     against = real_of(teacher, problem, data) if real else Real(problem.reference, "the teacher's samples", False)
     rows = [_row("student", f"student, {plan.nfe} steps", student, plan, problem, against, paired)]
@@ -56,7 +60,9 @@ def verdict(
     )
     rows[-1] |= {"nfe": REFERENCE_NFE, "endpoint": None}
     with threads_for(teacher):
-        train = solve(teacher, problem.seed + 1, 0, TRAIN + HELD_OUT, REFERENCE_NFE // 2, torch.float32, data)
+        train = solve(
+            teacher, problem.seed + 1, 0, TRAIN + HELD_OUT, REFERENCE_NFE // 2, torch.float32, data, given=given
+        )
         held_out, train = train.part(TRAIN, len(train)), train.part(0, TRAIN)
         for nfe in sorted({*FEW, plan.nfe}):
             rows += [_row(*named, problem, against, True) for named in _best_plans(teacher, nfe, train, held_out)]

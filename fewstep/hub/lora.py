@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from fewstep.core.files import write
 from fewstep.hub.checkpoints import read_weights
 from fewstep.hub.components import families, unsupported
 from fewstep.networks.low_rank import Factors
@@ -82,6 +84,23 @@ def read_factors(pipeline: Any, file: str | os.PathLike[str]) -> dict[str, Facto
     return found
 
 
+def write_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write the adapter on the network of a `PipelineDenoiser` into a folder, as diffusers' `load_lora_weights` and
+    `add_adapters` take it; one adapter of the alpha that is its rank."""
+    component = next(iter(_networks(model.pipeline)))
+    tensors = {
+        f"{component}.{path}.lora_{side}.weight": getattr(layer, f"lora_{side}")[name]
+        .weight.detach()
+        .cpu()
+        .contiguous()
+        for path, layer in model.network.named_modules()
+        if hasattr(layer, "lora_A")
+        for name in layer.lora_A
+        for side in "AB"
+    }
+    return write(Path(folder) / USUAL[0], save(tensors))
+
+
 def _networks(pipeline: Any) -> dict[str, nn.Module]:
     """The networks that adapters may be for, by component; the pipeline's own network first."""
     kind = type(pipeline).__name__
@@ -96,7 +115,8 @@ def _file(path: Path) -> Path:
     """The adapter's file: itself, or the one in a folder."""
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.safetensors"))
+    if not (files := sorted(path.glob("*.safetensors"))) and (path / "model").is_dir():  # a run's folder
+        return _file(path / "model")
     named = [file for file in files if file.name in USUAL]
     if len(named) == 1 or len(files) == 1:
         return (named or files)[0]

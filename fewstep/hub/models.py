@@ -22,6 +22,7 @@ from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
 STUDENT = "student.json"  # beside a diffusers folder, whose own configuration has no place for it
+ABOUT = ("config.json", "model_index.json")  # what a model folder has: fewstep's, diffusers'
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"
 
 
@@ -58,7 +59,8 @@ def load(
         revision: branch, tag or commit of a repository.
         variant: of a diffusers model's weights, such as "fp16"; by default those without one, or the only one there is.
         config: for a single file, a folder in diffusers' layout or a repository that says what it is made of.
-        lora: files or folders of low-rank adapters for a diffusers model, each with its weight, `{"style": 0.8}`.
+        lora: files or folders of low-rank adapters, each with its weight, `{"style": 0.8}`: for a diffusers model in
+            the formats of diffusers, PEFT and kohya, for a model of fewstep's own its own (`fewstep.training.lora`).
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
         long_prompts: a diffusers model reads prompts beyond its text encoder's length, in several windows of it.
@@ -98,7 +100,7 @@ def load(
         opening.only(f"{path.name} is a single file", variant=True)
         return opening.model(open_single_file(path, config, dtype, download, revision))
     opening.only(f"{path.name} is a folder", config=True)
-    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+    if not any((path / name).is_file() for name in ABOUT) and any((path / "model" / name).is_file() for name in ABOUT):
         path = path / "model"  # the folder of a run
     if (path / "model_index.json").is_file():
         from fewstep.hub.components import open_pipeline
@@ -110,8 +112,12 @@ def load(
             pipeline.student = Student.from_config(json.loads(read_text(path / STUDENT)))
         return pipeline
     own = f"{path.name} is a model of fewstep's own"
-    opening.only(own, variant=True, size=True, lora=True, offload=True, long_prompts=True)
+    opening.only(own, variant=True, size=True, offload=True, long_prompts=True)
     model = load_model(path)
+    if opening.lora:
+        from fewstep.training.adapter_files import with_adapters
+
+        model = with_adapters(model, opening.lora).eval()
     if dtype is not None:
         model.to(dtype)
     return model.to(device) if device is not None else model

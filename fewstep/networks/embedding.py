@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from fewstep.core.errors import suggest
 from fewstep.networks.common import zeroed
+from fewstep.networks.surgery import linked
 
 # Angular frequencies of the Fourier features, in radians per unit of `noise`. The lowest is monotone over a range of
 # six; the highest resolves a hundredth. Much higher ones would make the output rough in t, which consistency and
@@ -225,12 +226,13 @@ def early_and_late(
     return early, told(target)
 
 
-def extended(network: _Network, late: int = 0, **extras: int) -> _Network:
+def extended(network: _Network, late: int = 0, copied: bool = True, **extras: int) -> _Network:
     """A network with further inputs and the weights of this one, which stays as it is: `extended(network, target=1)`.
 
     Its class, dtype, device, mode and blocks are those of `network`, its `config()` says what was added, and it answers
     bit for bit as before, whether the new inputs are given or not; only that late blocks read another target's level.
     New weights draw from torch's global generator. Inputs that `network` has already stay, with their weights.
+    copied: whether the weights are; without, they are those of `network` itself.
 
     Raises:
         ValueError: a network without our `Embedding`, as those of diffusers, what is no extra input, another width than
@@ -242,7 +244,7 @@ def extended(network: _Network, late: int = 0, **extras: int) -> _Network:
             f"{type(network).__name__} has no embedding of fewstep.networks that could take further inputs"
             f" ({', '.join(EXTRAS)})"
         )
-    made = copy.deepcopy(network)
+    made = copy.deepcopy(network) if copied else linked(network)
     made.embedding.extend(extras, late)  # type: ignore[operator, union-attr]
     made.early = early_blocks(made)  # type: ignore[assignment]
     return made

@@ -7,15 +7,18 @@ blocks out, caching them, reading features and changing attention are all done t
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from fewstep.core.errors import suggest
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,16 @@ def replaced(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
             parent = copies[at]
         parent._modules[last] = part
     return copies[""]
+
+
+def linked(module: _Module, trained: bool = True) -> _Module:
+    """A second tree of modules over the same parameters and buffers: what is put into it is not in the first.
+
+    trained: whether parameters that ask for gradients are shared as well; without, the second tree has copies of those.
+    """
+    shared = [each for each in module.parameters() if trained or not each.requires_grad]
+    buffers = module.buffers() if trained else ()
+    return copy.deepcopy(module, {id(each): each for each in (*shared, *buffers)})
 
 
 def compiled_as(model: nn.Module, copy: nn.Module) -> None:

@@ -84,8 +84,12 @@ def data_for(model: Denoiser, source: str | Path | Dataset) -> Dataset:
     return data
 
 
-def conditions(model: Denoiser, data: Dataset | None, rows: Tensor) -> dict[str, Tensor]:
+def conditions(
+    model: Denoiser, data: Dataset | None, rows: Tensor, given: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """A condition for each of some rows (n,), on the model's device: what the data have there, over and over.
+
+    given: conditions (n, ...) of these rows, in place of what they have.
 
     Without data the classes come in turn, and captions are those of the data that the model was trained on (empty where
     those are not known).
@@ -93,11 +97,15 @@ def conditions(model: Denoiser, data: Dataset | None, rows: Tensor) -> dict[str,
     Raises:
         ValueError: a model that needs pictures, and no data that have them; conditions that do not fit the model.
     """
-    named = data.batch(rows % len(data))[1] if data is not None and model.conditions else {}
+    taken = given or {}
+    open_ones = any(name not in taken for name in model.conditions)
+    named = data.batch(rows % len(data))[1] if data is not None and open_ones else {}
     found = {}
     for name, kind in model.conditions.items():
         value = named.get(name)
-        if isinstance(kind, Label):
+        if name in taken:
+            value = taken[name]
+        elif isinstance(kind, Label):
             value = rows % kind.classes if value is None else value
             if (most := int(value.max())) >= kind.classes:  # the next index would mean "no label"
                 raise ValueError(f"the data have labels up to {most}, but the model has {kind.classes} classes")
@@ -125,10 +133,16 @@ def run_all(
 
 
 def draw(
-    model: Denoiser, seed: int, first: int, n: int, dtype: torch.dtype, data: Dataset | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """n noises of a stream and their conditions (those of the data's rows `first ...`), on the model's device."""
+    model: Denoiser, seed: int, first: int, n: int, dtype: torch.dtype, data: Dataset | None = None,
+    given: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """n noises of a stream and their conditions (those of the data's rows `first ...`), on the model's device.
+
+    given: conditions (any number, ...) that come in turn, in place of the data's.
+    """
     assert model.shape is not None
     normal = functools.partial(Noise(seed, first).normal, shape=(n, *model.shape), device=model.device, dtype=dtype)
     noise = model.process.start(normal)
-    return noise, conditions(model, data, first + torch.arange(n))
+    rows = first + torch.arange(n)
+    own = {name: value[rows % len(value)] for name, value in (given or {}).items()}
+    return noise, conditions(model, data, rows, own)

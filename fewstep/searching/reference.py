@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -38,10 +38,11 @@ def solve(
     dtype: torch.dtype,
     data: Dataset | None = None,
     tick: Callable[[], None] = _nothing,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Problem:
-    """n noises of the stream `seed` from number `first` on, with the conditions of as many rows of the data, and the
-    reference's answers; `tick` is called before each call of the network."""
-    noise, condition = draw(model, seed, first, n, dtype, data)
+    """n noises of the stream `seed` from number `first` on, with the conditions of as many rows of the data or those
+    given, in turn, and the reference's answers; `tick` is called before each call of the network."""
+    noise, condition = draw(model, seed, first, n, dtype, data, given)
     answers = _answers(model, nfe, Problem(noise, noise, condition, seed, first), tick)
     return Problem(noise, answers, condition, seed, first)
 

@@ -47,7 +47,7 @@ def factors(model: Denoiser, file: Path) -> tuple[str, dict[str, Factors]]:
         return "network", of_pipeline(pipeline, file)
     if not isinstance(model, NetworkDenoiser):
         raise ValueError(f"adapters are for networks alone, and this model is a {type(model).__name__}")
-    from fewstep.training.lora import read_factors
+    from fewstep.training.adapter_files import read_factors
 
     return "network", read_factors(model, file)
 

@@ -48,9 +48,10 @@ class EMA:
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
-        """Writes the average into the network, in the network's dtype."""
+        """Writes the average into the network, in the network's dtype; weights that have none stay as they are."""
         for name, parameter in network.named_parameters():
-            parameter.copy_(self.average[name])
+            if name in self.average:
+                parameter.copy_(self.average[name])
 
     def load(self, average: Mapping[str, Tensor], updates: int) -> None:
         """Continues from a saved average."""

@@ -10,6 +10,7 @@ from fewstep.cli.main import run
 from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation import distill as module
+from fewstep.distillation.recipe import recipe_of_run
 from fewstep.networks.mlp import MLP
 from fewstep.networks.unet import UNet
 from fewstep.processes.ve import EDM
@@ -44,6 +45,20 @@ def test_a_student_from_one_command(folder, tmp_path, capsys):
     assert "1 evaluations planned and 1 made" in capsys.readouterr().out
     assert run(["distill", folder, *WORDS, "--out", "one"]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_an_adapter_of_some_classes_and_its_use(folder, tmp_path, capsys):
+    words = [*WORDS, "--lora", "2", "--label", "1", "--label", "2", "--precision", "bf16", "--out", "fast"]
+    assert run(["distill", folder, *words]) == 0
+    capsys.readouterr()
+    recipe = recipe_of_run("fast")
+    assert recipe.student == {"lora": 2, "conditions": {"label": [1, 2]}} and recipe.train["precision"] == "bf16"
+    assert run(["sample", folder, "--lora", "fast=1.0", "-n", "4", "--label", "1", "--out", "four.png"]) == 0
+    assert "1 evaluations planned and 1 made" in capsys.readouterr().out
+    assert run(["distill", folder, *WORDS, "--lora", "0", "--out", "none"]) == 2
+    assert "lora must be a rank of at least 1, got 0" in capsys.readouterr().err
+    assert run(["distill", folder, *WORDS, "--prompt", "a circle", "--out", "none"]) == 2
+    assert "unknown condition 'text'" in capsys.readouterr().err
 
 
 def test_json_and_recipes(folder, tmp_path, capsys):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from distillation.matched import built, jumper, law, learned, moved, resumes, setting, train
 
+from fewstep.distillation import distill as module
 from fewstep.distillation.backtracking import DisBack
 from fewstep.processes.ve import EDM
+from fewstep.training.checkpoint import checkpoints, load_checkpoint
 
 INNER = ["diff-instruct", "dmd2", "sid", "sim"]
 
@@ -82,6 +84,38 @@ def test_it_resumes_bit_for_bit(inner):
 @pytest.mark.slow  # the contract has one of each method
 def test_it_resumes_bit_for_bit_within_the_first_stage():
     assert resumes("disback", record=0.8, path=3)
+
+
+DISTILL = {
+    "iterations": 20, "batch": 8, "record": 0.5, "path": 3, "judge": False, "on_collapse": "go on", "lr": 1e-2,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:At iteration")
+@pytest.mark.parametrize("stop_at", [7, 14])  # while weights are kept, and while they are gone back to
+def test_with_a_folder_the_path_is_in_files_and_resumes_bit_for_bit(teacher, tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(module, "CHECKED", 24)
+    monkeypatch.setattr(module, "CHECK_NFE", 8)
+    held = module.distill(teacher, "disback", **DISTILL)
+
+    def stop(found):
+        if found["step"] == stop_at and "distance" in found:
+            raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        module.distill(teacher, "disback", out=run, tell=stop, check_every=1, **DISTILL)
+    tensors, _ = load_checkpoint(checkpoints(run)[-1])
+    assert not [name for name in tensors if "path" in name]
+    assert int(tensors["method.files"]) == len(list((run / "path").iterdir())) == (2 if stop_at == 7 else 3)
+    whole = module.distill(teacher, "disback", out=run, resume=True, check_every=1, **DISTILL)
+    again = module.distill(teacher, "disback", check_every=1, **DISTILL)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert held.figures["evaluations"] == whole.figures["evaluations"]
+    (run / "path" / "1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"1.safetensors is gone, which this run goes back to"):
+        module.distill(teacher, "disback", out=run, resume=True, check_every=1, **DISTILL)
 
 
 def test_a_run_of_few_iterations_has_a_path_as_well():

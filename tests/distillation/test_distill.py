@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.core.student import Student
+from fewstep.core.student import Student, default_start
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation import distill as module
@@ -41,7 +41,7 @@ def test_a_student_comes_back_with_its_plan_and_what_was_measured(teacher):
     heard = []
     made = distill(teacher, "kd", tell=heard.append, **KD)
     assert equal(weights(teacher), before) and all(p.requires_grad for p in teacher.parameters())
-    start = module.default_start(teacher.process, 0.5)
+    start = default_start(teacher.process, 0.5)
     student = made.model.student
     assert student == Student("jump", "kd", "", start, (start,), None, 12, made.figures["evaluations"])
     assert made.plan.nfe == 1 and made.plan.times[0] == start and made.history == heard
@@ -94,6 +94,37 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(teacher, tmp_path, monkey
         next(teacher.parameters()).add_(1.0)
     with pytest.raises(ValueError, match="is of another run: its teacher is"):
         distill(teacher, "kd", out=tmp_path / "parts", resume=True, **KD)
+
+
+def test_half_precision_trains_other_bits_and_resumes_to_the_same(teacher, tmp_path):
+    options = KD | {"precision": "bf16", "lr": 1e-2}
+    whole = distill(teacher, "kd", out=tmp_path / "whole", **options)
+    assert next(whole.model.parameters()).dtype == torch.float32
+    plain = distill(teacher, "kd", **options | {"precision": "fp32"})
+    apart = [float((a - b).norm() / b.norm()) for a, b in zip(*map(parameters, (whole, plain)), strict=True)]
+    assert 0 < max(apart) < 0.1  # eight bits of a product's mantissa
+
+    def stop(found):
+        if found["step"] == 7 and "distance" in found:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(teacher, "kd", out=tmp_path / "parts", tell=stop, **options)
+    resumed = distill(teacher, "kd", out=tmp_path / "parts", resume=True, **options)
+    assert equal(weights(whole.model), weights(resumed.model))
+    with pytest.raises(ValueError, match="its precision is 'bf16', this one's 'fp32'"):
+        distill(teacher, "kd", out=tmp_path / "parts", resume=True, **options | {"precision": "fp32"})
+
+
+def test_gradients_in_half_precision_reach_what_a_pass_without_one_has_seen(teacher):
+    """The target's side of a pair runs without a gradient before the student does, in one loss."""
+    options = {"iterations": 4, "batch": 8, "judge": False, "on_collapse": "go on"}
+    made = distill(teacher, "consistency", precision="bf16", **options)
+    assert all(not torch.equal(a, b) for a, b in zip(made.model.parameters(), teacher.parameters(), strict=True))
+
+
+def parameters(made):
+    return list(made.model.parameters())
 
 
 def test_seconds_become_iterations_and_leave_no_trace(teacher):
@@ -168,6 +199,7 @@ def test_what_is_wrong_is_said_at_once(teacher, tmp_path):
     refused("the student of 'kd' takes one step, not 3", "kd", steps=3)
     refused("start must lie above", "kd", start=500.0)
     refused("unknown on_collapse 'stopp'", "kd", on_collapse="stopp")
+    refused("unknown precision 'bf61'.*bf16", "kd", precision="bf61")
     refused("give either iterations or seconds", "kd", seconds=3.0)
     refused("seconds must be positive", "kd", seconds=0.0, iterations=None)
     refused("lr must be positive, got -1.0", "kd", lr=-1.0)

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from distillation.matched import F64, jumper, law, perceptron, shaken
 
+from fewstep.distillation.adapter import RANK
 from fewstep.distillation.fake import denoising, fake_of
+from fewstep.distillation.method import Setting
 from fewstep.processes.flow import Flow
 from fewstep.processes.vp import VP
+from fewstep.training.lora import lora_parameters
 
 
 def test_it_is_a_copy_that_trains_and_has_no_dropout():
     base = perceptron(width=8).requires_grad_(False).train()
-    fake = fake_of(base)
+    fake = fake_of(Setting(base, base, 3.0))
     assert not fake.training and base.training
     assert all(p.requires_grad for p in fake.parameters()) and not any(p.requires_grad for p in base.parameters())
     assert not {p.data_ptr() for p in fake.parameters()} & {p.data_ptr() for p in base.parameters()}
+
+
+def test_or_an_adapter_of_the_students_rank():
+    base = shaken(perceptron(width=8))
+    fake = fake_of(Setting(base, base, 3.0, lora=2), "lora")
+    weights = lora_parameters(fake)
+    assert not fake.training and {p for p in fake.parameters() if p.requires_grad} == set(weights)
+    assert {min(weight.shape) for weight in weights} == {2}
+    assert {p.data_ptr() for p in base.parameters()} < {p.data_ptr() for p in fake.parameters()}
+    assert {min(weight.shape) for weight in lora_parameters(fake_of(Setting(base, base, 3.0), "lora"))} <= {2, RANK}
+    with pytest.raises(ValueError, match="unknown kind of fake score 'loar'"):
+        fake_of(Setting(base, base, 3.0), "loar")
+    with pytest.raises(ValueError, match="an adapter needs a teacher with a network, and GaussianMap has none"):
+        fake_of(Setting(base, law(jumper(Flow())), 3.0), "lora")
 
 
 def test_a_networks_loss_is_its_own():

@@ -63,6 +63,18 @@ def test_methods_follow_each_other_and_resume_where_they_were(folder, tmp_path):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_adapter_conditions_and_precision_of_a_recipe_are_those_of_the_call(folder, tmp_path):
+    student = {"lora": 2, "conditions": {"label": [0, 2]}}
+    values = {"teacher": {"model": folder}, "method": KD, "student": student}
+    recipe = DistillRecipe.from_dict(values | {"train": TRAIN | {"precision": "bf16"}})
+    made = run_recipe(recipe, tmp_path / "run")
+    plain = module.distill(
+        fs.load(folder), "kd", pairs=40, plan="ddim", judge=False, precision="bf16", **student, **TRAIN
+    )
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, made.model.state_dict()[name]), name
+
+
 def test_guidance_of_a_recipe_is_inside(folder):
     values = {"teacher": {"model": folder, "guidance": 2.5}, "method": KD, "train": TRAIN | {"iterations": 2}}
     assert run_recipe(DistillRecipe.from_dict(values)).model.student.guidance == 2.5
@@ -78,6 +90,7 @@ def test_guidance_of_a_recipe_is_inside(folder):
         ({"teacher": {"model": "digits"}, "method": {"pairs": 3}}, r"section \[method\] needs name"),
         ({"teacher": {"model": "digits"}, "method": {"name": "kdd"}}, "distiller 'kdd'.*kd"),
         ({"teacher": {"model": "digits"}, "method": {"name": "kd", "pair": 3}}, "'pair'.*pairs"),
+        ({"teacher": {"model": "digits"}, "method": [KD, KD], "student": {"lora": 4}}, "lora is for one method"),
         ({"teacher": {"model": "digits"}, "method": KD, "training": {}}, "section 'training'.*train"),
         ({"teacher": {"model": "digits"}, "method": KD | {"train": {"rate": 1}}}, r"\[method.train\] 'rate'"),
     ],

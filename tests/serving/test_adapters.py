@@ -19,7 +19,8 @@ from fewstep.serving.served import Limits
 from fewstep.serving.service import Service
 
 pytest.importorskip("peft")
-from fewstep.training.lora import add_lora, load_lora, lora_parameters, save_lora  # noqa: E402
+from fewstep.training.adapter_files import load_lora, save_lora  # noqa: E402
+from fewstep.training.lora import add_lora, lora_parameters  # noqa: E402
 
 
 def adapter(path: Path, seed: int, model: str = "digits") -> Path:

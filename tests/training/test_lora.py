@@ -13,15 +13,14 @@ from fewstep.core.methods import find
 from fewstep.denoisers.folder import load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.processes.ve import EDM
+from fewstep.training.adapter_files import load_lora, save_lora
 from fewstep.training.fit import fit
 from fewstep.training.lora import (
     add_lora,
     add_timed_lora,
     layers,
-    load_lora,
     lora_parameters,
     merge_lora,
-    save_lora,
     set_scale,
 )
 
@@ -142,31 +141,6 @@ def test_only_the_adapter_trains():
     assert not torch.equal(answer(tuned), answer(model))
     again = fit(add_lora(model, 2), data, steps=5, batch=4, lr=1e-2)
     assert torch.equal(answer(again), answer(tuned))
-
-
-def test_a_file_brings_the_adapter_back(tmp_path):
-    model = denoiser()
-    made = disturbed(model)
-    path = save_lora(made, tmp_path / "adapter.safetensors")
-    assert torch.equal(answer(load_lora(model, path)), answer(made))
-    set_scale(made, 0.25)
-    assert torch.equal(answer(load_lora(model, path, 0.25)), answer(made))
-    part = add_lora(model, 2, ["mid"])
-    assert len(lora_parameters(load_lora(model, save_lora(part, path)))) == len(lora_parameters(part))
-
-
-def test_a_file_for_another_network_is_refused(tmp_path):
-    path = save_lora(disturbed(denoiser()), tmp_path / "adapter.safetensors")
-    with pytest.raises(ValueError, match=r"another network.*width \[8, 12\], not \[16, 12\]"):
-        load_lora(denoiser(width=16), path)
-    with pytest.raises(ValueError, match="another network"):
-        load_lora(denoiser("dit"), path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="no fewstep adapter"):
-        load_lora(denoiser(), path)
-    path.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(ValueError, match="no fewstep adapter"):
-        load_lora(denoiser(), path)
 
 
 def test_without_peft_the_error_names_the_extra(monkeypatch):

@@ -11,8 +11,9 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.processes.ve import EDM
 from fewstep.sampling.build import plan
+from fewstep.training.adapter_files import load_lora, save_lora
 from fewstep.training.fit import fit
-from fewstep.training.lora import load_lora, lora_parameters, save_lora
+from fewstep.training.lora import lora_parameters
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.reward import reward_samples
 from fewstep.training.short_chain import short_chain

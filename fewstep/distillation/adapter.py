@@ -1,0 +1,98 @@
+"""Students and fake scores as low-rank adapters: networks of their own that share one backbone, their teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.hub.lora import write_adapter
+from fewstep.networks.surgery import linked
+from fewstep.training.adapter_files import STUDENTS, save_lora
+from fewstep.training.lora import add_lora, merge_lora
+
+RANK = 8  # of a fake score that is an adapter beside a student that is none
+
+
+def beside(base: Denoiser, rank: int, seed: int) -> Denoiser:
+    """The base with an adapter in every linear layer and convolution, on the base's own weights.
+
+    A call of either leaves the other as it is, so nothing is switched on or off, and the base's weights, which ask for
+    no gradient from then on, are in memory once.
+
+    Raises:
+        ValueError: a rank below 1, no network or one without such a layer, adapters that are there already.
+    """
+    if rank < 1:
+        raise ValueError(f"lora must be a rank of at least 1, got {rank}")
+    if not isinstance(getattr(base, "network", None), nn.Module):
+        raise ValueError(f"an adapter needs a teacher with a network, and {type(base).__name__} has none")
+    return add_lora(base, rank, seed=seed, copied=False)  # type: ignore[arg-type]  # all it takes is a network
+
+
+def apart(model: Denoiser) -> Denoiser:
+    """A copy with weights of its own where they train; those that do not are shared."""
+    return linked(model, trained=False)
+
+
+def own_state(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that is `apart` from another, without what the two share."""
+    pairs = zip(model.named_parameters(), other.parameters(), strict=True)
+    shared = {name for (name, mine), its in pairs if mine is its}
+    return {name: value for name, value in model.state_dict().items() if name not in shared}
+
+
+class Trained(nn.Module):
+    """What trains of a module, under its own names: the parameters that asked for gradients when this was made.
+
+    A player of it is saved, averaged and counted without the backbone that its adapters stand on.
+    """
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["of"] = of  # not in the table of submodules
+        self.names = [name for name, parameter in of.named_parameters() if parameter.requires_grad]
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        own = dict(self.__dict__["of"].named_parameters())
+        return ((name, own[name]) for name in self.names)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
+        return self.__dict__["of"].load_state_dict(dict(state_dict), strict=False)
+
+
+def trained(module: nn.Module) -> nn.Module:
+    """The module, or what trains of it where that is not all."""
+    return module if all(parameter.requires_grad for parameter in module.parameters()) else Trained(module)
+
+
+def is_adapter(model: Denoiser) -> bool:
+    """Whether a student is an adapter on weights that it shares."""
+    return any(hasattr(module, "lora_A") for module in model.modules())
+
+
+def merged(model: Denoiser) -> Denoiser:
+    """The plain model of a student that is an adapter, with weights of its own; any other model itself."""
+    return merge_lora(model).requires_grad_(False).eval() if is_adapter(model) else model  # type: ignore[arg-type]
+
+
+def fits(model: Denoiser, base: Denoiser) -> bool:
+    """Whether the adapter of a student fits the base that it stands on: not where the student has further inputs, or
+    the network is none of ours or of a pipeline's."""
+    if not isinstance(model, NetworkDenoiser):
+        return hasattr(model, "pipeline")
+    config, own = (getattr(each.network, "config", None) for each in (model, base))
+    return config is not None and own is not None and bool(config() == own())
+
+
+def write_file(model: Denoiser, folder: Path) -> Path:
+    """Writes the adapter of a student alone into a folder, as `--lora` takes it: `adapter.safetensors`, or
+    `pytorch_lora_weights.safetensors` for a pipeline."""
+    return save_lora(model, folder / STUDENTS) if isinstance(model, NetworkDenoiser) else write_adapter(model, folder)

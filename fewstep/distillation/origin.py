@@ -1,0 +1,82 @@
+"""What a student comes from: its teacher's network, start, guidance and data, and the plan that its kind has."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from fewstep.core.denoiser import Denoiser, Wrapper
+from fewstep.core.methods import Method
+from fewstep.core.plan import Plan
+from fewstep.core.process import Process
+from fewstep.core.student import REACH, default_start
+from fewstep.data.dataset import Dataset
+from fewstep.sampling.build import fixed_plan
+from fewstep.sampling.student import SOLVERS, begun, leaps
+
+
+def base_of(teacher: Denoiser) -> Denoiser:
+    """The network's own denoiser within guidance, alignment and whatever else is around it.
+
+    Raises:
+        ValueError: there is no network, or it is a student whose answers are samples.
+    """
+    if teacher.student is not None and teacher.student.kind == "jump":
+        raise ValueError(
+            f"the teacher is a student itself, whose answers are samples: distil its own teacher"
+            f" {teacher.student.teacher or ''}".rstrip()
+        )
+    base = layers_of(teacher)[-1]
+    if not has_network(base):
+        raise ValueError(
+            f"the teacher {type(base).__name__} has no network that a student could begin with: give student=..., a"
+            " denoiser to train"
+        )
+    return base
+
+
+def start_of(base: Denoiser, method: Method, data_std: float) -> float:
+    """Where a student begins: one that is given, where it began before; else as far as the method reaches."""
+    if base.student is not None and base.student.first is not None:
+        return base.student.first
+    return default_start(base.process, data_std, float(method.facts.get("start", REACH)))
+
+
+def layers_of(teacher: Denoiser) -> list[Denoiser]:
+    """The teacher and what it wraps, from the outside in."""
+    return [teacher, *(layers_of(teacher.model) if isinstance(teacher, Wrapper) else ())]
+
+
+def has_network(base: Denoiser) -> bool:
+    return isinstance(getattr(base, "network", None), nn.Module)
+
+
+def guidance_of(teacher: Denoiser) -> float | None:
+    """The scale of the guidance around a teacher's network, which ends up inside the student."""
+    scales = (getattr(layer, "scale", None) for layer in layers_of(teacher) if isinstance(layer, Wrapper))
+    return next((float(scale) for scale in scales if isinstance(scale, int | float)), None)
+
+
+def weights_sum(model: nn.Module) -> str:
+    """A checksum of a model's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:
+    """The data's standard deviation: as the model states it, as the data have it, else 0.5."""
+    stated = teacher.facts.data_std
+    if stated is not None:
+        return float(stated)
+    return data.std() if data is not None else 0.5
+
+
+def plan_of(process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Plan:
+    """The plan of a student: so many steps of what suits its kind, from its start to the clean end."""
+    points = [*times, process.t_zero] if times is not None else begun(leaps, start)(process, steps)
+    return fixed_plan(process, SOLVERS.get(kind, "ddim"), timesteps=points)

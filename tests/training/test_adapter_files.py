@@ -1,0 +1,104 @@
+"""The files of adapters: what comes back, what they make of a model, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.core.methods import find
+from fewstep.core.student import Student
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.guidance.guide import guide
+from fewstep.processes.ve import EDM
+from fewstep.training.adapter_files import STUDENTS, adapter_file, load_lora, read_factors, save_lora, with_adapters
+from fewstep.training.lora import add_lora, lora_parameters, set_scale
+
+pytest.importorskip("peft")
+SHAPE = (2, 8, 4)
+
+
+def network(name: str, width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "unet":
+        made = find("unet")(channels=2, size=(8, 4), width=(width, 12), attention=(4,), classes=3)
+    else:
+        made = find("dit")(channels=2, size=(8, 4), width=2 * width, depth=2, patch=2, classes=3)
+    for parameter in made.parameters():  # the branches start at zero: nothing would show
+        nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def denoiser(name: str = "unet", width: int = 8) -> NetworkDenoiser:
+    return NetworkDenoiser(network(name, width), EDM(), "x0", SHAPE, precondition="edm").eval()
+
+
+def answer(model: NetworkDenoiser) -> torch.Tensor:
+    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(x, torch.tensor([0.3, 1.0, 4.0]), label=torch.tensor([0, 2, 3])).x0
+
+
+def disturbed(model: NetworkDenoiser, rank: int = 3) -> NetworkDenoiser:
+    """With an adapter that does something."""
+    made = find("lora")(model, rank)
+    for number, parameter in enumerate(lora_parameters(made)):
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+    return made
+
+
+def test_a_file_brings_the_adapter_back(tmp_path):
+    model = denoiser()
+    made = disturbed(model)
+    path = save_lora(made, tmp_path / "adapter.safetensors")
+    assert torch.equal(answer(load_lora(model, path)), answer(made))
+    set_scale(made, 0.25)
+    assert torch.equal(answer(load_lora(model, path, 0.25)), answer(made))
+    part = add_lora(model, 2, ["mid"])
+    assert len(lora_parameters(load_lora(model, save_lora(part, path)))) == len(lora_parameters(part))
+
+
+def test_a_file_for_another_network_is_refused(tmp_path):
+    path = save_lora(disturbed(denoiser()), tmp_path / "adapter.safetensors")
+    with pytest.raises(ValueError, match=r"another network.*width \[8, 12\], not \[16, 12\]"):
+        load_lora(denoiser(width=16), path)
+    with pytest.raises(ValueError, match="another network"):
+        load_lora(denoiser("dit"), path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="no fewstep adapter"):
+        load_lora(denoiser(), path)
+    path.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match="no fewstep adapter"):
+        load_lora(denoiser(), path)
+
+
+def test_a_students_adapter_says_what_it_makes_of_the_network(tmp_path):
+    model = denoiser()
+    made = disturbed(model)
+    made.student = Student("jump", "lcm", "digits", 3.0, (3.0, 1.0), None, 12, 400.0)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    path = save_lora(made, tmp_path / "run" / "model" / STUDENTS)
+    model.plan = "some plan of its own"
+    for given in (path, path.parent, tmp_path / "run"):
+        assert adapter_file(given) == path
+        back = load_lora(model, given)
+        assert back.student == made.student and back.plan is None and torch.equal(answer(back), answer(made))
+    assert with_adapters(model, {tmp_path / "run": 0.5}).student == made.student and model.student is None
+    assert read_factors(model, path).keys() == {name.rpartition(".")[0] for name in _keys(made)}
+
+
+def _keys(model):
+    return {name.removesuffix(".default.weight") for name, _ in model.network.named_parameters() if "lora_A" in name}
+
+
+def test_what_is_no_adapter_for_a_network_is_refused(tmp_path):
+    model = denoiser()
+    with pytest.raises(ValueError, match="the folder .* holds no adapter"):
+        adapter_file(tmp_path)
+    with pytest.raises(ValueError, match="cannot read the adapter .*: No such file"):
+        load_lora(model, tmp_path / "none")
+    with pytest.raises(ValueError, match="must be a finite number, got inf"):
+        with_adapters(model, {tmp_path / "none": float("inf")})
+    model.conditions = {"label": find("label", "condition")(3)}
+    with pytest.raises(ValueError, match="adapters are for networks alone, and this model is a "):
+        with_adapters(guide(model, "cfg", scale=2.0), {tmp_path / "none": 1.0})
