@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import (
     diffusers_overhead,
+    distilling,
     executors,
     imports,
     learned,
@@ -244,6 +245,7 @@ SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dic
     "diffusers": (diffusers_overhead.measure, _diffusers),
     "simulator": (simulator.measure, simulator.render),
     "students": (students.measure, students.render),
+    "distilling": (distilling.measure, distilling.render),
 }
 
 

@@ -200,6 +200,8 @@ def distill(
         if accelerator.device != teacher.device:
             teacher = copy.deepcopy(teacher).to(accelerator.device)
             base = base_of(teacher) if student is None else copy.deepcopy(base).to(accelerator.device)
+        if size % accelerator.num_processes:
+            raise ValueError(f"batch={size} does not divide among {accelerator.num_processes} processes")
         setting = Setting(
             teacher, base, first, steps, total, real, lambda: own_data(teacher), std,
             lr=lr if lr is not None else float(found.facts.get("lr", LR)),
@@ -254,12 +256,15 @@ def planned(checkpoint: Path) -> int:
 
 def affordable(state: DistillState, seconds: float) -> int:
     """How many iterations fit into so many seconds, from the time of a few, which are undone."""
-    method, count = state.method, state.method.setting.count
+    method, setting = state.method, state.method.setting
+    count = setting.count
     before, own, spent = players_state(method.players), method.state(), count.evaluations
     state.run(WARM)
     clock = time.perf_counter()
     state.run(WARM + TIMED)
     each = (time.perf_counter() - clock) / TIMED
+    if setting.reduce is not None:  # all go on for as long
+        each = float(setting.reduce(torch.tensor(each, device=setting.device)))
     method.restore(own)
     restore_players(method.players, before)
     for player in method.players.values():
@@ -301,8 +306,7 @@ def _run(
         model = state.averaged()
         if state.kept:
             model.load_state_dict(state.kept, strict=not is_adapter(model))
-        spent = setting.count.evaluations
-        model.student = replace(facts, iterations=state.step, evaluations=spent)  # type: ignore[arg-type]
+        model.student = replace(facts, iterations=state.step, evaluations=setting.spent)  # type: ignore[arg-type]
         model.plan = plan  # type: ignore[assignment]
         return model
 
@@ -326,7 +330,7 @@ def _run(
     model, adapter = merged(trained), trained if is_adapter(trained) and fits(trained, base) else None
     figures: dict[str, Any] = {
         "iterations": state.step,
-        "evaluations": setting.count.evaluations,
+        "evaluations": setting.spent,
         "seconds": time.perf_counter() - clock,
         "best_distance": state.checks.get("best"),
         "finished": finished,
@@ -335,7 +339,7 @@ def _run(
     }
     rows: list[dict[str, Any]] = []
     notes = [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
-    if judge and finished:
+    if judge and finished and state.accelerator.is_main_process:
         problem = unseen(teacher, setting.seed, JUDGED, data, given)
         rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens, given=given)
         notes += said(rows)

@@ -108,6 +108,11 @@ class Setting:
     def dtype(self) -> torch.dtype:
         return self.base.dtype
 
+    @property
+    def spent(self) -> float:
+        """Evaluations of all processes, whose parts of a batch are of one size."""
+        return self.count.evaluations * self.share[1]
+
     # Models
 
     def student(self, late: int = 0, **extras: int) -> Denoiser:

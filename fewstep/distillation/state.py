@@ -96,7 +96,7 @@ class DistillState:
         for name, (turns, loss, norm) in zip(self.method.players, sums.tolist(), strict=True):
             whose = "" if name == "student" else f"{name}_"
             found |= {f"{whose}loss": loss / (turns or math.nan), f"{whose}grad_norm": norm / (turns or math.nan)}
-        return found | self.method.figures() | {"evaluations": self.method.setting.count.evaluations}
+        return found | self.method.figures() | {"evaluations": self.method.setting.spent}
 
     def forget(self) -> None:
         """Resets the sums."""
@@ -124,7 +124,7 @@ class DistillState:
         """Writes a checkpoint. Raises FloatingPointError rather than save bad weights."""
         self.check_finite()
         sums = self.sums if self.accelerator is None else self.accelerator.reduce(self.sums, "sum")
-        facts = {"job": self.job, "elapsed": elapsed, "evaluations": self.method.setting.count.evaluations}
+        facts = {"job": self.job, "elapsed": elapsed, "evaluations": self.method.setting.spent}
         if self.accelerator is None or self.accelerator.is_main_process:
             save_checkpoint(out, self.step, self.tensors() | {"sums": sums}, facts | {"checks": self.checks})
         if self.accelerator is not None:
@@ -148,7 +148,7 @@ class DistillState:
         self.method.restore(part(tensors, "method"))  # first: it may change what the players hold
         restore_players(self.method.players, part(tensors, "players"))
         self.kept, self.checks = part(tensors, "kept"), facts["checks"]
-        self.method.setting.count.evaluations = facts["evaluations"]
+        self.method.setting.count.evaluations = facts["evaluations"] / self.method.setting.share[1]
         if self.accelerator is None or self.accelerator.is_main_process:
             self.sums.copy_(tensors["sums"])
         return float(facts["elapsed"])

@@ -80,6 +80,15 @@ def tabulate(plan: Plan) -> tuple[list[float], np.ndarray] | None:
     return times, np.stack([*rows, values[plan.result]])
 
 
+def _aim(to: float | None, times: list[float]) -> int | None:
+    """Which of the times a flow map is sent to; None where it is sent nowhere."""
+    if to is None or to in times:
+        return None if to is None else times.index(to)
+    raise ValueError(
+        f"a plan that sends a flow map to {to:g}, none of its own times, is not learned: they move, and it would stay"
+    )
+
+
 def _no_draw(op: Draw) -> np.ndarray:
     raise ValueError("a plan that draws noise is not learned")
 
@@ -89,14 +98,20 @@ class Learner:
 
     The vector holds the log-SNRs of the n evaluations, s `(n + 1)`, and the lower triangle of m row by row
     `(n (n + 1) / 2)`, in float64; all of them are of order 1. With `numbers`, it ends with what the plan tells the
-    network at its evaluations (`Evaluate.given`), in their order; without, these numbers stay as they are.
+    network at its evaluations (`Evaluate.given`), in their order; without, these numbers stay as they are. The times
+    to which a flow map goes (`to`) are times of the plan, and move with them.
+
+    Raises:
+        ValueError: a plan that sends a flow map to a time which is none of its own.
     """
 
     def __init__(self, process: Process, plan: Plan, numbers: bool = False):
         table = tabulate(plan)
-        self.given, self.numbers = [op.given for op in plan.evaluations], numbers
+        self.numbers = numbers
+        self.given = [tuple(pair for pair in op.given if pair[0] != "to") for op in plan.evaluations]
         assert table is not None
         times, rows = table
+        self.aims = [_aim(dict(op.given).get("to"), [*times, plan.times[-1]]) for op in plan.evaluations]
         self.process, self.start, self.end, self.n = process, plan.times[0], plan.times[-1], len(times)
         self.source = plan
         alpha = [process.alpha(t) for t in (*times, self.end)]
@@ -146,7 +161,8 @@ class Learner:
         for i, (a, b) in enumerate(pairwise([*times, self.end])):
             carry = process.sigma(b) / process.sigma(a)
             pull = process.alpha(b) - process.alpha(a) * carry
-            ops.append(Evaluate(x, a, (("x0", 2 * i + 1),), scales(process, a), given[i]))
+            to = () if (aim := self.aims[i]) is None else (("to", [*times, self.end][aim]),)
+            ops.append(Evaluate(x, a, (("x0", 2 * i + 1),), scales(process, a), (*to, *given[i])))
             terms = [(x, float(s[i + 1]) * carry)] + [(2 * j + 1, float(m[i, j]) * pull) for j in range(i + 1)]
             x = 2 * i + 2
             ops.append(Combine(x, tuple(terms)))

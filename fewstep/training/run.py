@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -243,7 +244,10 @@ def _replace(out: Path, export: Callable[[Path], object], main: bool, together: 
 
 @contextlib.contextmanager
 def accelerated(precision: str, device: str | None) -> Iterator[Any]:
-    """An Accelerator on the device; its process-wide state and torch's own generators are restored afterwards."""
+    """An Accelerator on the device; its process-wide state and torch's own generators are restored afterwards.
+
+    Processes stay in the group that the first run has formed, and leave it when they exit.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
@@ -257,17 +261,43 @@ def accelerated(precision: str, device: str | None) -> Iterator[Any]:
         raise ValueError(f"device {device!r} was asked for; torch sees {torch.cuda.device_count()} CUDA devices here")
     # Noise levels are computed in float64, which Apple's GPUs lack.
     cpu = wanted.type == "cpu" if wanted is not None else torch.backends.mps.is_available()
-    fresh = not PartialState._shared_state
+    # A run has a state of its own: one that is there already may be of another precision, which Accelerate refuses.
+    found = dict(PartialState._shared_state), dict(AcceleratorState._shared_state)
+    alone = found[0].get("num_processes", 1) == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)
     index = wanted.index if wanted is not None and wanted.type == "cuda" else None
     with torch.cuda.device(index) if index is not None else contextlib.nullcontext():
-        accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+        try:
+            accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+        except BaseException:
+            _as_found(*found)
+            raise
+        if alone and accelerator.num_processes > 1:
+            atexit.register(_leave)
         gpus = [torch.cuda.current_device()] if accelerator.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=gpus):
                 yield accelerator
         finally:
-            if fresh and accelerator.num_processes == 1:
-                AcceleratorState._reset_state(reset_partial_state=True)
+            if accelerator.num_processes == 1:
+                _as_found(*found)
+            else:
+                AcceleratorState._reset_state()
+
+
+def _as_found(partial: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Gives Accelerate the process-wide state back that it had."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._shared_state.update(partial)
+    AcceleratorState._shared_state.update(whole)
+
+
+def _leave() -> None:
+    """Leaves the group of processes: one that is still in it at its end may abort in a thread of the group's."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

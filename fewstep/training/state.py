@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.conditions.picture import Picture
+from fewstep.conditions.time import Time
 from fewstep.data.augment import Augment
 from fewstep.data.dataset import Dataset
 from fewstep.data.identity import identity
@@ -241,12 +242,14 @@ class TrainingState:
         """Two samples and their conditions, where the weights are."""
         x0, given = self.example(2)
         device = next(self.denoiser.network.parameters()).device
-        return x0.to(device), {name: given[name].to(device) for name in self.denoiser.conditions}
+        return x0.to(device), {name: value.to(device) for name, value in self._condition(given).items()}
 
     def _condition(self, given: dict[str, Tensor], hidden: Tensor | None = None) -> dict[str, Tensor]:
         """The denoiser's conditions, on the device, hidden ones at their empty values."""
         condition = {}
         for name, kind in self.denoiser.conditions.items():
+            if isinstance(kind, Time):  # a flow map, which trains as the denoiser that it is at to = t
+                continue
             value = given[name]
             if hidden is not None and not isinstance(kind, Picture):
                 empty = kind.check(name, None, 1, value.device)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,3 +212,51 @@ def test_the_card_says_what_it_is(method):
         work = work_of(method, "points", EDM())
         work.setting.known = opened
         state_of(work).run(1)
+
+
+SHARED = """
+import json, sys, torch
+torch.set_num_threads(1)
+import fewstep as fs
+from fewstep.data.dataset import Dataset, DataSpec
+from fewstep.distillation import distill as module
+module.CHECKED, module.CHECK_NFE = 24, 8
+folder, out, method, options = *sys.argv[1:4], json.loads(sys.argv[4])
+raw = 0.5 * torch.randn(40, 2, 4, 4, generator=torch.Generator().manual_seed(5)).clamp(-1, 1)
+data = Dataset(DataSpec("drawn", (2, 4, 4), (-1.0, 1.0), 3, 40), raw, torch.arange(40) % 3)
+module.distill(
+    fs.load(folder), method, steps=2, data=data, out=out, iterations=10, batch=8, lr=1e-4, judge=False, check_every=5,
+    on_collapse="go on", device="cpu", **options
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("dmd2", {"ratio": 2}), ("dmd2", {"ratio": 2, "lora": 2, "fake": "lora"}), ("ctm", {}), ("ctm", {"gan": 0.1})],
+    ids=["dmd2", "dmd2-lora", "ctm", "ctm-gan"],
+)
+def test_two_processes_train_what_one_trains_with_the_double_batch(name, options, tmp_path):
+    teacher = teacher_of("pictures", EDM())
+    folder = fs.save(teacher, tmp_path / "teacher")
+    (tmp_path / "shared.py").write_text(SHARED)
+    root = Path(fs.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
+    for out, words in launch.items():
+        command = [sys.executable, *words, "shared.py", str(folder), out, name, json.dumps(options)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    one, two = (fs.load(tmp_path / out) for out in launch)
+    assert one.student == two.student  # with as many evaluations
+    begin = teacher.state_dict()
+    moved, between = [], []
+    for (path, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        moved.append((a - begin.get(path, torch.zeros_like(a))).flatten())
+        between.append((a - b).flatten())
+    # The same draws, summed in another order: what Adam makes of that is far below what it moves.
+    assert float(torch.cat(between).norm()) < 0.02 * float(torch.cat(moved).norm())
+    logs = [(tmp_path / out / "log.jsonl").read_text().splitlines() for out in launch]
+    for ours, theirs in zip(*map(lambda lines: map(json.loads, lines), logs), strict=True):
+        assert ours["step"] == theirs["step"] and ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)

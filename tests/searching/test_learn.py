@@ -10,10 +10,12 @@ import torch
 
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
+from fewstep.denoisers.gaussian_map import GaussianMap
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan, solver_names
+from fewstep.sampling.tell import tell
 from fewstep.searching.candidates import Candidate, hand_made, rank, score
 from fewstep.searching.learn import Learner, learn, tabulate
 from fewstep.searching.problem import Problem
@@ -50,6 +52,28 @@ def test_plans_that_cannot_be_learned_from_are_recognised():
     assert tabulate(plan(VP(), "heun", 3)) is None  # evaluates a time twice
     assert tabulate(plan(VP(), "ddpm", 3)) is None  # draws noise
     assert tabulate(plan(VP(), "dpmpp-2m", 3)) is not None
+
+
+def test_a_flow_maps_times_to_go_to_move_with_the_plans():
+    process = EDM()
+    made = plan(process, "flow-map", 3, gamma=0.0)
+    learner = Learner(process, made)
+    model = GaussianMap(torch.tensor([0.3, -0.2]), torch.tensor([0.04, 0.25]), process)
+    noise = Noise(1).normal(0, (5, 2), "cpu", F64)
+    again = learner.plan(learner.initial)
+    torch.testing.assert_close(again(model, noise, dtype=F64), made(model, noise, dtype=F64), rtol=1e-8, atol=1e-9)
+    moved = learner.plan(learner.clamp(learner.initial + 0.2 * (np.arange(len(learner.initial)) == 1)))
+    assert moved.times[1] != made.times[1] and learner.numbers is False
+    for found in (again, moved):
+        assert [dict(op.given)["to"] for op in found.evaluations] == list(found.times[1:])
+    # An exact map lands where the flow does, whatever the times are.
+    torch.testing.assert_close(moved(model, noise, dtype=F64), made(model, noise, dtype=F64), rtol=1e-6, atol=1e-7)
+
+
+def test_a_plan_to_times_that_are_none_of_its_own_is_not_learned():
+    made = tell(plan(EDM(), "ddim", 3), to=0.123)
+    with pytest.raises(ValueError, match="sends a flow map to 0.123, none of its own times, is not learned"):
+        Learner(EDM(), made)
 
 
 def test_a_solver_of_a_linear_problem_is_found_exactly():

@@ -224,3 +224,34 @@ def test_what_is_not_finite_is_neither_logged_nor_saved(tmp_path):
         run(state, replace(COURSE, save_every=5), tmp_path / "run", export=state.export, progress=False)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000005"]
     assert [record["step"] for record in log_of(tmp_path / "run")] == [4]
+
+
+def test_a_run_has_an_accelerator_of_its_own_and_leaves_the_one_that_was_there():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    own = Accelerator(cpu=True)
+    try:
+        for precision, said in (("bf16", "bf16"), ("fp32", "no")):
+            with run_module.accelerated(precision, "cpu") as accelerator:
+                assert accelerator.mixed_precision == said
+                accelerator.reduce(torch.ones(1))
+            accelerator.reduce(torch.ones(1))  # as a state that outlives its run does
+            assert own.mixed_precision == "no" and own.num_processes == 1
+        with pytest.raises(ValueError, match="cannot train on 'meta'"), run_module.accelerated("fp32", "meta"):
+            pass
+        assert AcceleratorState().mixed_precision == "no" and own.device.type == "cpu"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    with run_module.accelerated("bf16", "cpu") as accelerator:
+        assert accelerator.mixed_precision == "bf16"
+    assert not PartialState._shared_state
+
+
+def test_a_group_of_processes_is_left_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: not left)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
+    run_module._leave()
+    run_module._leave()
+    assert left == [True]

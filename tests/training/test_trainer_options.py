@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from training.test_trainer import assert_same_run, log_of, quiet
 
+from fewstep.conditions.time import Time
 from fewstep.denoisers.folder import load_model
 from fewstep.training.checkpoint import checkpoints, load_checkpoint
 from fewstep.training.pictures import check_pictures, write_pictures
@@ -122,6 +123,20 @@ def test_an_overflow_moves_nothing_and_lowers_the_scale(make_recipe):
             for _ in range(20):
                 state.advance()
             state.check_finite()
+
+
+def test_a_flow_map_trains_as_the_denoiser_that_it_is_without_a_time_to_go_to(make_recipe):
+    recipe = make_recipe({"network": {"name": "unet", "width": [8, 12], "attention": [2], "extras": {"target": 1}}})
+    found = []
+    for conditions in ({}, {"to": Time()}):
+        with _accelerator("fp32", "cpu") as accelerator, torch.random.fork_rng(devices=[]):
+            state = TrainingState(recipe, accelerator)
+            state.denoiser.conditions = {**state.denoiser.conditions, **conditions}
+            state.advance()
+            state.check_finite()
+            assert state._example()[1].keys() == state.denoiser.conditions.keys() - {"to"}
+            found.append([p.clone() for p in state.network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_sample_pictures_change_no_bit(make_recipe, tmp_path):
