@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,33 @@ def beside(base: Denoiser, rank: int, seed: int) -> Denoiser:
     """
     if rank < 1:
         raise ValueError(f"lora must be a rank of at least 1, got {rank}")
-    if not isinstance(getattr(base, "network", None), nn.Module):
+    if network_of(base) is base:
         raise ValueError(f"an adapter needs a teacher with a network, and {type(base).__name__} has none")
     return add_lora(base, rank, seed=seed, copied=False)  # type: ignore[arg-type]  # all it takes is a network
+
+
+def copied(base: Denoiser) -> Denoiser:
+    """A copy of the base whose network trains, or all of it where it has none. What surrounds a network (a pipeline's
+    autoencoder and text encoders) asks for no gradient from then on, and is shared."""
+    part = network_of(base)
+    own = {id(each) for each in (*part.parameters(), *part.buffers())}
+    rest = {id(each): each for each in (*base.parameters(), *base.buffers()) if id(each) not in own}
+    for each in rest.values():
+        each.requires_grad_(False)
+    model = copy.deepcopy(base, rest)
+    network_of(model).requires_grad_(True)
+    return model
+
+
+def network_of(model: Denoiser) -> nn.Module:
+    """A denoiser's network, or itself where it has none."""
+    network = getattr(model, "network", None)
+    return network if isinstance(network, nn.Module) else model
+
+
+def alone(model: Denoiser, other: Denoiser) -> Denoiser:
+    """The model, or a copy where it shares tensors with another."""
+    return model if len(own_state(model, other)) == len(model.state_dict()) else copy.deepcopy(model)
 
 
 def apart(model: Denoiser) -> Denoiser:
@@ -73,14 +98,9 @@ def trained(module: nn.Module) -> nn.Module:
     return module if all(parameter.requires_grad for parameter in module.parameters()) else Trained(module)
 
 
-def is_adapter(model: Denoiser) -> bool:
-    """Whether a student is an adapter on weights that it shares."""
-    return any(hasattr(module, "lora_A") for module in model.modules())
-
-
 def merged(model: Denoiser) -> Denoiser:
-    """The plain model of a student that is an adapter, with weights of its own; any other model itself."""
-    return merge_lora(model).requires_grad_(False).eval() if is_adapter(model) else model  # type: ignore[arg-type]
+    """The plain model of a student that is an adapter, with weights of its own."""
+    return merge_lora(model).requires_grad_(False).eval()  # type: ignore[arg-type]
 
 
 def fits(model: Denoiser, base: Denoiser) -> bool:

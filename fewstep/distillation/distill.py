@@ -21,7 +21,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.student import Student
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.distillation.adapter import fits, is_adapter, merged, write_file
+from fewstep.distillation.adapter import alone, fits, merged, write_file
 from fewstep.distillation.checks import check_answers, check_classes, check_forward_mode
 from fewstep.distillation.given import given_rows
 from fewstep.distillation.levels import grid
@@ -241,12 +241,15 @@ def distill(
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
         facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
-        return _run(
+        done = _run(
             state, teacher, base, facts, folder, resumed, real,
             paired=bool(found.facts["pairing"]), opens=(bool(found.facts["data"]) or real is not None) and not chosen,
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
             tell=tell, clock=clock,
         )  # fmt: skip
+        if conditions is not None:
+            done.notes.insert(0, f"It was trained for {', '.join(f'{k} {v}' for k, v in conditions.items())} alone.")
+        return done
 
 
 def planned(checkpoint: Path) -> int:
@@ -305,15 +308,22 @@ def _run(
         """The student with its best weights."""
         model = state.averaged()
         if state.kept:
-            model.load_state_dict(state.kept, strict=not is_adapter(model))
+            model.load_state_dict(state.kept, strict=False)  # without what the student shares
         model.student = replace(facts, iterations=state.step, evaluations=setting.spent)  # type: ignore[arg-type]
         model.plan = plan  # type: ignore[assignment]
         return model
 
+    def plain(model: Denoiser) -> Denoiser:
+        return alone(model, state.method.student) if setting.lora is None else merged(model)
+
+    def adapts(model: Denoiser) -> bool:
+        """Whether the student is an adapter that fits the teacher."""
+        return setting.lora is not None and fits(model, base)
+
     def written(place: Path) -> None:
         model = student()
-        save(merged(model), place)
-        if is_adapter(model) and fits(model, base):
+        save(plain(model), place)
+        if adapts(model):
             write_file(model, place)
 
     memory = spoken_memory(held(teacher, state.method.players, state.method.copies()))
@@ -327,7 +337,7 @@ def _run(
     )  # fmt: skip
     finished, _ = run(state, course, folder, resumed=resumed, tell=heard, progress=progress, export=written)
     trained = student()
-    model, adapter = merged(trained), trained if is_adapter(trained) and fits(trained, base) else None
+    model, adapter = plain(trained), trained if adapts(trained) else None
     figures: dict[str, Any] = {
         "iterations": state.step,
         "evaluations": setting.spent,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.conditions.prompt import Prompt
 from fewstep.core.denoiser import Denoiser
 from fewstep.data.dataset import Dataset
 
@@ -27,8 +28,9 @@ def given_rows(model: Denoiser, conditions: Mapping[str, Any]) -> dict[str, Tens
     if len(set(lengths.values())) > 1:
         raise ValueError(f"lists of conditions go together row by row, and here are {lengths}")
     rows = next(iter(lengths.values()), 1)
-    found = model.check_condition(conditions, rows, torch.device("cpu"))
-    return {name: found[name] for name in conditions}
+    found = model.check_condition(conditions, rows, model.device)
+    follow = [name for name, kind in model.conditions.items() if isinstance(kind, Prompt) and "text" in conditions]
+    return {name: found[name].cpu() for name in {**dict.fromkeys(conditions), **dict.fromkeys(follow)}}
 
 
 def rows_with(data: Dataset, given: Mapping[str, Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ several, and one that is resumed as one that never stopped. All work is in the l
 from __future__ import annotations
 
 import abc
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from fewstep.core.prediction import expand
 from fewstep.core.process import Process
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.distillation.adapter import beside, trained
+from fewstep.distillation.adapter import beside, copied, network_of, trained
 from fewstep.distillation.given import rows_with
 from fewstep.distillation.memory import demand, too_much
 from fewstep.distillation.teacher import Count, Counted
@@ -142,8 +141,8 @@ class Setting:
             model = beside(base, lora, self.seed if seed is None else seed)
             self.claim(model, average, shared=True)
             return model
-        self.claim(base, average)
-        return copy.deepcopy(base).requires_grad_(True)
+        self.claim(network_of(base), average)
+        return copied(base)
 
     def claim(self, model: nn.Module, average: bool, shared: bool = False) -> None:
         """Counts what a model that trains will hold; `ValueError` where that is more than there is."""

@@ -16,6 +16,7 @@ from fewstep.distillation import distill as module
 from fewstep.distillation import method as method_module
 from fewstep.distillation.adapter import Trained, apart, beside, fits, merged, own_state, trained
 from fewstep.distillation.distill import distill
+from fewstep.distillation.memory import held
 from fewstep.distillation.method import Setting
 from fewstep.distillation.state import DistillState
 from fewstep.networks.mlp import MLP
@@ -23,10 +24,12 @@ from fewstep.processes.ve import EDM
 from fewstep.training.adapter_files import STUDENTS, load_lora
 from fewstep.training.lora import lora_parameters, merge_lora
 from fewstep.training.players import Player
+from fewstep.training.trajectories import frozen
 
 pytest.importorskip("peft")
 METHODS = methods("distiller")
 KD = {"iterations": 12, "batch": 8, "pairs": 40, "plan": "ddim", "judge": False, "on_collapse": "go on"}
+RUN = {"iterations": 12, "batch": 8, "judge": False, "on_collapse": "go on"}
 pytestmark = pytest.mark.filterwarnings("ignore:At iteration")  # twelve iterations do not widen it
 
 
@@ -136,6 +139,14 @@ def test_a_student_is_a_plain_model_with_the_adapter_beside_it(teacher, tmp_path
     assert (tmp_path / "again" / STUDENTS).read_bytes() == file.read_bytes()
 
 
+def test_a_copy_of_a_teacher_that_has_adapters_is_none_itself(teacher, tmp_path):
+    tuned = beside(copy.deepcopy(teacher), 2, seed=0)
+    made_ = distill(tuned, "kd", out=tmp_path / "run", **KD)
+    assert made_.adapter is None and not (tmp_path / "run" / "model" / STUDENTS).exists()
+    x, t, label = torch.randn(3, 2), torch.full((3,), 2.0), torch.arange(3)
+    torch.testing.assert_close(fs.load(tmp_path / "run")(x, t, label=label).x0, made_.model(x, t, label=label).x0)
+
+
 def test_a_student_with_further_inputs_has_no_adapter_file(teacher, tmp_path):
     options = {"lora": 2, "steps": 2, "iterations": 4, "batch": 4, "judge": False}
     made_ = distill(teacher, "ctm", out=tmp_path / "run", **options)
@@ -164,6 +175,33 @@ def test_a_diffusers_pipeline_gets_the_adapter_that_diffusers_loads(tmp_path):
     assert not torch.equal(own(x, t).x0, fs.load(tmp_path / "teacher")(x, t).x0)
 
 
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), 2])
+def test_of_a_pipeline_the_network_alone_trains_and_the_rest_is_shared(lora, tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from claims.pipelines import matching, tiny
+
+    teacher = fs.load(tiny("StableDiffusionPipeline", matching("ddim", "StableDiffusionPipeline")))
+    before, rest = weights(teacher), places(teacher) - places(teacher.network)
+    with frozen(teacher):
+        setting = Setting(teacher, teacher, 500.0, lora=lora, data_std=1.0)
+        method = made("distiller", "diff-instruct", 1, fake="lora" if lora else "copy")(setting)
+        for player in method.players.values():
+            whole = player.module.of
+            assert rest <= places(whole) and not rest & places(player.module)
+            assert (places(teacher.network) <= places(whole)) is (lora is not None)
+        parts = held(setting.teacher, method.players)
+        del parts["teacher"]
+        assert setting.claimed == sum(part.total for part in parts.values())
+    prompts = {"text": ["a red circle", "a blue square"]}
+    made_ = distill(teacher, "diff-instruct", lora=lora, conditions=prompts, out=tmp_path / "run", **RUN | {"batch": 2})
+    assert equal(weights(teacher), before) and not places(made_.model) & places(teacher)
+    given = {"text": "a red circle", "seed": 1}
+    torch.testing.assert_close(fs.sample(fs.load(tmp_path / "run"), 1, **given), fs.sample(made_.model, 1, **given))
+    assert not equal(weights(made_.model.network), weights(teacher.network))
+    assert all(torch.equal(made_.model.state_dict()[name], before[name]) for name in before if "network" not in name)
+
+
 def test_an_interrupted_run_goes_on_with_the_same_bits_and_the_same_rank(teacher, tmp_path):
     whole = distill(teacher, "dmd2", lora=2, fake="lora", data=None, gan=0.0, ratio=1, out=tmp_path / "whole", **RUN)
 
@@ -179,9 +217,6 @@ def test_an_interrupted_run_goes_on_with_the_same_bits_and_the_same_rank(teacher
     assert equal(weights(whole.model), weights(resumed.model))
     with pytest.raises(ValueError, match="is of another run: its lora is 2, this one's 3"):
         distill(teacher, "dmd2", lora=3, fake="lora", gan=0.0, ratio=1, out=tmp_path / "parts", resume=True, **RUN)
-
-
-RUN = {"iterations": 12, "batch": 8, "judge": False, "on_collapse": "go on"}
 
 
 def test_what_cannot_be_is_said_at_once(teacher, monkeypatch):
@@ -238,4 +273,5 @@ def test_parts(teacher):
     assert equal(part.state_dict(), kept)
     player = Player(part, lambda drawn: torch.zeros(1))
     assert json.dumps(sorted(player.state())) and len(player.parameters) == len(part.names)
-    assert merged(teacher) is teacher
+    with pytest.raises(ValueError, match="no adapter"):
+        merged(teacher)

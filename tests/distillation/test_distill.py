@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -215,6 +217,13 @@ def test_what_is_wrong_is_said_at_once(teacher, tmp_path):
     refused("whose answers are samples: distil its own teacher digits", "kd", model=jump)
     with pytest.raises(ValueError, match="give data="):
         distill(teacher, "dmd2", iterations=2, judge=False)
+
+
+def test_a_batch_divides_among_processes(teacher, monkeypatch):
+    three = SimpleNamespace(device=torch.device("cpu"), num_processes=3)
+    monkeypatch.setattr(module, "accelerated", lambda *_: contextlib.nullcontext(three))
+    with pytest.raises(ValueError, match="batch=8 does not divide among 3 processes"):
+        distill(teacher, "kd", **KD)
 
 
 def test_plans_of_students(teacher):

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.conditions.prompt import Encoder, Prompt, complete
 from fewstep.conditions.text import Text
+from fewstep.core.denoiser import Denoiser
 from fewstep.distillation import distill as module
 from fewstep.distillation.distill import distill
 from fewstep.distillation.given import given_rows, rows_with
@@ -37,6 +39,20 @@ def test_values_and_lists_become_rows(captioned):
     ):
         with pytest.raises(ValueError, match=said):
             given_rows(captioned, given)
+
+
+def test_every_part_of_a_prompt_follows_from_its_text():
+    def encode(prompts, device, windows=1):
+        numbers = torch.tensor([float(len(prompt or "")) for prompt in prompts])
+        return {"text": numbers[:, None, None].expand(-1, 3, 4), "pooled": numbers[:, None].expand(-1, 2)}
+
+    encoder, model = Encoder(encode), Denoiser()
+    model.conditions = {"text": Prompt(encoder, "text", 3, 4), "pooled": Prompt(encoder, "pooled", 2, 2)}
+    model.check_condition = lambda given, *rest: Denoiser.check_condition(
+        model, complete(model.conditions, given), *rest
+    )
+    found = given_rows(model, {"text": ["abc", "a"]})
+    assert found["text"][:, 0, 0].tolist() == found["pooled"][:, 0].tolist() == [3.0, 1.0]
 
 
 def test_draws_are_of_the_rows_and_together(setting):
@@ -70,6 +86,7 @@ def test_a_student_of_some_conditions(teacher, monkeypatch):
     made = distill(teacher, "kd", conditions={"label": [0, 2]}, pairs=40, plan="ddim", **RUN)
     assert seen[0].condition["label"].tolist() == [0, 2] * 12  # the checks'
     assert fs.sample(made.model, 3, label=2).shape == (3, 2)
+    assert made.notes[0] == "It was trained for label [0, 2] alone." and made.notes[0] in made.card()
     with pytest.raises(ValueError, match="label 7 is out of range"):
         distill(teacher, "kd", conditions={"label": 7}, **RUN)
 

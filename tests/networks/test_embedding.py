@@ -239,6 +239,19 @@ def test_what_was_added_first_does_not_matter():
     assert all(torch.equal(value, twice.state_dict()[name]) for name, value in made.state_dict().items())
 
 
+def test_a_network_can_be_extended_over_its_own_weights():
+    network = moved(MLP((2,), 8, 3, 3))
+    made = extended(network, copied=False, target=1)
+    own, before = dict(made.named_parameters()), dict(network.named_parameters())
+    assert all(own[name] is value for name, value in before.items())
+    assert own.keys() - before.keys() == {
+        f"embedding.extra.target.{n}.{what}" for n in (0, 2) for what in ("weight", "bias")
+    }
+    x, noise, label = torch.randn(4, 2), torch.rand(4), torch.arange(4) % 3
+    assert torch.equal(made(x, noise, label, target=torch.rand(4)), network(x, noise, label))
+    assert not network.embedding.extras
+
+
 def test_what_cannot_be_extended_raises():
     made = extended(MLP(depth=3), late=2, target=1, latent=7)
     with pytest.raises(ValueError, match=r"has a target already \(late=2\), got late=1"):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fewstep as fs
 from fewstep.networks.blocks import blocks_of
 from fewstep.networks.dit import DiT
-from fewstep.networks.surgery import Block, Keep, Skip, Stored, compiled_as, has, replaced, without
+from fewstep.networks.surgery import Block, Keep, Skip, Stored, compiled_as, has, linked, replaced, without
 from fewstep.networks.unet import Attention, UNet
 
 
@@ -86,6 +86,20 @@ def test_changing_the_copy_leaves_the_original():
     apart = copy.deepcopy(replaced(network, {"mid.res0": Skip()}))
     assert torch.equal(apart(x, noise), replaced(network, {"mid.res0": Skip()})(x, noise))
     assert not {id(p) for p in apart.parameters()} & {id(p) for p in network.parameters()}
+
+
+def test_a_linked_tree_has_the_same_tensors_and_modules_of_its_own():
+    network = unet().train()
+    whole = linked(network)
+    pairs = zip(network.named_parameters(), whole.named_parameters(), strict=True)
+    assert all(name == other and mine is its for (name, mine), (other, its) in pairs)
+    assert all(a is b for a, b in zip(network.buffers(), whole.buffers(), strict=True))
+    whole.eval().mid.res0 = Twice(whole.mid.res0)
+    assert network.training and not isinstance(network.mid.res0, Twice)
+    network.first.requires_grad_(False)
+    half = linked(network, trained=False)
+    assert half.first.weight is network.first.weight and half.last.weight is not network.last.weight
+    assert torch.equal(half(*inputs()), network(*inputs()))
 
 
 def test_gradients_arrive_in_the_one_set_of_weights():

@@ -32,6 +32,18 @@ def test_classes_come_in_turn():
     assert conditions(model(Label(4)), None, torch.arange(3, 9))["given"].tolist() == [3, 0, 1, 2, 3, 0]
 
 
+def test_conditions_that_are_given_stand_in_for_those_of_the_data():
+    own = {"given": torch.tensor([3, 0, 3])}
+    assert conditions(model(Label(4)), None, torch.arange(3), own)["given"].tolist() == [3, 0, 3]
+    # They come in turn by the numbers of the noises, and pictures need no data then.
+    assert draw(model(Label(4)), 0, 4, 5, torch.float32, given=own)[1]["given"].tolist() == [0, 3, 3, 0, 3]
+    pictures = {"given": torch.randn(2, 3, 2)}
+    found = draw(model(Picture((3, 2))), 0, 0, 3, torch.float32, given=pictures)[1]["given"]
+    assert torch.equal(found, pictures["given"][[0, 1, 0]])
+    with pytest.raises(ValueError, match="given 9 is out of range"):
+        conditions(model(Label(4)), None, torch.arange(1), {"given": torch.tensor([9])})
+
+
 def test_captions_are_those_of_the_data():
     text = open_data("shapes").spec.text
     made = model(text, "shapes")

@@ -52,6 +52,15 @@ def test_average_does_not_share_the_weights():
     assert torch.equal(ema.average["bias"], before)
 
 
+def test_weights_that_have_no_average_stay():
+    part = nn.ModuleDict({"first": nn.Linear(2, 2)})
+    ema = EMA(part, 0.0)
+    whole = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)})
+    kept = whole["second"].weight.clone()
+    ema.copy_to(whole)
+    assert torch.equal(whole["first"].weight, part["first"].weight) and torch.equal(whole["second"].weight, kept)
+
+
 def test_load_goes_on():
     network = nn.Linear(2, 3)
     one, other = EMA(network, 0.9), EMA(nn.Linear(2, 3), 0.9)
