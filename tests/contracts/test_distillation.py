@@ -38,6 +38,7 @@ from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
 from fewstep.training.players import Player
+from fewstep.training.run import accelerated
 from tests.sampled import sampled
 
 CLASSES, BATCH, ITERATIONS, HALF = 3, 6, 5, 2
@@ -212,6 +213,28 @@ def test_the_card_says_what_it_is(method):
         work = work_of(method, "points", EDM())
         work.setting.known = opened
         state_of(work).run(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_in_half_precision_it_trains_and_resumes_to_the_same_bits(method, tmp_path, tmp_path_factory):
+    def begun() -> DistillState:
+        return DistillState(work_of(method, "points", EDM()), {}, seed=7, batch=BATCH, accelerator=accelerator)
+
+    with accelerated("bf16", "cpu") as accelerator:
+        whole, first, again = begun(), begun(), begun()
+        whole.run(ITERATIONS)
+        first.run(ITERATIONS // 2)
+        first.save(tmp_path, 0.0)
+        again.restore(tmp_path / "checkpoints" / f"step-{ITERATIONS // 2:08}")
+        again.run(ITERATIONS)
+        assert math.isfinite(whole.means()["loss"])
+    single = finished(method, "points", EDM(), tmp_path_factory).state
+    ours, theirs, plain = (tensors_of(each.method) for each in (whole, again, single))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    student = [name for name in ours if name.startswith("players.student.module.")]
+    assert any(not torch.equal(ours[name], plain[name]) for name in student)
+    assert all(value.dtype == plain[name].dtype for name, value in ours.items())
 
 
 SHARED = """
