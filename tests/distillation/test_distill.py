@@ -107,7 +107,7 @@ def test_half_precision_trains_other_bits_and_resumes_to_the_same(teacher, tmp_p
     assert 0 < max(apart) < 0.1  # eight bits of a product's mantissa
 
     def stop(found):
-        if found["step"] == 7 and "distance" in found:
+        if found["step"] == 8 and "distance" in found:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
