@@ -56,9 +56,10 @@ class Bare:
         for player in method.players.values():
             weights = player.parameters
             optimizer = torch.optim.AdamW(weights, lr=LR, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-            average = [p.detach().clone() for p in weights] if player.average is not None else []
+            # The player's own memory for it, from which methods of stages take their averaged student.
+            average = list(player.average.average.values()) if player.average is not None else []
             self.parts.append((player, weights, optimizer, average))
-            player.average = player.optimizer = None  # type: ignore[assignment]
+            player.optimizer = None  # type: ignore[assignment]
 
     def run(self, steps: int) -> None:
         setting = self.method.setting
