@@ -16,12 +16,15 @@ import torch
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
+from fewstep.core.files import write
 from fewstep.core.methods import card, made
 from fewstep.core.plan import Plan
 from fewstep.core.student import Student
 from fewstep.data.dataset import Dataset
+from fewstep.denoisers.folder import CARD
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.adapter import alone, fits, merged, write_file
+from fewstep.distillation.card import student_card
 from fewstep.distillation.checks import check_answers, check_classes, check_forward_mode
 from fewstep.distillation.given import given_rows
 from fewstep.distillation.levels import grid
@@ -82,23 +85,13 @@ class Distilled:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the student with its plan and card; `fs.load` and `fewstep sample` take the folder. With `lora` the
         adapter lies beside it, as `--lora` takes it for the teacher."""
-        place = save(self.model, folder, plan=self.model.plan, card=self.card())
+        place = Path(folder)
+        name = place.parent.name if place.name == "model" else place.name  # of a run
+        card = student_card(self.model, name, self.rows, self.notes)
+        place = save(self.model, folder, plan=self.model.plan, card=card)
         if self.adapter is not None:
             write_file(self.adapter, place)
         return place
-
-    def card(self) -> str:
-        student = self.model.student
-        assert student is not None
-        lines = ["# A distilled fewstep model", "", f"By `{student.method}`, {self.plan.nfe} evaluations a sample.", ""]
-        lines += [f"- {note}" for note in self.notes]
-        heads = ("sampler", "evaluations", "Frechet distance", "precision", "recall", "accuracy", "endpoint error")
-        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for row in self.rows:
-            found = [row[key] for key in ("frechet", "precision", "recall", "accuracy", "endpoint")]
-            cells = [row["name"], str(row["nfe"]), *("" if value is None else f"{value:.4g}" for value in found)]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
 
 
 @checked
@@ -241,15 +234,13 @@ def distill(
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
         facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
-        done = _run(
+        notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
+        return _run(
             state, teacher, base, facts, folder, resumed, real,
             paired=bool(found.facts["pairing"]), opens=(bool(found.facts["data"]) or real is not None) and not chosen,
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
-            tell=tell, clock=clock,
+            tell=tell, clock=clock, notes=notes,
         )  # fmt: skip
-        if conditions is not None:
-            done.notes.insert(0, f"It was trained for {', '.join(f'{k} {v}' for k, v in conditions.items())} alone.")
-        return done
 
 
 def planned(checkpoint: Path) -> int:
@@ -280,7 +271,7 @@ def affordable(state: DistillState, seconds: float) -> int:
 def _run(
     state: DistillState, teacher: Denoiser, base: Denoiser, facts: Student, folder: Path | None, resumed: Path | None,
     data: Dataset | None, *, paired: bool, opens: bool, every: int, stop: bool, judge: bool, progress: bool,
-    tell: Callable[[dict[str, Any]], Any] | None, clock: float,
+    tell: Callable[[dict[str, Any]], Any] | None, clock: float, notes: list[str],
 ) -> Distilled:  # fmt: skip
     """Train, check, choose the best weights, judge."""
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
@@ -288,6 +279,7 @@ def _run(
     given = setting.given
     watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given))
     history: list[dict[str, Any]] = []
+    name = folder.name if folder is not None else ""
 
     def heard(record: dict[str, Any]) -> Any:
         history.append(record)
@@ -322,7 +314,7 @@ def _run(
 
     def written(place: Path) -> None:
         model = student()
-        save(plain(model), place)
+        save(plain(model), place, card=student_card(model, name))
         if adapts(model):
             write_file(model, place)
 
@@ -348,9 +340,11 @@ def _run(
         "memory": memory,
     }
     rows: list[dict[str, Any]] = []
-    notes = [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
+    notes += [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
     if judge and finished and state.accelerator.is_main_process:
         problem = unseen(teacher, setting.seed, JUDGED, data, given)
         rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens, given=given)
         notes += said(rows)
+        if folder is not None:
+            write(folder / "model" / CARD, student_card(model, name, rows, notes))
     return Distilled(model, rows, figures, history, notes, adapter)

@@ -86,7 +86,7 @@ def test_a_student_of_some_conditions(teacher, monkeypatch):
     made = distill(teacher, "kd", conditions={"label": [0, 2]}, pairs=40, plan="ddim", **RUN)
     assert seen[0].condition["label"].tolist() == [0, 2] * 12  # the checks'
     assert fs.sample(made.model, 3, label=2).shape == (3, 2)
-    assert made.notes[0] == "It was trained for label [0, 2] alone." and made.notes[0] in made.card()
+    assert made.notes[0] == "It was trained for label [0, 2] alone."
     with pytest.raises(ValueError, match="label 7 is out of range"):
         distill(teacher, "kd", conditions={"label": 7}, **RUN)
 
