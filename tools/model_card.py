@@ -1,13 +1,19 @@
-"""Measure an embedded model and write its card: `python tools/model_card.py digits digits-dit shapes`."""
+"""Measure an embedded model and write its card: `python tools/model_card.py digits digits-dit shapes digits-1`.
+
+The figures of `digits-1` are those that tools/one.py has measured.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import one
 import torch
 
 import fewstep as fs
+from fewstep.distillation.card import student_card
 from fewstep.hub.models import EMBEDDED
 from fewstep.report.files import write_text
 from fewstep.sampling.build import plan
@@ -140,7 +146,22 @@ Written by `tools/model_card.py`.
 """
 
 
-CARDS = {"digits": digits, "digits-dit": digits, "shapes": shapes}
+def student(name: str) -> str:
+    table = "\n".join(one.lines(json.loads(one.OUT.read_text("utf-8"))))
+    return f"""{student_card(fs.load(name), name)}
+- **Data**: none; its teacher `digits` was trained on the digits that ship with scikit-learn (UCI, CC BY 4.0).
+- **Recipe**: `fewstep/recipes/{name}.toml` (`fewstep distill recipes/{name}.toml --out runs/{name}`).
+- **Use**: examples and tests of students. Not a general model of handwriting.
+
+## Beside its teacher
+
+{table}
+
+Written by `tools/model_card.py`.
+"""
+
+
+CARDS = {"digits": digits, "digits-dit": digits, "shapes": shapes, "digits-1": student}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:

@@ -48,7 +48,7 @@ def test_the_module_runs_and_errors_are_one_line_with_code_2(fewstep):
     assert code == 2 and out == "" and "No such command 'sampel'" in err and len(err.splitlines()) == 1
     done = shell("info", "digitz")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "fewstep: unknown model 'digitz': did you mean 'digits' or 'digits-dit'?\n"
+    assert done.stderr == "fewstep: unknown model 'digitz': did you mean 'digits' or 'digits-1' or 'digits-dit'?\n"
 
 
 @pytest.mark.parametrize(

@@ -67,4 +67,4 @@ def test_pictures_that_say_nothing(fails, tmp_path):
 
 
 def test_no_model(fails):
-    assert fails("info", "digitz") == "unknown model 'digitz': did you mean 'digits' or 'digits-dit'?"
+    assert fails("info", "digitz") == "unknown model 'digitz': did you mean 'digits' or 'digits-1' or 'digits-dit'?"

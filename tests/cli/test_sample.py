@@ -109,7 +109,7 @@ def test_unwritable(fails, folder, tmp_path):
 
 def test_damaged_models(fails, folder, tmp_path):
     assert "there is no model folder" in fails("sample", "./nowhere")
-    assert "unknown model 'digit': did you mean 'digits' or 'digits-dit'?" in fails("sample", "digit")
+    assert "unknown model 'digit': did you mean 'digits' or 'digits-1' or 'digits-dit'?" in fails("sample", "digit")
 
     def copy(name):
         return shutil.copytree(folder, tmp_path / name)

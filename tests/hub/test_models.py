@@ -7,7 +7,9 @@ import torch
 
 from fewstep.denoisers.folder import load_model
 from fewstep.hub.models import EMBEDDED, embedded, load, save
+from fewstep.metrics.accuracy import class_accuracy
 from fewstep.sampling.build import plan
+from fewstep.sampling.sample import sample
 
 
 def test_the_embedded_model():
@@ -21,6 +23,19 @@ def test_the_embedded_model():
 
 def test_it_is_small():
     assert (EMBEDDED / "digits" / "model.safetensors").stat().st_size <= 3 * 2**20
+
+
+def test_the_embedded_student_takes_one_evaluation_to_where_its_teacher_leads():
+    student, teacher = load("digits-1"), load("digits")
+    assert student.plan.nfe == 1 and student.student.kind == "jump" and student.student.teacher == "digits"
+    assert (EMBEDDED / "digits-1" / "model.safetensors").stat().st_size <= 1.2e6
+    labels = torch.arange(40) % 10
+    ends = sample(teacher, 40, solver="vab-3", steps=20, timesteps="karras", label=labels, seed=5)
+    one = sample(student, 40, label=labels, seed=5)
+    blurred = sample(teacher, 40, solver="ddim", steps=1, label=labels, seed=5)
+    near, far = (float((x - ends).norm() / ends.norm()) for x in (one, blurred))
+    assert near < 0.12 and near < far / 2
+    assert class_accuracy(one, labels).value > 0.9
 
 
 def test_save_and_load_by_folder(tmp_path, monkeypatch):
@@ -71,9 +86,9 @@ def test_a_dtype_and_a_size_for_models_of_the_package():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A local cache of the hub with one repository, a fewstep model, and no network."""
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    hub, constants = map(pytest.importorskip, ("huggingface_hub", "huggingface_hub.constants"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "cache" / "models--someone--digits"
     save(load("digits"), repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
