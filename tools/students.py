@@ -60,7 +60,7 @@ def draw(found: dict[str, Any], path: Path = PICTURE) -> Path:
     axis.set_yscale("log")
     axis.set_xlabel("evaluations spent, all networks together")
     axis.set_ylabel("Frechet distance to the teacher's samples")
-    axis.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

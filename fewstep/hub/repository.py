@@ -123,6 +123,7 @@ class _Fetch:
     def __init__(self, name: str, download: bool, revision: str | None):
         try:
             import huggingface_hub
+            import huggingface_hub.errors  # a module of its own, which newer versions do not import by themselves
         except ImportError:
             raise ImportError("a hub repository needs huggingface_hub: pip install 'fewstep[hub]'") from None
         self.hub: Any = huggingface_hub
