@@ -27,7 +27,7 @@ from fewstep.searching.learn import learn
 from fewstep.searching.problem import Problem, own_data, run_all
 from fewstep.searching.reference import solve
 
-BUDGET, BATCH, TRIAL = 120_000, 64, 4  # evaluations of a run, samples of an iteration, iterations that tell its cost
+BUDGET, BATCH, TRIAL = 120_000, 64, 24  # evaluations of a run, samples of an iteration, iterations that tell its cost
 PAIRS = 2048  # of methods that make pairs, which the budget pays for
 N, FIRST, NFE = 1024, 1 << 20, 50  # samples judged, the number of their first noise, evaluations of the reference
 FIT, HELD_OUT, LEARNING = 96, 48, 5  # noises and iterations of learned plans

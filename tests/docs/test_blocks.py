@@ -155,13 +155,23 @@ def test_what_the_chapters_conclude():
     """The sentences that the chapters' own text makes of the figures; if one fails, the text must say so."""
     docs = {
         name: json.loads((ROOT / "docs" / f"{name}.json").read_text("utf-8"))
-        for name in ("theory", "medical", "editing")
+        for name in ("theory", "medical", "editing", "one", "students")
     }
     rewards = docs["theory"]["rewards"]
     assert max(row["exact_off"] for row in rewards) < 1e-3 < rewards[-1]["learned_off"]
     assert rewards[-1]["learned"] < max(row["learned"] for row in rewards)
     for row in docs["medical"]["rows"]:
         assert max(row["levels"].values()) > max(row["mean"], row["scaled"])
+    for rows in docs["one"]["sizes"].values():  # the student, below every plan of three evaluations, near its teacher
+        student, teacher = rows[0]["frechet"][0], rows[1]["frechet"][0]
+        assert student < 1.1 * teacher
+        assert student < min(row["frechet"][0] for row in rows[2:] if row["nfe"] <= 3)
+    nearest = {row["method"]: row["distance"] for row in docs["students"]["rows"] if "distance" in row}
+    plan = nearest.pop("the teacher's best plan")
+    students = {name: own for name, own in nearest.items() if name != "real against real"}
+    assert set(sorted(students, key=lambda name: students[name]["1"][0])[:2]) == {"kd", "sfd"}
+    assert plan["4"][0] < min(own["4"][0] for own in students.values() if "4" in own)
+    assert students["ctm"]["1"] < students["flow-map"]["1"]
     editors = {row["editor"]: row for row in docs["editing"]["rows"]}
     assert editors["inpainting"]["kept"] == 0 < editors["image to image, 0.4"]["kept"]
 
