@@ -40,7 +40,7 @@ def student_rows(
     steps = 1 if facts["steps"] == 1 else nfe
     budget: dict[str, Any] = {"seconds": seconds} if iterations is None else {"iterations": iterations}
     made = distill(model, method, steps=steps, data=data, seed=seed, judge=False, progress=progress, **budget)
-    name = f"student by {method}, {made.plan.nfe} steps"
+    name = f"student by {method}, {made.plan.nfe} step{'' if made.plan.nfe == 1 else 's'}"
     found = [_row(made.model, made.plan, judge) | {"name": name}]
     other = timed(made.model, made.plan, Judge(model, held_out, data), metric)
     if other is not made.plan:

@@ -84,7 +84,7 @@ def accelerate(
     common.print_table([name for name, _ in columns], [[row.get(key) for _, key in columns] for row in rows])
     for note in found.notes:
         typer.echo(note)
-    typer.echo(f"{found.plan.name} at {found.plan.nfe} evaluations: {folder}")
+    typer.echo(f"{found.plan.name} at {found.plan.nfe} evaluation{'' if found.plan.nfe == 1 else 's'}: {folder}")
     used.say()
 
 

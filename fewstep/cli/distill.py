@@ -69,6 +69,12 @@ def distill(
     precision: Annotated[
         str | None, typer.Option(help="Of matrix products in training: fp32 or bf16. [default: fp32]")
     ] = None,
+    check_every: Annotated[
+        int | None, typer.Option(help="Iterations between checks for collapse. [default: a tenth of the run]")
+    ] = None,
+    on_collapse: Annotated[
+        str | None, typer.Option(help="'stop' ends a run whose student collapses, 'go on' only warns. [default: stop]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of every random number. [default: 0]")] = None,
     device: common.Device = None,
@@ -97,7 +103,7 @@ def distill(
         "teacher": {"guidance": guidance},
         "student": {"steps": steps, "start": start, "lora": lora, "conditions": asked or None},
         "data": {"source": data, "size": size},
-        "train": train | {"precision": precision},
+        "train": train | {"precision": precision, "check_every": check_every, "on_collapse": on_collapse},
     }
     given = {name: {key: value for key, value in own.items() if value is not None} for name, own in given.items()}
     if resume and teacher is None:

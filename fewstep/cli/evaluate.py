@@ -85,8 +85,9 @@ def evaluate(
     if as_json:
         common.print_json({"model": model} | out | used.facts())
         return
+    planned = f"{out['planned_nfe']} evaluation{'' if out['planned_nfe'] == 1 else 's'} planned"
     typer.echo(
-        f"{model}: {n} samples by {out['plan']}, {out['planned_nfe']} evaluations planned and"
+        f"{model}: {n} samples by {out['plan']}, {planned} and"
         f" {out['actual_nfe']:g} made, {out['seconds']:.1f} s" + (f"; data: {out['data']}" if out["data"] else "")
     )
     common.print_table(("metric", "value", "n", ""), [_row(name, found) for name, found in out["figures"].items()])

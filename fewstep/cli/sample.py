@@ -169,7 +169,8 @@ def sample(
     if as_json:
         common.print_json(facts | measured | used.facts())
     else:
-        made = f"{about['nfe']} evaluations planned and {measured['actual_nfe']:g} made"
+        plural = "" if about["nfe"] == 1 else "s"
+        made = f"{about['nfe']} evaluation{plural} planned and {measured['actual_nfe']:g} made"
         typer.echo(f"{done} samples in {seconds:.2f} s, {made}: {out}")
         used.say()
     if done < total:

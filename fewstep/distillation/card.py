@@ -34,5 +34,5 @@ def student_card(
         lines += ["", told, "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
         for row in rows:
             found = ["" if row[key] is None else f"{row[key]:.4g}" for key in KEYS]
-            lines.append(f"| {' | '.join([row['name'], str(row['nfe']), *found])} |")
+            lines.append(f"| {' | '.join([row['name'], '' if row['nfe'] is None else str(row['nfe']), *found])} |")
     return model_card(model, name, model.plan) + "\n".join(lines) + "\n"

@@ -24,7 +24,13 @@ METHODS = (
         arxiv="2310.02279",
         claim="jumps between any two times: more steps bring the sample nearer to the teacher's own",
         use="ConsistencyTrajectory",
-        facts={"student": "map", "data": False, "pairing": True, "players": ("student",), "steps": "any"},
+        facts={
+            "student": "map",
+            "data": False,
+            "pairing": True,
+            "players": ("student", "discriminator"),
+            "steps": "any",
+        },
     ),
 )
 

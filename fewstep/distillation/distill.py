@@ -184,6 +184,8 @@ def distill(
     total = iterations if iterations is not None else int(found.facts.get("iterations", ITERATIONS))
     size = batch if batch is not None else int(found.facts.get("batch", BATCH))
     check_whole("iterations", total, 1)
+    if check_every is not None:
+        check_whole("check_every", check_every, 1)
     check_whole("batch", size, 1)
     if lr is not None and not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")

@@ -27,6 +27,8 @@ from fewstep.searching.shared import threads_for
 REFERENCE_NFE = 100
 FIRST = 1 << 20  # the number of the first noise that is judged: far from all that training and checks use
 FEW = (1, 2, 3, 4)
+TIMED = 64  # samples by which the teacher's seconds are known
+FEWEST = 8  # real samples that are held against others
 TRAIN, HELD_OUT, ITERATIONS = 96, 48, 5  # of the learned plans that a student is judged beside
 
 
@@ -43,22 +45,24 @@ def verdict(
     real: bool = True, given: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row for each: the student; the teacher at 100 evaluations; of plans of the teacher at 1 to 4 evaluations and
-    at the student's number, the best hand-made and a learned one.
+    at the student's number, the best hand-made and a learned one; at last, where there are data, as many of them
+    against the others: what a perfect sampler scores, about.
 
     A row has role, name, nfe, n, frechet (to the data, or to the teacher's samples where those are not known or not
     wanted), precision, recall, accuracy (where a metric can tell), endpoint (relative error against the teacher's ODE;
-    of a student only where its method keeps the pairing), seconds (of a thousand samples).
+    of a student only where its method keeps the pairing), seconds (of a thousand samples). Of real samples nfe is None.
 
     Args:
         paired: whether the student's method keeps the pairing of noise and sample. real: whether data may be opened.
         given: conditions (n, ...) that the plans are learned with, in place of the data's.
     """
     against = real_of(teacher, problem, data) if real else Real(problem.reference, "the teacher's samples", False)
-    rows = [_row("student", f"student, {plan.nfe} steps", student, plan, problem, against, paired)]
-    rows.append(
-        _figures("teacher", reference_plan(teacher, REFERENCE_NFE), problem.reference, teacher, problem, against)
-    )
-    rows[-1] |= {"nfe": REFERENCE_NFE, "endpoint": None}
+    name = f"student, {plan.nfe} step{'' if plan.nfe == 1 else 's'}"
+    rows = [_row("student", name, student, plan, problem, against, paired)]
+    reference = reference_plan(teacher, REFERENCE_NFE)
+    rows.append(_figures("teacher", reference, problem.reference, teacher, problem, against))
+    _, seconds = _timed(teacher, reference, problem.part(0, min(TIMED, len(problem))))
+    rows[-1] |= {"nfe": REFERENCE_NFE, "endpoint": None, "seconds": seconds}
     with threads_for(teacher):
         train = solve(
             teacher, problem.seed + 1, 0, TRAIN + HELD_OUT, REFERENCE_NFE // 2, torch.float32, data, given=given
@@ -66,7 +70,7 @@ def verdict(
         held_out, train = train.part(TRAIN, len(train)), train.part(0, TRAIN)
         for nfe in sorted({*FEW, plan.nfe}):
             rows += [_row(*named, problem, against, True) for named in _best_plans(teacher, nfe, train, held_out)]
-    return rows
+    return [*rows, *_floor(against, len(problem), problem.seed)]
 
 
 def _best_plans(
@@ -85,26 +89,50 @@ def _best_plans(
 def _row(
     role: str, name: str, model: Denoiser, plan: Sampler, problem: Problem, real: Real, paired: bool
 ) -> dict[str, Any]:
-    problem, clock = for_model(problem, model), time.perf_counter()
-    with torch.no_grad():
-        samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
-    seconds = (time.perf_counter() - clock) * 1000 / len(problem)
+    problem = for_model(problem, model)
+    samples, seconds = _timed(model, plan, problem)
     row = _figures(role, plan, samples, model, problem, real) | {"name": name, "seconds": seconds}
     return row if paired else row | {"endpoint": None}
+
+
+def _timed(model: Denoiser, plan: Sampler, problem: Problem) -> tuple[Tensor, float]:
+    """The samples of a plan, and its seconds for a thousand."""
+    clock = time.perf_counter()
+    with torch.no_grad():
+        samples = run_all(plan, model, problem.noise, problem.condition, problem.seed, problem.first)
+    return samples, (time.perf_counter() - clock) * 1000 / len(problem)
+
+
+def _floor(real: Real, n: int, seed: int) -> list[dict[str, Any]]:
+    """A row of n of the real samples (half of them, where there are fewer than 2 n) against the others; none without
+    enough of them."""
+    images = real.images.cpu()
+    n = min(n, len(images) // 2)
+    if not real.data or n < FEWEST:
+        return []
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    row: dict[str, Any] = {"role": "real", "name": "real against real", "nfe": None, "n": n, "against": real.name}
+    row |= _near(images[order[:n]], images[order[n:]])
+    return [row | {"accuracy": None, "endpoint": None, "seconds": None}]
+
+
+def _near(seen: Tensor, images: Tensor) -> dict[str, Any]:
+    """Figures of samples against real ones; no Frechet distance where a covariance of so few says little."""
+    far = frechet(seen, images).value if len(seen) > seen[0].numel() else None
+    near = precision_recall(seen, images)
+    return {"frechet": far, "precision": near.precision, "recall": near.recall}
 
 
 def _figures(
     role: str, plan: Sampler, samples: Tensor, model: Denoiser, problem: Problem, real: Real
 ) -> dict[str, Any]:
     seen = (model.decode(samples, **problem.condition) if real.data else samples).cpu()
-    images = real.images.cpu()
     row: dict[str, Any] = {"role": role, "name": described(plan), "nfe": plan.nfe, "n": len(problem)}
-    row |= {"frechet": None, "precision": None, "recall": None, "against": real.name, "seconds": None}
-    if len(problem) > samples[0].numel():  # a covariance from fewer samples than dimensions says little
-        row["frechet"] = frechet(seen, images).value
-    near = precision_recall(seen, images)
-    row |= {"precision": near.precision, "recall": near.recall, "accuracy": accuracy(model, samples, problem)}
-    return row | {"endpoint": endpoint_error(samples, problem.reference).value}
+    row |= _near(seen, real.images.cpu()) | {"against": real.name, "seconds": None}
+    return row | {
+        "accuracy": accuracy(model, samples, problem),
+        "endpoint": endpoint_error(samples, problem.reference).value,
+    }
 
 
 def said(rows: list[dict[str, Any]]) -> list[str]:

@@ -43,23 +43,25 @@ WORDS = ["--method", "kd:pairs=40,plan=ddim", "--iterations", "6", "--batch", "8
 def test_a_student_from_one_command(folder, tmp_path, capsys):
     assert run(["distill", folder, *WORDS, "--out", "one"]) == 0
     said = capsys.readouterr()
-    assert "student, 1 steps" in said.out and said.out.splitlines()[-1] == "one" and "evaluations" in said.out
+    assert "student, 1 step " in said.out and said.out.splitlines()[-1] == "one" and "evaluations" in said.out
     assert "memory beside the activations" in said.err and "distilled 6 of 6 steps" in said.err
     assert fs.load(tmp_path / "one").student.teacher == folder
     assert run(["sample", "one", "-n", "4", "--label", "1", "--out", "four.png"]) == 0
-    assert "1 evaluations planned and 1 made" in capsys.readouterr().out
+    assert "1 evaluation planned and 1 made" in capsys.readouterr().out
     assert run(["distill", folder, *WORDS, "--out", "one"]) == 2
     assert "is not empty" in capsys.readouterr().err
 
 
 def test_an_adapter_of_some_classes_and_its_use(folder, tmp_path, capsys):
     words = [*WORDS, "--lora", "2", "--label", "1", "--label", "2", "--precision", "bf16", "--out", "fast"]
+    words += ["--check-every", "3", "--on-collapse", "go on"]
     assert run(["distill", folder, *words]) == 0
     capsys.readouterr()
     recipe = recipe_of_run("fast")
     assert recipe.student == {"lora": 2, "conditions": {"label": [1, 2]}} and recipe.train["precision"] == "bf16"
+    assert recipe.train["check_every"] == 3 and recipe.train["on_collapse"] == "go on"
     assert run(["sample", folder, "--lora", "fast=1.0", "-n", "4", "--label", "1", "--out", "four.png"]) == 0
-    assert "1 evaluations planned and 1 made" in capsys.readouterr().out
+    assert "1 evaluation planned and 1 made" in capsys.readouterr().out
     assert run(["distill", folder, *WORDS, "--lora", "0", "--out", "none"]) == 2
     assert "lora must be a rank of at least 1, got 0" in capsys.readouterr().err
     assert run(["distill", folder, *WORDS, "--prompt", "a circle", "--out", "none"]) == 2
@@ -99,7 +101,7 @@ def test_an_interrupted_run_goes_on(folder, tmp_path, capsys, monkeypatch):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     capsys.readouterr()
     assert run(["distill", "--resume", "--out", "whole"]) == 0  # nothing left: judged again
-    assert "student, 1 steps" in capsys.readouterr().out
+    assert "student, 1 step " in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_one_line(folder, tmp_path, capsys):
@@ -139,6 +141,9 @@ def test_what_is_wrong_is_one_line(folder, tmp_path, capsys):
         (["dmd2"], "this method needs real samples: give data="),
         (["kd:plan=ddpm"], "'ddpm' draws noise as it runs, so its end does not follow from its start"),
         (["kd", "--lr", "-1"], "lr must be positive, got -1.0"),
+        (["kd", "--on-collapse", "go"], "unknown on_collapse 'go': did you mean 'go on'"),
+        (["kd", "--check-every", "0"], "check_every must be a whole number of at least 1, got 0"),
+        (["kd", "--precision", "fp8"], "unknown precision 'fp8': did you mean 'fp32'"),
         (["kd", "--iterations", "0"], "iterations must be a whole number of at least 1, got 0"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

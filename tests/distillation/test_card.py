@@ -17,7 +17,8 @@ ROW = {"name": "student", "nfe": 1, "n": 24, "against": "points, train split", "
 def test_it_says_how_the_student_was_made_and_the_verdict(teacher):
     teacher.student = Student("jump", "kd", "digits", 3.0, (3.0,), 2.0, 1200, 34567.0)
     teacher.plan = plan_of(teacher.process, "jump", 1, 3.0, (3.0,))
-    card = student_card(teacher, "mine", [ROW], ["A plan does better."])
+    real = ROW | {"name": "real against real", "nfe": None, "endpoint": None}
+    card = student_card(teacher, "mine", [ROW, real], ["A plan does better."])
     made = card.partition("## How it was made")[2].splitlines()
     assert "# mine\n" in card and 'fs.load("mine")' in card and ": 1 evaluation of the network a sample" in card
     assert made[2:] == [
@@ -27,6 +28,7 @@ def test_it_says_how_the_student_was_made_and_the_verdict(teacher):
         "| sampler | evaluations | Frechet distance | precision | recall | accuracy | endpoint error |",
         "|---|---|---|---|---|---|---|",
         "| student | 1 | 0.4123 | 0.5 | 0.25 |  | 0.1 |",
+        "| real against real |  | 0.4123 | 0.5 | 0.25 |  |  |",
     ]  # fmt: skip
 
 
