@@ -42,7 +42,7 @@ from fewstep.distillation.origin import (
 )
 from fewstep.distillation.state import DistillState
 from fewstep.distillation.verdict import said, unseen, verdict
-from fewstep.distillation.watch import Watch
+from fewstep.distillation.watch import Watch, spoken
 from fewstep.hub.models import save
 from fewstep.searching.problem import data_for, own_data
 from fewstep.searching.reference import solve
@@ -327,7 +327,8 @@ def _run(
         Console(stderr=True).print(memory, highlight=False, soft_wrap=True)
     course = Course(
         total, total, state.batch, log_every=max(min(10, total), total // 50), save_every=max(1, total // 20),
-        rate=lambda step: setting.rate(step, setting.lr), hooks=((every, check),), done="distilled", doing="distilling",
+        rate=lambda step: setting.rate(step, setting.lr), hooks=((every, check),), spoken=spoken, done="distilled",
+        doing="distilling",
     )  # fmt: skip
     finished, _ = run(state, course, folder, resumed=resumed, tell=heard, progress=progress, export=written)
     trained = student()

@@ -61,6 +61,15 @@ class Check:
         }
 
 
+def spoken(record: Mapping[str, Any]) -> str:
+    """A check's record as a line: "distance 0.312 to the teacher's samples, deviation 0.91 to 1.04, coverage 0.97"."""
+    narrow, wide = record["deviation"]
+    return (
+        f"distance {record['distance']:.3g} to the teacher's samples, deviation {narrow:.2f} to {wide:.2f},"
+        f" coverage {record['coverage']:.2f}"
+    )
+
+
 def compared(samples: Tensor, teacher: Tensor, group: Tensor | None) -> Check:
     """The check of a student's samples beside the teacher's, both (n, *shape); group: (n,) whole numbers, the condition
     of each."""

@@ -59,7 +59,7 @@ class Course:
     a resume included, is the last one, if `last` does not come first. images: in an epoch, for the forecast. hooks:
     (every, function) pairs: the function is called after every so many steps (0: never), and what it returns is logged.
     together: hooks and export are called in every process, for its part of the weights, and write in the main one
-    alone. done, doing: the words for it.
+    alone. spoken: the line above the bar that a hook's record comes to. done, doing: the words for it.
     """
 
     last: int
@@ -72,6 +72,7 @@ class Course:
     images: int | None = None
     hooks: tuple[tuple[int, Callable[[], Record | None]], ...] = ()
     together: bool = False
+    spoken: Callable[[Record], str] | None = None
     done: str = "trained"
     doing: str = "training"
 
@@ -177,6 +178,8 @@ def _loop(
                 found = hook() if accelerator.is_main_process or course.together else None
                 if found is not None:
                     report({"step": step, **found})
+                    if course.spoken is not None:
+                        bar.say(f"step {step}: {course.spoken(found)}")
         cut, over = interrupted(), late or told
         if not alone:  # all must stop at the same step
             cut, over = _anywhere(accelerator, cut, over) if logged else (False, False)

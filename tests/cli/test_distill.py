@@ -45,6 +45,7 @@ def test_a_student_from_one_command(folder, tmp_path, capsys):
     said = capsys.readouterr()
     assert "student, 1 step " in said.out and said.out.splitlines()[-1] == "one" and "evaluations" in said.out
     assert "memory beside the activations" in said.err and "distilled 6 of 6 steps" in said.err
+    assert "step 6: distance " in said.err
     assert fs.load(tmp_path / "one").student.teacher == folder
     assert run(["sample", "one", "-n", "4", "--label", "1", "--out", "four.png"]) == 0
     assert "1 evaluation planned and 1 made" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.distillation.watch import Check, Watch, compared
+from fewstep.distillation.watch import Check, Watch, compared, spoken
 from fewstep.searching.problem import Problem
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -43,6 +43,9 @@ def test_a_collapse_within_one_condition_is_seen():
 def test_drift_and_distance_are_those_of_a_shift():
     found = compared(TEACHER + torch.tensor([3.0, 4.0]), TEACHER, None)
     assert found.distance == pytest.approx(25.0, rel=1e-6)  # Frechet
+    check = Check((0.9, 1.2), 0.1, 0.75, 25.0)
+    said = "distance 25 to the teacher's samples, deviation 0.90 to 1.20, coverage 0.75"
+    assert spoken(check.record()) == said
     assert found.drift == pytest.approx(5 / float(TEACHER.double().std(0).norm()), rel=1e-6)
 
 

@@ -157,6 +157,13 @@ def test_a_budget_ends_the_run_with_the_first_step_after_it(tmp_path, clock, cap
     assert more.step == 20
 
 
+def test_what_a_hook_found_is_said(tmp_path, capfd):
+    hooks = ((5, lambda: {"far": 0.5}), (3, lambda: None))
+    run(Two(), replace(COURSE, hooks=hooks, spoken=lambda found: f"far {found['far']}"))
+    said = [line for line in capfd.readouterr().err.splitlines() if "far" in line]
+    assert said == [f"step {step}: far 0.5" for step in (5, 10, 15, 20)]
+
+
 def test_who_is_told_may_end_the_run(tmp_path):
     state, seen = Two(), []
 
