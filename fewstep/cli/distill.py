@@ -159,6 +159,9 @@ def _recipe(teacher: str | None, method: str | None, given: dict[str, dict[str, 
         values = read.to_dict()
         for name, own in given.items():
             values[name] = {**values[name], **own}
+        for one, other in (("seconds", "iterations"), ("iterations", "seconds")):
+            if one in given["train"] and other not in given["train"]:  # how long is asked for anew
+                values["train"].pop(other, None)
         return DistillRecipe.from_dict(values)
     name, options = read_spec(method, "--method") if method is not None else ("kd", {})
     return DistillRecipe.from_dict(

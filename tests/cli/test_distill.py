@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.cli.distill import _recipe
 from fewstep.cli.main import run
 from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
@@ -81,6 +82,17 @@ def test_json_and_recipes(folder, tmp_path, capsys):
     assert said["figures"]["iterations"] == 4 and fs.load("runs/teacher-kd").student.guidance == 2.0
     assert run(["distill", str(recipe), "--method", "kd"]) == 2
     assert "a recipe names its methods: leave --method out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kept", "asked"), [("iterations", "seconds"), ("seconds", "iterations")])
+def test_how_long_is_one_thing(tmp_path, kept, asked):
+    (tmp_path / "own.toml").write_text(
+        f'[teacher]\nmodel = "x"\n[method]\nname = "kd"\n[train]\n{kept} = 50\nbatch = 8\n'
+    )
+    nothing = {"teacher": {}, "student": {}, "data": {}, "train": {}}
+    assert _recipe(str(tmp_path / "own.toml"), None, nothing).train == {kept: 50, "batch": 8}
+    given = nothing | {"train": {asked: 5}}
+    assert _recipe(str(tmp_path / "own.toml"), None, given).train == {asked: 5, "batch": 8}
 
 
 @pytest.mark.slow
