@@ -57,6 +57,8 @@ class DistillRecipe:
             _check_keys(section, getattr(self, section), keys)
         if "model" not in self.teacher:
             raise ValueError("section [teacher] needs model, a name or a folder")
+        if self.data and "source" not in self.data:
+            raise ValueError("section [data] needs source, the data that it is about (--data)")
         if not self.method:
             raise ValueError("there is no section [method]")
         for stage in self.method:
@@ -119,11 +121,8 @@ def run_recipe(
     teacher = load(recipe.teacher["model"], device)
     if recipe.teacher.get("guidance") is not None:
         teacher = guide(teacher, "cfg", scale=float(recipe.teacher["guidance"]))
-    data = recipe.data.get("source")
-    if data is not None and len(recipe.data) > 1:
-        from fewstep.data.open import open_data
-
-        data = data_for(teacher, open_data(**recipe.data))
+    opened = {name: value for name, value in recipe.data.items() if name != "source"}
+    data = data_for(teacher, recipe.data["source"], **opened) if recipe.data else None
     student, found = None, None
     for number, stage in enumerate(recipe.method):
         last = number == len(recipe.method) - 1

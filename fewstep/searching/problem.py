@@ -63,8 +63,9 @@ def own_data(model: Denoiser) -> Dataset | None:
     return open_built_in(name) if is_built_in(name) else data_for(model, name)
 
 
-def data_for(model: Denoiser, source: str | Path | Dataset) -> Dataset:
-    """The training split of some data, opened as the model's samples are where the source leaves that open.
+def data_for(model: Denoiser, source: str | Path | Dataset, **options: Any) -> Dataset:
+    """The training split of some data, opened as the model's samples are where the source and the options (those of
+    `open_data`) leave that open.
 
     Raises ValueError for data of another shape or range than the model's samples, and what `open_data` raises.
     """
@@ -74,7 +75,7 @@ def data_for(model: Denoiser, source: str | Path | Dataset) -> Dataset:
         assert model.shape is not None
         asked = {"mode": "L" if model.shape[0] == 1 else "RGB", "size": tuple(model.shape[1:])}
         takes = inspect.signature(reader(source).load()).parameters
-        data = open_data(source, **{name: value for name, value in asked.items() if name in takes})
+        data = open_data(source, **{name: value for name, value in asked.items() if name in takes} | options)
     if data.spec.shape != model.shape:
         raise ValueError(f"the data {data.spec.name!r} has samples of {data.spec.shape}, the model makes {model.shape}")
     if model.value_range is not None and data.spec.value_range != tuple(model.value_range):

@@ -91,6 +91,7 @@ def test_guidance_of_a_recipe_is_inside(folder):
         ({"teacher": {"model": "digits"}, "method": {"name": "kdd"}}, "distiller 'kdd'.*kd"),
         ({"teacher": {"model": "digits"}, "method": {"name": "kd", "pair": 3}}, "'pair'.*pairs"),
         ({"teacher": {"model": "digits"}, "method": [KD, KD], "student": {"lora": 4}}, "lora is for one method"),
+        ({"teacher": {"model": "digits"}, "method": KD, "data": {"size": 4}}, r"section \[data\] needs source"),
         ({"teacher": {"model": "digits"}, "method": KD, "training": {}}, "section 'training'.*train"),
         ({"teacher": {"model": "digits"}, "method": KD | {"train": {"rate": 1}}}, r"\[method.train\] 'rate'"),
     ],

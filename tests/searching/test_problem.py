@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fewstep.conditions.label import Label
@@ -91,6 +92,11 @@ def test_data_fit_the_model(tmp_path):
         data_for(made, pairs(2))
     made.shape, made.value_range = (1, 8, 8), None
     assert data_for(made, "digits").spec.n == 1437
+    for number in range(12):
+        Image.new("RGB", (20, 12), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert data_for(made, tmp_path, size=8).spec.shape == (1, 8, 8)  # grey, as the model's
+    with pytest.raises(ValueError, match=r"has samples of \(1, 4, 4\)"):
+        data_for(made, tmp_path, size=4)
 
 
 def test_the_noise_is_that_of_the_process():
