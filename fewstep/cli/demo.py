@@ -262,7 +262,8 @@ def summary(result: dict[str, Any], out: Path) -> list[str]:
     student = next(row for row in result["rows"] if row["name"] == result["student"])
 
     def line(name: str, row: dict[str, Any], error: str) -> str:
-        return f"{name:12} {row['planned_nfe']:4d} evaluations, error {error}, Frechet distance {text(row['frechet'])}"
+        word = "evaluation," if row["planned_nfe"] == 1 else "evaluations,"
+        return f"{name:12} {row['planned_nfe']:4d} {word:12} error {error}, Frechet distance {text(row['frechet'])}"
 
     ratio = fast["endpoint"] / slow["endpoint"]
     apart = fast["frechet"] / reference["frechet"] - 1

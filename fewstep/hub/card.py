@@ -124,6 +124,6 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
     nfe = result.get("actual_nfe", result.get("planned_nfe"))
     times = result.get("about", {}).get("timesteps")
     about = f"{result['n']} samples by {result['plan']}" + (f" on {times} times" if times else "")
-    about += f", {nfe:g} evaluations each" if nfe is not None else ""
+    about += f", {nfe:g} evaluation{'' if nfe == 1 else 's'} each" if nfe is not None else ""
     return {"about": about + (f", data {result['data']}." if result.get("data") else "."), "rows": rows,
             "notes": list(result.get("notes", ()))}  # fmt: skip

@@ -130,8 +130,11 @@ def test_both_clocks_are_told():
     slow = row | {"name": "ddim", "asked_nfe": max(demo.NFES)}
     reference = row | {"name": "reference", "asked_nfe": 100}
     result = {
-        "rows": [reference, slow, row, row | {"name": "own"}], "fast_nfe": 4, "student": "own",
+        "rows": [reference, slow, row, row | {"name": "own", "planned_nfe": 1}], "fast_nfe": 4, "student": "own",
         "reference_nfe": 100, "reference_error": 0.001,
         "floor": {"value": 0.4}, "seconds": 72.3, "cpu_seconds": 80.4,
     }  # fmt: skip
-    assert "in 72 s (80 CPU seconds)" in demo.summary(result, demo.Path("d"))[4]
+    said = demo.summary(result, demo.Path("d"))
+    assert "in 72 s (80 CPU seconds)" in said[4]
+    assert said[0].startswith("accelerated     4 evaluations, error 0.1") and said[1].startswith("own ")
+    assert " 1 evaluation,  error 0.1" in said[1]

@@ -54,6 +54,7 @@ def test_it_is_written_by_default(model, tmp_path):
     assert head["library_name"] == "fewstep" and {"fewstep", "flow"} <= set(head["tags"])
     assert "3 evaluations of the network a sample (dpmpp-2m, times log-snr)" in card
     assert "1000 samples by vab-3 on short times, 4 evaluations each, data digits." in card
+    assert "on short times, 1 evaluation each, data" in model_card(model, "mine", made, RESULT | {"actual_nfe": 1.0})
     assert "| frechet | 0.1235 | n 1000, features pixels, floor 0.31 |" in card
     assert "| precision-recall | precision 0.91, recall 0.875 | n 1000 |" in card
     assert f"**parameters**: {sum(p.numel() for p in model.parameters()):,}" in card
