@@ -49,6 +49,7 @@ def _over(runs: list[list[dict[str, Any]]], row: dict[str, Any], key: str) -> li
 def lines(found: dict[str, Any]) -> list[str]:
     """A row a sampler: the student, the best plans of as few evaluations, the teacher's many."""
     names = {"student": f"`{found['student']}`", "teacher": "teacher", "plan": "best plan", "learned": "learned plan"}
+    names["real"] = "real against real"
     sizes = list(found["sizes"])
     head = ["sampler", "evaluations", *(f"Frechet distance, {int(n):,} samples" for n in sizes), "recall", "accuracy"]
     head.append("error")
