@@ -93,6 +93,7 @@ def _recipe(
 ) -> Recipe:
     """The recipe of the file with the data asked for, that of the data alone, or that of the run to resume."""
     from fewstep.data.open import open_data
+    from fewstep.distillation.recipe import is_recipe
     from fewstep.training.defaults import recipe_for
     from fewstep.training.recipe import Recipe
     from fewstep.training.recipes import recipe_path
@@ -103,6 +104,8 @@ def _recipe(
     asked |= {"labels": True} if labels else {}
     asked |= {"captions": True} if captions else {}
     if path is not None:
+        if is_recipe(recipe_path(path)):
+            raise ValueError(f"{path} is a recipe of distillation: fewstep distill {path}")
         read = Recipe.read(recipe_path(path))
         if data is not None:
             common.say_data(data)

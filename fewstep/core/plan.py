@@ -130,7 +130,8 @@ class Plan(Sampler):
                     f"  sigma {sigma:.4g}  log-SNR {log_snr:.3g}"
                 )
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if not isinstance(value, dict))
-        head = f"Plan: {self.nfe} evaluations, {self.process.get('process')} process, {about}"
+        cost = f"{self.nfe} evaluation{'' if self.nfe == 1 else 's'}"
+        head = f"Plan: {cost}, {self.process.get('process')} process, {about}"
         head += f"; {self.spread.bands} bands, of which the first:" if self.spread else ""
         return "\n".join([head, *rows])
 

@@ -76,6 +76,8 @@ def test_bad_input(fails, recipe, tmp_path):
     assert "the folder full is not empty" in fails("train", recipe, "--out", "full")
     assert "nothing to resume" in fails("train", recipe, "--out", "run", "--resume")
     assert "steps must be 1 to 4" in fails("train", recipe, "--out", "run", "--steps", 9)
+    told = "digits-1 is a recipe of distillation: fewstep distill digits-1"
+    assert fails("train", "digits-1", "--out", "run") == told and not (tmp_path / "run" / "log.jsonl").exists()
     assert not (tmp_path / "run").exists()
 
 
