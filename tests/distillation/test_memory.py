@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import pytest
@@ -24,7 +25,8 @@ def alive() -> dict[int, int]:
             for each in (thing, thing.grad if thing.is_leaf else None):
                 if each is not None and each.device.type == "cpu":
                     storage = each.untyped_storage()
-                    found[storage.data_ptr()] = storage.nbytes()
+                    with contextlib.suppress(RuntimeError):  # tensors of an exported program have no memory
+                        found[storage.data_ptr()] = storage.nbytes()
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 
 import fewstep
 from fewstep.data.dataset import DataSpec
+from fewstep.distillation.recipe import DistillRecipe, is_recipe
 from fewstep.training.recipe import Recipe, differences
 
 MINIMAL = """
@@ -112,6 +113,10 @@ def test_differences_are_named_with_their_path():
 
 @pytest.mark.parametrize("path", sorted((Path(fewstep.__file__).parent / "recipes").glob("*.toml")), ids=str)
 def test_recipes_of_the_library_are_valid(path):
+    if is_recipe(path):
+        student = DistillRecipe.read(path)
+        assert DistillRecipe.from_dict(student.to_dict()) == student and student.train["iterations"] > 0
+        return
     recipe = Recipe.read(path)
     assert Recipe.from_dict(recipe.to_dict()) == recipe and recipe.train.steps > 0
 

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.hub.models import embedded
+from fewstep.distillation.recipe import DistillRecipe, is_recipe
+from fewstep.hub.models import embedded, load
 from fewstep.training.recipe import Recipe
 from fewstep.training.recipes import FOLDER, recipe_names, recipe_path
 
 
 def test_every_embedded_model_has_its_recipe():
-    assert set(recipe_names()) == set(embedded())
+    assert set(embedded()) <= set(recipe_names())
+    assert set(recipe_names()) - set(embedded()) == {"digits-map"}  # the recipe alone
+    made, student = DistillRecipe.read(recipe_path("digits-1")), load("digits-1").student
+    assert (student.teacher, student.method) == (made.teacher["model"], made.method[0]["name"])
+    assert student.iterations == made.train["iterations"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -20,7 +25,10 @@ def test_a_recipe_is_found_by_its_name_and_as_it_is_in_a_checkout(name, tmp_path
     monkeypatch.chdir(tmp_path)
     found = {recipe_path(written) for written in (name, f"{name}.toml", f"recipes/{name}.toml", Path(name))}
     assert found == {FOLDER / f"{name}.toml"}
-    assert Recipe.read(recipe_path(name)).data.source == name.removesuffix("-dit")
+    if is_recipe(recipe_path(name)):
+        assert DistillRecipe.read(recipe_path(name)).teacher["model"] == name.partition("-")[0]
+    else:
+        assert Recipe.read(recipe_path(name)).data.source == name.removesuffix("-dit")
 
 
 def test_a_file_of_ones_own_comes_first_and_other_names_are_refused(tmp_path, monkeypatch):
