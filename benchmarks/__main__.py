@@ -31,6 +31,7 @@ from benchmarks import (
     students,
     training,
 )
+from fewstep.core.words import number_of
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -150,7 +151,7 @@ def _restoration(rows: list[dict[str, Any]]) -> str:
             found = [row for row in own if (row["arm"], row.get("solver")) == (arm, solver)]
             cells.append([arm, solver] + [_restored(row) for row in found])
         degraded = next(row["psnr"] for row in own if row["arm"] == "degraded")
-        columns = ["", "solver"] + [f"{nfe} evaluation{'s' * (nfe > 1)}" for nfe in restoration.NFES]
+        columns = ["", "solver"] + [number_of(nfe, "evaluation") for nfe in restoration.NFES]
         parts.append(f"{task.capitalize()}; the degraded pictures have {degraded:.2f} dB.\n\n{table(columns, cells)}")
     parts.append(
         "Rows of docs/images/restoration.png: degraded photographs (noise, then blur),"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from claims.problems import mixture
 from fewstep.core.methods import Method, methods
+from fewstep.core.words import number_of
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.denoisers.network import NetworkDenoiser
@@ -141,7 +142,7 @@ def _floor(teacher: GaussianMixture) -> dict[str, Any]:
 
 def render(rows: list[dict[str, Any]]) -> str:
     """The section of RESULTS.md."""
-    counts = [f"{k} step{'s' if k > 1 else ''}" for k in STEPS]
+    counts = [number_of(k, "step") for k in STEPS]
     columns = ["method", "student", "real data", "pairing", *counts, "evaluations", "CPU seconds"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:

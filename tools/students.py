@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewstep.core.words import number_of
+
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED, PICTURE = ROOT / "docs" / "students.json", ROOT / "docs" / "images" / "students.png"
 SHOWN = ("kd", "consistency", "ctm", "flow-map", "dmf", "dmd2", "sid")  # whose curves are drawn: some of each family
@@ -28,7 +30,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         text = f"{mean:.3f} ± {spread:.3f}"
         return f"**{text}**" if "kind" in row and mean == best[k] else text
 
-    head = ["method", "student", "real data", "pairing", *(f"{k} step{'s' if k > 1 else ''}" for k in counts), "CPU s"]
+    head = ["method", "student", "real data", "pairing", *(number_of(k, "step") for k in counts), "CPU s"]
     body = []
     for row in [*students, *(row for row in rows if "kind" not in row)]:
         named = f"`{row['method']}`" if "kind" in row else row["method"]

@@ -12,6 +12,7 @@ from fewstep.acceleration.verdict import Judge
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import card
 from fewstep.core.plan import Plan
+from fewstep.core.words import number_of
 from fewstep.data.dataset import Dataset
 from fewstep.distillation.distill import distill, plan_of
 from fewstep.searching.alignment import time_between
@@ -40,7 +41,7 @@ def student_rows(
     steps = 1 if facts["steps"] == 1 else nfe
     budget: dict[str, Any] = {"seconds": seconds} if iterations is None else {"iterations": iterations}
     made = distill(model, method, steps=steps, data=data, seed=seed, judge=False, progress=progress, **budget)
-    name = f"student by {method}, {made.plan.nfe} step{'' if made.plan.nfe == 1 else 's'}"
+    name = f"student by {method}, {number_of(made.plan.nfe, 'step')}"
     found = [_row(made.model, made.plan, judge) | {"name": name}]
     other = timed(made.model, made.plan, Judge(model, held_out, data), metric)
     if other is not made.plan:

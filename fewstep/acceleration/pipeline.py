@@ -21,6 +21,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method, card
 from fewstep.core.noise import VERSION
 from fewstep.core.plan import Plan
+from fewstep.core.words import number_of
 from fewstep.data.dataset import Dataset
 from fewstep.searching.candidates import Watch, fitted, hand_made, rank, unwatched
 from fewstep.searching.job import Job
@@ -68,7 +69,7 @@ class Accelerated:
         return save(self.denoiser, folder, plan=self.plan, card=self.card())
 
     def card(self) -> str:
-        cost = f"{self.plan.nfe} evaluation{'' if self.plan.nfe == 1 else 's'} a sample."
+        cost = f"{number_of(self.plan.nfe, 'evaluation')} a sample."
         lines = ["# An accelerated fewstep model", "", cost, ""]
         lines += [f"- {note}" for note in self.notes]
         heads = ("sampler", "evaluations", "endpoint error", "median", "on fresh noises, 95 %", "Frechet distance")
@@ -261,11 +262,11 @@ def _search(
     # Half of the evaluations are exact enough to learn from as long as what they miss is far below what is to be
     # learned; the verdict is measured against all of them.
     train, held_out = learnt_from(REFERENCE_NFE // 2)
-    bar.stage(f"search: every hand-made plan at {nfe} evaluation{'' if nfe == 1 else 's'}")
+    bar.stage(f"search: every hand-made plan at {number_of(nfe, 'evaluation')}")
     plans = [*hand_made(model.process, nfe), *fitted(model.process, nfe, float(train.reference.double().std()))]
     candidates = rank([*plans, *_projected(model, nfe, seed, data)], model, held_out, bar.watch)
     if not candidates:
-        raise ValueError(f"no solver can do with {nfe} evaluation{'' if nfe == 1 else 's'}")
+        raise ValueError(f"no solver can do with {number_of(nfe, 'evaluation')}")
     lap("search")
     if not error <= candidates[0].score / EXACT:
         train, held_out = learnt_from(REFERENCE_NFE)
@@ -283,7 +284,7 @@ def _search(
             bar.watch("judged", {key: row[key] for key in ("role", "name", "nfe")} | {"error": row["endpoint"]})
     lap("verdict")
     if cache:
-        bar.stage(f"caches that cost {nfe} evaluation{'' if nfe == 1 else 's'}")
+        bar.stage(f"caches that cost {number_of(nfe, 'evaluation')}")
         rows += cached_rows(model, rows, nfe, seed, Judge(model, unseen.problem, data))
         rows.sort(key=lambda row: math.inf if row[metric] is None else row[metric])
         lap("caches")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import common
+from fewstep.core.words import number_of
 
 if TYPE_CHECKING:
     from fewstep.acceleration.pipeline import Accelerated
@@ -84,7 +85,7 @@ def accelerate(
     common.print_table([name for name, _ in columns], [[row.get(key) for _, key in columns] for row in rows])
     for note in found.notes:
         typer.echo(note)
-    typer.echo(f"{found.plan.name} at {found.plan.nfe} evaluation{'' if found.plan.nfe == 1 else 's'}: {folder}")
+    typer.echo(f"{found.plan.name} at {number_of(found.plan.nfe, 'evaluation')}: {folder}")
     used.say()
 
 

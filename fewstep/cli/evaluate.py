@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import common, guides
+from fewstep.core.words import number_of
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser
@@ -85,7 +86,7 @@ def evaluate(
     if as_json:
         common.print_json({"model": model} | out | used.facts())
         return
-    planned = f"{out['planned_nfe']} evaluation{'' if out['planned_nfe'] == 1 else 's'} planned"
+    planned = f"{number_of(out['planned_nfe'], 'evaluation')} planned"
     typer.echo(
         f"{model}: {n} samples by {out['plan']}, {planned} and"
         f" {out['actual_nfe']:g} made, {out['seconds']:.1f} s" + (f"; data: {out['data']}" if out["data"] else "")

@@ -11,6 +11,7 @@ import typer
 from fewstep.cli import common, guides, pictures
 from fewstep.cli.cache import Cache
 from fewstep.cli.drawing import drawing, rows_of
+from fewstep.core.words import number_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,8 +170,7 @@ def sample(
     if as_json:
         common.print_json(facts | measured | used.facts())
     else:
-        plural = "" if about["nfe"] == 1 else "s"
-        made = f"{about['nfe']} evaluation{plural} planned and {measured['actual_nfe']:g} made"
+        made = f"{number_of(about['nfe'], 'evaluation')} planned and {measured['actual_nfe']:g} made"
         typer.echo(f"{done} samples in {seconds:.2f} s, {made}: {out}")
         used.say()
     if done < total:

@@ -39,6 +39,7 @@ from fewstep.core.process import process_from_config
 from fewstep.core.run import blame, execute
 from fewstep.core.sampler import Run, Sampler
 from fewstep.core.table import Table, lower
+from fewstep.core.words import number_of
 
 # The second holds numbers per band, or numbers given to the network; the third was the format of plans with bands.
 FORMAT, FURTHER, BANDED = "fewstep-plan-1", "fewstep-plan-2", "fewstep-banded-plan-1"
@@ -130,8 +131,7 @@ class Plan(Sampler):
                     f"  sigma {sigma:.4g}  log-SNR {log_snr:.3g}"
                 )
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if not isinstance(value, dict))
-        cost = f"{self.nfe} evaluation{'' if self.nfe == 1 else 's'}"
-        head = f"Plan: {cost}, {self.process.get('process')} process, {about}"
+        head = f"Plan: {number_of(self.nfe, 'evaluation')}, {self.process.get('process')} process, {about}"
         head += f"; {self.spread.bands} bands, of which the first:" if self.spread else ""
         return "\n".join([head, *rows])
 

@@ -12,9 +12,7 @@ HEADS = ("sampler", "evaluations", "Frechet distance", "precision", "recall", "a
 KEYS = ("frechet", "precision", "recall", "accuracy", "endpoint")
 
 
-def student_card(
-    model: Denoiser, name: str, rows: Sequence[dict[str, Any]] = (), notes: Sequence[str] = ()
-) -> str:  # fmt: skip
+def student_card(model: Denoiser, name: str, rows: Sequence[dict[str, Any]] = (), notes: Sequence[str] = ()) -> str:
     """The card as Markdown.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
 from fewstep.core.sampler import Sampler
+from fewstep.core.words import number_of
 from fewstep.data.dataset import Dataset
 from fewstep.metrics.endpoint import endpoint_error
 from fewstep.metrics.frechet import frechet
@@ -57,7 +58,7 @@ def verdict(
         given: conditions (n, ...) that the plans are learned with, in place of the data's.
     """
     against = real_of(teacher, problem, data) if real else Real(problem.reference, "the teacher's samples", False)
-    name = f"student, {plan.nfe} step{'' if plan.nfe == 1 else 's'}"
+    name = f"student, {number_of(plan.nfe, 'step')}"
     rows = [_row("student", name, student, plan, problem, against, paired)]
     reference = reference_plan(teacher, REFERENCE_NFE)
     rows.append(_figures("teacher", reference, problem.reference, teacher, problem, against))

@@ -10,6 +10,7 @@ from fewstep.conditions.label import Label
 from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.plan import Plan
+from fewstep.core.words import number_of
 
 TEMPLATE = "card.md.jinja"
 
@@ -124,6 +125,6 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
     nfe = result.get("actual_nfe", result.get("planned_nfe"))
     times = result.get("about", {}).get("timesteps")
     about = f"{result['n']} samples by {result['plan']}" + (f" on {times} times" if times else "")
-    about += f", {nfe:g} evaluation{'' if nfe == 1 else 's'} each" if nfe is not None else ""
+    about += f", {number_of(nfe, 'evaluation')} each" if nfe is not None else ""
     return {"about": about + (f", data {result['data']}." if result.get("data") else "."), "rows": rows,
             "notes": list(result.get("notes", ()))}  # fmt: skip

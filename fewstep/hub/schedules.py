@@ -22,6 +22,7 @@ from fewstep.core.methods import Method
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import expand
 from fewstep.core.process import Process, process_from_config
+from fewstep.core.words import number_of
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
@@ -194,7 +195,7 @@ class OwnGrid:
         if times[0] >= ENOUGH * begin:
             return times
         warnings.warn(
-            f"{self.schedule.name} would begin {steps} step{'s'[: steps - 1]} at time {times[0]:.4g} of"
+            f"{self.schedule.name} would begin {number_of(steps, 'step')} at time {times[0]:.4g} of"
             f" {process.t_max:.4g}, below full noise: its trailing spacing is used",
             stacklevel=2,
         )

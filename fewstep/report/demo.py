@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.words import number_of
 from fewstep.report.grid import image_grid, save_png
 from fewstep.report.page import Folded, Pictures, Report, Section
 from fewstep.report.plot import Plot
@@ -79,7 +80,7 @@ def page(result: dict[str, Any], shown: list[Tensor]) -> Report:
         chosen.sort(key=lambda i: (i != 0, rows[i]["name"] != OWN))
         labels = [f"{rows[i]['name']}, {rows[i]['planned_nfe']}" for i in chosen]
         images = torch.stack([shown[i] for i in chosen])
-        title, note = f"At most {count} evaluation{'s' if count > 1 else ''}", "One noise and label per column."
+        title, note = f"At most {number_of(count, 'evaluation')}", "One noise and label per column."
         marked = [place for place, i in enumerate(chosen) if rows[i]["name"] == OWN]
         grids.append(Pictures(title, images, labels, note, marked=marked))
     unique = {(row["name"], row["planned_nfe"]): row for row in rows}

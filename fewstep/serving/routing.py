@@ -29,6 +29,7 @@ from fewstep.core.arguments import check_kind, checked
 from fewstep.core.errors import suggest
 from fewstep.core.files import read_text, write
 from fewstep.core.methods import Method
+from fewstep.core.words import number_of
 from fewstep.serving.predictors import PREDICTORS, Predictor
 
 METHODS = (
@@ -77,8 +78,8 @@ class Option:
             raise ValueError(f"cost must be above 0 and guidance finite, got {self.cost} and {self.guidance}")
 
     def __str__(self) -> str:
-        steps = "own plan" if self.steps is None else f"{self.steps} step{'s' * (self.steps != 1)}"
-        steps = steps if self.nfe is None else f"at most {self.nfe} evaluation{'s' * (self.nfe != 1)}"
+        steps = "own plan" if self.steps is None else number_of(self.steps, "step")
+        steps = steps if self.nfe is None else f"at most {number_of(self.nfe, 'evaluation')}"
         return ", ".join(
             [self.model, steps]
             + ([] if self.solver is None else [self.solver])

@@ -48,7 +48,8 @@ def test_two_jumps_are_one_at_times_of_their_own(process, make_mixture):
         jump(process, middle, u, s, model(middle, u, to=s).x0), jump(process, x, t, s, model(x, t, to=s).x0),
         rtol=0, atol=1e-7,
     )  # fmt: skip
-    torch.testing.assert_close(model(x, t, to=s).x0[:1], model(x[:1], t[0], to=s[:1]).x0, rtol=0, atol=1e-8)
+    # Kernels differ with the batch on some processors, and x0 divides by what the jump leaves.
+    torch.testing.assert_close(model(x, t, to=s).x0[:1], model(x[:1], t[0], to=s[:1]).x0, rtol=0, atol=1e-9)
 
 
 def test_it_is_of_fifth_order(make_mixture):

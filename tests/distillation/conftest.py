@@ -11,6 +11,7 @@ import torch
 from fewstep.conditions.label import Label
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation import distill
 from fewstep.distillation.method import Setting
 from fewstep.networks.mlp import MLP
 from fewstep.processes.ve import EDM
@@ -24,6 +25,13 @@ def teacher() -> NetworkDenoiser:
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return NetworkDenoiser(network, EDM(), "x0", (2,), {"label": Label(3)}, "edm", 0.5).eval()
+
+
+@pytest.fixture
+def few_noises(monkeypatch) -> None:
+    """Checks of few samples and evaluations."""
+    monkeypatch.setattr(distill, "CHECKED", 24)
+    monkeypatch.setattr(distill, "CHECK_NFE", 8)
 
 
 @pytest.fixture

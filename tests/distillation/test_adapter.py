@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from distillation.short import KD, RUN, equal, killed_at, weights
 from torch import nn
 
 import fewstep as fs
@@ -28,24 +29,8 @@ from fewstep.training.trajectories import frozen
 
 pytest.importorskip("peft")
 METHODS = methods("distiller")
-KD = {"iterations": 12, "batch": 8, "pairs": 40, "plan": "ddim", "judge": False, "on_collapse": "go on"}
-RUN = {"iterations": 12, "batch": 8, "judge": False, "on_collapse": "go on"}
-pytestmark = pytest.mark.filterwarnings("ignore:At iteration")  # twelve iterations do not widen it
-
-
-@pytest.fixture(autouse=True)
-def few_noises(monkeypatch):
-    monkeypatch.setattr(module, "CHECKED", 24)
-    monkeypatch.setattr(module, "CHECK_NFE", 8)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def equal(a, b):
-    assert a.keys() == b.keys()
-    return all(torch.equal(a[name], b[name]) for name in a)
+# Twelve iterations do not widen a student.
+pytestmark = [pytest.mark.filterwarnings("ignore:At iteration"), pytest.mark.usefixtures("few_noises")]
 
 
 def places(module):
@@ -204,16 +189,10 @@ def test_of_a_pipeline_the_network_alone_trains_and_the_rest_is_shared(lora, tmp
 
 def test_an_interrupted_run_goes_on_with_the_same_bits_and_the_same_rank(teacher, tmp_path):
     whole = distill(teacher, "dmd2", lora=2, fake="lora", data=None, gan=0.0, ratio=1, out=tmp_path / "whole", **RUN)
-
-    def stop(found):
-        if found["step"] == 7 and "distance" in found:
-            raise KeyboardInterrupt
-
+    given = {"lora": 2, "fake": "lora", "gan": 0.0, "ratio": 1, "out": tmp_path / "parts"} | RUN
     with pytest.raises(KeyboardInterrupt):
-        distill(teacher, "dmd2", lora=2, fake="lora", gan=0.0, ratio=1, out=tmp_path / "parts", tell=stop, **RUN)
-    resumed = distill(
-        teacher, "dmd2", lora=2, fake="lora", gan=0.0, ratio=1, out=tmp_path / "parts", resume=True, **RUN
-    )
+        distill(teacher, "dmd2", tell=killed_at(7), **given)
+    resumed = distill(teacher, "dmd2", resume=True, **given)
     assert equal(weights(whole.model), weights(resumed.model))
     with pytest.raises(ValueError, match="is of another run: its lora is 2, this one's 3"):
         distill(teacher, "dmd2", lora=3, fake="lora", gan=0.0, ratio=1, out=tmp_path / "parts", resume=True, **RUN)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from distillation.short import Twice
 from torch import nn
 
 from fewstep.conditions.label import Label
@@ -69,18 +70,6 @@ def test_a_discriminator_on_a_network_that_names_no_blocks(name, points, tmp_pat
     with pytest.raises(ValueError, match="no network in this model names its blocks"):
         distill(model, name, data=points, out=tmp_path / "run", **FEW)
     assert not list(tmp_path.iterdir())
-
-
-class Twice(torch.autograd.Function):
-    """A function whose derivative is known backwards alone."""
-
-    @staticmethod
-    def forward(context, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(context, gradient):
-        return 2 * gradient
 
 
 class Doubled(nn.Module):

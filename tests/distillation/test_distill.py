@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from distillation.short import KD as SHORT
+from distillation.short import equal, killed_at, weights
 
 import fewstep as fs
 from fewstep.core.student import Student, default_start
@@ -18,24 +20,9 @@ from fewstep.networks.mlp import MLP
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 
-KD: dict = {"iterations": 12, "batch": 8, "pairs": 40, "plan": "ddim", "judge": False, "on_collapse": "go on"}
-KD["check_every"] = 4
-pytestmark = pytest.mark.filterwarnings("ignore:At iteration")  # twelve iterations do not widen it
-
-
-@pytest.fixture(autouse=True)
-def few_noises(monkeypatch):
-    monkeypatch.setattr(module, "CHECKED", 24)
-    monkeypatch.setattr(module, "CHECK_NFE", 8)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def equal(a, b):
-    assert a.keys() == b.keys()
-    return all(torch.equal(a[name], b[name]) for name in a)
+KD = SHORT | {"check_every": 4}
+# Twelve iterations do not widen a student.
+pytestmark = [pytest.mark.filterwarnings("ignore:At iteration"), pytest.mark.usefixtures("few_noises")]
 
 
 def test_a_student_comes_back_with_its_plan_and_what_was_measured(teacher):
@@ -70,15 +57,8 @@ def test_iterations_repeat_to_the_bit_and_a_folder_changes_nothing(teacher, tmp_
 
 def test_an_interrupted_run_goes_on_with_the_same_bits(teacher, tmp_path, monkeypatch):
     whole = distill(teacher, "kd", out=tmp_path / "whole", **KD)
-    record = []
-
-    def stop(found):  # as if killed right after a checkpoint
-        record.append(found)
-        if found["step"] == 8 and "distance" in found:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        distill(teacher, "kd", out=tmp_path / "parts", tell=stop, **KD)
+        distill(teacher, "kd", out=tmp_path / "parts", tell=killed_at(8), **KD)
     resumed = distill(teacher, "kd", out=tmp_path / "parts", resume=True, **KD)
     assert equal(weights(whole.model), weights(resumed.model))
     assert resumed.figures["evaluations"] == whole.figures["evaluations"]
@@ -106,12 +86,8 @@ def test_half_precision_trains_other_bits_and_resumes_to_the_same(teacher, tmp_p
     apart = [float((a - b).norm() / b.norm()) for a, b in zip(*map(parameters, (whole, plain)), strict=True)]
     assert 0 < max(apart) < 0.1  # eight bits of a product's mantissa
 
-    def stop(found):
-        if found["step"] == 8 and "distance" in found:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        distill(teacher, "kd", out=tmp_path / "parts", tell=stop, **options)
+        distill(teacher, "kd", out=tmp_path / "parts", tell=killed_at(8), **options)
     resumed = distill(teacher, "kd", out=tmp_path / "parts", resume=True, **options)
     assert equal(weights(whole.model), weights(resumed.model))
     with pytest.raises(ValueError, match="its precision is 'bf16', this one's 'fp32'"):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from distillation.short import Twice
 from torch import nn
 from torch.nn import functional
 
@@ -137,18 +138,6 @@ def test_layer_norm_written_out_is_layer_norm():
     torch.testing.assert_close(plain, functional.layer_norm(x, (5,)), rtol=0, atol=1e-14)
 
 
-class Backward(torch.autograd.Function):
-    """Twice its input, without forward mode."""
-
-    @staticmethod
-    def forward(context, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(context, gradient):
-        return 2 * gradient
-
-
 class Fused(nn.Module):
     """A tensor operation whose derivative is known backwards alone."""
 
@@ -156,13 +145,13 @@ class Fused(nn.Module):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x)[0]
 
 
-@pytest.mark.parametrize("function", [Backward.apply, Fused()])
+@pytest.mark.parametrize("function", [Twice.apply, Fused()])
 def test_networks_without_forward_mode_say_what_to_use(function):
     x = torch.randn(1, 2, 3, 8, dtype=F64)
     with pytest.raises(ValueError, match='the network has no forward mode: use tangent="difference"'):
         tangent(function, (x,), (torch.ones_like(x),))
     _, slope = tangent(function, (x,), (x,), "difference")
-    assert slope.shape == x.shape and (function is not Backward.apply or torch.allclose(slope, 2 * x, atol=1e-10))
+    assert slope.shape == x.shape and (function is not Twice.apply or torch.allclose(slope, 2 * x, atol=1e-10))
 
 
 def test_errors_of_the_function_stay_what_they_are():
