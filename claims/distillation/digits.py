@@ -1,11 +1,13 @@
 """Claims of students on digits: distilled from the embedded model, at equal evaluations on both sides of each.
 
-Every student begins as the teacher's network and has its method's own defaults. Frechet distances are those in pixels
-to the training images; errors those of the ends of the teacher's own flow from the same noises and labels.
+Every student has its method's own defaults, and begins as the teacher's network where it is not said to be from
+scratch. Frechet distances are those in pixels to the training images; errors those of the ends of the teacher's own
+flow from the same noises and labels.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from typing import Any, NamedTuple
@@ -15,6 +17,9 @@ from torch import Tensor
 
 from claims.claim import Claim, Run, over_seeds, slow
 from claims.common import ENDPOINT, Denoiser, Plan, endpoint_error, frechet, plan
+from claims.trained import fresh
+from fewstep.core.config import built as rebuilt
+from fewstep.core.config import config
 from fewstep.core.methods import card, made
 from fewstep.core.student import REACH, Student, default_start
 from fewstep.distillation.distill import AVERAGE, LR, plan_of
@@ -52,9 +57,12 @@ def teacher() -> Any:
 def built(side: Arm, seed: int, iterations: int, pairs: int) -> Distiller:
     """A method with its card's settings, before its first iteration."""
     facts, model = card(side.method, "distiller")[0].facts, teacher()
-    std = float(model.data_std)
+    std, base = float(model.data_std), model
+    if side == SCRATCH:
+        base = copy.deepcopy(model)
+        base.network = fresh(rebuilt, seed + 1, config(model.network))
     own = Setting(
-        model, model, default_start(model.process, std, float(facts.get("start", REACH))), side.steps, iterations,
+        model, base, default_start(model.process, std, float(facts.get("start", REACH))), side.steps, iterations,
         known=lambda: own_data(model), data_std=std, lr=float(facts.get("lr", LR)),
         ema=float(facts.get("ema", AVERAGE)), batch=BATCH, seed=seed,
     )  # fmt: skip
@@ -160,6 +168,10 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' if count > 1 else ''}"
 
 
+def _have(count: int) -> str:
+    return f"{_steps(count)} {'have' if count > 1 else 'has'}"
+
+
 def arm(method: str, steps: int = 1, share: float = 1.0, **options: Any) -> Arm:
     return Arm(method, steps, tuple(sorted(options.items())), share)
 
@@ -168,6 +180,7 @@ KD, SFD, HALVED = arm("kd"), arm("sfd", 2), arm("progressive", 4)
 ICT, ECT = arm("ict"), arm("ect", share=0.25)
 CTM, CONSISTENCY = arm("ctm"), arm("consistency")
 DMF, MEAN_FLOW = arm("dmf"), arm("mean-flow")
+SCRATCH = arm("mean-flow", velocity="data")  # of data alone, and of a network that has learnt nothing
 SIMULATED, NOISED = arm("dmd2", 4), arm("dmd2", 4, simulate=False)
 SID, SIM, DIFF = arm("sid"), arm("sim"), arm("diff-instruct")
 
@@ -180,12 +193,13 @@ CLAIMS: tuple[Claim, ...] = (
     slow("progressive", "on digits four steps end nearer than DDIM's four", against_ddim(HALVED)),
     slow("progressive", "on digits four steps have a better law than one of kd",
          against(HALVED, KD, "kd at the same cost, one step", FRECHET)),
-    *(slow("ect", f"on digits {_steps(k)} at a quarter of the cost have a better law than ict's",
+    *(slow("ect", f"on digits {_have(k)} at a quarter of the cost a better law than ict's",
            against(ECT, ICT, "ict, four times the evaluations", FRECHET, k)) for k in (1, 2)),
-    *(slow("ctm", f"on digits {_steps(k)} end nearer to the flow's ends than consistency's",
+    *(slow("ctm", f"on digits {_steps(k)} end{'s' if k == 1 else ''} nearer to the flow's ends than consistency's",
            against(CTM, CONSISTENCY, "consistency", ENDPOINT, k)) for k in (1, 2, 4, 8)),
-    *(slow("dmf", f"on digits {_steps(k)} have a better law than MeanFlow's with an added embedding",
-           against(DMF, MEAN_FLOW, "mean-flow with an added embedding", FRECHET, k)) for k in (1, 4)),
+    *(slow("dmf", f"on digits {_have(k)} a better law than MeanFlow's {how}",
+           against(DMF, theirs, f"mean-flow {how}", FRECHET, k))
+      for theirs, how in ((SCRATCH, "from scratch"), (MEAN_FLOW, "with an added embedding")) for k in (1, 4)),
     slow("dmd2", "on digits four steps have a better law for having trained on their own states",
          against(SIMULATED, NOISED, "dmd2 trained on noised data", FRECHET)),
     *(slow(side.method, "on digits one step has a better law than that of diff-instruct",
