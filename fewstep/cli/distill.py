@@ -92,7 +92,8 @@ def distill(
         fewstep distill --resume --out runs/digits-1
     """
     from fewstep.core.files import claim_folder
-    from fewstep.distillation.recipe import recipe_of_run, run_recipe
+    from fewstep.distillation.distill import run_recipe
+    from fewstep.distillation.stages import recipe_of_run
 
     used = common.Used()
     if device is not None:
@@ -115,7 +116,7 @@ def distill(
     else:
         recipe = _recipe(teacher, method, given)
         name = Path(str(recipe.teacher["model"])).resolve().name
-        folder = out if out is not None else Path("runs") / f"{name}-{recipe.method[-1]['name']}"
+        folder = out if out is not None else Path("runs") / f"{name}-{recipe.stage[-1]['name']}"
         if not resume:
             claim_folder(folder)
     common.check_writable(folder)
@@ -144,7 +145,7 @@ def distill(
 
 def _recipe(teacher: str | None, method: str | None, given: dict[str, dict[str, Any]]) -> Any:
     """The recipe of a file with what is given besides, or that of a model and a method."""
-    from fewstep.distillation.recipe import DistillRecipe, is_recipe
+    from fewstep.distillation.recipe import DistillRecipe, is_recipe, with_more
     from fewstep.training.recipes import recipe_names, recipe_path
 
     if teacher is None:
@@ -156,13 +157,7 @@ def _recipe(teacher: str | None, method: str | None, given: dict[str, dict[str, 
         read = DistillRecipe.read(path)
         if method is not None:
             raise ValueError("a recipe names its methods: leave --method out")
-        values = read.to_dict()
-        for name, own in given.items():
-            values[name] = {**values[name], **own}
-        for one, other in (("seconds", "iterations"), ("iterations", "seconds")):
-            if one in given["train"] and other not in given["train"]:  # how long is asked for anew
-                values["train"].pop(other, None)
-        return DistillRecipe.from_dict(values)
+        return DistillRecipe.from_dict(with_more(read.to_dict(), given))
     name, options = read_spec(method, "--method") if method is not None else ("kd", {})
     return DistillRecipe.from_dict(
         {**given, "teacher": {"model": teacher, **given["teacher"]}, "method": {"name": name, **options}}

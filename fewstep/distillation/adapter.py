@@ -98,6 +98,16 @@ def trained(module: nn.Module) -> nn.Module:
     return module if all(parameter.requires_grad for parameter in module.parameters()) else Trained(module)
 
 
+def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a module that trains the weights of another like it. `ValueError` where they are of another network."""
+    own = {name: value.shape for name, value in module.state_dict().items()}
+    other = {name: value.shape for name, value in tensors.items()}
+    if own != other:
+        apart = sorted({*own.items(), *other.items()} - ({*own.items()} & {*other.items()}))
+        raise ValueError(f"the weights to begin with are of another network: they differ in {apart[0][0]}")
+    module.load_state_dict(tensors)
+
+
 def merged(model: Denoiser) -> Denoiser:
     """The plain model of a student that is an adapter, with weights of its own."""
     return merge_lora(model).requires_grad_(False).eval()  # type: ignore[arg-type]

@@ -6,12 +6,13 @@ import copy
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
@@ -23,7 +24,7 @@ from fewstep.core.student import Student
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.folder import CARD
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.distillation.adapter import alone, fits, merged, write_file
+from fewstep.distillation.adapter import alone, fits, load_trained, merged, write_file
 from fewstep.distillation.card import student_card
 from fewstep.distillation.checks import check_answers, check_classes, check_forward_mode
 from fewstep.distillation.given import given_rows
@@ -40,22 +41,21 @@ from fewstep.distillation.origin import (
     start_of,
     weights_sum,
 )
-from fewstep.distillation.state import DistillState
+from fewstep.distillation.recipe import DistillRecipe, recipe_of
+from fewstep.distillation.stages import in_stages
+from fewstep.distillation.state import DistillState, affordable, planned
 from fewstep.distillation.verdict import said, unseen, verdict
 from fewstep.distillation.watch import Watch, spoken
-from fewstep.hub.models import save
+from fewstep.guidance.guide import guide
+from fewstep.hub.models import load, save
 from fewstep.searching.problem import data_for, own_data
 from fewstep.searching.reference import solve
-from fewstep.training.checkpoint import load_checkpoint
-from fewstep.training.players import restore as restore_players
-from fewstep.training.players import state as players_state
 from fewstep.training.run import Course, accelerated, newest, run
 from fewstep.training.trajectories import frozen
 
 ITERATIONS, BATCH, LR, AVERAGE = 2000, 256, 1e-3, 0.99
 CHECKED, CHECK_NFE, JUDGED = 256, 50, 512  # noises of a check, evaluations of their reference, noises of the verdict
 CHECKS = 1 << 19  # the number of the first noise of the checks
-WARM, TIMED = 2, 8  # iterations by which a budget of seconds is turned into iterations
 COLLAPSES = ("stop", "go on")
 PRECISIONS = ("fp32", "bf16")
 
@@ -67,7 +67,8 @@ class Distilled:
     `rows` is the verdict (`fewstep.distillation.verdict`), `figures` JSON: evaluations spent (a forward pass of one
     sample is 1, with its backward pass 3), seconds, iterations, best check. `history` are the log's records. With
     `lora` the model is a plain one, and `adapter` the same student as an adapter on the teacher's own weights, or None
-    where it would not fit the teacher: the student has further inputs.
+    where it would not fit the teacher: the student has further inputs. `players` are the weights of each that trained,
+    by name, of the student the best ones.
     """
 
     model: Denoiser
@@ -76,6 +77,7 @@ class Distilled:
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     adapter: Denoiser | None = None
+    players: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -99,6 +101,7 @@ def distill(
     teacher: Denoiser,
     method: str = "kd",
     *,
+    stages: str | Path | Sequence[Mapping[str, Any]] | None = None,
     steps: int = 1,
     start: float | None = None,
     student: Denoiser | None = None,
@@ -116,6 +119,7 @@ def distill(
     on_collapse: str = "stop",
     check_every: int | None = None,
     judge: bool = True,
+    begin: Mapping[str, Mapping[str, Tensor]] | None = None,
     recipe: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -129,6 +133,9 @@ def distill(
         teacher: any denoiser around a network: guided, aligned, with adapters. What is around the network ends up
             inside the student.
         method: a distiller's name (`fewstep methods --room distillation` lists them); **options are its own.
+        stages: several methods one after another in place of one, as a recipe's file or name, or as a list of its
+            stages (`fewstep.distillation.recipe`): then the other arguments here hold for all of them, and a length is
+            that of all together.
         steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
             the data's standard deviation.
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
@@ -146,7 +153,9 @@ def distill(
         resume: go on from the newest checkpoint in out; the result has the bits of a run that never stopped.
         on_collapse: "stop" ends a run whose student has collapsed, "go on" only warns. check_every: iterations between
             checks, by default a tenth of the run. judge: whether the student is judged at the end beside the teacher's
-            plans (`rows`). recipe: the recipe that asks for this (`run_recipe`), kept in checkpoints.
+            plans (`rows`).
+        begin: weights of players to begin with, by name, as another's `players` has them. recipe: the recipe that asks
+            for this, kept in checkpoints.
         tell: gets every record of the log.
 
     Raises:
@@ -155,6 +164,15 @@ def distill(
             model does not take, more memory than there is, a folder in use, another run's checkpoint.
         FloatingPointError: a loss that is not finite, naming player and iteration.
     """
+    if stages is not None:
+        train: dict[str, Any] = {"iterations": iterations, "seconds": seconds, "batch": batch, "lr": lr, "ema": ema}
+        train |= {"check_every": check_every, "precision": precision if precision != PRECISIONS[0] else None}
+        train |= {"seed": seed or None, "on_collapse": on_collapse if on_collapse != COLLAPSES[0] else None}
+        own = {"steps": steps if steps != 1 else None, "start": start, "lora": lora, "conditions": conditions}
+        if student is not None or begin is not None or options:
+            raise ValueError("options, and a student to begin with, are those of one method: leave stages or them out")
+        asked = recipe_of(stages, _given(own), _given(train))
+        return by_recipe(teacher, asked, data=data, out=out, resume=resume, device=device, progress=progress, tell=tell)
     found, _ = card(method, "distiller")
     build = made("distiller", method, 1, **options)
     check_whole("steps", steps, 1)
@@ -206,12 +224,18 @@ def distill(
             share=(accelerator.process_index, accelerator.num_processes),
             reduce=(lambda value: accelerator.reduce(value, "mean")) if accelerator.num_processes > 1 else None,
             given=chosen, lora=lora, folder=folder, free=free(accelerator.device),
+            first=(begin or {}).get("student", {}),
         )  # fmt: skip
         grid(base.process, steps, first)  # a start outside of the clock
         check_answers(base, first)
         check_classes(base, real)
         torch.manual_seed(seed)  # of weights that are new
         work: Distiller = build(setting)
+        for each, tensors in (begin or {}).items():
+            if each not in work.players:
+                raise suggest(f"player of {method}, to begin with,", each, tuple(work.players))
+            if each != "student":  # whose weights the setting has given it already
+                load_trained(work.players[each].module, tensors)
         work.draw(2, torch.Generator().manual_seed(0))  # what is missing shows at once
         check_forward_mode(work)
         job = {
@@ -243,31 +267,6 @@ def distill(
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
             tell=tell, clock=clock, notes=notes,
         )  # fmt: skip
-
-
-def planned(checkpoint: Path) -> int:
-    """The iterations of the run that a checkpoint is of."""
-    return int(load_checkpoint(checkpoint)[1]["job"]["iterations"])
-
-
-def affordable(state: DistillState, seconds: float) -> int:
-    """How many iterations fit into so many seconds, from the time of a few, which are undone."""
-    method, setting = state.method, state.method.setting
-    count = setting.count
-    before, own, spent = players_state(method.players), method.state(), count.evaluations
-    state.run(WARM)
-    clock = time.perf_counter()
-    state.run(WARM + TIMED)
-    each = (time.perf_counter() - clock) / TIMED
-    if setting.reduce is not None:  # all go on for as long
-        each = float(setting.reduce(torch.tensor(each, device=setting.device)))
-    method.restore(own)
-    restore_players(method.players, before)
-    for player in method.players.values():
-        player.optimizer.state.clear()
-    count.evaluations, state.step = spent, 0
-    state.forget()
-    return max(1, int(seconds / each))
 
 
 def _run(
@@ -350,4 +349,40 @@ def _run(
         notes += said(rows)
         if folder is not None:
             write(folder / "model" / CARD, student_card(model, name, rows, notes))
-    return Distilled(model, rows, figures, history, notes, adapter)
+    players = {each: player.module.state_dict() for each, player in state.method.players.items()}
+    names = players["student"].keys()
+    players["student"] = {key: value for key, value in trained.state_dict().items() if key in names}
+    return Distilled(model, rows, figures, history, notes, adapter, players)
+
+
+def by_recipe(
+    teacher: Denoiser,
+    recipe: DistillRecipe,
+    *,
+    data: str | Path | Dataset | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **rest: Any,
+) -> Distilled:
+    """Distils a teacher, which stands for the recipe's own, by a recipe, with the guidance and data that this names.
+
+    data: in place of the recipe's. rest: `resume`, `device`, `progress` and `tell`, as in `distill`.
+
+    Raises ValueError and FloatingPointError as `distill` does.
+    """
+    if recipe.teacher.get("guidance") is not None:
+        teacher = guide(teacher, "cfg", scale=float(recipe.teacher["guidance"]))
+    if data is None and recipe.data:
+        opened = {name: value for name, value in recipe.data.items() if name != "source"}
+        data = data_for(teacher, recipe.data["source"], **opened)
+    folder = None if out is None else Path(out)
+    found: Distilled = in_stages(recipe, teacher, distill, folder, data=data, **rest)
+    return found
+
+
+def run_recipe(recipe: DistillRecipe, out: str | os.PathLike[str] | None = None, **rest: Any) -> Distilled:
+    """Distils by a recipe; one of several stages has a folder for each in `out`. rest: as in `by_recipe`."""
+    return by_recipe(load(recipe.teacher["model"], rest.get("device")), recipe, out=out, **rest)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

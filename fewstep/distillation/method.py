@@ -24,7 +24,7 @@ from fewstep.core.prediction import expand
 from fewstep.core.process import Process
 from fewstep.data.dataset import Dataset
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.distillation.adapter import beside, copied, network_of, trained
+from fewstep.distillation.adapter import beside, copied, load_trained, network_of, trained
 from fewstep.distillation.given import rows_with
 from fewstep.distillation.memory import demand, too_much
 from fewstep.distillation.teacher import Count, Counted
@@ -55,6 +55,7 @@ class Setting:
         lora: rank of the adapter on the base's own weights that the student is, in place of a copy of it.
         folder: of the run, for what a method keeps in files; None without one.
         free: bytes that networks which train may take, beside what is held already; None is not checked.
+        first: weights that the student begins with, where they are not the base's.
     """
 
     teacher: Denoiser
@@ -80,6 +81,7 @@ class Setting:
     lora: int | None = None
     folder: Path | None = None
     free: float | None = None
+    first: Mapping[str, Tensor] = field(default_factory=dict)
     claimed: float = 0.0  # of those
     reduce: Callable[[Tensor], Tensor] | None = None  # the mean over processes
     count: Count = field(default_factory=Count)
@@ -121,13 +123,14 @@ class Setting:
             self.claim(self.base, average=True)
             return self.base.requires_grad_(True)
         model = self.training(self.base, self.lora, average=True)
-        if not (extras or late):
-            return model
-        if not isinstance(model, NetworkDenoiser):
-            raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")
-        model.network = extended(model.network, late, copied=self.lora is None, **extras)
-        if "target" in extras or late:
-            model.conditions = {**model.conditions, "to": Time()}
+        if extras or late:
+            if not isinstance(model, NetworkDenoiser):
+                raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")
+            model.network = extended(model.network, late, copied=self.lora is None, **extras)
+            if "target" in extras or late:
+                model.conditions = {**model.conditions, "to": Time()}
+        if self.first:
+            load_trained(trained(model), self.first)
         return model
 
     def training(self, base: Denoiser, lora: int | None, *, average: bool = False, seed: int | None = None) -> Denoiser:

@@ -1,11 +1,11 @@
-"""Recipes of distillation: a teacher, methods one after another, and how long; read from TOML and checked at once."""
+"""Recipes of distillation: a teacher, one method or several stages, and how long; read from TOML, checked at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,20 @@ from typing import Any
 from fewstep.core.errors import suggest
 from fewstep.core.files import read_text
 from fewstep.core.methods import card, made
-from fewstep.distillation.distill import Distilled, distill
-from fewstep.guidance.guide import guide
-from fewstep.hub.models import load
-from fewstep.searching.problem import data_for
-from fewstep.training.checkpoint import checkpoints, load_checkpoint
 from fewstep.training.recipe import read_recipe
+from fewstep.training.recipes import recipe_path
 
-MODEL = "model"
-SECTIONS = ("teacher", "student", "method", "data", "train")
+SECTIONS = ("teacher", "student", "method", "stage", "data", "train")
 KEYS = {
     "teacher": ("model", "guidance"),
     "student": ("steps", "start", "lora", "conditions"),
     "data": ("source", "size", "mode"),
     "train": ("iterations", "seconds", "batch", "lr", "ema", "precision", "seed", "check_every", "on_collapse"),
 }
+STAGE = ("name", "share", "teacher", "carry", "train")  # keys of a stage that are no options of its method
+TEACHERS = ("first", "before")
+LONG = ("iterations", "seconds")
+WHOLE = 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,24 @@ class DistillRecipe:
 
     Args:
         teacher: `model` (a name or folder) and `guidance`, a scale that ends up inside the student.
-        method: one after another, each a dictionary with a distiller's `name`, its options, and under `train` what it
-            has of its own of that section; each begins with the student of the one before.
-        student: `steps`, `start`, `lora`, `conditions`, as `distill` takes them. data: `source`, `size`, `mode`, as
-            `open_data` takes them.
-        train: `iterations` or `seconds`, `batch`, `lr`, `ema`, `precision`, `seed`, `check_every`, `on_collapse`.
+        stage: one method after another, each a dictionary with a distiller's `name`, its options, and
+
+            - `share`: of the iterations or seconds in `train`; stages without one have equal parts of what is left;
+            - `teacher`: "first", the recipe's, or "before", the student of the stage before;
+            - `carry`: the players of the stage before whose weights it begins with, by default `["student"]`;
+            - `train`: what it has of its own of that section.
+        student: `steps`, `start`, `lora`, `conditions`, as `distill` takes them; one adapter goes through all stages.
+        data: `source`, `size`, `mode`, as `open_data` takes them.
+        train: `iterations` or `seconds` of all stages together, `batch`, `lr`, `ema`, `precision`, `seed`,
+            `check_every`, `on_collapse`.
 
     Raises:
-        ValueError: an unknown key, method or option, a section that is missing, an adapter through several methods.
+        ValueError: an unknown key, method or option, a section that is missing, shares that are more than the whole, a
+            stage that cannot follow the one before.
     """
 
     teacher: Mapping[str, Any]
-    method: tuple[Mapping[str, Any], ...]
+    stage: tuple[Mapping[str, Any], ...]
     student: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -59,19 +64,75 @@ class DistillRecipe:
             raise ValueError("section [teacher] needs model, a name or a folder")
         if self.data and "source" not in self.data:
             raise ValueError("section [data] needs source, the data that it is about (--data)")
-        if not self.method:
-            raise ValueError("there is no section [method]")
-        for stage in self.method:
+        if not self.stage:
+            raise ValueError("there is no section [method], nor [[stage]]")
+        for stage in self.stage:
             if "name" not in stage:
-                raise ValueError("section [method] needs name: 'fewstep methods --kind distiller' lists them")
+                raise ValueError(f"section [{self.section}] needs name: 'fewstep methods --kind distiller' lists them")
             card(stage["name"], "distiller")
-            _check_keys("method.train", stage.get("train", {}), KEYS["train"])
-            made("distiller", stage["name"], 1, **_options(stage))
-        if self.student.get("lora") is not None and len(self.method) > 1:
-            raise ValueError(
-                "lora is for one method: of several each begins with the student of the one before, whose weights are"
-                " not the teacher's"
-            )
+            _check_keys(f"{self.section}.train", stage.get("train", {}), KEYS["train"])
+            made("distiller", stage["name"], 1, **options_of(stage))
+        for number in range(len(self.stage)):
+            self._check_following(number)
+        self._check_shares()
+
+    @property
+    def section(self) -> str:
+        return "method" if len(self.stage) == 1 else "stage"
+
+    def _check_following(self, number: int) -> None:
+        """`ValueError` unless a stage can follow the one before."""
+        stage, before = self.stage[number], self.stage[number - 1] if number else None
+        told = f"stage {number + 1} ({stage['name']})"
+        if stage.get("teacher", TEACHERS[0]) not in TEACHERS:
+            raise suggest("teacher of a stage", stage["teacher"], TEACHERS)
+        if before is None:
+            if lost := [key for key in ("teacher", "carry") if key in stage]:
+                raise ValueError(f"{told} is the first: there is nothing before it for its {lost[0]}")
+            return
+        if stage.get("teacher") == "before":
+            if self.student.get("lora") is not None:
+                raise ValueError(f"{told}: an adapter goes through all stages on one teacher's weights, the first's")
+            if card(before["name"], "distiller")[0].facts["student"] == "jump":
+                raise ValueError(
+                    f"{told}: the student of {before['name']!r} is no teacher, its answers are samples; leave teacher"
+                    " out"
+                )
+        for player in carried(stage):
+            for one in (before, stage):
+                players = card(one["name"], "distiller")[0].facts["players"]
+                if player not in players:
+                    raise suggest(f"player of {one['name']}, to carry into {told},", player, players)
+
+    def _check_shares(self) -> None:
+        shares = [stage["share"] for stage in self.stage if "share" in stage]
+        if not all(isinstance(share, int | float) and 0 < share <= 1 for share in shares) or sum(shares) > WHOLE:
+            raise ValueError(f"shares are above 0, and at most 1 together, got {shares}")
+        if shares and not any(name in self.train for name in LONG):
+            raise ValueError("a share is one of the iterations, or seconds, in section [train], which has none")
+        for stage in self.stage:
+            if "share" in stage and _own_length(stage):
+                raise ValueError(f"stage {stage['name']!r} has a share and iterations or seconds of its own")
+        open_ones = [stage for stage in self.stage if "share" not in stage and not _own_length(stage)]
+        if open_ones and sum(shares) >= 1:
+            raise ValueError(f"the shares leave nothing for stage {open_ones[0]['name']!r}")
+
+    def trains(self) -> list[dict[str, Any]]:
+        """The section `train` of each stage, with its own part of the iterations or seconds."""
+        rest = 1 - sum(stage.get("share", 0.0) for stage in self.stage)
+        count = sum("share" not in stage and not _own_length(stage) for stage in self.stage)
+        found = []
+        for stage in self.stage:
+            train = dict(self.train)
+            share = stage.get("share", rest / count if count else 0.0)
+            if _own_length(stage):
+                train = {key: value for key, value in train.items() if key not in LONG}
+            elif "iterations" in train:
+                train["iterations"] = round(share * train["iterations"])
+            elif "seconds" in train:
+                train["seconds"] = share * train["seconds"]
+            found.append(train | dict(stage.get("train", {})))
+        return found
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> DistillRecipe:
@@ -80,19 +141,52 @@ class DistillRecipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillRecipe:
-        """The recipe of nested dictionaries; `method` is one dictionary or a list of them."""
+        """The recipe of nested dictionaries, with `method`, one dictionary, or `stage`, a list of them."""
         for name in values:
             if name not in SECTIONS:
                 raise suggest("section", name, SECTIONS)
         if "teacher" not in values:
             raise ValueError("there is no section [teacher]")
-        stages = values.get("method", ())
-        rest = {name: value for name, value in values.items() if name != "method"}
-        return cls(method=tuple([stages] if isinstance(stages, Mapping) else stages), **rest)
+        if "method" in values and "stage" in values:
+            raise ValueError("give one section [method], or one or more [[stage]], not both")
+        if not isinstance(values.get("method", {}), Mapping):
+            raise ValueError("[method] is one; several, one after another, are sections [[stage]]")
+        if isinstance(values.get("stage", []), Mapping):
+            raise ValueError("stages are a list: write [[stage]]")
+        stages = [values["method"]] if "method" in values else values.get("stage", ())
+        rest = {name: value for name, value in values.items() if name not in ("method", "stage")}
+        return cls(stage=tuple(stages), **rest)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON."""
-        return {**dataclasses.asdict(self), "method": [dict(stage) for stage in self.method]}
+        values = dataclasses.asdict(self)
+        stages = [dict(stage) for stage in values.pop("stage")]
+        return values | ({"stage": stages} if len(stages) > 1 else {"method": stages[0]})
+
+
+def recipe_of(
+    stages: str | os.PathLike[str] | Sequence[Mapping[str, Any]], student: Mapping[str, Any], train: Mapping[str, Any]
+) -> DistillRecipe:
+    """The recipe in a file, or one that ships, with what is given besides in its place; or that of a list of stages.
+
+    Raises ValueError as `DistillRecipe` does.
+    """
+    if not isinstance(stages, str | os.PathLike):
+        return DistillRecipe({"model": ""}, tuple(stages), student, {}, train)
+    values = DistillRecipe.read(recipe_path(Path(stages))).to_dict()
+    return DistillRecipe.from_dict(with_more(values, {"student": student, "train": train}))
+
+
+def with_more(values: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A recipe's dictionary with the keys of some sections replaced; iterations replace seconds, and the reverse."""
+    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    for name, own in more.items():
+        found[name] = {**found.get(name, {}), **own}
+    train = more.get("train", {})
+    for one, other in (LONG, LONG[::-1]):
+        if one in train and other not in train:
+            found["train"].pop(other, None)
+    return found
 
 
 def is_recipe(path: str | os.PathLike[str]) -> bool:
@@ -103,69 +197,18 @@ def is_recipe(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def run_recipe(
-    recipe: DistillRecipe,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    resume: bool = False,
-    device: str | None = None,
-    progress: bool = False,
-    tell: Callable[[dict[str, Any]], Any] | None = None,
-) -> Distilled:
-    """Distil by a recipe; a recipe of several methods has a folder for each in `out`.
-
-    Raises ValueError and FloatingPointError as `distill` does.
-    """
-    if resume and out is not None and not any(checkpoints(place) for place in places(recipe, Path(out))):
-        raise ValueError(f"nothing to resume: there is no checkpoint in {out}")
-    teacher = load(recipe.teacher["model"], device)
-    if recipe.teacher.get("guidance") is not None:
-        teacher = guide(teacher, "cfg", scale=float(recipe.teacher["guidance"]))
-    opened = {name: value for name, value in recipe.data.items() if name != "source"}
-    data = data_for(teacher, recipe.data["source"], **opened) if recipe.data else None
-    student, found = None, None
-    for number, stage in enumerate(recipe.method):
-        last = number == len(recipe.method) - 1
-        place = None if out is None else places(recipe, Path(out))[number]
-        if place is not None and not last and (place / MODEL).is_dir():
-            student = load(place, device)  # done in a former run
-            continue
-        going_on = resume and place is not None and bool(checkpoints(place))
-        train = {**recipe.train, **stage.get("train", {})}
-        found = distill(
-            teacher, stage["name"], student=student, data=data, out=place, resume=going_on, device=device,
-            progress=progress, tell=tell, judge=last, recipe=recipe.to_dict(), **recipe.student, **train,
-            **_options(stage),
-        )  # fmt: skip
-        if not found.figures["finished"]:
-            return found
-        student = found.model
-    assert found is not None
-    if out is not None and len(recipe.method) > 1 and not (Path(out) / MODEL).exists():
-        found.save(Path(out) / MODEL)
-    return found
+def carried(stage: Mapping[str, Any]) -> tuple[str, ...]:
+    """The players whose weights a stage begins with."""
+    return tuple(stage.get("carry", ("student",)))
 
 
-def places(recipe: DistillRecipe, out: Path) -> list[Path]:
-    """The folder of each method's run: the one given, or `stage-1`, `stage-2`, ... in it where there are several."""
-    if len(recipe.method) == 1:
-        return [out]
-    return [out / f"stage-{number}" for number in range(1, len(recipe.method) + 1)]
+def options_of(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a stage's method."""
+    return {name: value for name, value in stage.items() if name not in STAGE}
 
 
-def recipe_of_run(out: str | os.PathLike[str]) -> DistillRecipe:
-    """The recipe of a run's folder, from its newest checkpoint; `ValueError` when there is none."""
-    for place in (Path(out), *sorted(Path(out).glob("stage-*"), reverse=True)):
-        if saved := checkpoints(place):
-            facts = load_checkpoint(saved[-1])[1]
-            if (told := facts.get("job", {}).get("recipe")) is None:
-                raise ValueError(f"{out} is no run of `fewstep distill`: give what it was begun with, and --resume")
-            return DistillRecipe.from_dict(told)
-    raise ValueError(f"nothing to resume: there is no checkpoint in {out}")
-
-
-def _options(stage: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in stage.items() if name not in ("name", "train")}
+def _own_length(stage: Mapping[str, Any]) -> bool:
+    return any(name in stage.get("train", {}) for name in LONG)
 
 
 def _check_keys(section: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:

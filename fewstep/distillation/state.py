@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fewstep.training.players import Moment, optimise
 from fewstep.training.players import restore as restore_players
 from fewstep.training.players import state as players_state
 
+WARM, TIMED = 2, 8  # iterations by which a budget of seconds is turned into iterations
 FREE = ("recipe",)  # what a resumed run may change
 
 
@@ -152,3 +154,28 @@ class DistillState:
         if self.accelerator is None or self.accelerator.is_main_process:
             self.sums.copy_(tensors["sums"])
         return float(facts["elapsed"])
+
+
+def planned(checkpoint: Path) -> int:
+    """The iterations of the run that a checkpoint is of."""
+    return int(load_checkpoint(checkpoint)[1]["job"]["iterations"])
+
+
+def affordable(state: DistillState, seconds: float) -> int:
+    """How many iterations fit into so many seconds, from the time of a few, which are undone."""
+    method, setting = state.method, state.method.setting
+    count = setting.count
+    before, own, spent = players_state(method.players), method.state(), count.evaluations
+    state.run(WARM)
+    clock = time.perf_counter()
+    state.run(WARM + TIMED)
+    each = (time.perf_counter() - clock) / TIMED
+    if setting.reduce is not None:  # all go on for as long
+        each = float(setting.reduce(torch.tensor(each, device=setting.device)))
+    method.restore(own)
+    restore_players(method.players, before)
+    for player in method.players.values():
+        player.optimizer.state.clear()
+    count.evaluations, state.step = spent, 0
+    state.forget()
+    return max(1, int(seconds / each))

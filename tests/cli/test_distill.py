@@ -11,7 +11,7 @@ from fewstep.cli.main import run
 from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation import distill as module
-from fewstep.distillation.recipe import recipe_of_run
+from fewstep.distillation.stages import recipe_of_run
 from fewstep.networks.mlp import MLP
 from fewstep.networks.unet import UNet
 from fewstep.processes.ve import EDM

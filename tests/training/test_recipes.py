@@ -16,7 +16,7 @@ def test_every_embedded_model_has_its_recipe():
     assert set(embedded()) <= set(recipe_names())
     assert set(recipe_names()) - set(embedded()) == {"digits-map"}  # the recipe alone
     made, student = DistillRecipe.read(recipe_path("digits-1")), load("digits-1").student
-    assert (student.teacher, student.method) == (made.teacher["model"], made.method[0]["name"])
+    assert (student.teacher, student.method) == (made.teacher["model"], made.stage[0]["name"])
     assert student.iterations == made.train["iterations"]
 
 
