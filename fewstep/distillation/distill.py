@@ -278,7 +278,8 @@ def _run(
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
     plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
     given = setting.given
-    watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given))
+    held_out = solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given)
+    watch = Watch(held_out, state.method.reward)
     history: list[dict[str, Any]] = []
     name = folder.name if folder is not None else ""
 
@@ -332,11 +333,13 @@ def _run(
     finished, _ = run(state, course, folder, resumed=resumed, tell=heard, progress=progress, export=written)
     trained = student()
     model, adapter = plain(trained), trained if adapts(trained) else None
+    best = state.checks.get("best")
     figures: dict[str, Any] = {
         "iterations": state.step,
         "evaluations": setting.spent,
         "seconds": time.perf_counter() - clock,
-        "best_distance": state.checks.get("best"),
+        "best_distance": best if state.method.reward is None else None,
+        "best_reward": None if best is None or state.method.reward is None else -best,
         "finished": finished,
         "collapsed": next((record["collapsed"] for record in history if "collapsed" in record), None),
         "memory": memory,

@@ -28,6 +28,7 @@ from fewstep.distillation.adapter import beside, copied, load_trained, network_o
 from fewstep.distillation.given import rows_with
 from fewstep.distillation.memory import demand, too_much
 from fewstep.distillation.teacher import Count, Counted
+from fewstep.guidance.reward import Reward
 from fewstep.networks.embedding import extended
 from fewstep.searching.problem import conditions
 from fewstep.training.ema import EMA
@@ -285,12 +286,15 @@ class Distiller(abc.ABC):
         kind: of the student: "denoiser", "jump" or "map" (`fewstep.core.student`).
         setting, student: what it was built with, and what it trains.
         players: in the order in which they take their turns in an iteration; "student" is the one that is exported.
+        reward: what it raises, of samples as data and their conditions; None where the best weights are those whose
+            samples are nearest to the teacher's.
     """
 
     kind: ClassVar[str]
     setting: Setting
     student: Denoiser
     players: dict[str, Player]
+    reward: Reward | None = None
 
     @abc.abstractmethod
     def draw(self, batch: int, generator: torch.Generator) -> Batch:

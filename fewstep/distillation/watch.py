@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.sampler import Sampler
+from fewstep.guidance.reward import Reward
 from fewstep.metrics.frechet import frechet
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.sliced_wasserstein import sliced_wasserstein
@@ -29,13 +30,19 @@ class Check:
     deviation: the student's standard deviation over the teacher's, within a condition (the smallest and the largest
     ratio of all conditions). drift: of the mean, in the teacher's standard deviations. coverage: share of the teacher's
     samples that have one of the student's within their third neighbour's distance. distance: Frechet (or sliced
-    Wasserstein) distance to the teacher's samples.
+    Wasserstein) distance to the teacher's samples. reward: the mean of what the method raises, where it raises one.
     """
 
     deviation: tuple[float, float]
     drift: float
     coverage: float
     distance: float
+    reward: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What the best weights have least of: the distance, or minus the reward."""
+        return self.distance if self.reward is None else -self.reward
 
     @property
     def collapsed(self) -> str:
@@ -53,7 +60,8 @@ class Check:
 
     def record(self) -> dict[str, Any]:
         """The figures for a log."""
-        return {
+        own = {} if self.reward is None else {"reward": self.reward}
+        return own | {
             "deviation": list(self.deviation),
             "drift": self.drift,
             "coverage": self.coverage,
@@ -64,8 +72,9 @@ class Check:
 def spoken(record: Mapping[str, Any]) -> str:
     """A check's record as a line: "distance 0.312 to the teacher's samples, deviation 0.91 to 1.04, coverage 0.97"."""
     narrow, wide = record["deviation"]
+    own = f"reward {record['reward']:.3g}, " if "reward" in record else ""
     return (
-        f"distance {record['distance']:.3g} to the teacher's samples, deviation {narrow:.2f} to {wide:.2f},"
+        f"{own}distance {record['distance']:.3g} to the teacher's samples, deviation {narrow:.2f} to {wide:.2f},"
         f" coverage {record['coverage']:.2f}"
     )
 
@@ -100,11 +109,12 @@ def _groups(group: Tensor | None, n: int) -> list[Tensor]:
 class Watch:
     """Checks of a student on noises that it never trains on.
 
-    problem: held-out noises with conditions, the reference being the teacher's samples.
+    problem: held-out noises with conditions, the reference being the teacher's samples. reward: of samples as data
+        (n, ...) and their conditions, where weights are chosen by that and not by the distance.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, reward: Reward | None = None) -> None:
+        self.problem, self.reward = problem, reward
         label = problem.condition.get("label")
         self.group = None if label is None else label.cpu()
 
@@ -118,7 +128,11 @@ class Watch:
             if "not finite" not in str(error):
                 raise
             samples = torch.full_like(problem.reference, math.nan)
-        return compared(samples, problem.reference, self.group)
+        found = compared(samples, problem.reference, self.group)
+        if self.reward is None:
+            return found
+        mean = float(self.reward(model.decode(samples, **problem.condition), **problem.condition).double().mean())
+        return replace(found, reward=mean if math.isfinite(mean) else -math.inf)
 
     def judge(
         self, found: Check, weights: Mapping[str, Tensor], kept: dict[str, Tensor], memory: dict[str, Any], late: bool
@@ -129,11 +143,11 @@ class Watch:
         A student begins as one that answers with means, and so too narrowly: that is no collapse before one check had
         nothing wrong, or half of the run is over (`late`).
 
-        memory: what earlier checks left: the best distance, how many running had something wrong, whether one had
+        memory: what earlier checks left: the least cost, how many running had something wrong, whether one had
         nothing wrong.
         """
-        if found.distance < memory.get("best", math.inf):
-            memory["best"] = found.distance
+        if found.cost < memory.get("best", math.inf):
+            memory["best"] = found.cost
             kept.update({name: value.detach().clone() for name, value in weights.items()})
         memory["well"] = memory.get("well", False) or not found.collapsed
         counts = found.collapsed and (memory["well"] or late)
