@@ -23,7 +23,7 @@ KEYS = {
     "data": ("source", "size", "mode"),
     "train": ("iterations", "seconds", "batch", "lr", "ema", "precision", "seed", "check_every", "on_collapse"),
 }
-STAGE = ("name", "share", "teacher", "carry", "train")  # keys of a stage that are no options of its method
+STAGE = ("name", "steps", "share", "teacher", "carry", "train")  # keys of a stage that are no options of its method
 TEACHERS = ("first", "before")
 LONG = ("iterations", "seconds")
 WHOLE = 1 + 1e-9
@@ -37,6 +37,7 @@ class DistillRecipe:
         teacher: `model` (a name or folder) and `guidance`, a scale that ends up inside the student.
         stage: one method after another, each a dictionary with a distiller's `name`, its options, and
 
+            - `steps`: of its student, by default those in `student`;
             - `share`: of the iterations or seconds in `train`; stages without one have equal parts of what is left;
             - `teacher`: "first", the recipe's, or "before", the student of the stage before;
             - `carry`: the players of the stage before whose weights it begins with, by default `["student"]`;

@@ -61,7 +61,8 @@ def in_stages(
             student if student is not None and stage.get("teacher") == "before" else teacher, stage["name"],
             student=None if lora or "student" not in wanted else student, begin=begin, out=place, resume=going_on,
             judge=len(done) <= number, recipe=recipe.to_dict(), tell=_numbered(tell, number) if several else tell,
-            **recipe.student, **train, **options_of(stage), **rest,
+            **{**recipe.student, **({"steps": stage["steps"]} if "steps" in stage else {})}, **train,
+            **options_of(stage), **rest,
         )  # fmt: skip
         if not found.figures["finished"]:
             return found

@@ -118,9 +118,13 @@ def test_one_adapter_goes_through_all_stages(folder, tmp_path):
 
 
 def test_the_student_of_a_stage_can_be_the_teacher_of_the_next(teacher):
-    stages = [{"name": "rectified-diffusion", "pairs": 40, "plan": "ddim"}, KD | {"teacher": "before"}]
+    first = {"name": "rectified-diffusion", "steps": 2, "pairs": 40, "plan": "ddim"}
+    stages = [first, KD | {"teacher": "before"}]
     made = module.distill(teacher, stages=stages, **TRAIN)
-    first = module.distill(teacher, "rectified-diffusion", pairs=40, plan="ddim", **TRAIN | {"iterations": 4}).model
+    first = module.distill(
+        teacher, "rectified-diffusion", steps=2, pairs=40, plan="ddim", **TRAIN | {"iterations": 4}
+    ).model
+    assert first.plan.nfe == 2 and made.plan.nfe == 1
     by_hand = module.distill(first, "kd", student=first, pairs=40, plan="ddim", **TRAIN | {"iterations": 4})
     same(by_hand.model, made.model)
 
