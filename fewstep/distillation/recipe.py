@@ -24,7 +24,6 @@ KEYS = {
     "train": ("iterations", "seconds", "batch", "lr", "ema", "precision", "seed", "check_every", "on_collapse"),
 }
 STAGE = ("name", "steps", "share", "teacher", "carry", "train")  # keys of a stage that are no options of its method
-TEACHERS = ("first", "before")
 LONG = ("iterations", "seconds")
 WHOLE = 1 + 1e-9
 
@@ -39,7 +38,7 @@ class DistillRecipe:
 
             - `steps`: of its student, by default those in `student`;
             - `share`: of the iterations or seconds in `train`; stages without one have equal parts of what is left;
-            - `teacher`: "first", the recipe's, or "before", the student of the stage before;
+            - `teacher`: 0, the recipe's, or the number of an earlier stage, whose student it is;
             - `carry`: the players of the stage before whose weights it begins with, by default `["student"]`;
             - `train`: what it has of its own of that section.
         student: `steps`, `start`, `lora`, `conditions`, as `distill` takes them; one adapter goes through all stages.
@@ -85,25 +84,36 @@ class DistillRecipe:
         """`ValueError` unless a stage can follow the one before."""
         stage, before = self.stage[number], self.stage[number - 1] if number else None
         told = f"stage {number + 1} ({stage['name']})"
-        if stage.get("teacher", TEACHERS[0]) not in TEACHERS:
-            raise suggest("teacher of a stage", stage["teacher"], TEACHERS)
+        teacher = stage.get("teacher", 0)
+        if not isinstance(teacher, int) or not 0 <= teacher <= number:
+            raise ValueError(
+                f"{told}: its teacher is 0, the recipe's, or an earlier stage, 1 to {number}, got {teacher!r}"
+            )
+        if teacher and self.student.get("lora") is not None:
+            raise ValueError(f"{told}: an adapter goes through all stages on one teacher's weights, the recipe's")
+        if teacher and self.kind_of(teacher) == "jump":
+            raise ValueError(
+                f"{told}: the student of stage {teacher} ({self.stage[teacher - 1]['name']}) is no teacher, its answers"
+                " are samples"
+            )
         if before is None:
-            if lost := [key for key in ("teacher", "carry") if key in stage]:
-                raise ValueError(f"{told} is the first: there is nothing before it for its {lost[0]}")
+            if "carry" in stage:
+                raise ValueError(f"{told} is the first: there is nothing before it to carry")
             return
-        if stage.get("teacher") == "before":
-            if self.student.get("lora") is not None:
-                raise ValueError(f"{told}: an adapter goes through all stages on one teacher's weights, the first's")
-            if card(before["name"], "distiller")[0].facts["student"] == "jump":
-                raise ValueError(
-                    f"{told}: the student of {before['name']!r} is no teacher, its answers are samples; leave teacher"
-                    " out"
-                )
         for player in carried(stage):
             for one in (before, stage):
                 players = card(one["name"], "distiller")[0].facts["players"]
                 if player not in players:
                     raise suggest(f"player of {one['name']}, to carry into {told},", player, players)
+
+    def kind_of(self, number: int) -> str:
+        """The kind of a stage's student, by its method; of one that only tunes, of what it tunes."""
+        stage = self.stage[number - 1]
+        facts = card(stage["name"], "distiller")[0].facts
+        if facts.get("tunes"):
+            told = stage.get("kind") or (self.kind_of(number - 1) if number > 1 else None)
+            return str(told or facts["student"])
+        return str(facts["student"])
 
     def _check_shares(self) -> None:
         shares = [stage["share"] for stage in self.stage if "share" in stage]

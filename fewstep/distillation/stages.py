@@ -43,13 +43,13 @@ def in_stages(
         raise ValueError(f"nothing to resume: there is no checkpoint in {out}")
     lora, several = recipe.student.get("lora") is not None, len(recipe.stage) > 1
     found: Any = None
-    student: Denoiser | None = None
+    students: list[Denoiser] = [teacher]  # by the number of their stage
     done = _done(out) if resume and out is not None else []
     for number, (stage, train) in enumerate(zip(recipe.stage, recipe.trains(), strict=True)):
         last, place = number == len(recipe.stage) - 1, None if out is None else places(recipe, out)[number]
         follows = () if last else carried(recipe.stage[number + 1])
         if place is not None and not last and len(done) > number and not lora and set(follows) <= {"student"}:
-            student = load(place, rest.get("device"))  # the weights of its players are not asked for
+            students.append(load(place, rest.get("device")))  # the weights of its players are not asked for
             continue
         before: Mapping[str, Mapping[str, Tensor]] = {} if found is None else found.players
         wanted = carried(stage) if number else ()
@@ -58,15 +58,15 @@ def in_stages(
         if not going_on and (lost := [name for name in wanted if name != "student" and name not in before]):
             raise ValueError(f"stage {number + 1} is to carry {lost[0]!r}, which stage {number} does not train")
         found = one(
-            student if student is not None and stage.get("teacher") == "before" else teacher, stage["name"],
-            student=None if lora or "student" not in wanted else student, begin=begin, out=place, resume=going_on,
+            students[stage.get("teacher", 0)], stage["name"], begin=begin, out=place, resume=going_on,
+            student=None if lora or "student" not in wanted else students[-1],
             judge=len(done) <= number, recipe=recipe.to_dict(), tell=_numbered(tell, number) if several else tell,
             **{**recipe.student, **({"steps": stage["steps"]} if "steps" in stage else {})}, **train,
             **options_of(stage), **rest,
         )  # fmt: skip
         if not found.figures["finished"]:
             return found
-        student = found.model
+        students.append(found.model)
         if len(done) <= number:
             row = {"stage": number + 1, "method": stage["name"], "rows": found.rows, "figures": dict(found.figures)}
             done.append(row)

@@ -119,7 +119,7 @@ def test_one_adapter_goes_through_all_stages(folder, tmp_path):
 
 def test_the_student_of_a_stage_can_be_the_teacher_of_the_next(teacher):
     first = {"name": "rectified-diffusion", "steps": 2, "pairs": 40, "plan": "ddim"}
-    stages = [first, KD | {"teacher": "before"}]
+    stages = [first, KD | {"teacher": 1}]
     made = module.distill(teacher, stages=stages, **TRAIN)
     first = module.distill(
         teacher, "rectified-diffusion", steps=2, pairs=40, plan="ddim", **TRAIN | {"iterations": 4}
