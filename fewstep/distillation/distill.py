@@ -99,7 +99,7 @@ def distill(
     teacher: Denoiser,
     method: str = "kd",
     *,
-    steps: int = 1,
+    steps: int | None = None,
     start: float | None = None,
     student: Denoiser | None = None,
     lora: int | None = None,
@@ -129,8 +129,8 @@ def distill(
         teacher: any denoiser around a network: guided, aligned, with adapters. What is around the network ends up
             inside the student.
         method: a distiller's name (`fewstep methods --room distillation` lists them); **options are its own.
-        steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
-            the data's standard deviation.
+        steps: of the student, by default one, or as many as the method is made for. start: the time whose pure noise it
+            begins from, by default where the noise is 6.7 times the data's standard deviation.
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         lora: the student is an adapter of this rank on the teacher's own weights, which are then in memory once, in
             place of a copy of them; `fake="lora"`, an option of distribution matching, is for the score of its samples.
@@ -157,7 +157,7 @@ def distill(
     """
     found, _ = card(method, "distiller")
     build = made("distiller", method, 1, **options)
-    check_whole("steps", steps, 1)
+    steps = int(found.facts.get("usual_steps", 1)) if steps is None else check_whole("steps", steps, 1)
     check_whole("seed", seed, 0)
     if found.facts["steps"] == 1 and steps != 1:
         raise ValueError(f"the student of {method!r} takes one step, not {steps}")
@@ -235,7 +235,8 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
+        inside = guidance_of(teacher)
+        facts = Student(work.kind, method, name, first, work.times(), inside, solver=work.solver)
         notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
         return _run(
             state, teacher, base, facts, folder, resumed, real,
@@ -277,7 +278,7 @@ def _run(
 ) -> Distilled:  # fmt: skip
     """Train, check, choose the best weights, judge."""
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
-    plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
+    plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times, facts.solver)
     given = setting.given
     watch = Watch(solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given))
     history: list[dict[str, Any]] = []
