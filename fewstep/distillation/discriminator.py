@@ -72,8 +72,12 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """Logits of noisy states x `(B, *shape)` at times t `(B,)`."""
+        return self.each(x, t, condition).sum(0)
+
+    def each(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """Those of each head, `(heads, B)`."""
         _, found = self.read(x, t, condition)
-        return torch.stack([head(out) for head, out in zip(self.heads, found.values(), strict=True)]).sum(0)
+        return torch.stack([head(out) for head, out in zip(self.heads, found.values(), strict=True)])
 
 
 def sides(name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:

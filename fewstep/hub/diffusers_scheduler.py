@@ -43,9 +43,9 @@ def as_diffusers_scheduler(plan: Plan, like: Any = None) -> PlanScheduler:
             with no table (adaptive solvers, bands of noise levels), or with numbers for the network (`to`, `guidance`)
             or draws for it (`latent`).
     """
-    if own := [name for op in plan.table.evaluations for name in told(op)]:  # a plan without a table says so
+    if names := [name for op in plan.table.evaluations for name in told(op)]:  # a plan without a table says so
         raise ValueError(
-            f"the plan gives the network {own[0]!r} at its evaluations, and a diffusers pipeline passes nothing on"
+            f"the plan gives the network {names[0]!r} at its evaluations, and a diffusers pipeline passes nothing on"
         )
     process = process_from_config(dict(plan.process))
     if not isinstance(process, Discrete | Flow):
