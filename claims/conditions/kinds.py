@@ -12,6 +12,7 @@ from torch import Tensor
 
 from claims.common import Claim, Outcome, compared, experiment, tolerance
 from fewstep.conditions.label import Label
+from fewstep.conditions.latent import Latent
 from fewstep.conditions.negative import Negative
 from fewstep.conditions.number import Number
 from fewstep.conditions.picture import Picture
@@ -67,6 +68,9 @@ ROWS: tuple[tuple[str, Condition, Callable[[Any], Tensor], str, list[Any], list[
     ("time", Time(0.0, 1.0), lambda value: torch.as_tensor(value, dtype=torch.float64).expand(BATCH),
      "a cast to float64", [NAN, float("inf"), -0.1, 1.5, True, [1.0, NAN, 0.5, 0.25], [1.0, 0.5]],
      [0, 1.0, [1, 0.5, 0.25, 0.125]]),
+    ("latent", Latent(3), lambda value: torch.as_tensor(value, dtype=torch.float32).expand(BATCH, 3),
+     "a cast to float32", [[1.0, NAN, 2.0], 1.0, True, [1.0, 2.0], [[1.0, 2.0, 3.0]] * 3],
+     [[1, 2, 3], [[1, 2, 3]] * 4]),
     ("picture", Picture((1, 2, 2)), lambda value: torch.as_tensor(value).float().expand(BATCH, 1, 2, 2),
      "a cast to float32 and to the shape",
      [torch.zeros(1, 2, 1), torch.zeros(2), torch.zeros(()), torch.zeros(1, 2, 2).long(), 0.0, torch.zeros(3, 1, 2, 2)],

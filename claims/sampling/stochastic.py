@@ -15,6 +15,9 @@ from claims.duels import orders, stochastic_duel
 from claims.objectives import ABOUT_CHAIN, PROCESS, hybrid
 from claims.parts import EDM, VE, VP, Answers, Flow, GaussianMixture, Noise, Process
 from claims.problems import mixture, problem, wide
+from fewstep.conditions.latent import Latent
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.prediction import Prediction, expand
 from fewstep.core.sampler import Sampler
 from fewstep.processes.ddbm import DDBM
 from fewstep.processes.resshift import ResShift
@@ -47,6 +50,32 @@ def _posterior(seed: int) -> Outcome:
         x = x + process.kappa * math.sqrt(eta_s * (eta_t - eta_s) / eta_t) * z
     worst = float((ours - x).abs().max())
     return tolerance(worst, 1e-10, "15 steps against the paper's posterior in x, Gaussian pairs, the same noise")
+
+
+class _Drawn(Denoiser):
+    """Of points of the plane that are normal, x0 drawn given the state, by the latent."""
+
+    shape, std = (2,), 0.6
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process, self.conditions = process, {"latent": Latent(2)}
+
+    def forward(self, x: Tensor, t: Tensor, latent: Tensor | None = None) -> Prediction:
+        alpha, sigma, c = self.process.alpha(t), self.process.sigma(t), self.std**2
+        total = alpha**2 * c + sigma**2
+        mean = x * expand(alpha * c / total, x)
+        drawn = mean if latent is None else mean + latent * expand(sigma * (c / total).sqrt(), x)
+        return Prediction(drawn, "x0", x, t, self.process)
+
+
+def _drawn(seed: int) -> Outcome:
+    model, n = _Drawn(VP()), 4096
+    noise = Noise(seed).normal(0, (n, 2), "cpu", F64)
+    x = [plan(model.process, name, 4)(model, noise, seed=seed, dtype=F64) for name in ("ddgan", "ddpm")]
+    errors = [abs(float(one.std()) / model.std - 1) for one in x]
+    about = f"normal points, exact draws of x0, 4 steps, {n} samples"
+    return compared(errors, "ddpm, the exact mean in place of a draw", about, unit="relative error of the deviation")
 
 
 @experiment
@@ -194,6 +223,7 @@ CLAIMS = (
     Claim("shift-ancestral", "is ResShift's chain number for number", _posterior),
     *(slow("brownian", f"keeps the picture of {solver} when its steps are doubled", _change(solver))
       for solver in ("dpmpp-2m-sde", "ddpm")),
+    Claim("ddgan", "keeps the law of the data in four steps, given draws of x0", _drawn),
     Claim("multistep-consistency", "a second step mends what a rough model does in one", _better),
     *(slow("interpolant-sde", f"keeps the law at epsilon = {c:g} gamma^2",
            law_between("linear", "quadratic", "interpolant-sde", 100, epsilon=c,

@@ -69,10 +69,10 @@ def timed(student: Denoiser, plan: Plan, judge: Judge, metric: str) -> Plan:
     facts, times = student.student, list(plan.times)
     if facts is None or facts.times is not None or len(times) < 3:
         return plan
-    kind, process = facts.kind, student.process
+    kind, process, solver = facts.kind, student.process, facts.solver
 
     def at(times: list[float]) -> Plan:
-        return plan_of(process, kind, len(times) - 1, times[0], tuple(times[:-1]))
+        return plan_of(process, kind, len(times) - 1, times[0], tuple(times[:-1]), solver)
 
     def moved(place: int, u: float) -> list[float]:
         return [*times[:place], time_between(process, times, place, u), *times[place + 1 :]]

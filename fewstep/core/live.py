@@ -174,9 +174,12 @@ def around(plan: Sampler, name: str, solver: Callable[[Live, Callable[[Answer], 
     """A loop that runs a plan's arithmetic and supplies the network's answers itself.
 
     `solver(live, play)` calls `play(answer)`, which returns the samples; `answer(live, i, x)` returns the value and
-    the kind at evaluation i, usually from `live.evaluate`. `ValueError` unless the plan has a table.
+    the kind at evaluation i, usually from `live.evaluate`. `ValueError` unless the plan has a table, and for one that
+    draws a latent for the network.
     """
     table = plan.table
+    if any(op.latent is not None for op in table.evaluations):
+        raise ValueError(f"{plan.name!r} draws a latent for the network, which {name!r} does not pass on")
 
     def run(live: Live, process: Process, times: list[float]) -> Tensor:
         check_given(table, live.model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ class Evaluate:
 
     `scales` are alpha, sigma and their derivatives at t, for the conversion of whatever kind the denoiser predicts.
     `given` are numbers that the plan passes to the network at this evaluation, as conditions: `(("guidance", 2.0),)`.
+    `latent` is the slot of a draw that it gets as the condition of that name, or None.
     """
 
     x: int
@@ -34,6 +35,7 @@ class Evaluate:
     outputs: tuple[tuple[str, int], ...]
     scales: Scales
     given: tuple[tuple[str, float], ...] = ()
+    latent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ def slots_of(op: Op) -> list[int]:
     return [slot for _, slot in op.outputs] if isinstance(op, Evaluate) else [op.slot]
 
 
+def told(op: Evaluate) -> tuple[str, ...]:
+    """The names of what a plan passes to the network at an evaluation."""
+    return (*(name for name, _ in op.given), *(() if op.latent is None else ("latent",)))
+
+
 V = TypeVar("V")
 
 
@@ -177,7 +184,10 @@ def op_to_json(op: Op) -> list[Any]:
     if isinstance(op, Evaluate):
         scales = [number_to_json(scale) for scale in op.scales]
         entry = ["evaluate", op.x, op.t, [list(pair) for pair in op.outputs], scales]
-        return [*entry, [list(pair) for pair in op.given]] if op.given else entry
+        given = [list(pair) for pair in op.given]
+        if op.latent is not None:
+            return [*entry, given, op.latent]
+        return [*entry, given] if given else entry
     if isinstance(op, Combine):
         return ["combine", op.slot, [[slot, number_to_json(c)] for slot, c in op.terms]]
     return ["draw", op.slot, op.draw, list(op.span) if op.span else None]
@@ -191,7 +201,8 @@ def op_from_json(entry: list[Any]) -> Op:
         alpha, sigma, dalpha, dsigma = (number_from_json(value) for value in scales)
         given = tuple((str(name), float(value)) for name, value in (rest[0] if rest else ()))
         wanted = tuple((str(kind), int(slot)) for kind, slot in outputs)
-        return Evaluate(int(x), float(t), wanted, (alpha, sigma, dalpha, dsigma), given)
+        latent = int(rest[1]) if len(rest) > 1 else None
+        return Evaluate(int(x), float(t), wanted, (alpha, sigma, dalpha, dsigma), given, latent)
     if name == "combine":
         return Combine(int(entry[1]), tuple((int(slot), number_from_json(c)) for slot, c in entry[2]))
     if name == "draw":
@@ -205,11 +216,12 @@ def check_program(
 ) -> None:
     """`ValueError` unless slots are written once and before they are read, states are fed, and numbers are finite."""
     known, states = {0}, {0}  # the network is fed states (the start and combinations), and the result is one
+    drawn = set[int]()
     numbers: list[Number] = [*times, *start]
     for op in ops:
         used: list[int] = []
         if isinstance(op, Evaluate):
-            used = [op.x]
+            used = [op.x] if op.latent is None else [op.x, op.latent]
         elif isinstance(op, Combine):
             used = [slot for slot, _ in op.terms]
         if unknown := [slot for slot in used if slot not in known]:
@@ -217,12 +229,16 @@ def check_program(
         if isinstance(op, Evaluate):
             if op.x not in states:
                 raise ValueError(f"slot {op.x} is evaluated, but it is no state")
+            if op.latent is not None and op.latent not in drawn:
+                raise ValueError(f"slot {op.latent} is a latent of the network, but it is no draw")
             if other := [kind for kind, _ in op.outputs if kind not in KINDS]:
                 raise suggest("prediction kind", other[0], KINDS)
             numbers += [op.t, *(value for _, value in op.given)]
         elif isinstance(op, Combine):
             states.add(op.slot)
             numbers += [c for _, c in op.terms]
+        else:
+            drawn.add(op.slot)
         new = slots_of(op)
         if twice := [slot for slot in new if slot in known or new.count(slot) > 1]:
             raise ValueError(f"slot {twice[0]} is made twice")
@@ -251,7 +267,7 @@ def program_of(ops: Sequence[Op], band: int) -> tuple[Op, ...]:
     for op in ops:
         if isinstance(op, Evaluate):
             alpha, sigma, dalpha, dsigma = (in_band(scale, band) for scale in op.scales)
-            found.append(Evaluate(op.x, op.t, op.outputs, (alpha, sigma, dalpha, dsigma), op.given))
+            found.append(replace(op, scales=(alpha, sigma, dalpha, dsigma)))
         elif isinstance(op, Combine):
             terms = tuple((slot, in_band(c, band)) for slot, c in op.terms)
             found.append(Combine(op.slot, tuple((slot, c) for slot, c in terms if c != 0) or terms[:1]))
@@ -261,7 +277,7 @@ def program_of(ops: Sequence[Op], band: int) -> tuple[Op, ...]:
     for i, op in enumerate(found):
         if isinstance(op, Evaluate):
             outputs = tuple((kind, slot) for kind, slot in op.outputs if slot in read)
-            found[i] = Evaluate(op.x, op.t, outputs, op.scales, op.given)
+            found[i] = replace(op, outputs=outputs)
     return tuple(found)
 
 
@@ -291,7 +307,7 @@ class _Named:
     def does(self, op: Op) -> tuple[object, ...]:
         """What all bands must have in common."""
         if isinstance(op, Evaluate):
-            return ("evaluate", op.t, self.names[op.x], op.given)
+            return ("evaluate", op.t, self.names[op.x], op.given, None if op.latent is None else self.names[op.latent])
         return (type(op), self.names[op.slot])
 
 
@@ -320,7 +336,8 @@ def merge(programs: Sequence[tuple[Sequence[Op], int]], name: str) -> tuple[tupl
             outputs = tuple((key[0], slots.setdefault(key, len(slots))) for key in keys)
             alpha, sigma, dalpha, dsigma = (per_band([in_band(op.scales[i], 0) for _, op in own]) for i in range(4))
             x = slots[first.names[lead.x]]
-            merged.append(Evaluate(x, lead.t, outputs, (alpha, sigma, dalpha, dsigma), lead.given))
+            latent = None if lead.latent is None else slots[first.names[lead.latent]]
+            merged.append(Evaluate(x, lead.t, outputs, (alpha, sigma, dalpha, dsigma), lead.given, latent))
             continue
         slot = slots.setdefault(first.names[lead.slot], len(slots))
         if isinstance(lead, Draw):

@@ -34,6 +34,7 @@ from fewstep.core.ops import (
     op_to_json,
     per_band,
     program_of,
+    told,
 )
 from fewstep.core.process import process_from_config
 from fewstep.core.run import blame, execute
@@ -126,6 +127,7 @@ class Plan(Sampler):
                 outputs = ", ".join(f"{kind}{evaluation}" for kind, _ in op.outputs)
                 names |= {slot: f"{kind}{evaluation}" for kind, slot in op.outputs}
                 given = "".join(f", {name}={value:.6g}" for name, value in op.given)
+                given += "" if op.latent is None else f", latent={names[op.latent]}"
                 rows.append(
                     f"{evaluation:4d}  {outputs} = model({names[op.x]}, t={op.t:.6g}{given})  alpha {alpha:.4g}"
                     f"  sigma {sigma:.4g}  log-SNR {log_snr:.3g}"
@@ -138,7 +140,7 @@ class Plan(Sampler):
     def to_json(self) -> str:
         """The plan as JSON text, in which every number is exact (floats round-trip)."""
         data: dict[str, Any] = {
-            "format": FURTHER if self.spread or any(op.given for op in self.evaluations) else FORMAT,
+            "format": FURTHER if self.spread or any(told(op) for op in self.evaluations) else FORMAT,
             "about": dict(self.about),
             "process": dict(self.process),
             "times": list(self.times),

@@ -29,7 +29,7 @@ def add_up(weights: Sequence[Sequence[Weight]], rows: Sequence[Tensor], writes: 
 
 
 # What a program asks to have evaluated: the state `(B, *shape)`, a view that the next step overwrites, the time, and
-# numbers for the network, `(B,)` by name.
+# numbers for the network, `(B,)` by name; a draw for it, "latent", has the state's shape.
 Ask = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 # Yields what is to be evaluated, is sent the answer and its kind, and returns the samples.
 Program = Generator[Ask, tuple[Tensor, str], Tensor]
@@ -125,7 +125,7 @@ def program(table: Table, start: Tensor, source: Source, rows: Rows | None = Non
     told: list[Mapping[str, Tensor]] = [{}] * len(table.evaluations)
     if (given := table.given(device, dtype)) is not None:
         told = [{name: value.expand(shape[0]) for name, value in own.items()} for own in given]
-    numbers = [number for stage in table.stages for number, _ in stage.draws]
+    numbers = [number for stage in table.stages for number in stage.drawn]
     drawn, advance = stream(source, numbers, shape, device, dtype), rows.advance
 
     def draw(*_: Any) -> Tensor:  # a table draws in the order of its stages
@@ -134,6 +134,8 @@ def program(table: Table, start: Tensor, source: Source, rows: Rows | None = Non
     if table.stages and table.stages[0].evaluate is None:  # what comes before the first evaluation
         advance(None, "", draw)
     for t, own in zip(table.times(device, dtype), told, strict=True):
+        if table.stages[rows.i].latent is not None:
+            own = {**own, "latent": next(drawn).clone()}
         value, kind = yield rows.fed, t, own
         advance(value, kind, draw)
     return rows.fed.clone()

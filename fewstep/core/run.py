@@ -7,12 +7,14 @@ read back from the device, and nothing is allocated except by the network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.core.memory import Memory, ask
 from fewstep.core.model import Callback, Model
+from fewstep.core.ops import told
 from fewstep.core.prediction import Prediction
 from fewstep.core.program import Program, program
 from fewstep.core.sampler import Run
@@ -38,10 +40,19 @@ def blame(table: Table, again: Callable[[Callback], Run]) -> ValueError:
 
 
 def check_given(table: Table, model: Model) -> None:
-    """`ValueError` where a plan gives the network a number that the model does not take."""
-    for name in dict.fromkeys(name for op in table.evaluations for name, _ in op.given):
+    """`ValueError` where a plan gives the network a number or a draw that the model does not take."""
+    for name in dict.fromkeys(name for op in table.evaluations for name in told(op)):
         if name not in model.conditions:
             raise ValueError(f"the plan gives the network {name!r} at its evaluations, but this model does not take it")
+
+
+def row_of(model: Model, name: str, value: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """What a plan passes to the network, in the shape in which the model's other calls have it; `value` is a number for
+    each sample (B,), a draw (B, *shape), or None for the condition's default."""
+    kind: Any = model.conditions[name]
+    if value is None:
+        return kind.check(name, None, batch, device)  # type: ignore[no-any-return]
+    return value if value.ndim == 1 else kind.of(value)
 
 
 def check_answer(value: Tensor, x: Tensor, count: int, t: float) -> None:

@@ -26,6 +26,7 @@ class Student:
         start: the process time whose pure noise it begins from; None is the process's first.
         times: the times at which alone it was trained, decreasing, without the clean end; None where at all.
         guidance: the scale of the guidance inside it, or None.
+        solver: the one that it was trained with, and is sampled by; None is what suits its kind.
         iterations: of its training. evaluations: of all networks in it, of one sample: a forward pass is 1, one with
             its backward pass 3.
 
@@ -41,12 +42,14 @@ class Student:
     guidance: float | None = None
     iterations: int = 0
     evaluations: float = 0.0
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise suggest("kind of student", self.kind, KINDS)
         for name in ("method", "teacher"):
             check_kind(name, getattr(self, name), str)
+        check_kind("solver", self.solver, str | None)
         check_whole("iterations", self.iterations, 0)
         for name in ("start", "guidance", "evaluations"):
             check_kind(name, getattr(self, name), float if name == "evaluations" else float | None)
@@ -66,6 +69,8 @@ class Student:
     def config(self) -> dict[str, Any]:
         """JSON from which `from_config` rebuilds it."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.solver is None:  # configurations of all others stay as they were
+            del own["solver"]
         return own | {"times": None if self.times is None else list(self.times)}
 
     @classmethod

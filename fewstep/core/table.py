@@ -35,7 +35,8 @@ class Stage:
 
     `weights` has one row per new state, and columns `[states | memory]`, as Python floats. `holds` are the memory rows
     that hold predictions when the stage combines: (row, stage of the evaluation, kind). `unread` are the (kind, band)
-    that no weight reads, where a conversion need not exist.
+    that no weight reads, where a conversion need not exist. `latent` is the number of the draw that the network gets at
+    the evaluation, which needs no row.
     """
 
     evaluate: Evaluate | None
@@ -46,6 +47,12 @@ class Stage:
     holds: tuple[tuple[int, int, str], ...] = ()
     unread: frozenset[tuple[str, int]] = frozenset()
     conversions: dict[tuple[str, str], tuple[Number, Number]] = field(default_factory=dict, compare=False)
+    latent: int | None = None
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The numbers of all its draws, in the order in which they are needed."""
+        return (*(() if self.latent is None else (self.latent,)), *(number for number, _ in self.draws))
 
     def convert(self, source: str, target: str) -> tuple[Number, Number]:
         """`(P, Q)` of `target = P x + Q source` at this evaluation."""
@@ -154,6 +161,7 @@ class Table:
                 tuple(slot for _, slot in stage.outputs),
                 stage.draws,
                 tuple(tuple(j for j, c in enumerate(row) if nonzero(c)) or (0,) for row in stage.weights),
+                stage.latent,
             )
             for stage in self.stages
         )
@@ -181,10 +189,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Structure:
-    """A table without its numbers: per stage the state row fed, memory rows stored, draws, and columns read by each
-    new state. Equal for all schedules of a solver with the same number of steps."""
+    """A table without its numbers: per stage the state row fed, memory rows stored, draws, columns read by each new
+    state, and the draw that is a latent. Equal for all schedules of a solver with the same number of steps."""
 
-    stages: tuple[tuple[int | None, tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...]], ...]
+    stages: tuple[
+        tuple[int | None, tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, ...], ...], int | None], ...
+    ]
     states: int
     result: int
 
@@ -262,14 +272,18 @@ def _over(p: Number, q: Number) -> Number:
 
 
 def _segments(ops: Sequence[Op]) -> list[list[Op]]:
-    """The operations, cut before each evaluation. The first segment holds what precedes the first one."""
+    """The operations, cut before each evaluation. The first segment holds what precedes the first one, where that
+    combines: draws alone, such as a latent's, may as well come after it."""
     segments: list[list[Op]] = [[]]
     for op in ops:
         if isinstance(op, Evaluate):
             segments.append([op])
         else:
             segments[-1].append(op)
-    return segments if segments[0] or len(segments) == 1 else segments[1:]
+    before, *rest = segments
+    if not rest or any(isinstance(op, Combine) for op in before):
+        return segments
+    return [[rest[0][0], *before, *rest[0][1:]], *rest[1:]]
 
 
 def _expanded(segment: list[Op]) -> dict[int, dict[int, Number]]:
@@ -304,6 +318,7 @@ def lower(ops: Sequence[Op], result: int, spread: Spread | None = None) -> Table
     """Assign rows: states by stage, memory rows by their lifetimes."""
     segments = _segments(ops)
     unread = _unread(ops, spread)
+    drawn = {op.slot: op.draw for op in ops if isinstance(op, Draw)}
     combined = [_expanded(segment) for segment in segments]
 
     last: dict[int, int] = {result: len(segments)}  # the last segment that reads a slot
@@ -357,5 +372,6 @@ def lower(ops: Sequence[Op], result: int, spread: Spread | None = None) -> Table
                 row[column] = plus(row[column], c)
             weights.append(tuple(row))
         none = unread.get(evaluate.outputs[0][1], frozenset()) if evaluate and evaluate.outputs else frozenset()
-        stages.append(Stage(evaluate, x, outputs, draws, tuple(weights), holds, none))
+        latent = None if evaluate is None or evaluate.latent is None else drawn[evaluate.latent]
+        stages.append(Stage(evaluate, x, outputs, draws, tuple(weights), holds, none, latent=latent))
     return Table(tuple(stages), states, size, rows[result], spread)

@@ -79,6 +79,7 @@ class _Asked:
     t: float
     outputs: dict[str, int]
     given: dict[str, float]
+    latent: int | None
 
 
 class Trace:
@@ -109,13 +110,17 @@ class Trace:
         value.terms = {slot: 1.0}
         return value
 
-    def evaluate(self, x: Value, t: float, **given: float) -> SymbolicPrediction:
-        """One network evaluation at state x and process time t; `given` are numbers for the network there."""
+    def evaluate(self, x: Value, t: float, *, latent: Value | None = None, **given: float) -> SymbolicPrediction:
+        """One network evaluation at state x and process time t; `given` are numbers for the network there, `latent` is
+        a draw for it (`noise`)."""
         self.keep(x)
         (slot,) = x.terms
+        drawn = None
+        if latent is not None:
+            (drawn,) = latent.terms
         outputs: dict[str, int] = {}
         told = {name: float(value) for name, value in given.items()}
-        self._ops.append(_Asked(slot, float(t), outputs, told))
+        self._ops.append(_Asked(slot, float(t), outputs, told, drawn))
         return SymbolicPrediction(self, outputs)
 
     def noise(self, a: float | None = None, b: float | None = None) -> Value:
@@ -132,7 +137,8 @@ class Trace:
         for op in self._ops:
             if isinstance(op, _Asked):
                 outputs = tuple(op.outputs.items())
-                ops.append(Evaluate(op.x, op.t, outputs, scales(self.process, op.t), tuple(op.given.items())))
+                levels = scales(self.process, op.t)
+                ops.append(Evaluate(op.x, op.t, outputs, levels, tuple(op.given.items()), op.latent))
             else:
                 ops.append(op)
         (slot,) = result.terms

@@ -72,17 +72,19 @@ def unrolled(
     """
     entry: Entry = ([x], {})
     count = 0
-    for stage, (fed, outputs, draws, rows) in enumerate(structure.stages):
+    for stage, (fed, outputs, draws, rows, latent) in enumerate(structure.stages):
         current = value = None
         if fed is not None:
             current = entry[0][fed]
             told = {name: number.expand(x.shape[0]) for name, number in given[count].items()} if given else {}
+            if latent is not None:
+                told["latent"] = noises[latent - 1]
             value = model(current, times[count], **{**condition, **told}).value.to(x.dtype)
             count += 1
         entry = advance(
             outputs,
             draws,
-            [(pair[0], pair[1]) for pair in conversions[stage]],
+            [(conversions[stage][k, 0], conversions[stage][k, 1]) for k in range(len(outputs))],
             [[(j, weights[stage][k, j]) for j in columns] for k, columns in enumerate(rows)],
             structure.states,
             entry,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.latent import Latent
 from fewstep.conditions.time import aimed
 from fewstep.core.arguments import checked
 from fewstep.core.condition import Condition
@@ -48,6 +49,8 @@ class NetworkDenoiser(Denoiser):
     in the form in which it sees the state's own. The answer's x0 is then the g for which DDIM's step
     `(sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) g` from t is the state at s = `to` (Kim et al.,
     2310.02279, for any process). Without `to` it is the ordinary denoiser, to which s = t is the limit.
+
+    One that draws has the condition `latent` (of kind `Latent`), and its network takes that vector as `latent`.
 
     Args:
         predicts: kind of the network's output, one of x0, eps, v, velocity, score (x0 with "edm").
@@ -125,7 +128,10 @@ class NetworkDenoiser(Denoiser):
 
     def _told(self, condition: dict[str, Any], t: Tensor | None = None) -> dict[str, Any]:
         """The conditions as the network takes them: `to` as the noise level `target`, or left out without the state's
-        time t. The clean end is seen as the smallest noise: levels beyond it are none that a network was trained at."""
+        time t. The clean end is seen as the smallest noise: levels beyond it are none that a network was trained at.
+        Of a draw that is a `latent` the network gets the first numbers."""
+        if isinstance(kind := self.conditions.get("latent"), Latent) and condition.get("latent") is not None:
+            condition = condition | {"latent": kind.of(condition["latent"])}
         if "to" not in self.conditions:
             return condition
         to = condition.pop("to", None)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
@@ -71,8 +72,12 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """Logits of noisy states x `(B, *shape)` at times t `(B,)`."""
+        return self.each(x, t, condition).sum(0)
+
+    def each(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """Those of each head, `(heads, B)`."""
         _, found = self.read(x, t, condition)
-        return torch.stack([head(out) for head, out in zip(self.heads, found.values(), strict=True)]).sum(0)
+        return torch.stack([head(out) for head, out in zip(self.heads, found.values(), strict=True)])
 
 
 def sides(name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -91,7 +96,8 @@ def sides(name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tens
 def r1(logits: Logits, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
     """`|d logit / dx|^2` at real states, (B,), with its gradient (Mescheder et al., 2018, arXiv:1801.04406)."""
     x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
+    # The fused kernels of attention have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         (slope,) = torch.autograd.grad(logits(x, t, condition).sum(), x, create_graph=True)
     return slope.square().flatten(1).sum(1)
 

@@ -102,7 +102,7 @@ def distill(
     method: str = "kd",
     *,
     stages: str | Path | Sequence[Mapping[str, Any]] | None = None,
-    steps: int = 1,
+    steps: int | None = None,
     start: float | None = None,
     student: Denoiser | None = None,
     lora: int | None = None,
@@ -136,8 +136,8 @@ def distill(
         stages: several methods one after another in place of one, as a recipe's file or name, or as a list of its
             stages (`fewstep.distillation.recipe`): then the other arguments here hold for all of them, and a length is
             that of all together.
-        steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
-            the data's standard deviation.
+        steps: of the student, by default one, or as many as the method is made for. start: the time whose pure noise it
+            begins from, by default where the noise is 6.7 times the data's standard deviation.
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         lora: the student is an adapter of this rank on the teacher's own weights, which are then in memory once, in
             place of a copy of them; `fake="lora"`, an option of distribution matching, is for the score of its samples.
@@ -168,14 +168,14 @@ def distill(
         train: dict[str, Any] = {"iterations": iterations, "seconds": seconds, "batch": batch, "lr": lr, "ema": ema}
         train |= {"check_every": check_every, "precision": precision if precision != PRECISIONS[0] else None}
         train |= {"seed": seed or None, "on_collapse": on_collapse if on_collapse != COLLAPSES[0] else None}
-        own = {"steps": steps if steps != 1 else None, "start": start, "lora": lora, "conditions": conditions}
+        own = {"steps": steps, "start": start, "lora": lora, "conditions": conditions}
         if student is not None or begin is not None or options:
             raise ValueError("options, and a student to begin with, are those of one method: leave stages or them out")
         asked = recipe_of(stages, _given(own), _given(train))
         return by_recipe(teacher, asked, data=data, out=out, resume=resume, device=device, progress=progress, tell=tell)
     found, _ = card(method, "distiller")
     build = made("distiller", method, 1, **options)
-    check_whole("steps", steps, 1)
+    steps = int(found.facts.get("usual_steps", 1)) if steps is None else check_whole("steps", steps, 1)
     check_whole("seed", seed, 0)
     if found.facts["steps"] == 1 and steps != 1:
         raise ValueError(f"the student of {method!r} takes one step, not {steps}")
@@ -259,7 +259,8 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
+        inside = guidance_of(teacher)
+        facts = Student(work.kind, method, name, first, work.times(), inside, solver=work.solver)
         notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
         return _run(
             state, teacher, base, facts, folder, resumed, real,
@@ -276,7 +277,7 @@ def _run(
 ) -> Distilled:  # fmt: skip
     """Train, check, choose the best weights, judge."""
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
-    plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times)
+    plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times, facts.solver)
     given = setting.given
     held_out = solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given)
     watch = Watch(held_out, state.method.reward)

@@ -25,6 +25,11 @@ def default_blocks(model: Denoiser) -> tuple[str, ...]:
     return (names[len(names) // 2],)
 
 
+def last_block(model: Denoiser) -> tuple[str, ...]:
+    """The last block of the network, by name; `ValueError` as `default_blocks`."""
+    return (list(blocks_of(model))[-1],)
+
+
 class Read:
     """A denoiser whose calls also give the outputs of some blocks. It shares the model's weights.
 

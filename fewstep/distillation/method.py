@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.conditions.label import Label
+from fewstep.conditions.latent import Latent
 from fewstep.conditions.time import Time
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
@@ -119,19 +120,31 @@ class Setting:
 
     def student(self, late: int = 0, **extras: int) -> Denoiser:
         """A copy of the base that trains. extras: further inputs of its network (`networks.embedding`); with `target`
-        it is a map, and takes the condition `to`."""
+        it is a map, and takes the condition `to`; with `latent` it takes that one."""
         if self.own:
             self.claim(self.base, average=True)
             return self.base.requires_grad_(True)
         model = self.training(self.base, self.lora, average=True)
         if extras or late:
-            if not isinstance(model, NetworkDenoiser):
-                raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")
-            model.network = extended(model.network, late, copied=self.lora is None, **extras)
-            if "target" in extras or late:
-                model.conditions = {**model.conditions, "to": Time()}
+            model = self.told_more(model, late, copied=self.lora is None, **extras)
         if self.first:
             load_trained(trained(model), self.first)
+        return model
+
+    @staticmethod
+    def told_more(model: Denoiser, late: int = 0, copied: bool = True, **extras: int) -> Denoiser:
+        """The model with further inputs of its network, and the conditions `to` and `latent` that go with them.
+
+        Raises:
+            ValueError: a network that takes none.
+        """
+        if not isinstance(model, NetworkDenoiser):
+            raise ValueError("this method gives a network further inputs, which only fewstep's own networks take")
+        model.network = extended(model.network, late, copied=copied, **extras)
+        if "target" in extras or late:
+            model.conditions = {**model.conditions, "to": Time()}
+        if "latent" in extras:
+            model.conditions = {**model.conditions, "latent": Latent(extras["latent"])}
         return model
 
     def training(self, base: Denoiser, lora: int | None, *, average: bool = False, seed: int | None = None) -> Denoiser:
@@ -284,6 +297,7 @@ class Distiller(abc.ABC):
 
     Attributes:
         kind: of the student: "denoiser", "jump" or "map" (`fewstep.core.student`).
+        solver: by which it is sampled, where that is not what suits its kind.
         setting, student: what it was built with, and what it trains.
         players: in the order in which they take their turns in an iteration; "student" is the one that is exported.
         reward: what it raises, of samples as data and their conditions; None where the best weights are those whose
@@ -291,6 +305,7 @@ class Distiller(abc.ABC):
     """
 
     kind: ClassVar[str]
+    solver: str | None = None
     setting: Setting
     student: Denoiser
     players: dict[str, Player]

@@ -76,7 +76,10 @@ def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:
     return data.std() if data is not None else 0.5
 
 
-def plan_of(process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None) -> Plan:
-    """The plan of a student: so many steps of what suits its kind, from its start to the clean end."""
+def plan_of(
+    process: Process, kind: str, steps: int, start: float, times: tuple[float, ...] | None, solver: str | None = None
+) -> Plan:
+    """The plan of a student: so many steps of what suits its kind, or of its own solver, from its start to the clean
+    end."""
     points = [*times, process.t_zero] if times is not None else begun(leaps, start)(process, steps)
-    return fixed_plan(process, SOLVERS.get(kind, "ddim"), timesteps=points)
+    return fixed_plan(process, solver or SOLVERS.get(kind, "ddim"), timesteps=points)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fewstep.core.methods import Method
+from fewstep.core.ops import told
 from fewstep.core.plan import Plan
 from fewstep.core.process import process_from_config
 from fewstep.processes.discrete import Discrete
@@ -39,11 +40,12 @@ def as_diffusers_scheduler(plan: Plan, like: Any = None) -> PlanScheduler:
     Raises:
         ImportError: without diffusers.
         ValueError: a process for which diffusers has no network time, noise levels other than the pipeline's, a plan
-            with no table (adaptive solvers, bands of noise levels), or with numbers for the network (`to`, `guidance`).
+            with no table (adaptive solvers, bands of noise levels), or with numbers for the network (`to`, `guidance`)
+            or draws for it (`latent`).
     """
-    if told := [name for op in plan.table.evaluations for name, _ in op.given]:  # a plan without a table says so
+    if names := [name for op in plan.table.evaluations for name in told(op)]:  # a plan without a table says so
         raise ValueError(
-            f"the plan gives the network {told[0]!r} at its evaluations, and a diffusers pipeline passes nothing on"
+            f"the plan gives the network {names[0]!r} at its evaluations, and a diffusers pipeline passes nothing on"
         )
     process = process_from_config(dict(plan.process))
     if not isinstance(process, Discrete | Flow):

@@ -97,7 +97,7 @@ class _Program(nn.Module):
 
 def _draws(plan: Sampler) -> int:
     """The highest number of a draw."""
-    return max((draw for stage in plan.table.stages for draw, _ in stage.draws), default=0)
+    return max((draw for stage in plan.table.stages for draw in stage.drawn), default=0)
 
 
 @checked

@@ -201,11 +201,11 @@ def _within(process: Process, solver: Any, nfe: int, timesteps: Any, **rest: Any
 @functools.cache
 def solver_names(live: bool = False) -> tuple[str, ...]:
     """Every solver for any model on any times, orders spelt out: those that make a plan, or the `live` ones, which
-    depend on the data as they run. Not those for models that are told where a step goes (`to`)."""
+    depend on the data as they run. Not those for models that are told where a step goes (`to`) or draw (`latent`)."""
     names: list[str] = []
     for method in methods("solver"):
         facts = method.facts
-        if bool(facts.get("live")) != live or facts.get("own_times") or facts.get("to"):
+        if bool(facts.get("live")) != live or any(facts.get(own) for own in ("own_times", "to", "latent")):
             continue
         orders = facts.get("orders")
         names += [f"{method.name}-{p}" for p in orders] if orders else [method.name]

@@ -117,18 +117,20 @@ def _run(
     device, dtype = like.device, like.dtype
     times, given = table.times(device, dtype), table.given(device, dtype)
     evaluation = sum(stage.evaluate is not None for stage in table.stages[:begin])
+    noise = functools.partial(source.normal, shape=tuple(like.shape), device=device, dtype=dtype)
     for i in range(begin, stop):
         stage, kind = table.stages[i], ""
         x = value = None
         if stage.evaluate is not None:
             x = entry[0][stage.x]
             told = {name: v.expand(len(x)) for name, v in given[evaluation].items()} if given else {}
+            if stage.latent is not None:
+                told["latent"] = noise(stage.latent)
             prediction = model(x, times[evaluation], **{**condition, **told})
             kind, value = prediction.kind, prediction.value.to(dtype)
             evaluation += 1
         weights, pairs = table.stage_numbers(i, kind, device, dtype)
         outputs = [row for _, row in stage.outputs]
-        noise = functools.partial(source.normal, shape=tuple(like.shape), device=device, dtype=dtype)
         entry = advance(outputs, stage.draws, pairs, weights, table.states, entry, x, value, noise)
     states, memory = entry
     return (*states, *(memory[row] for row in kept))

@@ -117,6 +117,8 @@ class Compiled:
                 for k, (draw, _) in enumerate(stage.draws):
                     drawn[k] = source.normal(draw, tuple(x.shape), x.device, dtype)
             told = {name: v.expand(len(x)) for name, v in given[count].items()} if given else {}
+            if stage.latent is not None:
+                told["latent"] = source.normal(stage.latent, tuple(x.shape), x.device, dtype)
             here, mode = {**named, **told}, None
             if self._modes is not None and remembered is not None:
                 remembered.advance(given=table.evaluations[count].given)

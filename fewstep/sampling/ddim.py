@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
-from fewstep.core.trace import Trace, Value
+from fewstep.core.trace import SymbolicPrediction, Trace, Value
 from fewstep.sampling.common import ddim as ddim_step
 
 METHODS = (
@@ -50,17 +50,28 @@ def ddim(trace: Trace, process: Process, times: Sequence[float], eta: float = 0.
         raise ValueError(f"eta must be between 0 and 1, got {eta}")
     x = trace.start()
     for a, b in pairwise(times):
-        prediction = trace.evaluate(x, a)
-        if eta == 0:
-            x = ddim_step(process, x, a, b, prediction)
-            continue
-        s, sigma_a, sigma_b = ancestral(process, a, b, eta), process.sigma(a), process.sigma(b)
-        direction = math.sqrt(max(sigma_b**2 - s**2, 0.0))
-        # eps = (x - alpha_a x0) / sigma_a keeps one prediction per step; sigma_a > 0 at every evaluation.
-        x = x * (direction / sigma_a) + prediction.x0 * (process.alpha(b) - process.alpha(a) * direction / sigma_a)
-        if s > 0:
-            x = x + trace.noise(a, b) * s
+        x = noisy_step(trace, process, x, a, b, trace.evaluate(x, a), eta)
     return x
+
+
+def noisy_step(
+    trace: Trace, process: Process, x: Value, a: float, b: float, prediction: SymbolicPrediction, eta: float
+) -> Value:
+    """`ddim`'s step from a to b with a prediction at a; with eta = 1 a draw from the posterior `q(x_b | x_a, x0)`."""
+    if eta == 0:
+        return ddim_step(process, x, a, b, prediction)
+    s, of_x, of_x0 = posterior(process, a, b, eta)
+    # eps = (x - alpha_a x0) / sigma_a keeps one prediction per step; sigma_a > 0 at every evaluation.
+    x = x * of_x + prediction.x0 * of_x0
+    return x + trace.noise(a, b) * s if s > 0 else x
+
+
+def posterior(process: Process, a: float, b: float, eta: float = 1.0) -> tuple[float, float, float]:
+    """The standard deviation of the noise of a step from a to b, and the factors of x and of x0 in its mean: with eta
+    = 1 those of `q(x_b | x_a, x0)` (Song et al., eq. 7 and 16)."""
+    s, sigma_a, sigma_b = ancestral(process, a, b, eta), process.sigma(a), process.sigma(b)
+    direction = math.sqrt(max(sigma_b**2 - s**2, 0.0))
+    return s, direction / sigma_a, process.alpha(b) - process.alpha(a) * direction / sigma_a
 
 
 def ddpm(trace: Trace, process: Process, times: Sequence[float]) -> Value:

@@ -19,7 +19,7 @@ from fewstep.core.model import Callback
 from fewstep.core.noise import Noise, Source
 from fewstep.core.prediction import Prediction, joined
 from fewstep.core.program import Program, program
-from fewstep.core.run import check_answer, check_given
+from fewstep.core.run import check_answer, check_given, row_of
 from fewstep.core.sampler import Sampler, begin_run, is_finite, memory_for
 from fewstep.guidance.steer import Steered
 
@@ -252,7 +252,8 @@ class Mixed:
         named = dict(self._group[1])
         for name in {name for run in runs for name in run.given}:
             told = [run.given[name] if name in run.given else self._condition(run, name) for run in runs]
-            named[name] = torch.cat([value.to(x.dtype) for value in told])
+            rows = [row_of(run.model, name, value, run.rows, x.device) for run, value in zip(runs, told, strict=True)]
+            named[name] = torch.cat([value.to(x.dtype) for value in rows])
         memories = [run.memory for run in runs if run.memory is not None]
         for run in runs:
             if run.memory is not None:

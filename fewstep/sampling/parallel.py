@@ -14,7 +14,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise
 from fewstep.core.ops import in_band
-from fewstep.core.run import check_given
+from fewstep.core.run import check_given, row_of
 from fewstep.core.sampler import Sampler, begin_run
 from fewstep.core.table import Stage
 from fewstep.core.unrolled import Entry, advance
@@ -86,7 +86,7 @@ def run_parallel(
     check_given(table, model)
     source, batch, device = Noise(seed, first), len(start), start.device
     given = table.given(device, dtype)
-    draws = [draw for stage in table.stages for draw, _ in stage.draws]
+    draws = dict.fromkeys(draw for stage in table.stages for draw in stage.drawn)
     noises = {draw: source.normal(draw, tuple(start.shape), start.device, dtype) for draw in draws}
     entry: Entry = ([start], {})
     stages = list(table.stages)
@@ -109,11 +109,13 @@ def run_parallel(
     while done < len(stages):
         m = len(fed)
         repeated = {name: value.repeat(m, *[1] * (value.ndim - 1)) for name, value in named.items()}
-        if given:
-            told = given[done : done + m]
-            for name in {name for own in told for name in own}:
-                usual = named[name] if name in named else model.conditions[name].check(name, None, batch, device)
-                repeated[name] = torch.cat([own[name].expand(batch) if name in own else usual for own in told])
+        told = [dict(own) for own in given[done : done + m]] if given else [dict[str, Tensor]() for _ in range(m)]
+        for own, stage in zip(told, stages[done : done + m], strict=True):
+            own |= {name: value.expand(batch) for name, value in own.items()}
+            own |= {} if stage.latent is None else {"latent": noises[stage.latent]}
+        for name in {name for own in told for name in own}:
+            usual = [own.get(name, named.get(name)) for own in told]
+            repeated[name] = torch.cat([row_of(model, name, value, batch, device) for value in usual])
         prediction = model(torch.cat(fed), times[done : done + m].repeat_interleave(batch), **repeated)
         if prediction.value.shape != (m * batch, *start.shape[1:]):
             raise ValueError(f"the network returned shape {tuple(prediction.value.shape)} for {m * batch} samples")

@@ -62,17 +62,19 @@ def suited(
 ) -> tuple[str | Callable[..., Any] | None, Timesteps, int | None, int | None]:
     """Solver, times, steps and evaluations for a student, of what was asked for.
 
-    Where nothing else is named a map is sampled by "flow-map" and a jump by "multistep-consistency", in one step or at
-    the times that it was trained at, and a "denoiser" as any other model; all from the student's start. Of the times
-    of its training fewer steps take some, evenly.
+    Where nothing else is named a student is sampled by the solver that it was trained with, a map of others by
+    "flow-map" and a jump by "multistep-consistency", in one step or at the times that it was trained at, and a
+    "denoiser" as any other model; all from the student's start. Of the times of its training fewer steps take some,
+    evenly.
 
     Raises:
         ValueError: a solver of the differential equation for a jump; more steps than there are times of the training.
     """
-    if student.kind == "jump" and isinstance(solver, str) and solver != JUMPS:
+    usual = student.solver or SOLVERS.get(student.kind, "ddim" if student.times is not None else None)
+    if student.kind == "jump" and isinstance(solver, str) and solver not in (JUMPS, usual):
         raise ValueError(
             f"this student's answers are samples (a jump, by {student.method!r}), and {solver!r} takes them for means:"
-            f" leave the solver out, or name {JUMPS!r}"
+            f" leave the solver out, or name {usual!r}"
         )
     own = student.times
     explicit = timesteps is not None and not isinstance(timesteps, str) and not callable(timesteps)
@@ -80,7 +82,6 @@ def suited(
     if own is not None and count is not None and count > len(own):
         listed = ", ".join(f"{t:g}" for t in own)
         raise ValueError(f"this student was trained at {listed} alone: it takes at most {len(own)} steps, got {count}")
-    usual = SOLVERS.get(student.kind, "ddim" if own is not None else None)
     solver = usual if solver is None else solver
     if explicit:
         return solver, timesteps, steps, nfe

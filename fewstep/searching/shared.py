@@ -23,7 +23,7 @@ from fewstep.core.memory import Together, ask
 from fewstep.core.noise import Noise
 from fewstep.core.plan import Plan
 from fewstep.core.program import Ask, Program, program
-from fewstep.core.run import check_answer, check_given
+from fewstep.core.run import check_answer, check_given, row_of
 from fewstep.core.sampler import begin_run, is_finite, memory_for
 from fewstep.searching.problem import Problem
 
@@ -212,8 +212,8 @@ def _call(
     named = {name: torch.cat([value] * len(asks)) for name, value in condition.items()}
     for name in {name for asked in asks for name in asked[2]}:
         like = asks[0][0]
-        usual = condition[name] if name in condition else model.conditions[name].check(name, None, rows, like.device)
-        named[name] = torch.cat([asked[2].get(name, usual).to(like.dtype) for asked in asks])
+        told = [asked[2].get(name, condition.get(name)) for asked in asks]
+        named[name] = torch.cat([row_of(model, name, value, rows, like.device).to(like.dtype) for value in told])
     x = torch.cat([asked[0] for asked in asks])
     t = asks[0][1] if len({float(asked[1]) for asked in asks}) == 1 else torch.cat([a[1].expand(rows) for a in asks])
     prediction = ask(model, x, t, memory, named)

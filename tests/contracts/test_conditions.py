@@ -55,6 +55,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "refused": [-0.1, 3.1, math.nan, math.inf, True, "3", [], [1.0, 2.0], [1.0, 2.0, math.nan], torch.zeros(3, 1)],
         "empty": math.nan,
     },
+    "latent": {
+        "options": {"size": 3},
+        "one": [[0.5, -1, 2], [[0.5, -1, 2]], torch.tensor([0.5, -1, 2])],
+        "each": [torch.tensor([[0.5, -1, 2], [0, 0, 0], [3, 1, 4]]), [[0.5, -1, 2], [0, 0, 0], [3, 1, 4]]],
+        "refused": [1.0, True, "abc", [], [1.0, 2.0], [1.0, 2.0, math.inf], torch.zeros(2, 3), torch.zeros(3, 4)],
+        "empty": [0.0, 0.0, 0.0],
+    },
     "negative": {
         "options": {"of": {"kind": "label", "classes": 7}, "usual": 5},
         "one": [2, [2], torch.tensor([2], dtype=torch.int32)],

@@ -179,7 +179,7 @@ def test_students_sample_save_and_load(method, what, process, tmp_path, tmp_path
     work = state.method
     assert work.kind in KINDS and work.kind == method.facts["student"] and math.isfinite(state.means()["loss"])
     student, teacher, setting = state.averaged(), teacher_of(what, process), work.setting
-    plan = plan_of(process, work.kind, setting.steps, setting.start, work.times())
+    plan = plan_of(process, work.kind, setting.steps, setting.start, work.times(), work.solver)
     assert plan.nfe == setting.steps
     x = Noise(3).normal(0, (8, *SHAPES[what]), "cpu", torch.float32)
     label = torch.arange(8) % (CLASSES + 1)
