@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fewstep.distillation.distill import distill as distill
     from fewstep.guidance.guide import guide as guide
     from fewstep.guidance.steer import steer as steer
+    from fewstep.hub.adapters import with_adapters as with_adapters
     from fewstep.hub.checkpoints import load_checkpoint as load_checkpoint
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save
