@@ -18,17 +18,11 @@ from fewstep.core.errors import suggest
 from fewstep.core.files import new_folder, read_text, write
 from fewstep.core.plan import Plan
 from fewstep.core.student import Student
-from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
+from fewstep.denoisers.folder import CARD, EMBEDDED, PLAN, embedded, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
 STUDENT = "student.json"  # beside a diffusers folder, whose own configuration has no place for it
 ABOUT = ("config.json", "model_index.json")  # what a model folder has: fewstep's, diffusers'
-EMBEDDED = Path(__file__).resolve().parents[1] / "models"
-
-
-def embedded() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").is_file())
 
 
 @checked
