@@ -48,7 +48,7 @@ METHODS = (
     ),
     Method(
         "shapes-outline",
-        claim="the scenes of shapes in outline, lines of one pixel, with the same captions: a style to learn",
+        claim="the scenes of shapes in outline, thin lines, with the same captions: a style to learn",
         use="open_outlines",
     ),
 )
@@ -65,7 +65,7 @@ CLASSES = None
 N_TRAIN = 200_000
 N_VALIDATION = 4096
 
-STROKE = 1.0  # pixels of an outline: the arms of a small cross are three wide
+STROKE = 1.5  # pixels of an outline: the arms of a small cross are three wide, and just have a middle
 GAP = 2.0  # pixels at least between two things
 SHIFT = 3.0  # pixels at most that a pair lies off the middle line
 TILT = 1.5  # pixels at most that each thing of a pair lies off the pair's line
@@ -288,7 +288,7 @@ def open_shapes(split: str = "train", size: int | tuple[int, int] | None = None)
 
 
 def open_outlines(split: str = "train", size: int | tuple[int, int] | None = None) -> Drawn:
-    """The same scenes in outline, in lines of a pixel. Raises as `open_shapes`."""
+    """The same scenes in outline, in lines of a pixel and a half. Raises as `open_shapes`."""
     return _open("shapes-outline", split, size, STROKE)
 
 
