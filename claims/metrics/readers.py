@@ -147,7 +147,7 @@ def _styles(seed: int) -> Outcome:
         for images in (clean, clean + noise):
             worst = max(worst, float((in_outline(images) != (stroke is not None)).double().mean()))
     about = f"{REWARD_N} pictures in outline, as many filled, clean and under {NOISE}"
-    return tolerance(worst, 0.005, about, "largest share read wrong")
+    return tolerance(worst, 0.01, about, "largest share read wrong")
 
 
 CLAIMS = (
@@ -161,7 +161,7 @@ CLAIMS = (
     slow("shapes-verifier", "confirms 98 % of captions under a blur of one pixel",
          _confirmed(VERIFIER_N, _blurred, 0.98, "Gaussian blur of one pixel")),
     slow("shapes-verifier", "denies captions that are wrong in one attribute", _wrong),
-    slow("outline-verifier", "tells shapes in outline from filled ones", _styles),
+    slow("outline-verifier", "tells 99 % of shapes in outline from filled ones", _styles),
     slow("shapes-reward", "is higher on right pictures than on those wrong in one attribute", _ranks),
     slow("shapes-reward", "leads pictures to what their captions ask", _ascent),
 )  # fmt: skip
