@@ -50,7 +50,7 @@ def fourier_distance(a: Tensor, b: Tensor, cut: float) -> tuple[Tensor, Tensor]:
     `|A - B|^2`, so that a phase counts as much as there is to it, and both together are the mean square of the
     pictures' difference within those frequencies.
     """
-    kept = high_pass(*a.shape[-2:], cut, a.device)
+    kept = high_pass(a.shape[-2], a.shape[-1], cut, a.device)
     one, other = (torch.fft.fft2(x, norm="ortho") * kept for x in (a, b))
     strong, weak = one.abs(), other.abs()
     phase = 2 * (strong * weak - (one * other.conj()).real)

@@ -60,8 +60,7 @@ def coarse(images: Tensor, size: int) -> Tensor:
 def make_denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
     if recipe.adapter is not None:
         reads = {"label": recipe.data.labels, "text": recipe.data.captions, "y": bool(recipe.data.coarse)}
-        given = [name for name, there in reads.items() if there]
-        return on_model(recipe.adapter, data.spec, given, recipe.train.seed)
+        return on_model(recipe.adapter, data.spec, [name for name in reads if reads[name]], recipe.train.seed)
     network, given, spec = recipe.make_network(data.spec), recipe.denoiser, data.spec
     measured: dict[str, float] = {}
     if given.precondition == "edm" and given.data_std is None:
