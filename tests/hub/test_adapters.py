@@ -124,6 +124,7 @@ def said(model):
         return model(x, torch.tensor([model.process.t_max / 2]), **condition).x0
 
 
+@pytest.mark.slow
 def test_a_pipelines(tmp_path):
     from fewstep.distillation.adapter import beside, write_file
 
