@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fewstep.distillation.distill import distill as distill
     from fewstep.guidance.guide import guide as guide
     from fewstep.guidance.steer import steer as steer
+    from fewstep.hub.adapters import with_adapters as with_adapters
     from fewstep.hub.checkpoints import load_checkpoint as load_checkpoint
     from fewstep.hub.models import load as load
     from fewstep.hub.models import save as save
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from fewstep.sampling.adjoint import sample_with_gradient as sample_with_gradient
     from fewstep.sampling.build import plan as plan
     from fewstep.sampling.compiled import compile as compile
+    from fewstep.sampling.hybrid import hybrid as hybrid
     from fewstep.sampling.likelihood import bits_per_dim as bits_per_dim
     from fewstep.sampling.likelihood import log_likelihood as log_likelihood
     from fewstep.sampling.mixed import run_mixed as run_mixed

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from claims.common import Claim, Outcome, compared
+from claims.common import Claim, Outcome, compared, tolerance
 from fewstep.data.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Spec, Thing, detokenize, parse, tokenize
 from fewstep.data.dataset import split_rows
 from fewstep.data.digits import load
 from fewstep.data.open import open_data
-from fewstep.data.shapes import held_out, scenes
+from fewstep.data.shapes import STROKE, draw, held_out, scenes
+from fewstep.data.shapes_render import BACKGROUND
 from fewstep.data.stream import Stream, open_stream
 
 PICTURES = 60
@@ -144,6 +145,16 @@ def _resume(seed: int) -> Outcome:
     return compared(figures, "a stream that starts over", about, unit="largest difference of a pixel")
 
 
+def _lines(seed: int) -> Outcome:
+    """The share of what is drawn that lies outside of the same scene's filled shapes, or whose caption differs."""
+    rows = torch.arange(seed, seed + 256)
+    (lines, said), (filled, asked) = draw(rows, "train", STROKE), draw(rows, "train")
+    lit = [(images - BACKGROUND).abs().amax(1) > 0.05 for images in (lines, filled)]
+    wrong = float((lit[0] & ~lit[1]).sum() / lit[0].sum()) + float((said != asked).double().mean())
+    assert lit[0].sum() < 0.9 * lit[1].sum()
+    return tolerance(wrong, 1e-9, "256 scenes", "share of pixels and words that differ")
+
+
 CLAIMS = (
     Claim("shapes-captions", "every sentence is read as what it was written from", _every),
     Claim("digits", "every digit of scikit-learn is in one split, to the bit, with its own label", _whole),
@@ -151,5 +162,6 @@ CLAIMS = (
     Claim("npz", "pictures stay in memory as the bytes that they were", _memory),
     Claim("photographs", "no patch held out was trained on in part", _apart),
     Claim("shapes", "no training picture shows a combination that is held out", _held),
+    Claim("shapes-outline", "has the scenes and captions of shapes, and lines where those have areas", _lines),
     Claim("stream", "a stopped stream, resumed from the number of samples seen, gives the same bits", _resume),
 )  # fmt: skip

@@ -12,11 +12,11 @@ from claims.common import Claim, Outcome, compared, experiment, slow, tolerance
 from claims.problems import digits
 from fewstep.data.captions import COLOURS, OPPOSITE, SHAPES, SIZES, Spec, Thing
 from fewstep.data.digits import load
-from fewstep.data.shapes import captions, draw, render_specs, scenes
+from fewstep.data.shapes import STROKE, captions, draw, render_specs, scenes
 from fewstep.metrics.accuracy import class_accuracy
 from fewstep.metrics.caption_accuracy import caption_accuracy
 from fewstep.metrics.shapes_reward import soft_scores
-from fewstep.metrics.shapes_verifier import check
+from fewstep.metrics.shapes_verifier import check, in_outline
 
 N = 60
 VERIFIER_N = 2000
@@ -138,6 +138,18 @@ def _ascent(seed: int) -> Outcome:
     return Outcome(after, before, "the pictures before", about, better="high", unit="captions confirmed")
 
 
+def _styles(seed: int) -> Outcome:
+    """The same scenes in outline and filled, clean and under noise."""
+    rows, worst = torch.arange(seed, seed + REWARD_N), 0.0
+    for stroke in (STROKE, None):
+        clean = draw(rows, "validation", stroke)[0]
+        noise = 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+        for images in (clean, clean + noise):
+            worst = max(worst, float((in_outline(images) != (stroke is not None)).double().mean()))
+    about = f"{REWARD_N} pictures in outline, as many filled, clean and under {NOISE}"
+    return tolerance(worst, 0.01, about, "largest share read wrong")
+
+
 CLAIMS = (
     Claim("accuracy", "is near 1 on real digits", _real),
     Claim("accuracy", "is 1/10 on labels dealt at random", _dealt),
@@ -149,6 +161,7 @@ CLAIMS = (
     slow("shapes-verifier", "confirms 98 % of captions under a blur of one pixel",
          _confirmed(VERIFIER_N, _blurred, 0.98, "Gaussian blur of one pixel")),
     slow("shapes-verifier", "denies captions that are wrong in one attribute", _wrong),
+    slow("outline-verifier", "tells 99 % of shapes in outline from filled ones", _styles),
     slow("shapes-reward", "is higher on right pictures than on those wrong in one attribute", _ranks),
     slow("shapes-reward", "leads pictures to what their captions ask", _ascent),
 )  # fmt: skip

@@ -56,7 +56,8 @@ Variant = Annotated[str | None, typer.Option(help="Variant of a diffusers model'
 Lora = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FILE[=WEIGHT]", help="An adapter for a diffusers model, at a weight [default: 1]; repeatable."
+        metavar="ADAPTER[=SCALE]",
+        help="An adapter for the model, a run's folder or a file, at a scale [default: 1]; repeatable.",
     ),
 ]
 LongPrompts = Annotated[

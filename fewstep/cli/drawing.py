@@ -30,6 +30,8 @@ def drawing(
     steer: str | None = None,
     reward: str | None = None,
     cache: str | None = None,
+    base_model: str | None = None,
+    base_steps: int | None = None,
     solver: str | None = None,
     steps: int | None = None,
     timesteps: str | None = None,
@@ -51,6 +53,15 @@ def drawing(
     from fewstep.scale.sampling import Draws
 
     base: Denoiser = common.open_model(model, device, **opening)
+    if base_model is not None:
+        if any(value is not None for value in (solver, timesteps, plan)) or strength is not None:
+            raise ValueError(
+                "a student with --base has its plan: leave --solver, --timesteps, --plan and --strength out"
+            )
+        base = _hybrid(base, base_model, 1 if base_steps is None else base_steps, steps if nfe is None else nfe, device)
+        steps = nfe = None
+    elif base_steps is not None:
+        raise ValueError("--base-steps are those of a base before its student: give --base")
     start_file, mask_file = (Path(path) if path is not None else None for path in (init, mask))
     asked = _asked(base, label, prompts)
     read = _pictures(base, start_file, mask_file, strength)
@@ -83,6 +94,12 @@ def drawing(
         condition=condition,
         facts={"strength": share} | _checksums(init=start_file, mask=mask_file),
     )
+
+
+def _hybrid(student: Denoiser, base: str, steps: int, nfe: int | None, device: str | None) -> Denoiser:
+    from fewstep.sampling.hybrid import hybrid
+
+    return hybrid(common.open_model(base, device), student, steps, nfe)
 
 
 def drawer(**asked: Any) -> Drawer:

@@ -43,6 +43,13 @@ def sample(
     steer: guides.Steer = None,
     reward: guides.RewardName = None,
     cache: Cache = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="For a student: the model whose first steps come before its own."),
+    ] = None,
+    base_steps: Annotated[
+        int | None, typer.Option(help="How many steps of --base [default: 1]; --steps then counts all evaluations.")
+    ] = None,
     solver: common.Solver = None,
     steps: common.Steps = None,
     timesteps: common.Timesteps = None,
@@ -97,6 +104,7 @@ def sample(
         fewstep sample shapes --steer fk:particles=16,strength=30 --reward "soft-caption=a large red circle" -n 4
         fewstep sample shapes --prompt "a red circle" --steps 20 --cache deepcache:interval=2,order=2 -n 16
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
+        fewstep sample digits-1 --base digits --base-steps 1 -n 64 --out varied.png
         fewstep sample digits -n 100000 --ray --out digits.npz
     """
     used = common.Used()
@@ -110,6 +118,7 @@ def sample(
     asked: dict[str, Any] = {
         "model": model, "n": count, "batch": BATCH, "label": label, "prompts": said, "negative": negative,
         "guidance": guidance, "guide": guide, "steer": steer, "reward": reward, "cache": cache, "solver": solver,
+        "base_model": base, "base_steps": base_steps,
         "steps": steps, "timesteps": timesteps, "nfe": nfe, "plan": plan_file and str(plan_file),
         "init": init and str(init), "strength": strength, "mask": mask and str(mask), "brownian": brownian,
         "seed": seed, "seeds": seeds, "device": device, "dtype": dtype, "size": size, "download": download,
@@ -150,6 +159,7 @@ def sample(
         "steer": steer,
         "reward": reward,
         "cache": cache,
+        "base": base,
         "seeds": seeds,
         "size": size,
         "mask": mask and str(mask),

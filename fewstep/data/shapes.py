@@ -46,6 +46,11 @@ METHODS = (
         claim="captioned scenes of one or two shapes, 32x32, drawn row by row; combinations are held out",
         use="open_shapes",
     ),
+    Method(
+        "shapes-outline",
+        claim="the scenes of shapes in outline, thin lines, with the same captions: a style to learn",
+        use="open_outlines",
+    ),
 )
 
 __all__ = [
@@ -60,6 +65,7 @@ CLASSES = None
 N_TRAIN = 200_000
 N_VALIDATION = 4096
 
+STROKE = 1.5  # pixels of an outline: the arms of a small cross are three wide, and just have a middle
 GAP = 2.0  # pixels at least between two things
 SHIFT = 3.0  # pixels at most that a pair lies off the middle line
 TILT = 1.5  # pixels at most that each thing of a pair lies off the pair's line
@@ -87,10 +93,10 @@ class Scenes:
     two: Tensor
     where: Tensor
 
-    def images(self) -> Tensor:
-        """(B, 3, 32, 32) float32 in [-1, 1]."""
+    def images(self, stroke: float | None = None) -> Tensor:
+        """(B, 3, 32, 32) float32 in [-1, 1]; with a stroke in outline."""
         present = torch.stack((torch.ones_like(self.two), self.two), dim=1)
-        return render(self.colour, self.shape, self.size, self.centre, present)
+        return render(self.colour, self.shape, self.size, self.centre, present, stroke)
 
     def maps(self, kind: str = "mask") -> Tensor:
         """Condition maps (B, 1, 32, 32) float32 in [0, 1] of the same pictures: "mask", how much of each pixel things
@@ -247,13 +253,14 @@ def _tokens(made: Scenes, sizes: Tensor, places: Tensor) -> Tensor:
     return tokens.gather(1, (tokens == 0).byte().argsort(dim=1, stable=True))  # closes the gaps of what is not named
 
 
-def draw(rows: Tensor, split: str = "train") -> tuple[Tensor, Tensor]:
-    """Images (B, 3, 32, 32) float32 in [-1, 1] and tokens (B, 10) int64 of the rows (B,), whole numbers from 0.
+def draw(rows: Tensor, split: str = "train", stroke: float | None = None) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, 32, 32) float32 in [-1, 1] and tokens (B, 10) int64 of the rows (B,), whole numbers from 0. stroke:
+    in pixels, of the things drawn in outline.
 
     Raises ValueError for other rows and for a split that is neither "train" nor "validation".
     """
     made, tokens = _draw(rows, split)
-    return made.images(), tokens
+    return made.images(stroke), tokens
 
 
 def maps(rows: Tensor, split: str = "train", kind: str = "mask") -> tuple[Tensor, Tensor]:
@@ -277,14 +284,23 @@ def open_shapes(split: str = "train", size: int | tuple[int, int] | None = None)
 
     Raises ValueError for a size other than 32x32 and any other split, including "all".
     """
-    check_size("shapes", SHAPE, size)
+    return _open("shapes", split, size)
+
+
+def open_outlines(split: str = "train", size: int | tuple[int, int] | None = None) -> Drawn:
+    """The same scenes in outline, in lines of a pixel and a half. Raises as `open_shapes`."""
+    return _open("shapes-outline", split, size, STROKE)
+
+
+def _open(name: str, split: str, size: int | tuple[int, int] | None, stroke: float | None = None) -> Drawn:
+    check_size(name, SHAPE, size)
     rows = {"train": N_TRAIN, "validation": N_VALIDATION}
     if split not in SPLITS:
         raise suggest("split", split, rows)
     if split not in rows:
-        raise ValueError("shapes is drawn, without end: use the split 'train' or 'validation'")
-    spec = DataSpec("shapes", SHAPE, VALUE_RANGE, CLASSES, rows[split], Text(tuple(VOCABULARY[1:]), LENGTH))
-    return Drawn(spec, torch.empty(0, *SHAPE), draw=functools.partial(draw, split=split))
+        raise ValueError(f"{name} is drawn, without end: use the split 'train' or 'validation'")
+    spec = DataSpec(name, SHAPE, VALUE_RANGE, CLASSES, rows[split], Text(tuple(VOCABULARY[1:]), LENGTH))
+    return Drawn(spec, torch.empty(0, *SHAPE), draw=functools.partial(draw, split=split, stroke=stroke))
 
 
 def render_specs(specs: Sequence[Spec], seed: int = 0) -> Tensor:

@@ -25,8 +25,9 @@ _SQUARE, _ARM, _WIDTH, _TOP, _BOTTOM, _BASE = 0.88, 1.08, 0.38, 1.15, 0.8, 1.12
 _SLOPE = math.hypot(_BASE, _TOP + _BOTTOM)
 
 
-def coverage(shape: Tensor, radius: Tensor, centre: Tensor, side: int = SIDE) -> Tensor:
-    """How much of each pixel a shape covers, (..., side, side) in [0, 1].
+def coverage(shape: Tensor, radius: Tensor, centre: Tensor, side: int = SIDE, stroke: float | None = None) -> Tensor:
+    """How much of each pixel a shape covers, (..., side, side) in [0, 1]; with a stroke, its outline alone: a line of
+    so many pixels, whose outer edge is the shape's.
 
     shape (...) is an index of captions.SHAPES, radius (...) is in pixels, centre (..., 2) is (x, y) in pixels from the
     upper left corner of the picture, so that the first pixel's centre is (0.5, 0.5). The coverage is 1/2 minus the
@@ -47,7 +48,9 @@ def coverage(shape: Tensor, radius: Tensor, centre: Tensor, side: int = SIDE) ->
         dim=-3,
     )
     index = shape[..., None, None, None].expand(*shape.shape, 1, side, side)
-    return (0.5 - distance.gather(-3, index).squeeze(-3)).clamp(0, 1)
+    distance = distance.gather(-3, index).squeeze(-3)
+    whole = (0.5 - distance).clamp(0, 1)
+    return whole if stroke is None else whole - (0.5 - stroke - distance).clamp(0, 1)
 
 
 def paint(colour: Tensor, masks: Tensor) -> Tensor:
@@ -58,13 +61,15 @@ def paint(colour: Tensor, masks: Tensor) -> Tensor:
     return image
 
 
-def render(colour: Tensor, shape: Tensor, size: Tensor, centre: Tensor, present: Tensor) -> Tensor:
-    """Pictures (B, 3, 32, 32) float32 in [-1, 1] of K objects each.
+def render(
+    colour: Tensor, shape: Tensor, size: Tensor, centre: Tensor, present: Tensor, stroke: float | None = None
+) -> Tensor:
+    """Pictures (B, 3, 32, 32) float32 in [-1, 1] of K objects each, with a stroke in outline.
 
     colour, shape and size (B, K) are indices of captions.COLOURS, SHAPES and SIZES, centre (B, K, 2) is (x, y) in
     pixels (see `coverage`), present (B, K) says which objects exist.
     """
     palette = torch.tensor(PALETTE, dtype=centre.dtype, device=centre.device)
     radii = torch.tensor(RADII, dtype=centre.dtype, device=centre.device)
-    masks = coverage(shape, radii[size], centre) * present[..., None, None]
+    masks = coverage(shape, radii[size], centre, stroke=stroke) * present[..., None, None]
     return paint(palette[colour], masks)

@@ -29,7 +29,13 @@ from fewstep.denoisers.restorer import Restorer
 FORMAT, FORMERLY = "fewstep-model-2", "fewstep-model-1"
 CONFIG, WEIGHTS, CARD, PLAN = "config.json", "model.safetensors", "README.md", "plan.json"
 PARTS = "parts"  # where parts that are folders lie, by their paths in the tree: diffusers' pipelines
+EMBEDDED = Path(__file__).resolve().parents[1] / "models"  # the folders of those in the package
 EXPERTS, EXPERTS_FORMAT = "experts.json", "fewstep-experts-1"  # a folder with a model folder for each expert
+
+
+def embedded() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(path.name for path in EMBEDDED.iterdir() if (path / CONFIG).is_file())
 
 
 def save_model(

@@ -19,15 +19,18 @@ from fewstep.core.files import write
 from fewstep.hub.checkpoints import read_weights
 from fewstep.hub.components import families, unsupported
 from fewstep.networks.low_rank import Factors
+from fewstep.training.adapter_files import Made, made_by
 
 DESCRIBED = "adapter_config.json"  # beside the weights that PEFT saves
+SAID = "fewstep"  # the key of a file's header under which fewstep says what student the adapter makes
 USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _KEY = re.compile(r"(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
 
 
-def add_adapters(pipeline: Any, adapters: Mapping[str | os.PathLike[str], float]) -> None:
+def add_adapters(pipeline: Any, adapters: Mapping[str | os.PathLike[str], float]) -> dict[str, Made]:
     """Put the adapters of files, or of folders with one, on a pipeline's networks; each acts at its weight times the
-    strength with which it was trained, all of them added up.
+    strength with which it was trained, all of them added up. Returns what those make of the network that act and make
+    a student of it.
 
     Raises:
         ImportError: without peft.
@@ -39,15 +42,17 @@ def add_adapters(pipeline: Any, adapters: Mapping[str | os.PathLike[str], float]
     except ImportError:
         raise ImportError("low-rank adapters need peft: pip install 'fewstep[finetune]'") from None
     found: list[tuple[str, float, nn.Module, dict[str, Tensor], dict[str, float]]] = []
-    networks = _networks(pipeline)
+    networks = adapter_networks(pipeline)
     taken = {name for part in networks.values() for name in getattr(part, "peft_config", None) or ()}
+    students: dict[str, Made] = {}
     for given, weight in adapters.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
-            raise ValueError(f"the weight of an adapter must be a finite number, got {weight!r} for {given}")
+        check_weight(given, weight)
         file = _file(Path(given))
         name = next(free for n in range(len(taken) + 1) if (free := f"lora_{n}") not in taken)
         taken.add(name)
         tensors, alphas = _read(pipeline, file)
+        if (made := _made(file)) is not None and weight:
+            students[str(given)] = made
         if lost := sorted({key.partition(".")[0] for key in tensors} - set(networks)):
             raise ValueError(f"{file} is an adapter for another pipeline: this one has no {lost[0]}")
         for component, network in networks.items():
@@ -60,6 +65,20 @@ def add_adapters(pipeline: Any, adapters: Mapping[str | os.PathLike[str], float]
                 found.append((name, float(weight), network, own, scales))
     for name, weight, network, tensors, alphas in found:
         _inject(peft, name, weight, network, tensors, alphas)
+    return students
+
+
+def check_weight(given: object, weight: object) -> float:
+    """An adapter's weight; `ValueError` unless it is a finite number."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
+        raise ValueError(f"the weight of an adapter must be a finite number, got {weight!r} for {given}")
+    return float(weight)
+
+
+def _made(file: Path) -> Made | None:
+    """What a file that `write_adapter` wrote says of the student in it."""
+    with safe_open(file, "pt") as opened:
+        return Made.of(json.loads((opened.metadata() or {}).get(SAID, "{}")))
 
 
 def read_factors(pipeline: Any, file: str | os.PathLike[str]) -> dict[str, Factors]:
@@ -68,7 +87,7 @@ def read_factors(pipeline: Any, file: str | os.PathLike[str]) -> dict[str, Facto
     Raises:
         ValueError: as `add_adapters`; an adapter that is also for a text encoder, whose prompts are everybody's.
     """
-    component, network = next(iter(_networks(pipeline).items()))
+    component, network = next(iter(adapter_networks(pipeline).items()))
     path = _file(Path(file))
     tensors, alphas = _read(pipeline, path)
     if other := sorted({key.partition(".")[0] for key in tensors} - {component}):
@@ -86,8 +105,8 @@ def read_factors(pipeline: Any, file: str | os.PathLike[str]) -> dict[str, Facto
 
 def write_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
     """Write the adapter on the network of a `PipelineDenoiser` into a folder, as diffusers' `load_lora_weights` and
-    `add_adapters` take it; one adapter of the alpha that is its rank."""
-    component = next(iter(_networks(model.pipeline)))
+    `add_adapters` take it; one adapter of the alpha that is its rank. What student it makes is said in its header."""
+    component = next(iter(adapter_networks(model.pipeline)))
     tensors = {
         f"{component}.{path}.lora_{side}.weight": getattr(layer, f"lora_{side}")[name]
         .weight.detach()
@@ -98,10 +117,11 @@ def write_adapter(model: Any, folder: str | os.PathLike[str]) -> Path:
         for name in layer.lora_A
         for side in "AB"
     }
-    return write(Path(folder) / USUAL[0], save(tensors))
+    said = {SAID: json.dumps(about)} if (about := made_by(model)) else {}
+    return write(Path(folder) / USUAL[0], save(tensors, {"format": "pt"} | said))
 
 
-def _networks(pipeline: Any) -> dict[str, nn.Module]:
+def adapter_networks(pipeline: Any) -> dict[str, nn.Module]:
     """The networks that adapters may be for, by component; the pipeline's own network first."""
     kind = type(pipeline).__name__
     if kind not in families():
@@ -130,7 +150,7 @@ def _read(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, float
     described = file.with_name(DESCRIBED)
     if described.is_file() and all(key.startswith("base_model.model.") for key in raw):
         return _of_peft(pipeline, file, raw, json.loads(described.read_text("utf-8")))
-    component = next(iter(_networks(pipeline)))
+    component = next(iter(adapter_networks(pipeline)))
     told: dict[str, Any] = {}
     alphas: Mapping[str, Any] | None = None
     state: dict[str, Tensor] = raw
@@ -162,9 +182,12 @@ def _of_peft(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """What PEFT saved: of the first network that has all of its layers."""
     tensors = {key.removeprefix("base_model.model."): value for key, value in raw.items()}
-    parts = {name: dict(part.named_modules()) for name, part in _networks(pipeline).items()}
+    parts = {name: dict(part.named_modules()) for name, part in adapter_networks(pipeline).items()}
     fitting = [name for name, modules in parts.items() if all(path in modules for path in _paths(tensors))]
     component = next(iter(fitting or parts))
+    for path in _paths(tensors) if about.get("r") and not about.get("rank_pattern") else ():
+        if (has := len(tensors[f"{path}.lora_A.weight"])) != about["r"]:
+            raise ValueError(f"{file} says that it is of rank {about['r']}, and {path} is of {has}")
     pattern = about.get("alpha_pattern") or {}
     alphas = {
         f"{component}.{path}": float(

@@ -18,17 +18,11 @@ from fewstep.core.errors import suggest
 from fewstep.core.files import new_folder, read_text, write
 from fewstep.core.plan import Plan
 from fewstep.core.student import Student
-from fewstep.denoisers.folder import CARD, PLAN, load_model, save_model
+from fewstep.denoisers.folder import CARD, EMBEDDED, PLAN, embedded, load_model, save_model
 from fewstep.denoisers.restorer import Restorer
 
 STUDENT = "student.json"  # beside a diffusers folder, whose own configuration has no place for it
 ABOUT = ("config.json", "model_index.json")  # what a model folder has: fewstep's, diffusers'
-EMBEDDED = Path(__file__).resolve().parents[1] / "models"
-
-
-def embedded() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").is_file())
 
 
 @checked
@@ -60,7 +54,7 @@ def load(
         variant: of a diffusers model's weights, such as "fp16"; by default those without one, or the only one there is.
         config: for a single file, a folder in diffusers' layout or a repository that says what it is made of.
         lora: files or folders of low-rank adapters, each with its weight, `{"style": 0.8}`: for a diffusers model in
-            the formats of diffusers, PEFT and kohya, for a model of fewstep's own its own (`fewstep.training.lora`).
+            the formats of diffusers, PEFT and kohya, for a model of fewstep's own its own (`with_adapters`).
         offload: keep a diffusers model's weights in the machine's memory and move each layer to `device` as it is used
             (needs accelerate).
         long_prompts: a diffusers model reads prompts beyond its text encoder's length, in several windows of it.
@@ -105,19 +99,14 @@ def load(
     if (path / "model_index.json").is_file():
         from fewstep.hub.components import open_pipeline
 
-        pipeline = opening.model(open_pipeline(path, dtype, variant))
-        if (path / PLAN).is_file():
-            pipeline.plan = Plan.load(path / PLAN)
-        if (path / STUDENT).is_file():
-            pipeline.student = Student.from_config(json.loads(read_text(path / STUDENT)))
-        return pipeline
+        return opening.model(open_pipeline(path, dtype, variant), path)
     own = f"{path.name} is a model of fewstep's own"
     opening.only(own, variant=True, size=True, offload=True, long_prompts=True)
     model = load_model(path)
     if opening.lora:
-        from fewstep.training.adapter_files import with_adapters
+        from fewstep.hub.adapters import with_adapters
 
-        model = with_adapters(model, opening.lora).eval()
+        model = with_adapters(model, opening.lora)
     if dtype is not None:
         model.to(dtype)
     return model.to(device) if device is not None else model
@@ -143,14 +132,28 @@ class _Opening:
                 meant = {"config": "single files", "variant": "folders of diffusers pipelines"}
                 raise ValueError(f"{option} is for {meant.get(option, 'diffusers pipelines')}, and {what}")
 
-    def model(self, pipeline: Any) -> Denoiser:
-        """The denoiser of a diffusers pipeline."""
+    def model(self, pipeline: Any, folder: Path | None = None) -> Denoiser:
+        """The denoiser of a diffusers pipeline, and what lies beside it in its folder."""
+        if not self.lora:
+            return self._described(self._around(pipeline), folder)
+        from fewstep.hub.adapters import taking
+        from fewstep.hub.lora import add_adapters
+
+        students = add_adapters(pipeline, self.lora)  # on the pipeline itself
+        made: Denoiser = taking(self._described(self._around(pipeline), folder), students)
+        return made
+
+    @staticmethod
+    def _described(model: Denoiser, folder: Path | None) -> Denoiser:
+        if folder is not None and (folder / PLAN).is_file():
+            model.plan = Plan.load(folder / PLAN)
+        if folder is not None and (folder / STUDENT).is_file():
+            model.student = Student.from_config(json.loads(read_text(folder / STUDENT)))
+        return model
+
+    def _around(self, pipeline: Any) -> Denoiser:
         from fewstep.hub.pipeline import PipelineDenoiser
 
-        if self.lora:
-            from fewstep.hub.lora import add_adapters
-
-            add_adapters(pipeline, self.lora)
         if not self.offload:
             model = PipelineDenoiser(pipeline, self.size, long_prompts=self.long_prompts)
             return model.to(self.device) if self.device is not None else model

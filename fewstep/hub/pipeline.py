@@ -124,10 +124,7 @@ class PipelineDenoiser(Denoiser):
         return Saved(self.pipeline, {self.family.component: self.network})
 
     def config(self) -> dict[str, Any]:
-        assert self.shape is not None
-        factor = self.autoencoder.factor if self.autoencoder else 1
-        size = [self.shape[1] * factor, self.shape[2] * factor]
-        options = {"pipeline": self.saved, "size": size, "dtype": str(self.dtype).removeprefix("torch.")}
+        options = {"pipeline": self.saved, "size": self.pixels, "dtype": str(self.dtype).removeprefix("torch.")}
         return options | ({"long_prompts": True} if self.long_prompts else {})
 
     @classmethod
@@ -159,6 +156,21 @@ class PipelineDenoiser(Denoiser):
         """The same model, weights shared, for pictures of another size in pixels."""
         return PipelineDenoiser(self.pipeline, (height, width), self._device, self.long_prompts)
 
+    def around(self, pipeline: Any) -> PipelineDenoiser:
+        """The same for another pipeline of this one's class."""
+        made = PipelineDenoiser(pipeline, self.pixels, self._device, self.long_prompts)
+        if made.autoencoder is not None and self.autoencoder is not None:
+            made.autoencoder.tile = self.autoencoder.tile
+        made.plan, made.student = self.plan, self.student
+        return made
+
+    @property
+    def pixels(self) -> list[int]:
+        """Height and width of its pictures."""
+        assert self.shape is not None
+        factor = self.autoencoder.factor if self.autoencoder else 1
+        return [self.shape[1] * factor, self.shape[2] * factor]
+
     @property
     def blocks(self) -> dict[str, Block]:
         """The network's blocks by their paths in it, in the order in which they run; see `blocks_of`."""
@@ -174,8 +186,6 @@ class PipelineDenoiser(Denoiser):
         return next(self.network.parameters()).dtype
 
     def describe(self) -> dict[str, Any]:
-        assert self.shape is not None
-        factor = self.autoencoder.factor if self.autoencoder else 1
         about = {
             "pipeline": self.kind,
             "network": type(self.network).__name__,
@@ -186,7 +196,7 @@ class PipelineDenoiser(Denoiser):
             "predicts": self.predicts,
             "clips x0 to": self.schedule.clip,
             "process": _brief(self.process.config()),
-            "size in pixels": [self.shape[1] * factor, self.shape[2] * factor],
+            "size in pixels": self.pixels,
         }
         return super().describe() | about
 

@@ -29,6 +29,12 @@ METHODS = (
         claim="reads every attribute of clean shapes; 99 % of captions under noise of 0.2, 98 % under blur",
         use="check",
     ),
+    Method(
+        "outline-verifier",
+        kind="verifier",
+        claim="tells shapes in outline from filled ones, 99 % of pictures, clean and under noise of 0.2",
+        use="in_outline",
+    ),
 )
 
 MOST = 3  # things searched for: one more than a caption can name
@@ -42,6 +48,7 @@ NOTICED = 8.0  # energy from which something is a thing, and not noise or a ragg
 COLOUR = 0.5  # how far a colour may lie from the palette's, whose closest two are 1.1 apart
 FIT = 0.9  # share of a thing's energy that its mask must explain
 LEFT = 0.3  # what may remain anywhere, averaged over a few pixels
+HALF_OF = 0.5  # what is shown that outlines must explain
 CHUNK = 256
 
 
@@ -96,7 +103,8 @@ class _Fit:
 @dataclass(frozen=True)
 class _Things:
     """What was found, (B, 3) each, strongest first: indices of colours and shapes (-1: none of them) and sizes, centres
-    (B, 3, 2), whether there is such a thing at all; and (B,) whether nothing else is in the picture."""
+    (B, 3, 2), whether there is such a thing at all; and (B,) whether nothing else is in the picture, the energy of what
+    they leave of it, and the variance of the noise."""
 
     colour: Tensor
     shape: Tensor
@@ -104,6 +112,8 @@ class _Things:
     centre: Tensor
     present: Tensor
     clean: Tensor
+    missed: Tensor
+    noise: Tensor
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
@@ -117,23 +127,24 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
     return functional.conv2d(images, kernel.view(1, 1, -1, 1), padding=(reach, 0)).squeeze(1)
 
 
-def masks_at(centres: Tensor, radii: Tensor, side: int = 32, blur: float = 0.0) -> Tensor:
-    """Masks (4 R, N, side, side) of every shape in R radii (shape * R + radius) around N centres (N, 2)."""
+def masks_at(centres: Tensor, radii: Tensor, side: int = 32, blur: float = 0.0, stroke: float | None = None) -> Tensor:
+    """Masks (4 R, N, side, side) of every shape in R radii (shape * R + radius) around N centres (N, 2); with a stroke
+    of their outlines."""
     from fewstep.data.shapes_render import coverage
 
     kinds = torch.arange(4 * len(radii))[:, None].expand(-1, len(centres))
-    masks = coverage(kinds // len(radii), radii[kinds % len(radii)], centres.expand(len(kinds), -1, 2), side)
+    masks = coverage(kinds // len(radii), radii[kinds % len(radii)], centres.expand(len(kinds), -1, 2), side, stroke)
     return _blur(masks.flatten(0, 1), blur).view_as(masks)
 
 
 @functools.cache
-def _coarse(device: torch.device) -> tuple[Tensor, Tensor]:
+def _coarse(device: torch.device, stroke: float | None) -> tuple[Tensor, Tensor]:
     """Unit masks (N, 1024) of the first search, slightly blurred, and their centres (N, 2)."""
     from fewstep.data.shapes_render import RADII
 
-    line = torch.arange(4.0, 29.0, STRIDE)
+    line = torch.arange(4.0, 29.0, STRIDE if stroke is None else STRIDE / 2)
     centres = torch.cartesian_prod(line, line)
-    masks = masks_at(centres, torch.tensor(RADII), 32, BLURS[1]).flatten(2)
+    masks = masks_at(centres, torch.tensor(RADII), 32, BLURS[1], stroke).flatten(2)
     centres = centres.expand(len(masks), -1, 2).flatten(0, 1)
     return functional.normalize(masks.flatten(0, 1), dim=1).to(device), centres.to(device)
 
@@ -151,14 +162,14 @@ def _smudges(centres: Tensor, side: int) -> Tensor:
 
 
 @functools.cache
-def _fine(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fine(device: torch.device, stroke: float | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Masks (N, 484) of the second search in a patch, their norms (N,), kinds (N,; -1 is a smudge), offsets (N, 2)."""
     from fewstep.data.shapes_render import RADII
 
     line = torch.arange(-REFINE, REFINE + 1) / 4
     near, far = torch.cartesian_prod(line, line), torch.cartesian_prod(line[1::2], line[1::2])
     radii = torch.linspace(*RADII, GRADES)
-    shapes = torch.stack([masks_at(HALF + near, radii, 2 * HALF, blur) for blur in BLURS], dim=1)
+    shapes = torch.stack([masks_at(HALF + near, radii, 2 * HALF, blur, stroke) for blur in BLURS], dim=1)
     smudges = _smudges(HALF + far, 2 * HALF)
     masks = torch.cat((shapes.flatten(0, 2), smudges.flatten(0, 1))).flatten(1)
     kinds = torch.full((len(masks),), -1)
@@ -175,16 +186,16 @@ def _patch_index(corner: Tensor) -> Tensor:
     return (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
 
 
-def _search(r: Tensor) -> Tensor:
+def _search(r: Tensor, stroke: float | None) -> Tensor:
     """Centres (B, 2) of the mask that explains most of pictures (B, 3, 32, 32)."""
-    masks, centres = _coarse(r.device)
+    masks, centres = _coarse(r.device, stroke)
     explained = (r.flatten(2) @ masks.T).square_().sum(1)
     return centres[explained.argmax(1)]
 
 
-def _refine(r: Tensor, near: Tensor) -> _Fit:
+def _refine(r: Tensor, near: Tensor, stroke: float | None) -> _Fit:
     """The best mask within a pixel of the centres (B, 2)."""
-    masks, norms, kinds, offsets = _fine(r.device)
+    masks, norms, kinds, offsets = _fine(r.device, stroke)
     middle = near.round().clamp(0, 32)
     index = _patch_index(middle.long())
     padded = functional.pad(r, [HALF] * 4).flatten(2)
@@ -198,19 +209,19 @@ def _refine(r: Tensor, near: Tensor) -> _Fit:
     return _Fit(kinds[best], middle + offsets[best], colour, energy, mask)
 
 
-def _analyse(images: Tensor) -> _Things:
+def _analyse(images: Tensor, stroke: float | None) -> _Things:
     """The things of pictures (B, 3, 32, 32)."""
     from fewstep.data.shapes_render import BACKGROUND, PALETTE
 
     r = images - BACKGROUND
     fits: list[_Fit] = []
     for number in range(MOST):
-        fits.append(_refine(r, _search(r)))
+        fits.append(_refine(r, _search(r, stroke), stroke))
         r = r - fits[-1].picture()
         if number == 1:  # each of the two was found, or fitted, in the presence of the other
             for k in range(2):
                 r = r + fits[k].picture()
-                fits[k] = _refine(r, fits[k].centre)
+                fits[k] = _refine(r, fits[k].centre, stroke)
                 r = r - fits[k].picture()
 
     energy = torch.stack([fit.energy for fit in fits], dim=1)
@@ -234,6 +245,8 @@ def _analyse(images: Tensor) -> _Things:
         torch.stack([fit.centre for fit in fits], dim=1).gather(1, order.unsqueeze(2).expand(-1, -1, 2)),
         (energy > NOTICED).gather(1, order),
         left < LEFT,
+        r.square().flatten(1).sum(1),
+        noise.squeeze(1),
     )
 
 
@@ -245,8 +258,8 @@ def check_pictures(images: Tensor) -> Tensor:
     return images
 
 
-def _read(images: Tensor) -> _Things:
-    parts = [vars(_analyse(part)) for part in check_pictures(images).float().split(CHUNK)]
+def _read(images: Tensor, stroke: float | None = None) -> _Things:
+    parts = [vars(_analyse(part, stroke)) for part in check_pictures(images).float().split(CHUNK)]
     return _Things(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
@@ -277,11 +290,31 @@ def verify(images: Tensor) -> list[Scene]:
     ]
 
 
-def check(images: Tensor, captions: Sequence[str]) -> Verdict:
+def in_outline(images: Tensor) -> Tensor:
+    """Whether what pictures (B, 3, 32, 32) in [-1, 1] show is drawn in outline, (B,) bools: the style alone, however
+    well the shapes are drawn and whatever a caption asks for.
+
+    They are read twice. Outlines must explain at least half of what is not noise, and more than filled shapes do.
+
+    Raises ValueError for another shape and for values that are not finite.
+    """
+    from fewstep.data.shapes import STROKE
+    from fewstep.data.shapes_render import BACKGROUND
+
+    lines, filled = _read(images, STROKE), _read(images)
+    whole = (images.float() - BACKGROUND).square().flatten(1).sum(1)
+    shown = whole - images[0].numel() * lines.noise
+    explained = whole - lines.missed
+    return lines.present.any(1) & (explained >= HALF_OF * shown) & (lines.missed < filled.missed)
+
+
+def check(images: Tensor, captions: Sequence[str], stroke: float | None = None) -> Verdict:
     """Whether pictures (B, 3, 32, 32) in [-1, 1] show what their B captions ask for.
 
     Things are matched with those asked for so that most attributes agree; of two equally good matches, the colours
-    count first, then shapes, sizes, and the position. A picture with anything else fails by its count.
+    count first, then shapes, sizes, and the position. A picture with anything else fails by its count. stroke: in
+    pixels, where the things are to be in outline.
+
     Raises ValueError for another shape, values that are not finite, and captions that cannot be read.
     """
     from fewstep.data.captions import wanted
@@ -289,7 +322,7 @@ def check(images: Tensor, captions: Sequence[str]) -> Verdict:
     from fewstep.data.shapes_render import SIDE
 
     asked = wanted(captions, len(images)).to(images.device)
-    read = _read(images)
+    read = _read(images, stroke)
     ways = torch.tensor(list(itertools.permutations(range(MOST), 2)), device=images.device)  # (6, 2)
     one = ~asked.two.unsqueeze(1)
 

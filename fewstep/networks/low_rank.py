@@ -1,16 +1,18 @@
-"""A layer with a low-rank adapter beside its own weights, put in the layer's place by surgery."""
+"""Low-rank adapters as two sides and a scale: beside a layer's weights, put there by surgery, or added to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.errors import suggest
 from fewstep.networks.surgery import InPlaceOf, replaced
 
-Factors = tuple[Tensor, Tensor, float]
+Factors = tuple[Tensor, Tensor, float]  # (rank, in, ...), (out, rank, ...) and the scale
 
 
 class LowRank(InPlaceOf):
@@ -28,15 +30,9 @@ class LowRank(InPlaceOf):
 
     def __init__(self, of: nn.Module, down: Tensor, up: Tensor, scale: float) -> None:
         super().__init__(of)
-        if not isinstance(of, nn.Linear | nn.Conv2d):
-            raise ValueError(f"an adapter is for a linear layer or a convolution, got {type(of).__name__}")
-        if isinstance(of, nn.Conv2d) and of.groups != 1:
-            raise ValueError("an adapter of a convolution in groups is not known here")
-        shape = tuple(of.weight.shape)
-        if (up.shape[0], *down.shape[1:]) != shape or down.shape[0] != up.shape[1]:
-            raise ValueError(f"the layer is {shape}, the adapter's sides are {tuple(down.shape)} and {tuple(up.shape)}")
-        self.register_buffer("down", down.to(of.weight), persistent=False)
-        self.register_buffer("up", up.to(of.weight), persistent=False)
+        weight = _weight(of, down, up)
+        self.register_buffer("down", down.to(weight), persistent=False)
+        self.register_buffer("up", up.to(weight), persistent=False)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,6 +43,18 @@ class LowRank(InPlaceOf):
         return of(x) + F.conv2d(small, self.up) * self.scale
 
 
+def _weight(of: nn.Module, down: Tensor, up: Tensor) -> Tensor:
+    """A layer's weight; `ValueError` unless these are the sides of an adapter for it."""
+    if not isinstance(of, nn.Linear | nn.Conv2d):
+        raise ValueError(f"an adapter is for a linear layer or a convolution, got {type(of).__name__}")
+    if isinstance(of, nn.Conv2d) and of.groups != 1:
+        raise ValueError("an adapter of a convolution in groups is not known here")
+    shape = tuple(of.weight.shape)
+    if (up.shape[0], *down.shape[1:]) != shape or down.shape[0] != up.shape[1]:
+        raise ValueError(f"the layer is {shape}, the adapter's sides are {tuple(down.shape)} and {tuple(up.shape)}")
+    return of.weight
+
+
 def adapted(module: nn.Module, factors: Mapping[str, Factors]) -> nn.Module:
     """The module with adapters beside the layers at these paths; everything else is shared with it, unchanged.
 
@@ -54,12 +62,66 @@ def adapted(module: nn.Module, factors: Mapping[str, Factors]) -> nn.Module:
         ValueError: a path that the module does not have, factors that do not fit.
     """
     parts: dict[str, nn.Module] = {}
-    known = dict(module.named_modules())
     for path, (down, up, scale) in factors.items():
-        if path not in known:
-            raise suggest("layer", path, (name for name in known if name))
+        of = _layer(module, path)
         try:
-            parts[path] = LowRank(known[path], down, up, scale)
+            parts[path] = LowRank(of, down, up, scale)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return replaced(module, parts)
+
+
+def _layer(module: nn.Module, path: str) -> nn.Module:
+    known = dict(module.named_modules())
+    if path not in known:
+        raise suggest("layer", path, (name for name in known if name))
+    return known[path]
+
+
+def summed(several: Sequence[Factors]) -> Factors:
+    """Adapters of one layer as one: their sides next to each other, of the sum of their ranks."""
+    if len(several) == 1:
+        return several[0]
+    downs, ups, scales = zip(*several, strict=True)
+    return torch.cat(downs), torch.cat([up * scale for up, scale in zip(ups, scales, strict=True)], dim=1), 1.0
+
+
+@torch.no_grad()
+def merged(module: nn.Module, factors: Mapping[str, Sequence[Factors]]) -> nn.Module:
+    """A copy of the module whose weights have several adapters added, `W + sum scale B A`, by the layers' paths.
+
+    The sum is taken in float64 and rounded once, so that the order of the adapters does not show.
+
+    Raises:
+        ValueError: as `adapted`.
+    """
+    made = copy.deepcopy(module)
+    for path, several in factors.items():
+        of = _layer(made, path)
+        try:
+            weights = [_weight(of, down, up) for down, up, _ in several]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        for weight in weights[:1]:
+            own = torch.stack([_delta(down.to(weight.device), up.to(weight.device), s) for down, up, s in several])
+            weight.copy_(weight.double() + own.sum(0))
+    return made
+
+
+def _delta(down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """`scale B A` in the weight's shape, float64."""
+    return scale * (up.double().flatten(1) @ down.double().flatten(1)).view(len(up), *down.shape[1:])
+
+
+@torch.no_grad()
+def put_in(module: nn.Module) -> nn.Module:
+    """The module or, where layers of it have adapters beside them, a copy with those added to the weights."""
+    if not any(isinstance(layer, LowRank) for layer in module.modules()):
+        return module
+    made = copy.deepcopy(module)
+    for path, layer in list(made.named_modules()):
+        if isinstance(layer, LowRank):
+            of, (parent, _, name) = layer.__dict__["of"], path.rpartition(".")
+            of.weight.copy_(of.weight.double() + _delta(layer.down, layer.up, layer.scale))
+            setattr(made.get_submodule(parent), name, of)
+    return made

@@ -17,12 +17,13 @@ Timesteps = str | Sequence[float] | Callable[..., list[float]] | None
 
 
 class Later(Process):
-    """A process from a time on: the same, with another `t_max`."""
+    """A process from a time on: the same, with another `t_max`, and until another, its `t_min`."""
 
     name = "later"
 
-    def __init__(self, base: Process, start: float):
-        self.base, self.t_min, self.t_max, self.t_zero = base, base.t_min, start, base.t_zero
+    def __init__(self, base: Process, start: float, until: float | None = None):
+        self.base, self.t_max, self.t_zero = base, start, base.t_zero
+        self.t_min = base.t_min if until is None else until
 
     def _apply(self, name: str, t: Time) -> Time:
         return self.base._apply(name, t)

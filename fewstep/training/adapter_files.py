@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import write
+from fewstep.core.plan import Plan
 from fewstep.core.student import Student
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.low_rank import Factors
@@ -24,7 +26,6 @@ from fewstep.training.lora import (
     adapted_layers,
     adapted_or_error,
     add_lora,
-    merge_lora,
     nodes_of,
     set_scale,
     timed,
@@ -54,7 +55,7 @@ def save_lora(model: NetworkDenoiser, path: str | os.PathLike[str]) -> Path:
         "alpha": next(iter(one.lora_alpha.values())),
         "nodes": nodes,
     }
-    about |= {} if model.student is None else {"student": model.student.config()}
+    about |= made_by(model)
     return write(Path(path), dump_tensors(tensors, metadata={"fewstep": json.dumps(about)}))
 
 
@@ -85,7 +86,7 @@ def load_lora(model: NetworkDenoiser, path: str | os.PathLike[str], scale: float
         ValueError: a file that is not an adapter, or one for another network (the message says how they differ).
     """
     path = adapter_file(path)
-    tensors, names, rank, alpha, nodes, student = _read(model, path)
+    tensors, names, rank, alpha, nodes, found = _read(model, path)
     if nodes is not None and scale != 1.0:
         raise ValueError(f"adapters that depend on the time act at scale 1, got {scale}")
     made = add_lora(model, rank, names, alpha) if nodes is None else timed(model, nodes, rank, names, alpha)
@@ -101,8 +102,8 @@ def load_lora(model: NetworkDenoiser, path: str | os.PathLike[str], scale: float
             weight.copy_(tensors[key])
     if scale != 1.0:
         set_scale(made, scale)
-    if student is not None:
-        made.student, made.plan = student, None
+    if found is not None:
+        made.student, made.plan = found.student, found.plan
     return made
 
 
@@ -117,26 +118,43 @@ def adapter_file(path: str | os.PathLike[str]) -> Path:
     raise ValueError(f"the folder {given} holds no adapter ({STUDENTS})")
 
 
-def with_adapters(model: Denoiser, adapters: Mapping[str | os.PathLike[str], float]) -> Denoiser:
-    """The model with adapters of files added to its weights, each at its scale.
+@dataclass(frozen=True)
+class Made:
+    """What an adapter makes of the network that it is for: a student, and the plan that samples it, or None."""
 
-    Raises:
-        ValueError: as `load_lora`; a model that is no network alone, a scale that is not finite.
-    """
-    for path, scale in adapters.items():
-        if not isinstance(model, NetworkDenoiser):
-            raise ValueError(f"adapters are for networks alone, and this model is a {type(model).__name__}")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) < float("inf"):
-            raise ValueError(f"the weight of an adapter must be a finite number, got {scale!r} for {path}")
-        model = merge_lora(load_lora(model, path, float(scale)))
-    return model
+    student: Student
+    plan: Plan | None = None
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Made | None:
+        """What a file says (`made_by`); None where it says nothing."""
+        if "student" not in about:
+            return None
+        plan = Plan.from_json(json.dumps(about["plan"])) if "plan" in about else None
+        return cls(Student.from_config(about["student"]), plan)
 
 
-_Read = tuple[dict[str, Tensor], list[str], int, float, list[float] | None, Student | None]
+def made_by(model: Denoiser) -> dict[str, Any]:
+    """What a file says of the student that its adapter makes, as JSON: `student` and `plan`, where there are some."""
+    if model.student is None:
+        return {}
+    plan = json.loads(model.plan.to_json()) if isinstance(model.plan, Plan) else None
+    return {"student": model.student.config()} | ({} if plan is None else {"plan": plan})
+
+
+class _Read(NamedTuple):
+    """What is in a file."""
+
+    tensors: dict[str, Tensor]
+    layers: list[str]
+    rank: int
+    alpha: float
+    nodes: list[float] | None
+    made: Made | None
 
 
 def _read(model: NetworkDenoiser, path: str | os.PathLike[str]) -> _Read:
-    """A file's tensors, layers, rank, alpha, nodes and student; `ValueError` as `load_lora`."""
+    """A file's contents; `ValueError` as `load_lora`."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -147,14 +165,18 @@ def _read(model: NetworkDenoiser, path: str | os.PathLike[str]) -> _Read:
         if about["format"] != FORMAT:
             raise KeyError("format")
         network, names, rank, alpha, nodes = (about[key] for key in ("network", "layers", "rank", "alpha", "nodes"))
-        student = Student.from_config(about["student"]) if "student" in about else None
+        made = Made.of(about)
     except (SafetensorError, ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no fewstep adapter (safetensors with a {FORMAT!r} header)") from None
     own = _network(model)
     if wrong := sorted(key for key in own.keys() | network.keys() if own.get(key) != network.get(key)):
         differ = ", ".join(f"{key} {network.get(key)!r}, not {own.get(key)!r}" for key in wrong)
         raise ValueError(f"{path} is an adapter for another network: it has {differ}")
-    return tensors, names, rank, alpha, nodes, student
+    for key, side in tensors.items():
+        has = side.shape[0 if key.endswith(".A") else 1] if side.ndim > 1 else None
+        if has != rank:
+            raise ValueError(f"{path} says that it is of rank {rank}, and {key} is of {has}")
+    return _Read(tensors, names, rank, alpha, nodes, made)
 
 
 def read_factors(model: NetworkDenoiser, path: str | os.PathLike[str]) -> dict[str, Factors]:
@@ -163,11 +185,16 @@ def read_factors(model: NetworkDenoiser, path: str | os.PathLike[str]) -> dict[s
     Raises:
         ValueError: as `load_lora`; an adapter that depends on the time.
     """
-    tensors, names, rank, alpha, nodes, _ = _read(model, path)
+    return read_made(model, path)[0]
+
+
+def read_made(model: NetworkDenoiser, path: str | os.PathLike[str]) -> tuple[dict[str, Factors], Made | None]:
+    """The same, and what the adapter makes of the network where that is a student."""
+    tensors, names, rank, alpha, nodes, made = _read(model, path)
     if nodes is not None:
         raise ValueError(f"{path} depends on the time: load it with load_lora")
     try:
         sides = {name: [tensors[f"{name}.{ADAPTER}.{side}"] for side in "AB"] for name in names}
     except KeyError as error:
         raise ValueError(f"{path} does not fit its own description: {error.args[0]} is missing") from None
-    return {name: (down, up, alpha / rank) for name, (down, up) in sides.items()}
+    return {name: (down, up, alpha / rank) for name, (down, up) in sides.items()}, made

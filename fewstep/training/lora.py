@@ -15,6 +15,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 from fewstep.core.prediction import expand
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.low_rank import put_in
 from fewstep.networks.surgery import linked
 
 METHODS = (
@@ -241,6 +242,7 @@ def without_adapters(model: Denoiser) -> Any:
     Raises:
         ValueError: adapters that depend on the time.
     """
+    model = put_in(model)  # type: ignore[assignment]
     if not any(adapted_layers(part) for part in _around_networks(model)):
         return model
     made = copy.deepcopy(model)

@@ -23,6 +23,7 @@ from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
 from fewstep.data.dataset import DataSpec
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.training.adapted import with_model
 from fewstep.training.couplings import coupling
 from fewstep.training.draws import Draws
 from fewstep.training.ema import EMA
@@ -32,6 +33,7 @@ from fewstep.training.learned_variance import VariationalBound
 from fewstep.training.noise_levels import NoiseLevels
 from fewstep.training.objective import Objective, Term, Weighting, squared_error
 from fewstep.training.sections import (
+    AdapterPart,
     DataPart,
     DenoiserPart,
     NoiseLevelsPart,
@@ -67,6 +69,7 @@ class Recipe:
         backward, clusters      how gradients are taken, and the clusters of noise levels that it uses
         rows, average           the order of the data, and the average of the weights (for `train.ema`)
         coordinates             of the denoiser "coordinates"
+        adapter                 low-rank adapters train on a model's weights (`fewstep.training.adapted`)
 
     In Python an option may be a function (a term's residual). Checkpoints keep only its name.
     """
@@ -88,6 +91,7 @@ class Recipe:
     rows: Section | None = None
     average: Section | None = None
     coordinates: Section | None = None
+    adapter: AdapterPart | None = None
 
     def __post_init__(self) -> None:
         for section, part, key, default in TWICE:
@@ -120,7 +124,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The recipe of nested dictionaries, one per section, with the same checks as a file."""
-        return _build(cls, values, "")
+        return _build(cls, with_model(values), "")
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON, every default written out."""
@@ -303,6 +307,8 @@ def _convert(value: Any, wanted: Any, name: str) -> Any:
     """The value as the annotated type; ints pass as floats, lists as tuples of the stated length."""
     if typing.get_origin(wanted) is types.UnionType:
         for option in typing.get_args(wanted):
+            if dataclasses.is_dataclass(option) and isinstance(value, dict):  # which says itself what is wrong
+                return _build(option, value, name)
             try:
                 return _convert(value, option, name)
             except ValueError:

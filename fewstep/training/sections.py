@@ -101,6 +101,19 @@ class DenoiserPart:
 
 
 @dataclass(frozen=True)
+class AdapterPart:
+    """What trains in place of a network of its own: low-rank adapters of a rank on the weights of a model, which is one
+    of the package by name, or a folder."""
+
+    model: str
+    rank: int = 8
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"adapter.rank must be at least 1, got {self.rank}")
+
+
+@dataclass(frozen=True)
 class NoiseLevelsPart:
     """See `fewstep.training.noise_levels.NoiseLevels`. importance: redrawn by the size of the losses."""
 

@@ -14,6 +14,7 @@ from fewstep.data.open import is_built_in, open_source
 from fewstep.data.stream import Stream
 from fewstep.denoisers.bridge import statistics
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.training.adapted import on_model
 from fewstep.training.recipe import DataPart, Recipe
 
 MEASURED = 2048  # samples of a stream that its standard deviation is measured on
@@ -57,6 +58,9 @@ def coarse(images: Tensor, size: int) -> Tensor:
 
 
 def make_denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
+    if recipe.adapter is not None:
+        reads = {"label": recipe.data.labels, "text": recipe.data.captions, "y": bool(recipe.data.coarse)}
+        return on_model(recipe.adapter, data.spec, [name for name in reads if reads[name]], recipe.train.seed)
     network, given, spec = recipe.make_network(data.spec), recipe.denoiser, data.spec
     measured: dict[str, float] = {}
     if given.precondition == "edm" and given.data_std is None:

@@ -84,6 +84,8 @@ class TrainingState:
         inner = next(module for module in objective.modules() if isinstance(module, Objective))
         self.terms, self.network = inner.modules_of_terms, self.denoiser.network
         self.sharded = asked(accelerator)
+        if self.sharded and recipe.adapter is not None:
+            raise ValueError("adapters are small, and train on whole models: leave sharding out")
         # What is in shards has no copy: the averaged model is made from one that is not.
         self.whole = copy.deepcopy(self.denoiser) if self.sharded else self.denoiser
         if self.sharded:

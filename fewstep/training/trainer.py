@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.methods import Method
 from fewstep.denoisers.folder import save_model
+from fewstep.training.adapted import write_adapted
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.log import check_tensorboard
 from fewstep.training.pictures import check_pictures, write_pictures
@@ -92,7 +93,10 @@ def train(
         def export(place: Path) -> None:
             averaged = state.averaged()  # from every process's shards
             if accelerator.is_main_process:
-                save_model(averaged, place)
+                if recipe.adapter is not None:
+                    write_adapted(averaged, place)
+                else:
+                    save_model(averaged, place)
 
         course = Course(
             last,

@@ -153,3 +153,19 @@ def test_a_prompt_for_a_model_without_captions(fails, folder, unconditional):
     assert "reads no captions: leave --prompt out, or give --label" in fails("sample", folder, "--prompt", "seven")
     assert fails("sample", unconditional, "--prompt", "seven").endswith("leave --prompt out")
     assert "conditioned on a label or a caption" in fails("sample", unconditional, "--guidance", 2)
+
+
+def test_a_base_before_its_student(fewstep, tmp_path):
+    words = ("sample", "digits-1", "--base", "digits", "-n", 3, "--label", 2)
+    code, out, _ = fewstep(*words, "--base-steps", 2, "--out", "both.npz")
+    assert code == 0 and "3 evaluations planned and 3 made" in out
+    both = fs.hybrid(fs.load("digits"), fs.load("digits-1"), 2)
+    images = torch.from_numpy(np.load(tmp_path / "both.npz")["images"]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(images, fs.sample(both, 3, label=2).clamp(-1, 1))
+    for more, message in (
+        (("--base-steps", 3, "--steps", 2), "a plan of 2 evaluations has at most 2 steps of the base, got 3"),
+        (("--solver", "ddim"), "a student with --base has its plan: leave --solver"),
+    ):
+        code, _, err = fewstep(*words, *more)
+        assert code == 2 and message in " ".join(err.split())
+    assert "give --base" in fewstep("sample", "digits-1", "--base-steps", 1)[2]

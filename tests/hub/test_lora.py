@@ -168,6 +168,9 @@ def test_what_is_no_adapter_for_it(tmp_path):
     wide = in_peft(
         tmp_path / "wide", {path: (torch.zeros(2, 99), up) for path, (_, up) in sides(pipeline.unet).items()}
     )
+    thin = in_peft(
+        tmp_path / "thin", {path: (down[:1], up[:, :1].clone()) for path, (down, up) in sides(pipeline.unet).items()}
+    )
     (tmp_path / "none").mkdir()
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "network.safetensors")
     further = {f"text_encoder_2.q_proj.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}
@@ -176,6 +179,7 @@ def test_what_is_no_adapter_for_it(tmp_path):
     for lora, message in (
         ({good: 1.0, other: 1.0}, "is an adapter for another network: the unet has no layer transformer_blocks.0"),
         ({good: 1.0, wide: 1.0}, r"does not fit the unet: .*to_q is \(16, 16\), the adapter's sides are \(2, 99\) and"),
+        ({good: 1.0, thin: 1.0}, r"adapter_model.safetensors says that it is of rank 2, and .*to_[qv] is of 1"),
         ({tmp_path / "none": 1.0}, "none should hold one adapter in safetensors, and has none"),
         ({tmp_path / "nowhere": 1.0}, "there is no file .*nowhere"),
         ({tmp_path / "network.safetensors": 1.0}, "network.safetensors .*adapter"),

@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from fewstep.core.methods import find
 from fewstep.data.captions import COLOURS, OPPOSITE, SHAPES, SIZES, Spec, Thing, detokenize, parse
-from fewstep.data.shapes import captions, draw, render_caption, render_specs, scenes
+from fewstep.data.shapes import STROKE, captions, draw, render_caption, render_specs, scenes
 from fewstep.data.shapes_render import BACKGROUND, PALETTE, RADII, coverage, paint
-from fewstep.metrics.shapes_verifier import check, verify
+from fewstep.metrics.shapes_verifier import check, in_outline, verify
 
 NAMES = ("count", "colour", "shape", "size", "position")
 
@@ -53,6 +53,15 @@ def test_every_attribute_is_read(data):
     for scene, caption in zip(verify(images), shown, strict=True):
         found = {(thing.colour, thing.shape, thing.size) for thing in scene.things}
         assert found == {(t.colour, t.shape, t.size) for t in parse(caption).things} and scene.clean
+
+
+def test_outlines_are_told_from_filled_shapes_and_read(data):
+    rows = torch.arange(16)
+    lines, shown = draw(rows, "validation", STROKE)[0], data[1][:16]
+    assert in_outline(lines).all() and not in_outline(data[0][:16]).any()
+    assert check(lines, shown, STROKE).full.all() and not check(lines, shown).full.all()
+    noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert not in_outline(noise).any() and not in_outline(torch.full_like(noise, BACKGROUND)).any()
 
 
 def test_centres_are_found():
@@ -221,5 +230,5 @@ def test_wrong_input_raises(images, asked, message):
 
 
 def test_tokens_of_data_can_be_checked():
-    images, tokens = draw(torch.arange(40))
+    images, tokens = draw(torch.arange(16))
     assert check(images, detokenize(tokens)).full.all()

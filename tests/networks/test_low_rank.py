@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.networks.low_rank import LowRank, adapted
+from fewstep.networks.low_rank import LowRank, adapted, merged, put_in, summed
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -49,3 +49,22 @@ def test_what_does_not_fit_is_named():
         adapted(base, {"1": (drawn(1, 4), drawn(4, 1), 1.0)})
     with pytest.raises(ValueError, match="in groups"):
         adapted(base, {"2": (drawn(1, 2, 3, 3), drawn(4, 1, 1, 1), 1.0)})
+
+
+def test_several_add_up_in_any_order_beside_the_weights_and_in_them():
+    base = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    sides = [(drawn(r, 3, 3, 3), drawn(4, r, 1, 1), s) for r, s in ((2, 0.5), (3, -1.0), (1, 0.25))]
+    weight = base[0].weight.double()
+    for down, up, scale in sides:
+        weight = weight + scale * torch.einsum("or,rihw->oihw", up[..., 0, 0].double(), down.double())
+    made, back = merged(base, {"0": sides}), merged(base, {"0": sides[::-1]})
+    torch.testing.assert_close(made[0].weight.double(), weight, rtol=0, atol=1e-6)
+    assert torch.equal(made[0].weight, back[0].weight) and not torch.equal(made[0].weight, base[0].weight)
+    beside = adapted(base, {"0": summed(sides)})
+    x = drawn(2, 3, 8, 6)
+    torch.testing.assert_close(beside(x), made(x), rtol=1e-4, atol=1e-4)
+    plain = put_in(beside)
+    torch.testing.assert_close(plain[0].weight, made[0].weight, rtol=0, atol=1e-6)
+    assert put_in(plain) is plain and list(plain.state_dict()) == list(base.state_dict())
+    with pytest.raises(ValueError, match=r"0: the layer is \(4, 3, 3, 3\), the adapter's sides are"):
+        merged(base, {"0": [(drawn(2, 5), drawn(4, 2), 1.0)]})

@@ -6,10 +6,8 @@ import pytest
 import torch
 from training.adapted import answer, denoiser, disturbed
 
-from fewstep.core.methods import find
 from fewstep.core.student import Student
-from fewstep.guidance.guide import guide
-from fewstep.training.adapter_files import STUDENTS, adapter_file, load_lora, read_factors, save_lora, with_adapters
+from fewstep.training.adapter_files import STUDENTS, adapter_file, load_lora, read_factors, save_lora
 from fewstep.training.lora import add_lora, lora_parameters, set_scale
 
 pytest.importorskip("peft")
@@ -51,7 +49,6 @@ def test_a_students_adapter_says_what_it_makes_of_the_network(tmp_path):
         assert adapter_file(given) == path
         back = load_lora(model, given)
         assert back.student == made.student and back.plan is None and torch.equal(answer(back), answer(made))
-    assert with_adapters(model, {tmp_path / "run": 0.5}).student == made.student and model.student is None
     assert read_factors(model, path).keys() == {name.rpartition(".")[0] for name in _keys(made)}
 
 
@@ -65,8 +62,11 @@ def test_what_is_no_adapter_for_a_network_is_refused(tmp_path):
         adapter_file(tmp_path)
     with pytest.raises(ValueError, match="cannot read the adapter .*: No such file"):
         load_lora(model, tmp_path / "none")
-    with pytest.raises(ValueError, match="must be a finite number, got inf"):
-        with_adapters(model, {tmp_path / "none": float("inf")})
-    model.conditions = {"label": find("label", "condition")(3)}
-    with pytest.raises(ValueError, match="adapters are for networks alone, and this model is a "):
-        with_adapters(guide(model, "cfg", scale=2.0), {tmp_path / "none": 1.0})
+
+
+def test_a_file_is_of_the_rank_that_it_says(tmp_path):
+    path = save_lora(disturbed(denoiser(), 3), tmp_path / "adapter.safetensors")
+    path.write_bytes(path.read_bytes().replace(b'\\"rank\\": 3', b'\\"rank\\": 4'))
+    for read in (load_lora, read_factors):
+        with pytest.raises(ValueError, match=r"says that it is of rank 4, and .*\.[AB] is of 3"):
+            read(denoiser(), path)

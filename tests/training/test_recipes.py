@@ -14,7 +14,7 @@ from fewstep.training.recipes import FOLDER, recipe_names, recipe_path
 
 def test_every_embedded_model_has_its_recipe():
     assert set(embedded()) <= set(recipe_names())
-    assert set(recipe_names()) - set(embedded()) == {"digits-map"}  # the recipe alone
+    assert set(recipe_names()) - set(embedded()) == {"digits-map", "shapes-outline"}  # the recipes alone
     made, student = DistillRecipe.read(recipe_path("digits-1")), load("digits-1").student
     assert (student.teacher, student.method) == (made.teacher["model"], made.stage[0]["name"])
     assert student.iterations == made.train["iterations"]
@@ -28,7 +28,8 @@ def test_a_recipe_is_found_by_its_name_and_as_it_is_in_a_checkout(name, tmp_path
     if is_recipe(recipe_path(name)):
         assert DistillRecipe.read(recipe_path(name)).teacher["model"] == name.partition("-")[0]
     else:
-        assert Recipe.read(recipe_path(name)).data.source == name.removesuffix("-dit")
+        read = Recipe.read(recipe_path(name))
+        assert read.data.source == name.removesuffix("-dit") and (read.adapter is not None) == (name[-7:] == "outline")
 
 
 def test_a_file_of_ones_own_comes_first_and_other_names_are_refused(tmp_path, monkeypatch):
