@@ -42,10 +42,16 @@ RewardName = Annotated[
 def guided(
     model: Denoiser, guidance: float | None, negative: str | None = None, guides: Sequence[str] | None = None
 ) -> Denoiser:
-    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them."""
+    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them; a model that is
+    told its scale is told this one, in one pass."""
     from fewstep.core.methods import find
+    from fewstep.core.student import NO_NEGATIVE, check_unguided
     from fewstep.guidance.guide import guide
 
+    if guidance is not None and model.student is not None and "guidance" in model.conditions:
+        model, guidance = _told(model, guidance), None
+    if negative is not None and "negative" not in model.conditions and not guides:
+        check_unguided(model.student, NO_NEGATIVE)
     asked: list[tuple[str, dict[str, Any]]] = [] if guidance is None else [("cfg", {"scale": guidance})]
     asked += [read_spec(text, "--guide") for text in guides or ()]
     if negative is not None:
@@ -61,6 +67,29 @@ def guided(
                 options[key] = open_model(value, str(model.device))
         model = guide(model, name, **options)
     return model
+
+
+def _told(model: Denoiser, scale: float) -> Denoiser:
+    """The student with a scale of its guidance for all that leave it out: it was opened for this command alone.
+
+    Raises:
+        ValueError: a scale for which it was not trained.
+    """
+    from dataclasses import replace
+
+    from fewstep.conditions.number import Number
+    from fewstep.core.denoiser import Wrapper
+
+    layer, kind = model, model.conditions["guidance"]
+    assert isinstance(kind, Number)
+    low, high = kind.low, kind.high
+    if low is not None and high is not None and not low <= scale <= high:
+        raise ValueError(f"guidance {scale:g} is outside {low:g} to {high:g}, for which this student was trained")
+    while True:
+        layer.conditions = {**layer.conditions, "guidance": replace(kind, default=float(scale))}
+        if not isinstance(layer, Wrapper):
+            return model
+        layer = layer.model
 
 
 def read_reward(text: str) -> str | dict[str, Any]:

@@ -25,7 +25,7 @@ class Student:
         method: what distilled it. teacher: the name of what it was distilled from.
         start: the process time whose pure noise it begins from; None is the process's first.
         times: the times at which alone it was trained, decreasing, without the clean end; None where at all.
-        guidance: the scale of the guidance inside it, or None.
+        guidance: the scale of the guidance inside it, the two ends of the range of its condition `guidance`, or None.
         iterations: of its training. evaluations: of all networks in it, of one sample: a forward pass is 1, one with
             its backward pass 3.
 
@@ -38,7 +38,7 @@ class Student:
     teacher: str = ""
     start: float | None = None
     times: tuple[float, ...] | None = None
-    guidance: float | None = None
+    guidance: float | Sequence[float] | None = None
     iterations: int = 0
     evaluations: float = 0.0
 
@@ -48,7 +48,11 @@ class Student:
         for name in ("method", "teacher"):
             check_kind(name, getattr(self, name), str)
         check_whole("iterations", self.iterations, 0)
+        if self.guidance is not None and not isinstance(self.guidance, int | float):
+            object.__setattr__(self, "guidance", _range(self.guidance))
         for name in ("start", "guidance", "evaluations"):
+            if isinstance(getattr(self, name), tuple):
+                continue
             check_kind(name, getattr(self, name), float if name == "evaluations" else float | None)
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
@@ -66,7 +70,7 @@ class Student:
     def config(self) -> dict[str, Any]:
         """JSON from which `from_config` rebuilds it."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return own | {"times": None if self.times is None else list(self.times)}
+        return own | {name: list(value) for name, value in own.items() if isinstance(value, tuple)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -86,13 +90,36 @@ class Student:
         return self.times[0] if self.times else self.start
 
 
-def check_unguided(student: Student | None) -> None:
-    """`ValueError` for a student that has its teacher's guidance inside: there is nothing to lead it away from."""
-    if student is not None and student.guidance is not None:
-        raise ValueError(
-            f"this student's guidance is inside (scale {student.guidance:g}, by {student.method!r}): sample it as it"
-            " is, or guide its teacher and distil that"
-        )
+def _range(guidance: Any) -> tuple[float, float]:
+    """The two ends of a range of scales; `ValueError` for what is none."""
+    check_kind("guidance", guidance, Sequence[float])
+    ends = tuple(float(end) for end in guidance)
+    if len(ends) != 2 or not all(map(math.isfinite, ends)) or not ends[0] < ends[1]:
+        raise ValueError(f"guidance must be finite, one scale or a range that rises, got {list(ends)}")
+    return ends[0], ends[1]
+
+
+def spoken_guidance(guidance: float | Sequence[float]) -> str:
+    """A scale, or a range of them, in words: "2.5", "1 to 4"."""
+    return f"{guidance:g}" if isinstance(guidance, int | float) else " to ".join(f"{end:g}" for end in guidance)
+
+
+def check_unguided(student: Student | None, asked: str = "") -> None:
+    """`ValueError` for a student that has its teacher's guidance inside: there is nothing to lead it away from.
+
+    asked: what cannot be done, by default guidance around it.
+    """
+    if student is None or student.guidance is None:
+        return
+    inside = f"this student's guidance is inside (scale {spoken_guidance(student.guidance)}, by {student.method!r})"
+    if asked:
+        raise ValueError(f"{inside}: {asked}")
+    if isinstance(student.guidance, tuple):
+        raise ValueError(f"{inside}: say its scale, guidance={student.guidance[0]:g}, in place of guiding it again")
+    raise ValueError(f"{inside}: sample it as it is, or guide its teacher and distil that")
+
+
+NO_NEGATIVE = "it leads away from the empty condition alone, and takes no negative prompt ('sun' and 'nasa' do)"
 
 
 def default_start(process: Process, data_std: float, reach: float = REACH) -> float:

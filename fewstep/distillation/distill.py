@@ -40,6 +40,7 @@ from fewstep.distillation.origin import (
     start_of,
     weights_sum,
 )
+from fewstep.distillation.scales import followed
 from fewstep.distillation.state import DistillState
 from fewstep.distillation.verdict import said, unseen, verdict
 from fewstep.distillation.watch import Watch, spoken
@@ -174,6 +175,7 @@ def distill(
     if lora is not None and student is not None:
         raise ValueError("lora trains an adapter on the teacher's own weights: leave student out")
     base = copy.deepcopy(student) if student is not None else base_of(teacher)
+    teacher = followed(teacher, base)
     if base.shape is None:
         raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
     folder = None if out is None else Path(out)
@@ -235,10 +237,11 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
+        inside = guidance_of(teacher, work.student) if work.guidance is None else work.guidance
+        facts = Student(work.kind, method, name, first, work.times(), inside)
         notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
         return _run(
-            state, teacher, base, facts, folder, resumed, real,
+            state, work.judged(teacher), base, facts, folder, resumed, real,
             paired=bool(found.facts["pairing"]), opens=(bool(found.facts["data"]) or real is not None) and not chosen,
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
             tell=tell, clock=clock, notes=notes,
