@@ -38,7 +38,8 @@ Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep m
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to use instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale of guidance, classifier-free or a student's own: 1 is none, more follows closer.")
+    float | None,
+    typer.Option(help="Scale of guidance, classifier-free or a student's own: 1 is none, more follows closer."),
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
 Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance or --guide).")]

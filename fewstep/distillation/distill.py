@@ -100,7 +100,7 @@ def distill(
     teacher: Denoiser,
     method: str = "kd",
     *,
-    steps: int = 1,
+    steps: int | None = None,
     start: float | None = None,
     student: Denoiser | None = None,
     lora: int | None = None,
@@ -130,8 +130,9 @@ def distill(
         teacher: any denoiser around a network: guided, aligned, with adapters. What is around the network ends up
             inside the student.
         method: a distiller's name (`fewstep methods --room distillation` lists them); **options are its own.
-        steps: of the student. start: the time whose pure noise it begins from, by default where the noise is 6.7 times
-            the data's standard deviation.
+        steps: of the student, by default 1, of a method whose students are diffusion models what its card says.
+        start: the time whose pure noise it begins from, by default where the noise is 6.7 times the data's standard
+            deviation.
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         lora: the student is an adapter of this rank on the teacher's own weights, which are then in memory once, in
             place of a copy of them; `fake="lora"`, an option of distribution matching, is for the score of its samples.
@@ -158,6 +159,7 @@ def distill(
     """
     found, _ = card(method, "distiller")
     build = made("distiller", method, 1, **options)
+    steps = int(found.facts.get("usual_steps", 1)) if steps is None else steps
     check_whole("steps", steps, 1)
     check_whole("seed", seed, 0)
     if found.facts["steps"] == 1 and steps != 1:

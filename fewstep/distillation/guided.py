@@ -24,7 +24,14 @@ METHODS = (
         arxiv="2210.03142",
         claim="one evaluation at any scale of guidance answers what its teacher answers in two",
         use="OnePass",
-        facts={"student": "denoiser", "data": True, "pairing": True, "players": ("student",), "steps": "any"},
+        facts={
+            "student": "denoiser",
+            "data": True,
+            "pairing": True,
+            "players": ("student",),
+            "steps": "any",
+            "usual_steps": 8,
+        },
     ),
 )
 

@@ -110,11 +110,12 @@ class Latent(Skips):
 
     Networks without EDM's preconditioning get the paper's boundary scalings (`denoisers.boundary`), which the others
     have already. The guidance is that of `fs.guide`, of scale `1 + w` in the paper's w, drawn in a range where one is
-    given; the student is told the scale, as in the paper, with `told`. A space of latents is whatever the teacher's process runs in.
+    given; the student is told the scale, as in the paper, with `told`. A space of latents is whatever the teacher's
+    process runs in.
 
     Args:
-        levels, stride, substeps, guidance, told: as `Skips`. average: decay of the average that the target's side is, 0 for
-            the student itself. distance: "pseudo-huber", "squared" or "l1".
+        levels, stride, substeps, guidance, told: as `Skips`. average: decay of the average that the target's side is, 0
+            for the student itself. distance: "pseudo-huber", "squared" or "l1".
 
     Raises:
         ValueError: a stride longer than the table, a scale below 0 or a range that falls, guidance of a teacher without
