@@ -98,6 +98,10 @@ class OnePass(Distiller):
         """The weighted squared errors (B,) of the student's x0 at states x (B, *shape), times and scales (B,)."""
         with torch.no_grad():
             goal = self.goal(x, t, **condition, **{SCALE: scale}).x0
-        made = self.setting.counted(self.student)(x, t, **condition, **self.told(scale)).x0
+        return self.error(x, t, condition | self.told(scale), goal)
+
+    def error(self, x: Tensor, t: Tensor, told: dict[str, Tensor], goal: Tensor) -> Tensor:
+        """The weighted squared errors (B,) of the student's x0, told these conditions, from others (B, *shape)."""
+        made = self.setting.counted(self.student)(x, t, **told).x0
         size = expand(own_weight(self.setting.base, t).sqrt(), made)
         return squared(size * made, size * goal)
