@@ -48,10 +48,10 @@ class Sun(Wrapper):
 
     In the paper's networks captions enter by cross attention alone, and each has a second one beside it. Here the words
     of a caption are further keys and values of the picture's attention to itself, and their mean is added to the
-    embedding of the noise level; a label is added there alone. So the adapter has a second attention beside the whole of
-    each such attention, of the same queries to the negative words alone, and adds to the embedding what it makes of
-    their mean. A label counts as a caption of one word. Every addition has a factor of the scale that is zero at first:
-    then the answers are the model's, bit for bit.
+    embedding of the noise level; a label is added there alone. So the adapter has a second attention beside the whole
+    of each such attention, of the same queries to the negative words alone, and adds to the embedding what it makes of
+    their mean. A label counts as a caption of one word. What is added depends on the scale, and is zero at first: then
+    the answers are the model's, bit for bit.
 
     Args:
         model: a network of ours that is conditioned on captions or labels. low, high: the range of the scale.

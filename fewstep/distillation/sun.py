@@ -13,7 +13,7 @@ from fewstep.denoisers.sun import Sun
 from fewstep.distillation.guided import OnePass
 from fewstep.distillation.method import Batch, Setting
 from fewstep.distillation.regression import stretches
-from fewstep.distillation.scales import by_scale, drawn_scales, scale_range, told_scale
+from fewstep.distillation.scales import by_scale, scale_range, told_scale
 from fewstep.distillation.teacher import landing, step
 from fewstep.guidance.cfg import AWAY
 from fewstep.guidance.guided import SCALE
@@ -39,10 +39,11 @@ METHODS = (
 
 
 class SpeedUp(OnePass):
-    """`guided` for an adapter (`denoisers.sun`) that is told scale and negative, beside the network itself: the error of
-    one pass from guidance with random pairs of a caption and a negative at random scales, and `msc` times the error of
-    the x0 whose jump `J(x_t, t, s; x0)` lands where several guided steps of the teacher go from t to s (the multi-step
-    consistency of Chai et al.), t and s neighbours among the student's own times.
+    """`guided` for an adapter (`denoisers.sun`) that is told scale and negative, beside the network itself.
+
+    The error of one pass from guidance with random pairs of a caption and a negative at random scales, and `msc` times
+    the error of the x0 whose jump `J(x_t, t, s; x0)` lands where several guided steps of the teacher go from t to s
+    (the multi-step consistency of Chai et al.), t and s neighbours among the student's own times.
 
     The two losses differ by what a DDIM step of that length errs, so the second makes the student good at its own
     number of steps at the cost of being the guided mean. Negatives are captions (or labels) of other samples.
