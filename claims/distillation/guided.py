@@ -133,7 +133,7 @@ def apart(
     ours = {"negative": away} if negatives and "negative" in model.conditions else {}
     two = by_scale(base)(x, t, **named, guidance=scale, **theirs).x0
     one, plain = model(x, t, **named, **told, **ours).x0, base(x, t, **named).x0
-    return tuple((part.double().square().sum() for part in (one - two, two, two - plain)))
+    return tuple(part.double().square().sum() for part in (one - two, two, two - plain))
 
 
 def relative(model: Denoiser, seed: int, base: Denoiser | None = None, **given: Any) -> float:
