@@ -34,11 +34,12 @@ from fewstep.hub.models import load
 from fewstep.metrics.caption_accuracy import right_parts
 from fewstep.searching.problem import own_data
 
-SCALES, BATCH, ITERATIONS, SHORT = (1.0, 4.0), 16, 280, 120  # iterations of stage one, and of stage two
+SCALES, BATCH, ITERATIONS, SHORT = (1.0, 4.0), 16, 240, 100  # iterations of stage one, and of stage two
 RATES = {"guided": 5e-4, "progressive": 3e-4, "cfg-lora": 4e-3, "sun": 2e-3}
 EMA, RANK = 0.97, 4
 STATES, DRAWN, STEPS, TRUTH = 256, 160, 10, 64  # states, samples, their steps, and those of what is held for true
-TUNING, DIM = 60, 0.5  # iterations of a fine-tune on pictures of so much contrast
+TUNING, DIM = 40, 0.5  # iterations of a fine-tune on pictures of so much contrast
+START = 1000.0  # the share of the data's deviation from which the methods' cards begin: the process's first time
 ABOUT = f"embedded shapes, scales {SCALES[0]:g} to {SCALES[1]:g}, {ITERATIONS} iterations of {BATCH} samples"
 NOISED = f"{STATES} noised pictures"
 RELATIVE = "squared difference of one pass from two, over the square of that"
@@ -73,7 +74,7 @@ def built(side: Arm, seed: int, iterations: int, base: Denoiser | None = None, s
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of weights that are new
         own = Setting(
-            model, model, default_start(model.process, std), steps, iterations, known=data, data_std=std,
+            model, model, default_start(model.process, std, START), steps, iterations, known=data, data_std=std,
             lr=RATES[side.method], ema=EMA, batch=BATCH, seed=seed,
         )  # fmt: skip
         found: Distiller = made("distiller", side.method, 1, **dict(side.options))(own)
@@ -124,7 +125,7 @@ def apart(
     away = named["text"][torch.randperm(STATES, generator=generator)]
     shares = torch.rand(STATES, generator=generator, dtype=torch.float64)
     process = base.process
-    t = at_shares(process, default_start(process, float(teacher().data_std)), shares)
+    t = at_shares(process, default_start(process, float(teacher().data_std), START), shares)
     scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.rand(STATES, generator=generator)
     eps = torch.randn(images.shape, generator=generator)
     x = shade * images + process.sigma(t).float()[:, None, None, None] * eps
@@ -164,7 +165,7 @@ def drawn(model: Denoiser, its_plan: Any, seed: int, **condition: Any) -> Tensor
 
 def steps_of(count: int) -> Any:
     work = teacher()
-    return plan_of(work.process, "denoiser", count, default_start(work.process, float(work.data_std)), None)
+    return plan_of(work.process, "denoiser", count, default_start(work.process, float(work.data_std), START), None)
 
 
 @functools.cache

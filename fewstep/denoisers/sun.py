@@ -83,6 +83,7 @@ class Sun(Wrapper):
         found = Student.from_config(student) if isinstance(student, Mapping) else student
         super().__init__(model, plan=None, conditions=taken, student=found)
         self.of = of
+        assert isinstance(network, nn.Module)
         self.adapter = Adapter(network)
 
     def config(self) -> dict[str, Any]:

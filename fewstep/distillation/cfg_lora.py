@@ -23,6 +23,7 @@ METHODS = (
             "players": ("student",),
             "steps": "any",
             "usual_steps": 8,
+            "start": 1000.0,
             "small": {"rank": 2},
         },
     ),

@@ -239,7 +239,7 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        inside = guidance_of(teacher, work.student) if work.guidance is None else work.guidance
+        inside = guidance_of(teacher, work.student) if work.scale_inside is None else work.scale_inside
         facts = Student(work.kind, method, name, first, work.times(), inside)
         notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
         return _run(

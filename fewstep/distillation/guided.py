@@ -31,6 +31,7 @@ METHODS = (
             "players": ("student",),
             "steps": "any",
             "usual_steps": 8,
+            "start": 1000.0,
         },
     ),
 )
@@ -54,7 +55,7 @@ class OnePass(Distiller):
     s is the house's scale, 1 for no guidance, the paper's w is `s - 1`. The states are noised data, their times even in
     `(sigma / alpha)^(1 / 7)` from the start down, and w(t) is what the network's own training has: the error is that of
     its output, so for a network that predicts v this is the paper's `snr + 1`. The student is a diffusion model, for
-    any solver and any number of steps. What it learns from is checked at the middle of the range.
+    any solver and any number of steps, so it begins where its teacher does. It is checked at the middle of the range.
 
     Args:
         scales: the range, or one scale, which the student is then not told.
@@ -70,7 +71,7 @@ class OnePass(Distiller):
         self.scales = scale_range("scales", scales)
         low, high = self.scales
         self.goal = by_scale(setting.teacher, (low + high) / 2)
-        self.guidance = self.scales if low < high else put_inside(self.scales)
+        self.scale_inside = self.scales if low < high else put_inside(self.scales)
         self.setting = setting
         self.student = setting.student(scales=self.scales) if low < high else setting.student()
         self.players = {"student": setting.player(self.student, self._loss, average=True)}
@@ -92,7 +93,7 @@ class OnePass(Distiller):
 
     def told(self, scale: Tensor) -> dict[str, Tensor]:
         """The condition by which the student knows the scales (B,)."""
-        return {SCALE: scale} if isinstance(self.guidance, tuple) else {}
+        return {SCALE: scale} if isinstance(self.scale_inside, tuple) else {}
 
     def loss(self, x: Tensor, t: Tensor, scale: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The weighted squared errors (B,) of the student's x0 at states x (B, *shape), times and scales (B,)."""

@@ -71,7 +71,7 @@ class Skips(Pairs):
         )
         if self.range is not None:
             self.teacher = by_scale(self.teacher)
-            self.guidance = self.range if told else put_inside(self.range)
+            self.scale_inside = self.range if told else put_inside(self.range)
 
     def judged(self, teacher: Denoiser) -> Denoiser:
         return teacher if self.range is None else by_scale(teacher, sum(self.range) / 2)

@@ -294,14 +294,14 @@ class Distiller(abc.ABC):
         kind: of the student: "denoiser", "jump" or "map" (`fewstep.core.student`).
         setting, student: what it was built with, and what it trains.
         players: in the order in which they take their turns in an iteration; "student" is the one that is exported.
-        guidance: the scale that the method itself puts inside the student, or the range that the student is told.
+        scale_inside: the scale that the method itself puts inside the student, or the range that the student is told.
     """
 
     kind: ClassVar[str]
     setting: Setting
     student: Denoiser
     players: dict[str, Player]
-    guidance: float | Scales | None = None
+    scale_inside: float | Scales | None = None
 
     @abc.abstractmethod
     def draw(self, batch: int, generator: torch.Generator) -> Batch:

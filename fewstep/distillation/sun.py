@@ -33,6 +33,7 @@ METHODS = (
             "players": ("student",),
             "steps": "any",
             "usual_steps": 8,
+            "start": 1000.0,
         },
     ),
 )
@@ -60,7 +61,7 @@ class SpeedUp(OnePass):
         self, setting: Setting, scales: Sequence[float] = (1.0, 4.0), msc: float = 0.1, substeps: int = 4,
         empty: float = 0.5,
     ) -> None:  # fmt: skip
-        self.scales = self.guidance = scale_range("scales", scales)
+        self.scales = self.scale_inside = scale_range("scales", scales)
         told_scale(self.scales)
         if not (msc >= 0 and 0 <= empty <= 1):
             raise ValueError(f"msc must be at least 0 and empty a share in 0 to 1, got {msc} and {empty}")

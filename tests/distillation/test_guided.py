@@ -146,7 +146,7 @@ def test_the_student_answers_by_its_scale_and_saves_and_loads(tmp_path):
 
 def test_one_fixed_scale_is_not_told():
     work = work_of("guided", VP(), scales=2.0)
-    assert "guidance" not in work.student.conditions and work.guidance == 2.0
+    assert "guidance" not in work.student.conditions and work.scale_inside == 2.0
     batch = work.setting.mine(work.draw(8, torch.Generator().manual_seed(1)))
     assert set(batch["scale"].tolist()) == {2.0}
     guided = fs.guide(work.setting.teacher, "cfg", scale=2.0)

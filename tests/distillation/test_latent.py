@@ -147,7 +147,7 @@ def test_it_learns():
 
 def test_a_student_that_is_told_the_scale_of_its_pairs():
     method = work_of("lcm", VP(), guidance=(1.0, 4.0), told=True, levels=10)
-    assert method.guidance == (1.0, 4.0) and "guidance" in method.student.conditions
+    assert method.scale_inside == (1.0, 4.0) and "guidance" in method.student.conditions
     batch = method.setting.mine(method.draw(6, torch.Generator().manual_seed(1)))
     scale = batch["condition"]["guidance"]
     assert torch.equal(scale, batch["scale"]) and len(scale.unique()) == 6
@@ -161,7 +161,7 @@ def test_a_student_that_is_told_the_scale_of_its_pairs():
     made = [method.student(x, batch["t"], label=label, guidance=told).x0 for told in (scale, scale + 1)]
     assert float((made[0] - made[1]).detach().abs().max()) > 1e-3
     untold = work_of("lcm", VP(), guidance=(1.0, 4.0), levels=10)
-    assert untold.guidance == 2.5 and "guidance" not in untold.student.conditions
+    assert untold.scale_inside == 2.5 and "guidance" not in untold.student.conditions
     with pytest.raises(ValueError, match="told=True tells the student its scale of guidance: give a range"):
         work_of("lcm", VP(), told=True)
     with pytest.raises(ValueError, match="needs a range"):

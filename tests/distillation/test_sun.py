@@ -27,7 +27,7 @@ def test_only_the_adapter_trains():
     work = work_of("sun", VP(), steps=2)
     trained = {id(p) for p in work.student.parameters() if p.requires_grad}
     assert trained == {id(p) for p in work.student.adapter.parameters()}
-    assert work.student.model is work.setting.base and work.guidance == (1.0, 4.0)
+    assert work.student.model is work.setting.base and work.scale_inside == (1.0, 4.0)
     before = {name: value.clone() for name, value in work.setting.base.state_dict().items()}
     on(work, 0, 5)
     assert all(torch.equal(value, before[name]) for name, value in work.setting.base.state_dict().items())
