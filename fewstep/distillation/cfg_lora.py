@@ -38,12 +38,15 @@ class CFGLoRA(OnePass):
     with a range the student is told its scale by a small perceptron, which trains with the adapters.
 
     Args:
-        scales: one scale, or a range. rank: of the adapters, where the run's own (`lora`) says nothing.
+        scales: one scale, or a range. rank: of the adapters, where the run's own (`lora`) says nothing. states: as
+            `guided`.
 
     Raises:
         ValueError: as `guided`; a rank below 1, a network without layers to adapt or with adapters already.
     """
 
-    def __init__(self, setting: Setting, scales: float | Sequence[float] = 2.0, rank: int = RANK) -> None:
+    def __init__(
+        self, setting: Setting, scales: float | Sequence[float] = 2.0, rank: int = RANK, states: str = "data"
+    ) -> None:
         setting.lora = rank if setting.lora is None and not setting.own else setting.lora
-        super().__init__(setting, scales)
+        super().__init__(setting, scales, states)

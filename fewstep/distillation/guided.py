@@ -14,6 +14,7 @@ from fewstep.core.prediction import scales as scales_at
 from fewstep.distillation.distances import squared
 from fewstep.distillation.levels import at_shares
 from fewstep.distillation.method import Batch, Distiller, Setting
+from fewstep.distillation.pairs import draw_states, drawn_from, noisy
 from fewstep.distillation.scales import by_scale, drawn_scales, put_inside, scale_range
 from fewstep.guidance.guided import SCALE
 
@@ -58,16 +59,18 @@ class OnePass(Distiller):
     any solver and any number of steps, so it begins where its teacher does. It is checked at the middle of the range.
 
     Args:
-        scales: the range, or one scale, which the student is then not told.
+        scales: the range, or one scale, which the student is then not told. states: "data", or "teacher" for those that
+            its paths from pure noise pass, which need no data.
 
     Raises:
         ValueError: a scale below 0 or a range that falls, a teacher without a label or caption or one that is guided
-            already, no real samples.
+            already, no real samples, other states.
     """
 
     kind = "denoiser"
 
-    def __init__(self, setting: Setting, scales: float | Sequence[float] = (1.0, 4.0)) -> None:
+    def __init__(self, setting: Setting, scales: float | Sequence[float] = (1.0, 4.0), states: str = "data") -> None:
+        self.states = drawn_from(setting, states)
         self.scales = scale_range("scales", scales)
         low, high = self.scales
         self.goal = by_scale(setting.teacher, (low + high) / 2)
@@ -81,15 +84,19 @@ class OnePass(Distiller):
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
         setting = self.setting
-        x0, condition = setting.real(batch, generator)
+        if self.states == "teacher":
+            drawn = draw_states(setting, self.states, batch, generator)
+        else:
+            x0, condition = setting.real(batch, generator)
+            drawn = {"x0": x0, "condition": condition}
         t = at_shares(setting.process, setting.start, setting.uniform(batch, generator))
         scale = drawn_scales(self.scales, setting.uniform(batch, generator)).float()
-        eps = setting.noise(batch, generator)
-        return {"x0": x0, "eps": eps, "t": t, "scale": scale, "condition": condition}
+        if self.states == "data":
+            drawn["eps"] = setting.noise(batch, generator)
+        return drawn | {"t": t, "scale": scale}
 
     def _loss(self, drawn: Batch) -> Tensor:
-        x = self.setting.noised(drawn["x0"], drawn["eps"], drawn["t"])
-        return self.loss(x, drawn["t"], drawn["scale"], drawn["condition"])
+        return self.loss(noisy(self.setting, drawn), drawn["t"], drawn["scale"], drawn["condition"])
 
     def told(self, scale: Tensor) -> dict[str, Tensor]:
         """The condition by which the student knows the scales (B,)."""

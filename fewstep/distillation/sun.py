@@ -12,6 +12,7 @@ from fewstep.core.methods import Method
 from fewstep.denoisers.sun import Sun
 from fewstep.distillation.guided import OnePass
 from fewstep.distillation.method import Batch, Setting
+from fewstep.distillation.pairs import drawn_from, noisy
 from fewstep.distillation.regression import stretches
 from fewstep.distillation.scales import by_scale, scale_range, told_scale
 from fewstep.distillation.teacher import landing, step
@@ -50,8 +51,8 @@ class SpeedUp(OnePass):
     number of steps at the cost of being the guided mean. Negatives are captions (or labels) of other samples.
 
     Args:
-        scales: the range. msc: weight of the second loss, 0 to leave it out. substeps: the teacher's within a step, a
-            power of two. empty: share of the negatives that are empty.
+        scales, states: as `guided`. msc: weight of the second loss, 0 to leave it out. substeps: the teacher's within a
+            step, a power of two. empty: share of the negatives that are empty.
 
     Raises:
         ValueError: as `guided`; one scale alone, a weight below 0, a share outside 0 to 1, what `Sun` refuses, `lora`.
@@ -59,8 +60,9 @@ class SpeedUp(OnePass):
 
     def __init__(
         self, setting: Setting, scales: Sequence[float] = (1.0, 4.0), msc: float = 0.1, substeps: int = 4,
-        empty: float = 0.5,
+        empty: float = 0.5, states: str = "data",
     ) -> None:  # fmt: skip
+        self.states = drawn_from(setting, states)
         self.scales = self.scale_inside = scale_range("scales", scales)
         told_scale(self.scales)
         if not (msc >= 0 and 0 <= empty <= 1):
@@ -101,14 +103,14 @@ class SpeedUp(OnePass):
     def _loss(self, drawn: Batch) -> Tensor:
         theirs, ours = self.asked(drawn)
         t = drawn["t"]
-        x = self.setting.noised(drawn["x0"], drawn["eps"], t)
+        x = noisy(self.setting, drawn)
         with torch.no_grad():
             goal = self.goal(x, t, **theirs).x0
         losses = self.error(x, t, ours, goal)
         if not self.msc:
             return losses
         t, s = drawn["from"], drawn["to"]
-        x = self.setting.noised(drawn["x0"], drawn["eps"], t)
+        x = noisy(self.setting, drawn | {"t": t})
         with torch.no_grad():
             goal = landing(self.setting.process, x, t, s, step(self.goal, x, t, s, theirs, substeps=self.substeps))
         return losses + self.msc * self.error(x, t, ours, goal)

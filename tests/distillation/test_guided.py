@@ -222,3 +222,36 @@ def test_the_data_are_those_that_are_known():
     known = {tuple(row) for row in labelled().images.tolist()}
     assert all(tuple(row) in known for row in batch["x0"].tolist())
     assert float(batch["t"].max()) <= work.setting.start and float(batch["t"].min()) >= Flow().t_min
+
+
+def test_a_pipelines_network_is_told_by_diffusers_own_input(few_noises, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from claims.pipelines import matching, tiny
+
+    teacher = fs.load(tiny("StableDiffusionPipeline", matching("ddim", "StableDiffusionPipeline")))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    run = RUN | {"iterations": 3, "batch": 2}
+    prompts = {"text": ["a red cat", "a blue dog"]}
+    made = fs.distill(
+        teacher, "guided", steps=2, states="teacher", conditions=prompts, out=tmp_path / "w", lr=0.01, **run
+    )
+    assert "guidance" not in teacher.conditions and teacher.network.config.time_cond_proj_dim is None
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    loaded = fs.load(tmp_path / "w")
+    assert loaded.conditions["guidance"] == Number(1.0, 4.0, 2.5) and loaded.student.guidance == (1.0, 4.0)
+    given = {"text": "a red cat", "seed": 1, "steps": 2}
+    x = [fs.sample(loaded, 1, guidance=scale, **given) for scale in (1.5, 4.0)]
+    torch.testing.assert_close(x[0], fs.sample(made.model, 1, guidance=1.5, **given))
+    assert not torch.equal(*x)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "w" / "model")
+    assert pipe.unet.config.time_cond_proj_dim == 256
+    z, t = torch.randn(1, *loaded.shape), torch.tensor([400.0])
+    named = loaded.check_condition({"text": "a red cat", "guidance": 3.0}, 1, z.device)
+    scale = pipe.get_guidance_scale_embedding(torch.tensor([2.0]), 256)
+    with torch.no_grad():
+        theirs = pipe.unet(z, t, pipe.encode_prompt("a red cat", "cpu", 1, False)[0], timestep_cond=scale).sample
+        torch.testing.assert_close(loaded(z, t[0], **named).value, theirs, rtol=1e-4, atol=1e-4)
+    other = fs.load(tiny("StableDiffusion3Pipeline", matching("ddim", "StableDiffusion3Pipeline")))
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline has no input for a scale of guidance"):
+        fs.distill(other, "guided", states="teacher", conditions=prompts, **run)
