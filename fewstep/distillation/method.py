@@ -126,8 +126,9 @@ class Setting:
         model = self.training(self.base, self.lora, average=True)
         if not (extras or late):
             return model
-        if scales is not None and hasattr(model, "tell_scale") and not late and len(extras) == 1:
-            model.tell_scale(told_scale(scales))  # a pipeline
+        tell: Any = getattr(model, "tell_scale", None)
+        if scales is not None and tell is not None and not late and len(extras) == 1:
+            tell(*scales)  # a pipeline
             return model
         if not isinstance(model, NetworkDenoiser):
             raise ValueError("this method gives its student further inputs, which only fewstep's own networks take")

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from fewstep.conditions.number import Number
 from fewstep.core.arguments import checked, shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
@@ -112,7 +111,8 @@ def load(
         if (path / STUDENT).is_file():
             pipeline.student = Student.from_config(json.loads(read_text(path / STUDENT)))
             if isinstance(scales := pipeline.student.guidance, tuple):
-                pipeline.tell_scale(Number(*scales, sum(scales) / 2))
+                told: Any = pipeline
+                told.tell_scale(*scales)
         return pipeline
     own = f"{path.name} is a model of fewstep's own"
     opening.only(own, variant=True, size=True, offload=True, long_prompts=True)

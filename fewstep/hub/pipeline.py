@@ -137,8 +137,8 @@ class PipelineDenoiser(Denoiser):
         pipeline = open_pipeline(options["pipeline"], getattr(torch, options["dtype"]))
         return cls(pipeline, options["size"], long_prompts=options.get("long_prompts", False))
 
-    def tell_scale(self, kind: Number) -> None:
-        """Lets the network take a scale of guidance, as the condition `guidance` of this kind.
+    def tell_scale(self, low: float, high: float) -> None:
+        """Lets the network take a scale of guidance in a range, as the condition `guidance`, by default its middle.
 
         Raises:
             ValueError: a family whose networks have no such input.
@@ -149,7 +149,7 @@ class PipelineDenoiser(Denoiser):
                 " one scale, or leave telling it out"
             )
         tell(self.network)
-        self.conditions = {**self.conditions, "guidance": kind}
+        self.conditions = {**self.conditions, "guidance": Number(low, high, (low + high) / 2)}
 
     def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
         """The latents' shape for a size in pixels."""
