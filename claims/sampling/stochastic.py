@@ -213,7 +213,8 @@ def _corrector(seed: int) -> Outcome:
 
 CLAIMS = (
     *(Claim(method, "is nearer to the data's distribution than ancestral sampling at 20 evaluations",
-            stochastic_duel(method, "ddpm", 20)) for method in ("dpm-2-ancestral", "dpmpp-2s-ancestral")),
+            stochastic_duel(method, "ddpm", 20))
+      for method in ("dpm-2-ancestral", "dpmpp-2s-ancestral", "ddim-double")),
     *(Claim(method, f"auto-sde at {nfe} evaluations is nearer to the law than the usual, {where}, {process.name}",
             _auto(nfe, process, wider))
       for nfe, method in AUTO_SDE.items()

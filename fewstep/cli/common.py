@@ -38,10 +38,13 @@ Timesteps = Annotated[str | None, typer.Option(help="A timestep rule: 'fewstep m
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan file to use instead (plan.json).")]
 Nfe = Annotated[int | None, typer.Option(help="Instead of --steps: at most this many network evaluations.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, more follows more closely.")
+    float | None,
+    typer.Option(help="Scale of guidance, classifier-free or a student's own: 1 is none, more follows closer."),
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
-Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance or --guide).")]
+Negative = Annotated[
+    str | None, typer.Option(help="A caption to steer away from (with --guidance, --guide or a student that reads it).")
+]
 Size = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")
 ]

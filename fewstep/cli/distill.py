@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fewstep.cli import common
-from fewstep.cli.spec import read_spec
+from fewstep.cli.spec import read_option, read_spec
 
 COLUMNS = (
     ("sampler", "name"),
@@ -35,6 +36,9 @@ def distill(
             metavar="METHOD:OPTIONS",
             help="'fewstep methods --kind distiller' lists them [default: kd], as dmd2:ratio=5,gan=0.",
         ),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help='An option of the method, as in --option scales="[1, 4]".')
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder: log, checkpoints, the model [default: runs/NAME-METHOD].")
@@ -110,11 +114,11 @@ def distill(
     if resume and teacher is None:
         if out is None:
             raise ValueError("which run goes on? Give --out")
-        if method is not None or any(given.values()):
+        if method is not None or option or any(given.values()):
             raise ValueError("a run goes on as it was: give --resume and --out alone")
         recipe, folder = recipe_of_run(out), out
     else:
-        recipe = _recipe(teacher, method, given)
+        recipe = _recipe(teacher, method, given, option or ())
         name = Path(str(recipe.teacher["model"])).resolve().name
         folder = out if out is not None else Path("runs") / f"{name}-{recipe.stage[-1]['name']}"
         if not resume:
@@ -143,7 +147,9 @@ def distill(
         raise typer.Exit(130)
 
 
-def _recipe(teacher: str | None, method: str | None, given: dict[str, dict[str, Any]]) -> Any:
+def _recipe(
+    teacher: str | None, method: str | None, given: dict[str, dict[str, Any]], option: Sequence[str] = ()
+) -> Any:
     """The recipe of a file with what is given besides, or that of a model and a method."""
     from fewstep.distillation.recipe import DistillRecipe, is_recipe, with_more
     from fewstep.training.recipes import recipe_names, recipe_path
@@ -157,8 +163,11 @@ def _recipe(teacher: str | None, method: str | None, given: dict[str, dict[str, 
         read = DistillRecipe.read(path)
         if method is not None:
             raise ValueError("a recipe names its methods: leave --method out")
+        if option:
+            raise ValueError("a recipe has the options of its methods: leave --option out")
         return DistillRecipe.from_dict(with_more(read.to_dict(), given))
     name, options = read_spec(method, "--method") if method is not None else ("kd", {})
+    options |= dict(read_option(text) for text in option)
     return DistillRecipe.from_dict(
         {**given, "teacher": {"model": teacher, **given["teacher"]}, "method": {"name": name, **options}}
     )

@@ -12,6 +12,7 @@ from fewstep.cli.common import open_model
 from fewstep.cli.spec import read_spec
 
 if TYPE_CHECKING:
+    from fewstep.core.condition import Condition
     from fewstep.core.denoiser import Denoiser
     from fewstep.core.sampler import Sampler
 
@@ -42,10 +43,19 @@ RewardName = Annotated[
 def guided(
     model: Denoiser, guidance: float | None, negative: str | None = None, guides: Sequence[str] | None = None
 ) -> Denoiser:
-    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them."""
+    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them; a model that is
+    told its scale is told this one, in one pass."""
     from fewstep.core.methods import find
+    from fewstep.core.student import NO_NEGATIVE, check_unguided
     from fewstep.guidance.guide import guide
 
+    if guidance is not None and model.student is not None and "guidance" in model.conditions:
+        model, guidance = _told(model, guidance), None
+    if negative is not None and "negative" in model.conditions:
+        check_reads(model, negative, "--negative")
+        model, negative = _away(model, negative), None
+    if negative is not None and not guides:
+        check_unguided(model.student, NO_NEGATIVE)
     asked: list[tuple[str, dict[str, Any]]] = [] if guidance is None else [("cfg", {"scale": guidance})]
     asked += [read_spec(text, "--guide") for text in guides or ()]
     if negative is not None:
@@ -60,6 +70,47 @@ def guided(
             if isinstance(value, str) and key in kinds and "Denoiser" in str(kinds[key].annotation):
                 options[key] = open_model(value, str(model.device))
         model = guide(model, name, **options)
+    return model
+
+
+def _told(model: Denoiser, scale: float) -> Denoiser:
+    """The student with a scale of its guidance for all that leave it out: it was opened for this command alone.
+
+    Raises:
+        ValueError: a scale for which it was not trained.
+    """
+    from dataclasses import replace
+
+    from fewstep.conditions.number import Number
+
+    kind = model.conditions["guidance"]
+    assert isinstance(kind, Number)
+    low, high = kind.low, kind.high
+    if low is not None and high is not None and not low <= scale <= high:
+        raise ValueError(f"guidance {scale:g} is outside {low:g} to {high:g}, for which this student was trained")
+    return _usual(model, "guidance", replace(kind, default=float(scale)))
+
+
+def _away(model: Denoiser, negative: str) -> Denoiser:
+    """The student with what it leads away from for all that leave it out."""
+    from fewstep.conditions.negative import Negative
+
+    kind = model.conditions["negative"]
+    assert isinstance(kind, Negative)
+    kind.check("--negative", negative, 1, model.device)
+    return _usual(model, "negative", Negative(kind.of, negative))
+
+
+def _usual(model: Denoiser, name: str, kind: Condition) -> Denoiser:
+    """The model with another kind in the place of a condition's own, in all its layers that have it."""
+    from fewstep.core.denoiser import Wrapper
+
+    layer = model
+    while name in layer.conditions:
+        layer.conditions = {**layer.conditions, name: kind}
+        if not isinstance(layer, Wrapper):
+            break
+        layer = layer.model
     return model
 
 

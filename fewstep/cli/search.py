@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fewstep.cli import common, guides
+from fewstep.cli.spec import read_option
 
 
 def search(
@@ -54,7 +54,7 @@ def search(
     common.check_positive("--nfe", nfe)
     folder = out if out is not None else Path("runs") / f"search-{Path(model).resolve().name}-{method}-{nfe}"
     common.check_writable(folder)
-    options = dict(_option(text) for text in option or [])
+    options = dict(read_option(text) for text in option or [])
     opened = common.open_model(model, device, dtype=dtype, size=size, download=download, compiled=compiled)
     if method == "guidance":
         if prompt is not None or guidance is not None or negative is not None or guide or evaluations is not None:
@@ -156,13 +156,3 @@ def _guidance(
         typer.echo("the budget ended before the search did; the same command with a larger one goes on")
     typer.echo(f"{found.evaluations} evaluations, {found.seconds:.0f} s; take it with --guide {found.spec}")
     used.say()
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise ValueError(f"--option takes NAME=VALUE, got {text!r}")
-    try:
-        return name.replace("-", "_"), json.loads(value)
-    except ValueError:
-        return name.replace("-", "_"), value

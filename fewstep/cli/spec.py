@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -26,6 +27,17 @@ def read_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{option} {text!r} gives {key} twice")
         found[key] = _value(value.strip()) if given else True
     return name.strip(), found
+
+
+def read_option(text: str) -> tuple[str, Any]:
+    """Name and value of `NAME=VALUE`: JSON where it is some, else text; `ValueError` for what is neither."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise ValueError(f"--option takes NAME=VALUE, got {text!r}")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
 
 
 def _unread(text: str, option: str) -> ValueError:

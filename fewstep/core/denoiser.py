@@ -15,7 +15,7 @@ from fewstep.core.facts import Facts
 from fewstep.core.plan import Plan
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
-from fewstep.core.student import Student
+from fewstep.core.student import NO_NEGATIVE, Student, check_unguided
 
 _FACTS = tuple(field.name for field in fields(Facts))
 
@@ -116,6 +116,8 @@ class Denoiser(nn.Module):
         """
         for name, value in condition.items():
             if name not in self.conditions:
+                if name == "negative":
+                    check_unguided(self.student, NO_NEGATIVE)
                 if self.conditions:
                     raise suggest("condition", name, self.conditions)
                 if value is None:

@@ -12,6 +12,7 @@ from fewstep.core.errors import suggest
 from fewstep.core.process import Process
 
 KINDS = ("denoiser", "jump", "map")
+SIDE = 8  # pixels of the pictures for which this was measured
 REACH = 5.0 / 0.75  # noise-to-signal ratio at which students begin, in standard deviations of the data
 
 
@@ -25,7 +26,7 @@ class Student:
         method: what distilled it. teacher: the name of what it was distilled from.
         start: the process time whose pure noise it begins from; None is the process's first.
         times: the times at which alone it was trained, decreasing, without the clean end; None where at all.
-        guidance: the scale of the guidance inside it, or None.
+        guidance: the scale of the guidance inside it, the two ends of the range of its condition `guidance`, or None.
         solver: the one that it was trained with, and is sampled by; None is what suits its kind.
         iterations: of its training. evaluations: of all networks in it, of one sample: a forward pass is 1, one with
             its backward pass 3.
@@ -39,7 +40,7 @@ class Student:
     teacher: str = ""
     start: float | None = None
     times: tuple[float, ...] | None = None
-    guidance: float | None = None
+    guidance: float | Sequence[float] | None = None
     iterations: int = 0
     evaluations: float = 0.0
     solver: str | None = None
@@ -51,7 +52,11 @@ class Student:
             check_kind(name, getattr(self, name), str)
         check_kind("solver", self.solver, str | None)
         check_whole("iterations", self.iterations, 0)
+        if self.guidance is not None and not isinstance(self.guidance, int | float):
+            object.__setattr__(self, "guidance", _range(self.guidance))
         for name in ("start", "guidance", "evaluations"):
+            if isinstance(getattr(self, name), tuple):
+                continue
             check_kind(name, getattr(self, name), float if name == "evaluations" else float | None)
             if not math.isfinite(getattr(self, name) or 0.0):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
@@ -71,7 +76,7 @@ class Student:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.solver is None:  # configurations of all others stay as they were
             del own["solver"]
-        return own | {"times": None if self.times is None else list(self.times)}
+        return own | {name: list(value) for name, value in own.items() if isinstance(value, tuple)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -91,19 +96,45 @@ class Student:
         return self.times[0] if self.times else self.start
 
 
-def check_unguided(student: Student | None) -> None:
-    """`ValueError` for a student that has its teacher's guidance inside: there is nothing to lead it away from."""
-    if student is not None and student.guidance is not None:
-        raise ValueError(
-            f"this student's guidance is inside (scale {student.guidance:g}, by {student.method!r}): sample it as it"
-            " is, or guide its teacher and distil that"
-        )
+def _range(guidance: Any) -> tuple[float, float]:
+    """The two ends of a range of scales; `ValueError` for what is none."""
+    check_kind("guidance", guidance, Sequence[float])
+    ends = tuple(float(end) for end in guidance)
+    if len(ends) != 2 or not all(map(math.isfinite, ends)) or not ends[0] < ends[1]:
+        raise ValueError(f"guidance must be finite, one scale or a range that rises, got {list(ends)}")
+    return ends[0], ends[1]
 
 
-def default_start(process: Process, data_std: float, reach: float = REACH) -> float:
+def spoken_guidance(guidance: float | Sequence[float]) -> str:
+    """A scale, or a range of them, in words: "2.5", "1 to 4"."""
+    return f"{guidance:g}" if isinstance(guidance, int | float) else " to ".join(f"{end:g}" for end in guidance)
+
+
+def check_unguided(student: Student | None, asked: str = "") -> None:
+    """`ValueError` for a student that has its teacher's guidance inside: there is nothing to lead it away from.
+
+    asked: what cannot be done, by default guidance around it.
+    """
+    if student is None or student.guidance is None:
+        return
+    inside = f"this student's guidance is inside (scale {spoken_guidance(student.guidance)}, by {student.method!r})"
+    if asked:
+        raise ValueError(f"{inside}: {asked}")
+    if isinstance(student.guidance, tuple):
+        raise ValueError(f"{inside}: say its scale, guidance={student.guidance[0]:g}, in place of guiding it again")
+    raise ValueError(f"{inside}: sample it as it is, or guide its teacher and distil that")
+
+
+NO_NEGATIVE = "it leads away from the empty condition alone, and takes no negative prompt ('sun' and 'nasa' do)"
+
+
+def default_start(process: Process, data_std: float, reach: float = REACH, shape: Sequence[int] | None = None) -> float:
     """The time at which a student begins: where sigma / alpha is `reach data_std`, or `t_max` if that is nearer.
 
-    From there on the probability flow loses nothing of the data that it had not lost already.
+    From there on the probability flow loses nothing of the data that it had not lost already. In pictures of more than
+    8 pixels a side, of shape `(..., C, H, W)`, what is larger than a pixel shows through that much more noise as the
+    side is longer, and the ratio grows with it.
     """
-    log_snr = -math.log(reach * data_std)
+    side = math.sqrt(shape[-2] * shape[-1]) if shape is not None and len(shape) >= 3 else SIDE
+    log_snr = -math.log(reach * data_std * max(1.0, side / SIDE))
     return process.t_max if process.log_snr(process.t_max) >= log_snr else process.time(log_snr)

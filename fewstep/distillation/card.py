@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.student import spoken_guidance
 from fewstep.hub.card import model_card
 
 HEADS = ("sampler", "evaluations", "Frechet distance", "precision", "recall", "accuracy", "endpoint error")
@@ -22,7 +23,7 @@ def student_card(model: Denoiser, name: str, rows: Sequence[dict[str, Any]] = ()
     assert student is not None
     what = [f"Distilled by `{student.method}`"]
     what += [f"from `{student.teacher}`"] if student.teacher else []
-    what += [f"with guidance {student.guidance:g} inside"] if student.guidance is not None else []
+    what += [f"with guidance {spoken_guidance(student.guidance)} inside"] if student.guidance is not None else []
     spent = f"{student.iterations:,} iterations, {student.evaluations:,.0f} evaluations of one sample"
     lines = ["", "## How it was made", "", f"{' '.join(what)}: {spent}."]
     lines += ["", *(f"- {note}" for note in notes)] if notes else []

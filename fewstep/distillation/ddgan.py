@@ -121,7 +121,8 @@ class DDGAN(Distiller):
         self._next = torch.cat([self._times[1:], torch.tensor([process.t_zero], dtype=torch.float64)])
         pairs = zip(self._times.tolist(), self._next.tolist(), strict=True)
         self._posterior = torch.tensor([posterior(process, a, b) for a, b in pairs], dtype=torch.float64)
-        self.student = setting.student(**({"latent": self.latent} if self.latent else {}))
+        extras: Any = {"latent": self.latent} if self.latent else {}
+        self.student = setting.student(**extras)
         self.of_critic, self.of_student = sides("non-saturating")
         one = setting.condition(1, torch.Generator().manual_seed(0))
         named = {name: value.to(setting.device) for name, value in one.items()}

@@ -42,6 +42,7 @@ from fewstep.distillation.origin import (
     weights_sum,
 )
 from fewstep.distillation.recipe import DistillRecipe, recipe_of
+from fewstep.distillation.scales import followed
 from fewstep.distillation.stages import in_stages
 from fewstep.distillation.state import DistillState, affordable, planned
 from fewstep.distillation.verdict import said, unseen, verdict
@@ -137,7 +138,8 @@ def distill(
             stages (`fewstep.distillation.recipe`): then the other arguments here hold for all of them, and a length is
             that of all together.
         steps: of the student, by default one, or as many as the method is made for. start: the time whose pure noise it
-            begins from, by default where the noise is 6.7 times the data's standard deviation.
+            begins from, by default where the noise is 6.7 times the data's standard deviation, and in larger pictures than 8
+            pixels a side that much more (`core.student.default_start`).
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         lora: the student is an adapter of this rank on the teacher's own weights, which are then in memory once, in
             place of a copy of them; `fake="lora"`, an option of distribution matching, is for the score of its samples.
@@ -175,7 +177,8 @@ def distill(
         return by_recipe(teacher, asked, data=data, out=out, resume=resume, device=device, progress=progress, tell=tell)
     found, _ = card(method, "distiller")
     build = made("distiller", method, 1, **options)
-    steps = int(found.facts.get("usual_steps", 1)) if steps is None else check_whole("steps", steps, 1)
+    steps = int(found.facts.get("usual_steps", 1)) if steps is None else steps
+    check_whole("steps", steps, 1)
     check_whole("seed", seed, 0)
     if found.facts["steps"] == 1 and steps != 1:
         raise ValueError(f"the student of {method!r} takes one step, not {steps}")
@@ -192,6 +195,7 @@ def distill(
     if lora is not None and student is not None:
         raise ValueError("lora trains an adapter on the teacher's own weights: leave student out")
     base = copy.deepcopy(student) if student is not None else base_of(teacher)
+    teacher = followed(teacher, base)
     if base.shape is None:
         raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
     folder = None if out is None else Path(out)
@@ -259,11 +263,11 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        inside = guidance_of(teacher)
+        inside = guidance_of(teacher, work.student) if work.scale_inside is None else work.scale_inside
         facts = Student(work.kind, method, name, first, work.times(), inside, solver=work.solver)
         notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
         return _run(
-            state, teacher, base, facts, folder, resumed, real,
+            state, work.judged(teacher), base, facts, folder, resumed, real,
             paired=bool(found.facts["pairing"]), opens=(bool(found.facts["data"]) or real is not None) and not chosen,
             every=check_every or max(1, total // 10), stop=on_collapse == "stop", judge=judge, progress=progress,
             tell=tell, clock=clock, notes=notes,

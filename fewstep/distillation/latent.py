@@ -15,8 +15,8 @@ from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.levels import table
 from fewstep.distillation.method import Batch, Setting
 from fewstep.distillation.pairs import AVERAGE, Pairs
+from fewstep.distillation.scales import by_scale, drawn_scales, put_inside, scale_range
 from fewstep.distillation.teacher import step
-from fewstep.guidance.guide import guide
 from fewstep.guidance.guided import SCALE
 
 METHODS = (
@@ -48,31 +48,39 @@ class Skips(Pairs):
     Args:
         levels, stride: n and k, by default 50 and 1, on a table 20. substeps: DDIM's steps within k, a power of two.
         guidance: a scale of classifier-free guidance inside the teacher's steps, 1 for none, or two between which it is
-            drawn. extras: further inputs of the student's network.
+            drawn. told: whether the student is told the scale of such a range, as its condition `guidance`.
+        extras: further inputs of the student's network.
     """
 
     def __init__(
         self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
         average: float = AVERAGE, distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
-        states: str | None = None, extras: Mapping[str, int] | None = None,
+        states: str | None = None, extras: Mapping[str, int] | None = None, told: bool = False,
     ) -> None:  # fmt: skip
         self.times_of = table(setting.process, levels, setting.start)
         steps = len(self.times_of) - 1
         self.stride = (1 if setting.process.table_steps is None else min(STRIDE, steps)) if stride is None else stride
         if not 1 <= self.stride <= steps:
             raise ValueError(f"stride must be 1 to {steps} steps of the teacher's table, got {stride}")
-        self.range = _range(guidance)
-        student = bounded(setting.student(**(extras or {})))
+        self.range, self.told = None if guidance is None else scale_range("guidance", guidance), told
+        if told and self.range is None:
+            raise ValueError("told=True tells the student its scale of guidance: give a range, guidance=[low, high]")
+        student = bounded(setting.student(scales=self.range if told else None, **(extras or {})))
         super().__init__(
             setting, named_distance(distance), student=student, average=average, states=states, substeps=substeps
         )
         if self.range is not None:
-            self.teacher = self._guided()
+            self.teacher = by_scale(self.teacher)
+            self.scale_inside = self.range if told else put_inside(self.range)
 
-    def _guided(self) -> Denoiser:
-        if SCALE in self.teacher.conditions:
-            raise ValueError("the teacher has guidance already: give guidance= or a guided teacher, not both")
-        return guide(self.teacher, "cfg", scale=2.0)  # the scale comes with each call
+    def judged(self, teacher: Denoiser) -> Denoiser:
+        return teacher if self.range is None else by_scale(teacher, sum(self.range) / 2)
+
+    def draw(self, batch: int, generator: torch.Generator) -> Batch:
+        drawn = super().draw(batch, generator)
+        if self.told:
+            drawn["condition"] = drawn["condition"] | {SCALE: drawn["scale"]}
+        return drawn
 
     def rows(self, batch: int, generator: torch.Generator) -> Tensor:
         """The rows (batch,) of the table that pairs begin at."""
@@ -82,8 +90,8 @@ class Skips(Pairs):
         rows = self.rows(batch, generator)
         drawn = self.placed(rows, generator)
         if self.range is not None:
-            low, high = self.range
-            drawn["scale"] = low + (high - low) * self.setting.uniform(batch, generator)
+            scale = drawn_scales(self.range, self.setting.uniform(batch, generator))
+            drawn["scale"] = scale.float() if self.told else scale
         return drawn
 
     def placed(self, rows: Tensor, generator: torch.Generator) -> Batch:
@@ -97,33 +105,26 @@ class Skips(Pairs):
         return step(self.teacher, x, drawn["t"], drawn["s"], condition, substeps=self.substeps)
 
 
-def _range(guidance: float | Sequence[float] | None) -> tuple[float, float] | None:
-    if guidance is None:
-        return None
-    ends = (guidance, guidance) if isinstance(guidance, int | float) else tuple(guidance)
-    if len(ends) != 2 or not 0 <= ends[0] <= ends[1]:
-        raise ValueError(f"guidance must be one scale of at least 0 or a range [low, high], got {guidance!r}")
-    return float(ends[0]), float(ends[1])
-
-
 class Latent(Skips):
     """LCM: `d(f(x_t, t), f-(DDIM(x_t, t, t - k), t - k))` along the teacher's table (Luo et al., Algorithm 1).
 
     Networks without EDM's preconditioning get the paper's boundary scalings (`denoisers.boundary`), which the others
-    have already. The guidance is that of `fs.guide`, of scale `1 + w` in the paper's w; the student is not told the
-    scale. A space of latents is whatever the teacher's process runs in.
+    have already. The guidance is that of `fs.guide`, of scale `1 + w` in the paper's w, drawn in a range where one is
+    given; the student is told the scale, as in the paper, with `told`. A space of latents is whatever the teacher's
+    process runs in.
 
     Args:
-        levels, stride, substeps, guidance: as `Skips`. average: decay of the average that the target's side is, 0 for
-            the student itself. distance: "pseudo-huber", "squared" or "l1".
+        levels, stride, substeps, guidance, told: as `Skips`. average: decay of the average that the target's side is, 0
+            for the student itself. distance: "pseudo-huber", "squared" or "l1".
 
     Raises:
         ValueError: a stride longer than the table, a scale below 0 or a range that falls, guidance of a teacher without
-            a label or caption, or of one that is guided already.
+            a label or caption, or of one that is guided already, a student told a scale that is not in a range.
     """
 
     def __init__(
         self, setting: Setting, levels: int = GRID, stride: int | None = None, substeps: int = 1,
         average: float = AVERAGE, distance: str = "pseudo-huber", guidance: float | Sequence[float] | None = None,
+        told: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(setting, levels, stride, substeps, average, distance, guidance)
+        super().__init__(setting, levels, stride, substeps, average, distance, guidance, told=told)

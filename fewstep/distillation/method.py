@@ -28,7 +28,9 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.adapter import beside, copied, load_trained, network_of, trained
 from fewstep.distillation.given import rows_with
 from fewstep.distillation.memory import demand, too_much
+from fewstep.distillation.scales import Scales, numbers_of, told_scale
 from fewstep.distillation.teacher import Count, Counted
+from fewstep.guidance.guided import SCALE
 from fewstep.guidance.reward import Reward
 from fewstep.networks.embedding import extended
 from fewstep.searching.problem import conditions
@@ -118,22 +120,31 @@ class Setting:
 
     # Models
 
-    def student(self, late: int = 0, **extras: int) -> Denoiser:
+    def student(self, late: int = 0, scales: Scales | None = None, **extras: int) -> Denoiser:
         """A copy of the base that trains. extras: further inputs of its network (`networks.embedding`); with `target`
-        it is a map, and takes the condition `to`; with `latent` it takes that one."""
+        it is a map, and takes the condition `to`; with `latent` it takes that one. scales: the range of the condition
+        `guidance` that it takes."""
         if self.own:
             self.claim(self.base, average=True)
             return self.base.requires_grad_(True)
+        extras |= {SCALE: 1} if scales is not None else {}
         model = self.training(self.base, self.lora, average=True)
         if extras or late:
-            model = self.told_more(model, late, copied=self.lora is None, **extras)
+            tell: Any = getattr(model, "tell_scale", None)
+            if scales is not None and tell is not None and not late and len(extras) == 1:
+                tell(*scales)  # a pipeline
+            else:
+                model = self.told_more(model, late, copied=self.lora is None, scales=scales, **extras)
         if self.first:
             load_trained(trained(model), self.first)
         return model
 
     @staticmethod
-    def told_more(model: Denoiser, late: int = 0, copied: bool = True, **extras: int) -> Denoiser:
-        """The model with further inputs of its network, and the conditions `to` and `latent` that go with them.
+    def told_more(
+        model: Denoiser, late: int = 0, copied: bool = True, scales: Scales | None = None, **extras: int
+    ) -> Denoiser:
+        """The model with further inputs of its network, and the conditions `to`, `latent` and `guidance` that go with
+        them.
 
         Raises:
             ValueError: a network that takes none.
@@ -145,6 +156,8 @@ class Setting:
             model.conditions = {**model.conditions, "to": Time()}
         if "latent" in extras:
             model.conditions = {**model.conditions, "latent": Latent(extras["latent"])}
+        if scales is not None:
+            model.conditions = {**model.conditions, SCALE: told_scale(scales)}
         return model
 
     def training(self, base: Denoiser, lora: int | None, *, average: bool = False, seed: int | None = None) -> Denoiser:
@@ -243,19 +256,26 @@ class Setting:
         rows = rows if self._rows is None else self._rows[rows]
         images, named = data.batch(rows)
         found = self._hide({name: named[name] for name in self.base.conditions if name in named}, batch, generator)
-        return self.base.encode(images, **found).to(self.dtype), found
+        told = {name: value for name, value in self._numbers(batch, generator).items() if name not in found}
+        return self.base.encode(images, **found).to(self.dtype), found | told
 
     def condition(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The teacher's conditions: drawn of those given; else as they come in the data, where those are given, and
-        every label equally often where not."""
+        every label equally often where not; numbers of a known range, such as a scale that is told, evenly in it."""
         rows = torch.randint(len(self.data) if self.data is not None else 2**31, (batch,), generator=generator)
         own = dict[str, Tensor]()
         if self.given:
             which = torch.randint(len(next(iter(self.given.values()))), (batch,), generator=generator)
             own = {name: value[which] for name, value in self.given.items()}
+        own = self._numbers(batch, generator) | own
         found = conditions(self.base, self.data, rows, own)
         asked = self.teacher.conditions  # a student that is given may have more, such as the time to go to
         return self._hide({name: value.cpu() for name, value in found.items() if name in asked}, batch, generator)
+
+    def _numbers(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The numbers of a known range that the base and the teacher are told, drawn; none where there are none."""
+        found = numbers_of(self.base, batch, generator)
+        return {name: value for name, value in found.items() if name in self.teacher.conditions}
 
     def _hide(self, condition: dict[str, Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         hidden = torch.rand(batch, generator=generator) < self.hidden
@@ -302,6 +322,7 @@ class Distiller(abc.ABC):
         players: in the order in which they take their turns in an iteration; "student" is the one that is exported.
         reward: what it raises, of samples as data and their conditions; None where the best weights are those whose
             samples are nearest to the teacher's.
+        scale_inside: the scale that the method itself puts inside the student, or the range that the student is told.
     """
 
     kind: ClassVar[str]
@@ -310,6 +331,7 @@ class Distiller(abc.ABC):
     student: Denoiser
     players: dict[str, Player]
     reward: Reward | None = None
+    scale_inside: float | Scales | None = None
 
     @abc.abstractmethod
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
@@ -318,6 +340,11 @@ class Distiller(abc.ABC):
     def times(self) -> tuple[float, ...] | None:
         """The times at which the student was trained, first to last but without the clean end; None for every time."""
         return None
+
+    def judged(self, teacher: Denoiser) -> Denoiser:
+        """What the student is held against in checks and in the verdict: the teacher, with the guidance that the method
+        puts inside the student."""
+        return teacher
 
     def copies(self) -> list[nn.Module]:
         """Modules whose trained weights the method holds once more at some time, one entry for each time."""

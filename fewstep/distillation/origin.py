@@ -13,6 +13,7 @@ from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.core.student import REACH, default_start
 from fewstep.data.dataset import Dataset
+from fewstep.distillation.scales import Scales, inside
 from fewstep.sampling.build import fixed_plan
 from fewstep.sampling.student import SOLVERS, begun, leaps
 
@@ -41,7 +42,7 @@ def start_of(base: Denoiser, method: Method, data_std: float) -> float:
     """Where a student begins: one that is given, where it began before; else as far as the method reaches."""
     if base.student is not None and base.student.first is not None:
         return base.student.first
-    return default_start(base.process, data_std, float(method.facts.get("start", REACH)))
+    return default_start(base.process, data_std, float(method.facts.get("start", REACH)), base.shape)
 
 
 def layers_of(teacher: Denoiser) -> list[Denoiser]:
@@ -53,8 +54,11 @@ def has_network(base: Denoiser) -> bool:
     return isinstance(getattr(base, "network", None), nn.Module)
 
 
-def guidance_of(teacher: Denoiser) -> float | None:
-    """The scale of the guidance around a teacher's network, which ends up inside the student."""
+def guidance_of(teacher: Denoiser, student: Denoiser | None = None) -> float | Scales | None:
+    """The scale of the guidance around a teacher's network, which ends up inside the student; the range of it that the
+    student is told, where it is."""
+    if student is not None and (told := inside(student)) is not None:
+        return told
     scales = (getattr(layer, "scale", None) for layer in layers_of(teacher) if isinstance(layer, Wrapper))
     return next((float(scale) for scale in scales if isinstance(scale, int | float)), None)
 

@@ -55,7 +55,8 @@ def noisy(setting: Setting, drawn: Batch) -> Tensor:
     if "x0" in drawn:
         return setting.noised(drawn["x0"], drawn["eps"], t)
     x, start = setting.begin(drawn["z"]), setting.times(setting.start, len(t))
-    return step(setting.teacher, x, start, t, drawn["condition"], order=2, substeps=WALK)
+    known = {name: value for name, value in drawn["condition"].items() if name in setting.teacher.conditions}
+    return step(setting.teacher, x, start, t, known, order=2, substeps=WALK)
 
 
 @contextmanager

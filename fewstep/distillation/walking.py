@@ -75,7 +75,7 @@ class Walk(Distiller):
         self.last = self.distance if last in (None, "features") else named_distance(str(last))
         self.features = _features(setting, needed=last == "features") if by_features else None
         self.counts, self.varies = sorted({setting.steps, *counts}), bool(counts)
-        self.student = setting.student(**({"share": 1} if self.varies else {}))
+        self.student = setting.student(share=1) if self.varies else setting.student()
         if self.varies and isinstance(self.student, NetworkDenoiser):
             self.student.conditions = {**self.student.conditions, "share": Number(0.0, 1.0, 1.0)}
         self.fine = stretches(setting, evaluations * setting.steps).tolist()

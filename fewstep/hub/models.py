@@ -149,6 +149,9 @@ class _Opening:
             model.plan = Plan.load(folder / PLAN)
         if folder is not None and (folder / STUDENT).is_file():
             model.student = Student.from_config(json.loads(read_text(folder / STUDENT)))
+            if isinstance(scales := model.student.guidance, tuple):
+                told: Any = model
+                told.tell_scale(*scales)
         return model
 
     def _around(self, pipeline: Any) -> Denoiser:

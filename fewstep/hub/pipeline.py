@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fewstep.conditions.number import Number
 from fewstep.conditions.prompt import complete
 from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser
@@ -132,6 +133,20 @@ class PipelineDenoiser(Denoiser):
         """From the folder in which the pipeline was saved."""
         pipeline = open_pipeline(options["pipeline"], getattr(torch, options["dtype"]))
         return cls(pipeline, options["size"], long_prompts=options.get("long_prompts", False))
+
+    def tell_scale(self, low: float, high: float) -> None:
+        """Lets the network take a scale of guidance in a range, as the condition `guidance`, by default its middle.
+
+        Raises:
+            ValueError: a family whose networks have no such input.
+        """
+        if (tell := getattr(self.family, "tell", None)) is None:
+            raise ValueError(
+                f"the network of a {self.kind} has no input for a scale of guidance that a student could be told: give"
+                " one scale, or leave telling it out"
+            )
+        tell(self.network)
+        self.conditions = {**self.conditions, "guidance": Number(low, high, (low + high) / 2)}
 
     def _latents(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
         """The latents' shape for a size in pixels."""

@@ -15,6 +15,7 @@ from fewstep.core.methods import Method
 from fewstep.hub.long_prompts import attended, in_windows, measured, quietly, windows
 from fewstep.hub.needs import check_unet, check_width
 from fewstep.networks.blocks import stage_blocks
+from fewstep.networks.common import zeroed
 from fewstep.networks.surgery import Block
 
 METHODS = (
@@ -37,6 +38,8 @@ METHODS = (
         facts={"pipelines": ("StableDiffusionXLPipeline",)},
     ),
 )
+
+SCALE_WIDTH = 256  # of the embedding of a scale, as LCM's networks have it
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -89,6 +92,21 @@ class StableDiffusion:
 
     def _attended(self, text: Tensor) -> Tensor | None:
         return attended(text, self.limit) if self.long else None
+
+    def tell(self, network: nn.Module) -> None:
+        """Gives a network the input for a scale of guidance that diffusers' distilled ones have (`time_cond_proj_dim`);
+        it changes no answer yet."""
+        if self.distilled:
+            return
+        told: Any = network
+        embedding = told.time_embedding
+        weight = embedding.linear_1.weight
+        made = zeroed(nn.Linear(SCALE_WIDTH, embedding.linear_1.in_features, bias=False))
+        embedding.cond_proj = made.to(weight.device, weight.dtype)
+        # What is listed as a default is taken for one when it is read again.
+        usual = [name for name in told.config.get("_use_default_values", ()) if name != "time_cond_proj_dim"]
+        told.register_to_config(time_cond_proj_dim=SCALE_WIDTH, _use_default_values=usual)
+        self.distilled = SCALE_WIDTH
 
     def _guidance(self, x: Tensor, condition: Mapping[str, Tensor]) -> Tensor | None:
         if not self.distilled:

@@ -185,7 +185,9 @@ class Served:
                 check_unguided(self.base.student)
                 raise ValueError("guidance needs a model that is conditioned on a label or a caption; this one is not")
             found[SCALE] = float(wanted.guidance)
-        if wanted.negative is not None:
+        if wanted.negative is not None and "negative" in self.base.conditions:
+            found["negative"] = wanted.negative
+        elif wanted.negative is not None:
             if "negative_text" not in self.model.conditions:
                 raise ValueError("negative is a caption to keep away from, and this model reads none")
             if wanted.guidance is None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,21 @@ def test_an_interrupted_run_goes_on(folder, tmp_path, capsys, monkeypatch):
     assert "student, 1 step " in capsys.readouterr().out
 
 
+def test_a_student_that_is_told_its_scale_and_its_use(folder, tmp_path, capsys):
+    images = np.random.default_rng(0).uniform(-1, 1, (12, 4, 4, 1)).astype(np.float32)
+    np.savez("drawn.npz", images=images, labels=np.arange(12) % 3, value_range=(-1.0, 1.0))
+    words = ["--method", "guided", "--option", "scales=[1, 4]", "--data", "drawn.npz"]
+    words += ["--iterations", "2", "--batch", "4"]
+    assert run(["distill", folder, *words, "--out", "told", "--on-collapse", "go on"]) == 0
+    model = fs.load(tmp_path / "told")
+    assert model.student.guidance == (1.0, 4.0) and model.plan.nfe == 8
+    sample = ["sample", "told", "-n", "2", "--label", "1", "--steps", "3", "--out"]
+    assert run([*sample, "w.png", "--guidance", "2.5"]) == 0
+    assert "3 evaluations planned and 3 made" in capsys.readouterr().out
+    assert run([*sample, "no.png", "--guidance", "9"]) == 2
+    assert "guidance 9 is outside 1 to 4, for which this student was trained" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_one_line(folder, tmp_path, capsys):
     def refused(*words):
         assert run(["distill", *words]) == 2
@@ -129,6 +145,8 @@ def test_what_is_wrong_is_one_line(folder, tmp_path, capsys):
     assert "nothing to resume" in refused("--resume", "--out", "none")
     assert "give --resume and --out alone" in refused("--resume", "--out", "none", "--steps", "2")
     assert "unknown distiller" in refused(folder, "--method", "kdd")
+    assert "--option takes NAME=VALUE" in refused(folder, "--option", "scales")
+    assert "leave --option out" in refused("digits-1", "--option", "pairs=3", "--out", "two")
     assert "takes one step, not 2" in refused(folder, "--method", "kd", "--steps", "2", "--out", "two")
     assert not (tmp_path / "two").exists()
     assert "there is no model folder" in refused("nowhere/of/model", "--out", "two")

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pytest
+import torch
+
+from fewstep.conditions.number import Number
+from fewstep.core.student import Student
+from fewstep.denoisers.boundary import Boundary
+from fewstep.denoisers.folder import save_model
+from fewstep.networks.embedding import extended
+from tests.cli.conftest import tiny
+
 
 def test_sampling_under_methods(fewstep, folder, tmp_path):
     words = ["sample", folder, "--label", "3", "-n", "2", "--nfe", "2", "--out", "threes.png"]
@@ -54,3 +65,41 @@ def test_a_search_for_guidance_says_how_to_take_it(fewstep, folder):
     ):
         code, _, err = fewstep(*words, *given)
         assert code == 2 and message in err, err
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A student that is told its scale, within a wrapper."""
+    model = tiny()
+    model.network = extended(model.network, guidance=1)
+    with torch.no_grad():
+        for parameter in model.network.embedding.extra.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.conditions = {**model.conditions, "guidance": Number(1.0, 4.0, 2.5)}
+    model.student = Student("denoiser", "guided", "tiny", guidance=(1.0, 4.0))
+    return save_model(Boundary(model).eval(), tmp_path_factory.mktemp("models") / "told")
+
+
+def test_a_student_is_told_its_scale_in_one_pass(fewstep, told, tmp_path):
+    words = ["sample", told, "--label", "3", "-n", "2", "--nfe", "2", "--force", "--json", "--out"]
+    pictures = {}
+    for name, given in (("usual", []), ("2.5", ["--guidance", "2.5"]), ("4", ["--guidance", "4"])):
+        code, out, err = fewstep(*words, tmp_path / f"{name}.npz", *given)
+        assert code == 0, err
+        facts, scale = json.loads(out), float(given[1]) if given else None
+        assert facts["actual_nfe"] == 2 and facts["guidance"] == scale
+        with np.load(tmp_path / f"{name}.npz") as found:
+            pictures[name] = found["images"]
+    assert (pictures["usual"] == pictures["2.5"]).all() and (pictures["4"] != pictures["2.5"]).any()
+    for given, message in (
+        (["--guidance", "9"], "guidance 9 is outside 1 to 4, for which this student was trained"),
+        (["--negative", "blurry"], "takes no negative prompt ('sun' and 'nasa' do)"),
+        (["--guidance", "2", "--negative", "blurry"], "takes no negative prompt ('sun' and 'nasa' do)"),
+        (["--guide", "cfg:scale=2"], "this student's guidance is inside (scale 1 to 4, by 'guided')"),
+    ):
+        code, _, err = fewstep(*words, tmp_path / "no.npz", *given)
+        assert code == 2 and message in err, err
+    code, out, err = fewstep("evaluate", told, "-n", "8", "--nfe", "1", "--guidance", "3", "--json")
+    assert code == 0, err
+    code, _, err = fewstep("evaluate", told, "-n", "8", "--nfe", "1", "--guidance", "0.5")
+    assert code == 2 and "guidance 0.5 is outside 1 to 4" in err

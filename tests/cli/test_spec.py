@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.cli.spec import read_spec
+from fewstep.cli.spec import read_option, read_spec
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_it_does_not(text):
         read_spec(text, "--guide")
     with pytest.raises(ValueError, match="gives scale twice"):
         read_spec("cfg:scale=2,scale=3", "--guide")
+
+
+def test_an_option_of_its_own():
+    assert read_option("scales=[1, 4]") == ("scales", [1, 4]) and read_option("on-start=yes") == ("on_start", "yes")
+    for wrong in ("scales", "=2"):
+        with pytest.raises(ValueError, match=f"--option takes NAME=VALUE, got '{wrong}'"):
+            read_option(wrong)

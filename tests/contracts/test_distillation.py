@@ -29,6 +29,7 @@ from fewstep.core.student import KINDS, Student, default_start
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.denoisers.folder import load_model, save_model
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.distillation.adapter import merged
 from fewstep.distillation.distill import plan_of
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
@@ -179,6 +180,8 @@ def test_students_sample_save_and_load(method, what, process, tmp_path, tmp_path
     work = state.method
     assert work.kind in KINDS and work.kind == method.facts["student"] and math.isfinite(state.means()["loss"])
     student, teacher, setting = state.averaged(), teacher_of(what, process), work.setting
+    if setting.lora is not None:
+        student = merged(student)
     plan = plan_of(process, work.kind, setting.steps, setting.start, work.times(), work.solver)
     assert plan.nfe == setting.steps
     x = Noise(3).normal(0, (8, *SHAPES[what]), "cpu", torch.float32)

@@ -12,12 +12,14 @@ from fewstep.distillation.distances import pseudo_huber
 from fewstep.distillation.latent import Latent
 from fewstep.distillation.levels import grid
 from fewstep.distillation.method import Setting
+from fewstep.distillation.pairs import noisy
 from fewstep.distillation.teacher import jump, step
 from fewstep.guidance.guide import guide
 from fewstep.processes.discrete import Discrete
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
+from tests.distillation.regressions import work_of
 
 
 def test_pairs_on_a_grid_k_apart_the_last_to_the_clean_end():
@@ -141,3 +143,26 @@ def test_it_learns():
     before = distance(method)
     train(method, 600, 128)
     assert distance(method) < before / 3
+
+
+def test_a_student_that_is_told_the_scale_of_its_pairs():
+    method = work_of("lcm", VP(), guidance=(1.0, 4.0), told=True, levels=10)
+    assert method.scale_inside == (1.0, 4.0) and "guidance" in method.student.conditions
+    batch = method.setting.mine(method.draw(6, torch.Generator().manual_seed(1)))
+    scale = batch["condition"]["guidance"]
+    assert torch.equal(scale, batch["scale"]) and len(scale.unique()) == 6
+    x, label = noisy(method.setting, batch), batch["condition"]["label"]
+    guided = guide(method.setting.teacher, "cfg", scale=1.0)
+    by_hand = jump(VP(), x, batch["t"], batch["s"], guided(x, batch["t"], label=label, guidance=scale).x0)
+    assert torch.equal(method.reached(x, batch), by_hand)
+    with torch.no_grad():
+        for parameter in method.student.model.network.embedding.extra.parameters():
+            parameter.add_(0.3)
+    made = [method.student(x, batch["t"], label=label, guidance=told).x0 for told in (scale, scale + 1)]
+    assert float((made[0] - made[1]).detach().abs().max()) > 1e-3
+    untold = work_of("lcm", VP(), guidance=(1.0, 4.0), levels=10)
+    assert untold.scale_inside == 2.5 and "guidance" not in untold.student.conditions
+    with pytest.raises(ValueError, match="told=True tells the student its scale of guidance: give a range"):
+        work_of("lcm", VP(), told=True)
+    with pytest.raises(ValueError, match="needs a range"):
+        work_of("lcm", VP(), told=True, guidance=2.0)
