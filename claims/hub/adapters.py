@@ -61,8 +61,8 @@ def fast(seed: int) -> Path:
     """The file of an acceleration adapter."""
     model, std = shapes(), float(shapes().data_std)
     own = Setting(
-        guide(model, "cfg", scale=GUIDANCE), model, default_start(model.process, std, shape=model.shape), EVALUATIONS, ITERATIONS,
-        open_data("shapes"), data_std=std, batch=BATCH, ema=AVERAGE, seed=seed, lora=RANK,
+        guide(model, "cfg", scale=GUIDANCE), model, default_start(model.process, std, shape=model.shape), EVALUATIONS,
+        ITERATIONS, open_data("shapes"), data_std=std, batch=BATCH, ema=AVERAGE, seed=seed, lora=RANK,
     )  # fmt: skip
     work = made("distiller", "lcm", 1)(own)
     state = DistillState(work, {}, seed=seed, batch=BATCH, accelerator=None)

@@ -31,7 +31,7 @@ METHODS = (
             "student": "jump",
             "data": True,
             "pairing": False,
-            "players": ("critic", "student"),
+            "players": ("discriminator", "student"),
             "steps": "any",
             "usual_steps": 4,
             "small": {"latent": 2, "lazy": 2},
@@ -129,7 +129,7 @@ class DDGAN(Distiller):
         judge = setting.training(setting.base, None)
         self.judge = Pairs(judge, setting.shape, features, named, setting.data_std, setting.seed)
         self.players = {
-            "critic": setting.player(self.judge, self._critic_loss, lr=critic_lr),
+            "discriminator": setting.player(self.judge, self._critic_loss, lr=critic_lr),
             "student": setting.player(self.student, self._loss, average=True),
         }
         for player in self.players.values():

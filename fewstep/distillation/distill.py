@@ -138,8 +138,8 @@ def distill(
             stages (`fewstep.distillation.recipe`): then the other arguments here hold for all of them, and a length is
             that of all together.
         steps: of the student, by default one, or as many as the method is made for. start: the time whose pure noise it
-            begins from, by default where the noise is 6.7 times the data's standard deviation, and in larger pictures than 8
-            pixels a side that much more (`core.student.default_start`).
+            begins from, by default where the noise is 6.7 times the data's standard deviation, and in pictures of more
+            than 8 pixels a side that much further out (`core.student.default_start`).
         student: what to train a copy of, in place of the teacher's network; needed where the teacher has none.
         lora: the student is an adapter of this rank on the teacher's own weights, which are then in memory once, in
             place of a copy of them; `fake="lora"`, an option of distribution matching, is for the score of its samples.

@@ -28,7 +28,7 @@ METHODS = (
             "student": "jump",
             "data": True,
             "pairing": False,
-            "players": ("critic", "student"),
+            "players": ("discriminator", "student"),
             "steps": "any",
             # Within its margins a hinge says nothing of a bias: a fast critic leaves them.
             "small": {"levels": [0.3, 0.7], "distil": 0.5, "critic_lr": 0.5},
@@ -81,7 +81,7 @@ class LADD(Distiller):
         if gan:
             every = list(blocks_of(setting.base)) if features is None else features
             self.critic = Adversary(setting, every, "hinge")
-            self.players["critic"] = setting.player(self.critic.heads, self._critic_loss, lr=critic_lr)
+            self.players["discriminator"] = setting.player(self.critic.heads, self._critic_loss, lr=critic_lr)
         self.players["student"] = setting.player(self.student, self._loss, average=True)
         for player in self.players.values():
             player.betas = BETAS
