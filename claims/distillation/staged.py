@@ -1,7 +1,7 @@
 """Claims of distillation in stages: on digits, one adapter through all stages, beside one of the same evaluations.
 
-The recipe is that of `fewstep/recipes/shapes-hyper.toml`: consistency in ever fewer segments, the reward of samples of
-1 to 8 steps, and the score of one-step samples. Its reward on digits is the log-probability of the class asked for, by
+The recipe is that of `fewstep/recipes/shapes-hyper.toml`: consistency in ever fewer segments, the score of one-step
+samples, and the reward of samples of 1 to 8 steps. Its reward on digits is the log-probability of the class asked for, by
 the classifier that also reads the samples: what the reward stage gains in accuracy says that the gradient arrives, and
 the Frechet distances what that costs.
 """
@@ -31,8 +31,8 @@ COUNTS = (1, 2, 4, 8)
 Stage = tuple[str, float, float, tuple[tuple[str, Any], ...]]  # method, share of the evaluations, rate, options
 HYPER: tuple[Stage, ...] = (
     ("tscd", 0.7, 1e-3, ()),
-    ("reward", 0.1, 3e-4, (("reward", "digit"), ("counts", COUNTS), ("kind", "jump"))),
     ("dmd2", 0.2, 3e-4, (("gan", 0.0), ("fake", "lora"))),
+    ("reward", 0.1, 3e-4, (("reward", "digit"), ("counts", COUNTS), ("kind", "jump"))),
 )
 SINGLE: tuple[Stage, ...] = (("lcm", 1.0, 1e-3, ()),)
 ABOUT = f"embedded digits, an adapter of rank {RANK}, {BUDGET:,} evaluations, {N} samples"
@@ -119,8 +119,8 @@ CLAIMS: tuple[Claim, ...] = (
            _beside_one(steps, unit))
       for what, unit in (("has a better law", FRECHET), ("draws more of the classes asked for", ACCURACY))
       for steps in COUNTS),
-    *(slow("reward", f"as a second stage it raises the accuracy of {steps} step{'s' if steps > 1 else ''}",
-           _beside_before(1, steps, ACCURACY)) for steps in COUNTS),
-    slow("reward", "as a second stage it improves the law of one step as well", _beside_before(1, 1, FRECHET)),
-    slow("dmd2", "as a last stage it improves the law of one step", _beside_before(2, 1, FRECHET)),
+    slow("dmd2", "as a second stage it improves the law of one step", _beside_before(1, 1, FRECHET)),
+    *(slow("reward", f"as a last stage it raises the accuracy of {steps} step{'s' if steps > 1 else ''}",
+           _beside_before(2, steps, ACCURACY)) for steps in COUNTS),
+    slow("reward", "as a last stage it improves the law of one step as well", _beside_before(2, 1, FRECHET)),
 )  # fmt: skip

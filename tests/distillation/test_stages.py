@@ -8,8 +8,9 @@ import torch
 import fewstep as fs
 from fewstep.distillation import distill as module
 from fewstep.distillation.distill import run_recipe
-from fewstep.distillation.recipe import DistillRecipe
+from fewstep.distillation.recipe import DistillRecipe, with_more
 from fewstep.distillation.stages import STAGES, recipe_of_run
+from fewstep.training.recipes import recipe_path
 
 KD = {"name": "kd", "pairs": 40, "plan": "ddim"}
 TRAIN = {"iterations": 8, "batch": 8, "check_every": 2, "on_collapse": "go on"}
@@ -166,3 +167,25 @@ def test_adapter_conditions_and_precision_of_a_recipe_are_those_of_the_call(fold
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         recipe_of_run(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("shapes-hyper", ["tscd", "dmd2", "reward"]),
+        ("shapes-bagel", ["guided", "tscd", "dmd2", "ladd", "reward"]),
+    ],
+)
+def test_the_recipes_of_shapes_run_through_all_their_stages(name, methods, monkeypatch):
+    monkeypatch.setattr(module, "CHECKED", 12)
+    monkeypatch.setattr(module, "CHECK_NFE", 2)
+    train = {"iterations": 20, "batch": 2, "check_every": 100, "on_collapse": "go on"}
+    recipe = with_more(DistillRecipe.read(recipe_path(name)).to_dict(), {"train": train})
+    made = run_recipe(DistillRecipe.from_dict(recipe))
+    assert [stage["method"] for stage in made.figures["stages"]] == methods
+    assert made.model.student.kind == "jump" and made.plan.nfe == 1
+    if name == "shapes-hyper":  # one adapter for every number of steps
+        assert made.adapter is not None and fs.sample(made.model, 1, text="a circle", steps=8).shape == (1, 3, 32, 32)
+    else:
+        assert made.model.student.guidance == (1.0, 4.0)
