@@ -1,9 +1,9 @@
 """Claims of distillation in stages: on digits, one adapter through all stages, beside one of the same evaluations.
 
 The recipe is that of `fewstep/recipes/shapes-hyper.toml`: consistency in ever fewer segments, the score of one-step
-samples, and the reward of samples of 1 to 8 steps. Its reward on digits is the log-probability of the class asked for, by
-the classifier that also reads the samples: what the reward stage gains in accuracy says that the gradient arrives, and
-the Frechet distances what that costs.
+samples, and the reward of samples of 1 to 8 steps. Its reward on digits is the log-probability of the class asked for,
+by the classifier that also reads the samples: what the reward stage gains in accuracy says that the gradient arrives,
+and the Frechet distances what that costs.
 """
 
 from __future__ import annotations
