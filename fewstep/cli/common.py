@@ -41,7 +41,9 @@ Guidance = Annotated[
     float | None, typer.Option(help="Scale of classifier-free guidance: 1 is none, more follows more closely.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
-Negative = Annotated[str | None, typer.Option(help="A caption to steer away from (with --guidance or --guide).")]
+Negative = Annotated[
+    str | None, typer.Option(help="A caption to steer away from (with --guidance, --guide or --nasa).")
+]
 Size = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")
 ]
