@@ -259,7 +259,8 @@ def distill(
             total = planned(resumed) if resumed else affordable(state, seconds)
         setting.iterations = job["iterations"] = total
         name = str(recipe["teacher"]["model"]) if recipe else ""
-        facts = Student(work.kind, method, name, first, work.times(), guidance_of(teacher))
+        inside = guidance_of(teacher) if work.inside is None else work.inside
+        facts = Student(work.kind, method, name, first, work.times(), inside)
         notes = [f"It was trained for {k} {v} alone." for k, v in (conditions or {}).items()]
         return _run(
             state, teacher, base, facts, folder, resumed, real,

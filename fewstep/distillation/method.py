@@ -288,6 +288,7 @@ class Distiller(abc.ABC):
         players: in the order in which they take their turns in an iteration; "student" is the one that is exported.
         reward: what it raises, of samples as data and their conditions; None where the best weights are those whose
             samples are nearest to the teacher's.
+        inside: the scale of the guidance that it puts into the student; None where that is the teacher's own.
     """
 
     kind: ClassVar[str]
@@ -295,6 +296,7 @@ class Distiller(abc.ABC):
     student: Denoiser
     players: dict[str, Player]
     reward: Reward | None = None
+    inside: float | None = None
 
     @abc.abstractmethod
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
