@@ -176,6 +176,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "compose": lambda make: make(base(), [base(data_std=0.7), {"label": 2}], [1.0, 0.5, -0.25], [0.5, 0.25, 0.25]),
     "factorized": lambda make: make(base(), [("low-1", {"label": 1}), ("high-1", {})], (1, PICTURE)),
     "diffusehigh": lambda make: make(base(), PICTURE, 2),
+    "by-condition": lambda make: make([base(), base(data_std=0.7)], [[0, 2], [1]]),
     "autoguidance": lambda make: make(base(), base(data_std=0.7), 2.5),
     "slg": lambda make: make(base(), 1.5, ["mid.res0"]),
     "pag": lambda make: make(attentive(), 1.5, ["mid.attn"]),
