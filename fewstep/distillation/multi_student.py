@@ -14,6 +14,7 @@ from fewstep.conditions.text import Text
 from fewstep.core.arguments import shown
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method, made
+from fewstep.data.dataset import Dataset
 from fewstep.denoisers.by_condition import ByCondition, check_parts, nearest, word_counts
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.adapter import load_trained, trained
@@ -207,7 +208,7 @@ class Parting:
             raise ValueError(f"several students share out classes, and this model {what}: parts is {shown(parts)}")
         name, text = found[Text]
         data = setting.opened()
-        rows = rows_with(data, setting.given) if setting.given else torch.arange(min(len(data), ROWS))
+        rows = rows_with(data, setting.given) if setting.given else _some(data)
         captions = data.batch(rows)[1][name]
         counts = word_counts(captions, len(text.vocabulary))
         _check_count(parts, len(counts.unique(dim=0)), "different captions")
@@ -221,7 +222,7 @@ class Parting:
     def _classes(setting: Setting, count: int, classes: int) -> list[list[int]]:
         """So many parts of the classes, by k-means of their mean pictures."""
         _check_count(count, classes, "classes")
-        images, named = setting.opened().batch(torch.arange(min(len(setting.opened()), ROWS)))
+        images, named = setting.opened().batch(_some(setting.opened()))
         labels = named["label"]
         if lost := [label for label in range(classes) if not bool((labels == label).any())]:
             raise ValueError(f"the data have no picture of class {lost[0]}: give the parts as lists of classes")
@@ -240,6 +241,11 @@ class Parting:
     def joined(self, students: Sequence[Denoiser]) -> ByCondition:
         """All of them as one."""
         return ByCondition(students, self.parts, self.centres)
+
+
+def _some(data: Dataset) -> Tensor:
+    """Rows from all over the data, which may be in the order of their labels."""
+    return torch.linspace(0, len(data) - 1, min(len(data), ROWS), dtype=torch.float64).long()
 
 
 def _as_they_are(rows: Tensor) -> Tensor:
