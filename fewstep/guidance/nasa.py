@@ -98,7 +98,7 @@ class Nasa(Wrapper):
         away = {name: condition.pop(key) for key, name in self.named.items() if self.takes and key in condition}
         if not self.alpha:
             return ask(self.model, x, t, memory, condition)
-        away = away or self._known(x.shape[0], x.device)
+        away = away or self._known(x.device)
         model: Any
         if isinstance(self.model.conditions["text"], Prompt):
             # After the caption's own tokens, so that they go through the same layers on their way to attention.
@@ -110,7 +110,7 @@ class Nasa(Wrapper):
             model = less_words(self.model, away["text"], self.alpha)
         return ask(model, x, t, memory, condition)
 
-    def _known(self, batch: int, device: torch.device) -> dict[str, Tensor]:
+    def _known(self, device: torch.device) -> dict[str, Tensor]:
         """What it was made to keep away from: one row where it is one caption, so that it serves any rows of a call."""
         if self._usual is None or self._usual[0] != device:
             rows = len(self.negative) if self.each else 1
