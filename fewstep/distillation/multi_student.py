@@ -117,6 +117,11 @@ class MultiStudent(Distiller):
             raise ValueError("several students have weights of their own: leave lora out")
         self.setting, self.warm, self.judged = setting, warm, judged
         self.parting = Parting(setting, parts)
+        if setting.batch // setting.share[1] < len(self.parting.given):
+            raise ValueError(
+                f"a batch (of each process) has at least one sample for each of the {len(self.parting.given)} students,"
+                f" got {setting.batch // setting.share[1]}"
+            )
         options: dict[str, Any] = {"ratio": ratio, "gan": gan, "classify": classify, "features": features}
         options |= {"adversarial": adversarial, "fake": fake}
         self.methods = [
@@ -173,11 +178,9 @@ class MultiStudent(Distiller):
 
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
         count = len(self.methods)
-        if batch < count:
-            raise ValueError(f"a batch has at least one sample for each of the {count} students, got {batch}")
         drawn: Batch = {}
         for number, method in enumerate(self.methods):
-            size = batch // count + (number < batch % count)
+            size = max(1, batch // count + (number < batch % count))
             own = method.draw(size, generator)
             if self.warm and "x0" not in own:
                 own["x0"], own["condition"] = method.setting.real(size, generator)

@@ -170,5 +170,8 @@ def test_what_it_refuses():
     whole = built("msd", parts=PARTS).setting
     with pytest.raises(ValueError, match="several students have weights of their own: leave lora out"):
         made("distiller", "msd", 1, parts=PARTS)(Setting(whole.base, whole.base, 2.5, data=points(), lora=2))
-    with pytest.raises(ValueError, match="a batch has at least one sample for each of the 2 students, got 1"):
-        built("msd", parts=PARTS).draw(1, torch.Generator())
+    small = Setting(whole.base, whole.base, 2.5, data=points(), batch=2)
+    with pytest.raises(
+        ValueError, match=r"a batch \(of each process\) has at least one sample for each of the 3 students"
+    ):
+        made("distiller", "msd", 1, parts=[[0], [1], [2]])(small)
