@@ -43,7 +43,8 @@ Guidance = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="The caption of every sample, for models that read one.")]
 Negative = Annotated[
-    str | None, typer.Option(help="A caption to steer away from (with --guidance, --guide or a student that reads it).")
+    str | None,
+    typer.Option(help="A caption to steer away from (with --guidance, --guide, --nasa or a student that reads it)."),
 ]
 Size = Annotated[
     str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of a diffusers model's pictures: 512x768, or 512.")

@@ -27,6 +27,7 @@ def drawing(
     negative: str | None = None,
     guidance: float | None = None,
     guide: Sequence[str] | None = None,
+    nasa: float | None = None,
     steer: str | None = None,
     reward: str | None = None,
     cache: str | None = None,
@@ -67,7 +68,7 @@ def drawing(
     read = _pictures(base, start_file, mask_file, strength)
     one = {"text": list(prompts)} if prompts else {}
     base.check_condition(asked | one | read, max(1, len(prompts)), base.device)
-    opened = cached(guides.guided(base, guidance, negative, guide), cache)
+    opened = cached(guides.guided(base, guidance, negative, guide, nasa), cache)
     start, share = None, 1.0
     if start_file is not None and "picture" not in base.conditions:
         opened, start, share = _start(base, opened, start_file, mask_file, strength)

@@ -23,6 +23,13 @@ Guide = Annotated[
         help="A method of guidance ('fewstep methods --kind guidance'), as cfg:scale=4,clamp; several by repeating it.",
     ),
 ]
+Nasa = Annotated[
+    float | None,
+    typer.Option(
+        metavar="ALPHA",
+        help="Take so much of what attention reads of --negative away, in one pass: students take it too, as 0.3.",
+    ),
+]
 Steer = Annotated[
     str | None,
     typer.Option(
@@ -41,27 +48,36 @@ RewardName = Annotated[
 
 
 def guided(
-    model: Denoiser, guidance: float | None, negative: str | None = None, guides: Sequence[str] | None = None
+    model: Denoiser,
+    guidance: float | None,
+    negative: str | None = None,
+    guides: Sequence[str] | None = None,
+    nasa: float | None = None,
 ) -> Denoiser:
-    """The model under classifier-free guidance of a scale, and under methods as `--guide` names them; a model that is
-    told its scale is told this one, in one pass."""
+    """The model under NASA of an alpha and classifier-free guidance of a scale, and under methods as `--guide` names
+    them; a model that is told its scale is told this one, in one pass."""
     from fewstep.core.methods import find
     from fewstep.core.student import NO_NEGATIVE, check_unguided
     from fewstep.guidance.guide import guide
 
+    if nasa is not None and negative is None:
+        raise ValueError("--nasa takes away what is read of another caption: give --negative as well")
     if guidance is not None and model.student is not None and "guidance" in model.conditions:
         model, guidance = _told(model, guidance), None
-    if negative is not None and "negative" in model.conditions:
+    if negative is not None and nasa is None and "negative" in model.conditions:
         check_reads(model, negative, "--negative")
         model, negative = _away(model, negative), None
-    if negative is not None and not guides:
+    if negative is not None and nasa is None and not guides:
         check_unguided(model.student, NO_NEGATIVE)
-    asked: list[tuple[str, dict[str, Any]]] = [] if guidance is None else [("cfg", {"scale": guidance})]
+    asked: list[tuple[str, dict[str, Any]]] = [] if nasa is None else [("nasa", {"alpha": nasa})]
+    asked += [] if guidance is None else [("cfg", {"scale": guidance})]
     asked += [read_spec(text, "--guide") for text in guides or ()]
     if negative is not None:
         takes = [k for k, (name, _) in enumerate(asked) if "negative" in signature(find(name, "guidance")).parameters]
         if not takes:
-            raise ValueError("--negative is what guidance keeps away from: give --guidance or --guide cfg as well")
+            raise ValueError(
+                "--negative is what guidance keeps away from: give --guidance, --nasa or --guide cfg as well"
+            )
         check_reads(model, negative, "--negative")
         asked[takes[0]][1].setdefault("negative", negative)
     for name, options in asked:

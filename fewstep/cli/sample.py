@@ -40,6 +40,7 @@ def sample(
     negative: common.Negative = None,
     guidance: common.Guidance = None,
     guide: guides.Guide = None,
+    nasa: guides.Nasa = None,
     steer: guides.Steer = None,
     reward: guides.RewardName = None,
     cache: Cache = None,
@@ -101,6 +102,7 @@ def sample(
         fewstep sample digits -n 64 --label 3 --steps 8 --solver unipc --timesteps karras --out threes.png
         fewstep sample shapes -n 16 --prompt "a green triangle above a red square" --guidance 2 --out scenes.png
         fewstep sample shapes --prompt "a red circle" --guide cfg:scale=4,clamp -n 16 --out circles.png
+        fewstep sample shapes --prompt "a circle" --negative red --nasa 0.3 -n 16 --out not-red.png
         fewstep sample shapes --steer fk:particles=16,strength=30 --reward "soft-caption=a large red circle" -n 4
         fewstep sample shapes --prompt "a red circle" --steps 20 --cache deepcache:interval=2,order=2 -n 16
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
@@ -117,8 +119,8 @@ def sample(
     total = count * max(1, len(said))
     asked: dict[str, Any] = {
         "model": model, "n": count, "batch": BATCH, "label": label, "prompts": said, "negative": negative,
-        "guidance": guidance, "guide": guide, "steer": steer, "reward": reward, "cache": cache, "solver": solver,
-        "base_model": base, "base_steps": base_steps,
+        "guidance": guidance, "guide": guide, "nasa": nasa, "steer": steer, "reward": reward, "cache": cache,
+        "base_model": base, "base_steps": base_steps, "solver": solver,
         "steps": steps, "timesteps": timesteps, "nfe": nfe, "plan": plan_file and str(plan_file),
         "init": init and str(init), "strength": strength, "mask": mask and str(mask), "brownian": brownian,
         "seed": seed, "seeds": seeds, "device": device, "dtype": dtype, "size": size, "download": download,
@@ -156,6 +158,7 @@ def sample(
     optional = {
         "negative": negative,
         "guide": guide,
+        "nasa": nasa,
         "steer": steer,
         "reward": reward,
         "cache": cache,

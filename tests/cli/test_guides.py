@@ -24,11 +24,26 @@ def test_sampling_under_methods(fewstep, folder, tmp_path):
         (["--guide", "cgf"], "did you mean 'cfg'"),
         (["--guide", "cfg:scal=2"], "did you mean 'scale'"),
         (["--guide", "cfg:scale=2,"], "--guide takes METHOD"),
-        (["--negative", "blurry"], "give --guidance or --guide cfg as well"),
+        (["--negative", "blurry"], "give --guidance, --nasa or --guide cfg as well"),
+        (["--nasa", 0.3], "takes away what is read of another caption: give --negative as well"),
+        (["--nasa", 0.3, "--negative", "blurry"], "reads no captions"),
         (["--negative", "blurry", "--guide", "cfg"], "reads no captions"),
     ):
         code, _, err = fewstep(*words, "--force", *given)
         assert code == 2 and message in err, err
+
+
+def test_sampling_away_from_words_in_one_pass(fewstep, captioned):
+    words = ["sample", captioned, "--prompt", "a square", "--negative", "red", "-n", 2, "--steps", 2]
+    made = {}
+    for given in (["--nasa", 0.3], ["--guide", "nasa:alpha=0.3"], ["--nasa", 0], ["--nasa", 0.3, "--guidance", 2]):
+        code, out, err = fewstep(*words, *given, "--out", "x.npz", "--force", "--json")
+        assert code == 0 and json.loads(out)["planned_nfe"] == 2, err
+        made[" ".join(map(str, given))] = np.load("x.npz")["images"]
+    first, second, none, both = made.values()
+    assert (first == second).all() and (first != none).any() and (both != first).any()
+    code, _, err = fewstep("sample", captioned, "--prompt", "a square", "--negative", "red", "--nasa", -1)
+    assert code == 2 and "alpha must be at least 0" in err
 
 
 def test_sampling_steered_by_particles(fewstep, folder):

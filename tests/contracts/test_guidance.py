@@ -6,11 +6,12 @@ Its rows are those of the contract of wrappers. Facts: `linear`, the rule is the
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
-from contracts.test_wrappers import SHAPE, WRAPPERS, Model, asked, made
+from contracts.test_wrappers import CAPTIONED, SHAPE, WRAPPERS, Model, asked, made
 from torch import Tensor
 
 import fewstep as fs
@@ -24,8 +25,8 @@ F64 = torch.float64
 class Spoken(Model):
     """The model, its answers in a kind of choice."""
 
-    def __init__(self, kind: str = "v") -> None:
-        super().__init__()
+    def __init__(self, kind: str = "v", captions: bool = False) -> None:
+        super().__init__(captions=captions)
         self.kind = kind
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Any:
@@ -33,9 +34,14 @@ class Spoken(Model):
         return answer if self.kind == answer.kind else Prediction(answer.to(self.kind), self.kind, x, t, self.process)
 
 
-@pytest.fixture(scope="module")
-def model() -> Spoken:
-    return Spoken().eval()
+@functools.cache
+def spoken(captions: bool) -> Spoken:
+    return Spoken(captions=captions).eval()
+
+
+@pytest.fixture
+def model(name: str) -> Spoken:
+    return spoken(name in CAPTIONED)
 
 
 def states(n: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -48,7 +54,7 @@ def test_a_linear_rule_is_the_same_in_every_kind(name, model):
     with torch.no_grad():
         wanted = (wrapped := made(name, model))(x, t, **asked(wrapped, x)).x0
         for kind in ("x0", "eps"):
-            other = made(name, Spoken(kind).eval())
+            other = made(name, Spoken(kind, name in CAPTIONED).eval())
             torch.testing.assert_close(other(x, t, **asked(other, x)).x0, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -67,7 +73,7 @@ def test_each_sample_is_answered_alone(name, model):
 @pytest.mark.parametrize("kind", ["v", "eps"])
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_finite_where_alpha_or_sigma_is_zero(name, kind):
-    wrapped, x = made(name, Spoken(kind).eval()), states(2)
+    wrapped, x = made(name, Spoken(kind, name in CAPTIONED).eval()), states(2)
     for t in (wrapped.process.t_zero, wrapped.process.t_max):
         assert bool(torch.isfinite(wrapped(x, torch.tensor(float(t)), **asked(wrapped, x)).value).all())
 

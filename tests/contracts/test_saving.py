@@ -14,7 +14,9 @@ from torch import nn
 import fewstep as fs
 from fewstep.caching.clockwork import Adaptor
 from fewstep.conditions.label import Label
+from fewstep.conditions.negative import Negative
 from fewstep.conditions.picture import Picture
+from fewstep.conditions.text import Text
 from fewstep.core.config import built, config
 from fewstep.core.methods import find, methods
 from fewstep.data.pyramid import Pyramid
@@ -67,6 +69,11 @@ def base(**options: Any) -> NetworkDenoiser:
 
 def attentive() -> NetworkDenoiser:
     return NetworkDenoiser(unet(attention=(4,)), VP(), "v", (2, 4, 4), {"label": Label(3)})
+
+
+def captioned() -> NetworkDenoiser:
+    network = unet(attention=(4,), classes=None, vocabulary=3, captions=2)
+    return NetworkDenoiser(network, VP(), "v", (2, 4, 4), {"text": Text(("a", "red", "circle"), 2)})
 
 
 def referred() -> NetworkDenoiser:
@@ -169,12 +176,15 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "compose": lambda make: make(base(), [base(data_std=0.7), {"label": 2}], [1.0, 0.5, -0.25], [0.5, 0.25, 0.25]),
     "factorized": lambda make: make(base(), [("low-1", {"label": 1}), ("high-1", {})], (1, PICTURE)),
     "diffusehigh": lambda make: make(base(), PICTURE, 2),
+    "by-condition": lambda make: make([base(), base(data_std=0.7)], [[0, 2], [1]]),
     "autoguidance": lambda make: make(base(), base(data_std=0.7), 2.5),
     "slg": lambda make: make(base(), 1.5, ["mid.res0"]),
     "pag": lambda make: make(attentive(), 1.5, ["mid.attn"]),
     "seg": lambda make: make(attentive(), 1.5),
     "sag": lambda make: make(attentive(), 1.5, 0.9),
     "blur": lambda make: make(base(), 1.5),
+    "nasa": lambda make: make(captioned(), ["red", "a circle", "red"], 0.5),
+    "sun-adapter": lambda make: shaken(make(captioned(), 1.0, 4.0)),
     "power": lambda make: make(base(), 1.5),
     "nag": lambda make: make(base(noise_dropout=0.2), 0.5),
     "lacon": lambda make: make(base(), unet(channels=8, classes=None, out=1), PICTURE[:1], ["mid.res1"], 0.5),
@@ -183,12 +193,18 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def numbers(kind: Any, n: int) -> torch.Tensor:
+    """Labels, or captions of a word each."""
+    found, kind = torch.arange(n) % 3, kind.of if isinstance(kind, Negative) else kind
+    return torch.nn.functional.pad(found[:, None], (0, kind.length - 1)) if isinstance(kind, Text) else found
+
+
 def answers(model: Any, n: int = 3) -> list[torch.Tensor]:
     """The values at a few times, with what stands beside them, and samples."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, *model.shape, generator=generator)
     given = {
-        name: torch.randn(n, *kind.shape, generator=generator) if isinstance(kind, Picture) else torch.arange(n) % 3
+        name: torch.randn(n, *kind.shape, generator=generator) if isinstance(kind, Picture) else numbers(kind, n)
         for name, kind in model.conditions.items()
         if not isinstance(kind, Region)  # what is known by itself
     }

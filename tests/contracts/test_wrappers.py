@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.conditions.label import Label
 from fewstep.conditions.number import Number
+from fewstep.conditions.text import Text
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.facts import Facts
 from fewstep.core.memory import Memory, ask
@@ -39,7 +40,7 @@ from fewstep.processes.vp import VP
 from fewstep.sampling.build import plan
 
 # Not those that are for one network alone, which their own tests have.
-NETWORKS = (None, "transformer")  # a wrapper of another network has tests of its own
+NETWORKS = (None, "transformer", "captions")  # a wrapper of another network has tests of its own
 WRAPPERS = {c.name: c for c in methods() if c.facts.get("wraps") and c.facts.get("network") in NETWORKS}
 SHAPE = (2, 4, 6)
 PICTURE, MASK = torch.linspace(-1, 1, 2 * 8 * 12).reshape(2, 8, 12), torch.zeros(8, 12)
@@ -99,6 +100,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "seg": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 2.0, 0.0)),
     "sag": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
     "blur": (lambda make, model: make(model, 2.0), lambda make, model: make(model, 0.0)),
+    "nasa": (lambda make, model: make(model, "red", 0.5), lambda make, model: make(model, "red", 0.0)),
     "power": (lambda make, model: make(model, 1.5), lambda make, model: make(model, 1.0)),
     "nag": (
         lambda make, model: make(model, 1.0, null=Other(model)),
@@ -180,10 +182,11 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
 GUIDANCE = {name for name, row in EXAMPLES.items() if row is GUIDED}
 CACHES = [name for name, card in WRAPPERS.items() if card.kind == "cache" and card.facts.get("keeps", True)]
 DIVIDED = [name for name, card in WRAPPERS.items() if card.kind == "parallel"]  # nor do these do anything outside a run
+CAPTIONED = {name for name, card in WRAPPERS.items() if card.facts.get("network") == "captions"}
 ALONE = itertools.product((*CACHES, *DIVIDED), repeat=2)
-REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE), *ALONE}
+REFUSED = {("fixed", "fixed"), *(("fixed", name) for name in GUIDANCE | CAPTIONED), *ALONE}
 TRANSFORMERS = {name for name, card in WRAPPERS.items() if card.facts.get("network") == "transformer"}
-UNETS = {"deepcache", "clockwork", "encoder-propagation", "lacon"}  # whose rows name what only a UNet has
+UNETS = CAPTIONED | {"deepcache", "clockwork", "encoder-propagation", "lacon"}  # whose rows name what only a UNet has
 # All that are refused, and a quarter of the other pairs, by a checksum of their names: each wrapper comes inside and
 # outside of some ten others.
 PAIRS = [
@@ -200,13 +203,15 @@ PAIRS = [
 class Model(Denoiser):
     """A latent model with every fact set, a spread beside its answers, and blocks that can be left out."""
 
-    def __init__(self, network: nn.Module | None = None) -> None:
+    def __init__(self, network: nn.Module | None = None, captions: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.process, self.shape, self.conditions = VP(), SHAPE, {"label": Label(3)}
+        self.conditions |= {"text": Text(("a", "red", "circle"), 3)} if captions else {}
         self.value_range, self.data, self.data_std = (-1.0, 1.0), "digits", 0.7
         unet = functools.partial(UNet, channels=2, size=(4, 6), width=(8, 16), blocks=1, attention=(2,), classes=3)
-        self.network = unet() if network is None else network
+        words = {"vocabulary": 3, "captions": 3} if captions else {}
+        self.network = unet(**words) if network is None else network
         with torch.no_grad():
             for parameter in self.network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -272,6 +277,8 @@ def fewer_weights(model: Denoiser) -> Denoiser:
 def base_of(*names: str) -> Denoiser:
     """A model that these wrappers go around: their cards say where they need a transformer."""
     transformer = DiT(channels=2, size=(4, 6), patch=2, width=8, depth=4, classes=3)
+    if CAPTIONED.intersection(names):
+        return Model(captions=True)
     return Model(transformer if TRANSFORMERS.intersection(names) and names[0] not in UNETS else None)
 
 
@@ -285,8 +292,8 @@ def asked(model: Denoiser, x: Tensor) -> dict[str, Tensor]:
 
 
 @functools.cache
-def shared(transformer: bool) -> Denoiser:
-    return base_of(*sorted(TRANSFORMERS)[: int(transformer)], "cfg").eval()
+def shared(transformer: bool, captions: bool = False) -> Denoiser:
+    return base_of(*sorted(TRANSFORMERS)[: int(transformer)], *sorted(CAPTIONED)[: int(captions)], "cfg").eval()
 
 
 @pytest.fixture
@@ -294,7 +301,8 @@ def model(request: pytest.FixtureRequest) -> Denoiser:
     """The model that the test's wrappers go around."""
     params = getattr(request.node, "callspec", None)
     names = [] if params is None else [params.params[key] for key in ("name", "inner", "outer") if key in params.params]
-    return shared(bool(names and TRANSFORMERS.intersection(names) and names[0] not in UNETS))
+    captions = bool(CAPTIONED.intersection(names))
+    return shared(bool(names and TRANSFORMERS.intersection(names) and names[0] not in UNETS), captions)
 
 
 @pytest.fixture
@@ -316,7 +324,7 @@ def test_shape_dtype_class_and_what_is_said_beside_are_kept(name, dtype, times, 
     assert answer.value.shape == x.shape and answer.value.dtype == dtype and answer.kind == base.kind
     assert type(answer) is SpreadPrediction and answer.fraction.shape == x.shape
     assert answer.x is x and answer.t is t and answer.process is model.process
-    if name not in ("masked", "token-merging"):  # which change the network, and so the spread
+    if name not in ("masked", "token-merging", "nasa"):  # which change the network, and so the spread
         torch.testing.assert_close(answer.fraction, base.fraction, rtol=1e-5, atol=2e-6)
 
 
@@ -416,7 +424,7 @@ def test_nothing_is_read_from_the_device(name, model, x):
 def test_two_of_them_keep_what_each_keeps(inner, outer, model, x):
     if (inner, outer) in REFUSED:
         with pytest.raises(
-            ValueError, match="unconditional|needs a model that is conditioned|is cached already|divided"
+            ValueError, match="unconditional|needs a model that is conditioned|is cached already|divided|no words"
         ):
             made(outer, made(inner, model))
         return
