@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -117,6 +117,40 @@ class Drawn(Dataset):
 
     def std(self) -> float:
         return float(self.images.double().std(correction=0))
+
+
+@dataclass(frozen=True)
+class Frames(Dataset):
+    """The frames of clips (T, C, H, W) as pictures, each with what goes with its clip: row r is frame r % T of clip
+    r // T. `raw` is empty."""
+
+    clips: Dataset = field(kw_only=True)
+
+    def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        found = self.batch(torch.arange(len(self))[rows] if isinstance(rows, slice) else rows)
+        return found[0], found[1].get("label")
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        length = self.clips.spec.shape[0]
+        images, named = self.clips.batch(rows // length)
+        return images[torch.arange(len(rows)), rows % length], named
+
+    @property
+    def images(self) -> Tensor:
+        return self.clips.images.flatten(0, 1)
+
+    def std(self) -> float:
+        return self.clips.std()
+
+
+def frames_of(clips: Dataset) -> Frames:
+    """The frames of clips. Raises ValueError for data that are no clips."""
+    spec = clips.spec
+    if len(spec.shape) != 4:
+        raise ValueError(f"the data {spec.name!r} has samples of {spec.shape}, which are no clips (T, C, H, W)")
+    length, *shape = spec.shape
+    still = replace(spec, shape=tuple(shape), n=spec.n * length)
+    return Frames(still, torch.empty(0, *shape), class_names=clips.class_names, clips=clips)
 
 
 def classes_of(labels: Iterable[int], source: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.methods import Method
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import Dataset, frames_of
 from fewstep.data.open import open_data
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.discriminator import Discriminator, sides
@@ -74,7 +74,7 @@ def opened_stills(stills: str | Dataset | None, setting: Setting) -> Dataset:
     found = setting.opened() if stills is None else open_data(stills) if isinstance(stills, str) else stills
     if found.spec.shape[-3:] != setting.shape[-3:]:
         raise ValueError(f"frames are {setting.shape[-3:]}, the stills {found.spec.name!r} are {found.spec.shape[-3:]}")
-    return found
+    return frames_of(found) if len(found.spec.shape) == 4 else found
 
 
 class MotionConsistency(Skips):
@@ -133,20 +133,13 @@ class MotionConsistency(Skips):
         if self.gan:
             rows = torch.randint(len(self.stills), (batch,), generator=generator)
             drawn["frame"] = torch.randint(setting.shape[0], (batch,), generator=generator)
-            drawn["still"] = self._stills(rows, drawn["frame"])
+            drawn["still"] = self.stills[rows][0].to(setting.dtype)
             drawn["level"] = at_shares(
                 setting.process, setting.start, LOW + (HIGH - LOW) * setting.uniform(batch, generator)
             )
             noises = (setting.noise(batch, generator), setting.noise(batch, generator))
             drawn["eps_made"], drawn["eps_still"] = (one_frame(eps, drawn["frame"]) for eps in noises)
         return drawn
-
-    def _stills(self, rows: Tensor, frame: Tensor) -> Tensor:
-        """Pictures of some rows; of clips one frame each."""
-        images = self.stills[rows][0]
-        if images.ndim == 5:
-            images = one_frame(images, frame % images.shape[1])
-        return images.to(self.setting.dtype)
 
     @torch.no_grad()
     def own(self, drawn: Batch) -> Tensor:
