@@ -90,7 +90,7 @@ class Animate(Skips):
         self.prefix = f"{path}." if path else ""
         kept = dict(network.named_parameters())
         self.plain = {name: kept[name].detach().clone() for name in self.deltas()}  # weights without the adapter
-        self.f = self.online
+        self.f = self.online  # type: ignore[assignment]  # called as the student is, with the adapter's weights
         self.shares = [0.0]  # of the adapter on the target's side, by iteration on clips
         adapter, clips = self.pictures.players["student"], setting.player(self.student, self.loss, average=True)
         adapter.lr, adapter.average = clips.lr, None

@@ -86,8 +86,7 @@ class MotionConsistency(Skips):
     is also trained where it will be used (the paper's mixed trajectories).
 
     "learned" are patterns over time, orthonormal and without the mean, that a player turns to where the two sides
-    differ most. The paper's learned projection goes down the student's own loss, which one without a constraint could
-    end by seeing nothing.
+    differ most: a projection that went down the student's own loss could end it by seeing nothing.
 
     Args:
         motion: "raw", "difference", "low", "high", "correlation" or "learned". stills: of the discriminator
