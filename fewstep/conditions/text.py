@@ -16,6 +16,8 @@ from fewstep.core.methods import Method
 
 METHODS = (Method("text", claim="a caption of a vocabulary's words, or none", use="Text"),)
 
+MOTION = "moving"  # the word of captions of clips that those of pictures do not have
+
 
 @dataclass(frozen=True)
 class Text:
@@ -45,6 +47,8 @@ class Text:
         words = caption.lower().replace(",", " ").split()
         if len(words) > self.length:
             raise ValueError(f"a caption has at most {self.length} words, got {len(words)}: {caption!r}")
+        if MOTION in words and MOTION not in self._index:
+            raise ValueError(f"{caption!r} asks for motion, but this model makes still pictures: leave {MOTION!r} out")
         for word in words:
             if word not in self._index:
                 raise suggest("word", word, self.vocabulary)

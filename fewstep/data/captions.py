@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.conditions.text import MOTION
 from fewstep.core.errors import suggest
 from fewstep.core.methods import Method
 
@@ -129,6 +130,8 @@ def parse(caption: str) -> Spec:
 
 def _words(caption: str) -> Sequence[str]:
     words = caption.lower().replace(",", " ").split()
+    if MOTION in words:
+        raise ValueError(f"{caption!r} asks for motion, but these are still pictures: leave {MOTION!r} out")
     for word in words:
         if word not in ID:
             close = str(suggest("word", word, VOCABULARY[1:])).partition(": known")[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ SPLITS = ("train", "validation", "all")
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a data set is: its name, the shape of one sample (C, H, W), the range its values lie in, the number of
-    classes (None without labels), the number of samples, and the words of its captions (None without them)."""
+    """What a data set is: its name, the shape of one sample, (C, H, W) or (T, C, H, W) of a clip, the range its values
+    lie in, the number of classes (None without labels), the number of samples, and the words of its captions (None
+    without them)."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,9 +99,10 @@ MOST = 10_000  # rows that stand for the whole of a drawn data set, where all ar
 
 @dataclass(frozen=True)
 class Drawn(Dataset):
-    """Captioned images drawn on demand. `raw` is empty; `images` are those of the first 10,000 rows."""
+    """Captioned images drawn on demand. `raw` is empty; `images` are those of the first `most` rows."""
 
     draw: Callable[[Tensor], tuple[Tensor, Tensor]] = field(kw_only=True)
+    most: int = field(default=MOST, kw_only=True)
 
     def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         return self.draw(torch.arange(len(self))[rows] if isinstance(rows, slice) else rows)[0], None
@@ -111,10 +113,44 @@ class Drawn(Dataset):
 
     @property
     def images(self) -> Tensor:
-        return self[slice(0, MOST)][0]
+        return self[slice(0, self.most)][0]
 
     def std(self) -> float:
-        return float(self[slice(0, MOST)][0].double().std(correction=0))
+        return float(self.images.double().std(correction=0))
+
+
+@dataclass(frozen=True)
+class Frames(Dataset):
+    """The frames of clips (T, C, H, W) as pictures, each with what goes with its clip: row r is frame r % T of clip
+    r // T. `raw` is empty."""
+
+    clips: Dataset = field(kw_only=True)
+
+    def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        found = self.batch(torch.arange(len(self))[rows] if isinstance(rows, slice) else rows)
+        return found[0], found[1].get("label")
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        length = self.clips.spec.shape[0]
+        images, named = self.clips.batch(rows // length)
+        return images[torch.arange(len(rows)), rows % length], named
+
+    @property
+    def images(self) -> Tensor:
+        return self.clips.images.flatten(0, 1)
+
+    def std(self) -> float:
+        return self.clips.std()
+
+
+def frames_of(clips: Dataset) -> Frames:
+    """The frames of clips. Raises ValueError for data that are no clips."""
+    spec = clips.spec
+    if len(spec.shape) != 4:
+        raise ValueError(f"the data {spec.name!r} has samples of {spec.shape}, which are no clips (T, C, H, W)")
+    length, *shape = spec.shape
+    still = replace(spec, shape=tuple(shape), n=spec.n * length)
+    return Frames(still, torch.empty(0, *shape), class_names=clips.class_names, clips=clips)
 
 
 def classes_of(labels: Iterable[int], source: str) -> int:
@@ -136,7 +172,7 @@ def classes_of(labels: Iterable[int], source: str) -> int:
 
 def check_size(name: str, shape: tuple[int, ...], size: int | tuple[int, int] | None) -> None:
     """`ValueError` for any size but the one in which a data set comes."""
-    height, width = shape[1:]
+    height, width = shape[-2:]
     if size not in (None, (height, width), height if height == width else None):
         raise ValueError(f"{name} comes as {height}x{width}, not as {size!r}: leave size out")
 

@@ -181,8 +181,8 @@ def held_out(spec: Spec) -> bool:
     return bool(held_pair[(pairs == torch.tensor([kind[0], RELATIONS.index(relation), kind[1]])).all(1)].any())
 
 
-def _uniform(rows: Tensor, key: tuple[int, int]) -> Tensor:
-    """(B, 20) float64 in [0, 1), a function of each row number and the key."""
+def uniform(rows: Tensor, key: tuple[int, int]) -> Tensor:
+    """(B, 20) float64 in [0, 1), a function of each row number (B,) int64 and the key."""
     block = torch.arange(_WORDS // 4).unsqueeze(0)
     rows = rows.unsqueeze(1)
     words = philox((block, torch.zeros(1, 1, dtype=torch.int64), rows & 0xFFFFFFFF, rows >> 32), key)
@@ -215,7 +215,7 @@ def _draw(rows: Tensor, split: str) -> tuple[Scenes, Tensor]:
         raise suggest("split", split, _KEYS)
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool or bool((rows < 0).any()):
         raise ValueError(f"rows must be (B,) whole numbers from 0, not {tuple(rows.shape)} of {rows.dtype}")
-    u = _uniform(rows.long().cpu(), _KEYS[split])
+    u = uniform(rows.long().cpu(), _KEYS[split])
     singles, pairs, held_single, held_pair = _combinations()
     if split == "train":
         held_single, held_pair = ~held_single, ~held_pair
@@ -311,7 +311,7 @@ def render_specs(specs: Sequence[Spec], seed: int = 0) -> Tensor:
     """
     if not specs or seed < 0:
         raise ValueError(f"give at least one spec and a seed from 0, not {len(specs)} and {seed}")
-    u = _uniform(torch.arange(len(specs)), (seed & 0xFFFFFFFF, 4 + (seed >> 32)))
+    u = uniform(torch.arange(len(specs)), (seed & 0xFFFFFFFF, 4 + (seed >> 32)))
     asked = indices(specs)
     size = torch.where(asked.size < 0, (u[:, 3:5] < 0.5).long(), asked.size)
     where = torch.where(asked.where < 0, (u[:, 2] * len(PLACES)).long(), asked.where)

@@ -50,9 +50,9 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor) -> Tensor:
-    if x.ndim != 4:
-        raise ValueError(f"the features 'blocks' are of pictures (B, C, H, W), not {tuple(x.shape)}")
-    return functional.adaptive_avg_pool2d(x, 8).flatten(1)
+    if x.ndim not in (4, 5):
+        raise ValueError(f"the features 'blocks' are of pictures (B, C, H, W) or clips, not {tuple(x.shape)}")
+    return functional.adaptive_avg_pool2d(x.flatten(1, -3), 8).flatten(1)
 
 
 def _digits(x: Tensor) -> Tensor:

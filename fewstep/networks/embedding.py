@@ -185,12 +185,16 @@ class Embedding(nn.Module):
             return out
         if label is None:
             label = torch.full((batch,), self.classes, device=out.device)
-        elif label.shape != (batch,) or label.is_floating_point() or label.dtype == torch.bool:
+        self.check_label(label, batch)
+        return out + self.label(label)
+
+    def check_label(self, label: Tensor, batch: int) -> None:
+        """ValueError unless labels are one whole number for each sample."""
+        if label.shape != (batch,) or label.is_floating_point() or label.dtype == torch.bool:
             raise ValueError(
                 f"label must be {batch} integers in 0 to {self.classes} ({self.classes} means no label), "
                 f"got shape {tuple(label.shape)} of {label.dtype}"
             )
-        return out + self.label(label)
 
 
 def early_blocks(network: nn.Module) -> int:

@@ -47,11 +47,18 @@ METHODS = (
 )
 
 
-def _levels(levels: nn.ModuleList) -> list[nn.ModuleDict]:
+def levels_of(levels: nn.ModuleList) -> list[nn.ModuleDict]:
+    """The levels of a side of a UNet, 0 the finest."""
     return [level for level in levels if isinstance(level, nn.ModuleDict)]
 
 
-def _norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+def _steps(index: int, modules: nn.ModuleDict) -> list[str]:
+    """The blocks of a level that run between two of its skips."""
+    return [name for name in (f"res{index}", f"attn{index}", f"time{index}") if name in modules]
+
+
+def norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """Group norm of up to eight groups that divide the channels."""
     return nn.GroupNorm(math.gcd(channels, 8), channels, affine=affine)
 
 
@@ -76,10 +83,10 @@ class Residual(nn.Module):
     def __init__(self, channels: int, out: int, embedding: int, dropout: float, experts: int = 1) -> None:
         super().__init__()
         self.experts = experts
-        self.norm1 = _norm(channels)
+        self.norm1 = norm(channels)
         self.conv1 = _convolution(channels, out, embedding, experts)
         self.modulation = nn.Linear(embedding, 2 * out)
-        self.norm2 = _norm(out, affine=False)
+        self.norm2 = norm(out, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _convolution(out, out, embedding, experts)
         for parameter in (self.conv2.weight, self.conv2.bias):
@@ -100,7 +107,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, words: int | None = None) -> None:
         super().__init__()
         self.heads = head_count(channels)
-        self.norm = _norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.words = None if words is None else nn.Linear(words, 2 * channels)
         self.core = Attend()
@@ -220,7 +227,7 @@ class UNet(nn.Module):
             self.mid["attn"] = self._attention(before)
         self.mid["res1"] = Residual(before, before, self.embedding_width, dropout, count)
         self.up = nn.ModuleList(up)
-        self.last_norm = _norm(self.width[0])
+        self.last_norm = norm(self.width[0])
         self.last = zeroed(nn.Conv2d(self.width[0], self.out_channels * patch**2, 3, padding=1))
         able = self.skippable
         for name in dict.fromkeys(self.drop):
@@ -283,10 +290,10 @@ class UNet(nn.Module):
         }
 
     def _walk(self) -> Iterator[tuple[str, int, nn.Module]]:
-        for level, modules in enumerate(_levels(self.down)):
+        for level, modules in enumerate(levels_of(self.down)):
             yield from ((f"down.{level}.{name}", level, module) for name, module in modules.items())
         yield from ((f"mid.{name}", len(self.width) - 1, module) for name, module in self.mid.items())
-        for level, modules in reversed(list(enumerate(_levels(self.up)))):
+        for level, modules in reversed(list(enumerate(levels_of(self.up)))):
             yield from ((f"up.{level}.{name}", level, module) for name, module in modules.items())
 
     def config(self) -> dict[str, Any]:
@@ -336,22 +343,20 @@ class UNet(nn.Module):
             raise ValueError("this network was built without a picture (picture=0), but y was given")
         folded = F.pixel_unshuffle(x, self.patch)
         hidden, skips = self.first(torch.cat([folded, grid(folded)], dim=1) if self.places else folded), []
-        for modules in _levels(self.down):
+        for modules in levels_of(self.down):
             for index in range(self.blocks_per_level):
-                if f"res{index}" in modules:
-                    hidden = modules[f"res{index}"](hidden, next(told))
-                if f"attn{index}" in modules:
-                    hidden = modules[f"attn{index}"](hidden, next(told))
+                for name in _steps(index, modules):
+                    hidden = modules[name](hidden, next(told))
                 skips.append(hidden)
             if "down" in modules:
                 hidden = modules["down"](hidden, next(told))
         for module in self.mid.values():
             hidden = module(hidden, next(told))
-        for modules in reversed(_levels(self.up)):
+        for modules in reversed(levels_of(self.up)):
             for index in range(self.blocks_per_level):
-                hidden = modules[f"res{index}"](torch.cat([hidden, skips.pop()], dim=1), next(told))
-                if f"attn{index}" in modules:
-                    hidden = modules[f"attn{index}"](hidden, next(told))
+                hidden = torch.cat([hidden, skips.pop()], dim=1)
+                for name in _steps(index, modules):
+                    hidden = modules[name](hidden, next(told))
             if "up" in modules:
                 hidden = modules["up"](hidden, next(told))
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(hidden))), self.patch)

@@ -19,8 +19,10 @@ def recipe_for(source: str, spec: DataSpec, size: int | tuple[int, int] | None =
     they exist. Of 250 pictures or more the last tenth is held out and measured.
 
     Raises:
-        ValueError: pictures whose sides cannot be folded into levels by a power of two.
+        ValueError: clips, and pictures whose sides cannot be folded into levels by a power of two.
     """
+    if len(spec.shape) != 3:
+        raise ValueError(f"{source!r} has samples of {spec.shape}, no pictures: train it by a recipe of its own")
     height, width = spec.shape[1:]
     patch = 1
     while min(height, width) // patch > FINEST and height % (2 * patch) == 0 and width % (2 * patch) == 0:

@@ -47,6 +47,11 @@ from fewstep.training.weightings import weighting
 
 HYBRID = 0.001  # factor of the bound beside the simple loss (iDDPM, section 3.1)
 # Two ways to state the same: the section that names the method, and the older key.
+FURTHER = (  # what data may have beside pictures of one kind, and the argument of a network that takes it
+    ("captions (data.captions = true)", "vocabulary"),
+    ("pictures (data.coarse)", "picture"),
+    ("clips", "frames"),
+)
 TWICE = (
     ("levels", "noise_levels", "importance", False),
     ("distance", "train", "multiscale", 0),
@@ -212,14 +217,15 @@ class Recipe:
         """
         made = _network_class(self.network)
         arguments, taken = options_of(self.network), inspect.signature(made).parameters
-        height, width = spec.shape[1:]
+        *frames, channels, height, width = spec.shape
         size: int | list[int] = height if height == width else [height, width]
-        needed = {"channels": spec.shape[0], "size": size, "classes": spec.classes if self.data.labels else None}
-        needed |= {"out": 2 * spec.shape[0]} if self.denoiser.doubles else {}
-        needed |= {"picture": spec.shape[0]} if self.data.coarse else {}
+        needed = {"channels": channels, "size": size, "classes": spec.classes if self.data.labels else None}
+        needed |= {"frames": frames[0]} if frames else {}
+        needed |= {"out": 2 * channels} if self.denoiser.doubles else {}
+        needed |= {"picture": channels} if self.data.coarse else {}
         if self.data.captions and spec.text is not None:
             needed |= {"vocabulary": len(spec.text.vocabulary), "captions": spec.text.length}
-        for what, key in (("captions (data.captions = true)", "vocabulary"), ("pictures (data.coarse)", "picture")):
+        for what, key in FURTHER:
             if key in needed and key not in taken:
                 raise ValueError(f"a network {self.network['name']!r} takes no {what}")
         for key, value in needed.items():

@@ -34,6 +34,7 @@ from fewstep.distillation.distill import plan_of
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
 from fewstep.networks.mlp import MLP
+from fewstep.networks.temporal import TemporalUNet
 from fewstep.networks.unet import UNet
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
@@ -43,7 +44,8 @@ from fewstep.training.run import accelerated
 from tests.sampled import sampled
 
 CLASSES, BATCH, ITERATIONS, HALF = 3, 6, 5, 3
-SHAPES = {"points": (2,), "pictures": (2, 4, 4)}
+SHAPES = {"points": (2,), "pictures": (2, 4, 4), "clips": (3, 2, 4, 4)}
+KINDS_OF_SAMPLES = ("points", "pictures")  # of methods for any; those whose card says "clips" are tried on clips alone
 PROCESSES = [EDM(), VP(), Flow()]
 METHODS = methods("distiller")
 
@@ -53,15 +55,22 @@ def known(method: Method) -> list[int]:
     return [1] if method.facts["steps"] == 1 else [int(method.facts.get("small_steps", 2))]
 
 
+def seen(method: Method, what: str) -> str:
+    """The samples that a method is tried on in place of others."""
+    return "clips" if method.facts.get("clips") else what
+
+
 @functools.cache
 def teacher_of(what: str, process: Any) -> NetworkDenoiser:
     """A network whose weights are all drawn, so that nothing is hidden behind a layer of zeros."""
     torch.manual_seed(3)
-    network = (
-        MLP((2,), 12, 3, CLASSES)
-        if what == "points"
-        else UNet(channels=2, size=4, width=[8], attention=[4], classes=CLASSES, embedding=8, blocks=1)
-    )
+    small: dict[str, Any] = {
+        "channels": 2, "size": 4, "width": [8], "attention": [4], "classes": CLASSES, "embedding": 8, "blocks": 1
+    }  # fmt: skip
+    if what == "points":
+        network: torch.nn.Module = MLP((2,), 12, 3, CLASSES)
+    else:
+        network = TemporalUNet(**small, frames=3) if what == "clips" else UNet(**small)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -81,6 +90,7 @@ def data_of(what: str) -> Dataset:
 
 
 def work_of(method: Method, what: str, process: Any, **changes: Any) -> Distiller:
+    what = seen(method, what)
     teacher = teacher_of(what, process)
     teacher.requires_grad_(False)
     torch.manual_seed(11)  # of fresh weights
@@ -117,7 +127,7 @@ FINISHED: dict[tuple[str, str, Any], Finished] = {}
 def finished(method: Method, what: str, process: Any, out: Any) -> Finished:
     key = (method.name, what, process)
     if key not in FINISHED:
-        work, teacher = work_of(method, what, process), teacher_of(what, process)
+        work, teacher = work_of(method, what, process), teacher_of(seen(method, what), process)
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
         gradients = {name: watched(player) for name, player in work.players.items()}
         state, folder = state_of(work), out.mktemp("run")
@@ -148,7 +158,7 @@ def watched(player: Player) -> list[Tensor]:
     return totals
 
 
-every = sampled("method, what, process", METHODS, list(SHAPES), PROCESSES)
+every = sampled("method, what, process", METHODS, KINDS_OF_SAMPLES, PROCESSES)
 
 
 @every
@@ -177,7 +187,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(method, what, proc
 @every
 def test_students_sample_save_and_load(method, what, process, tmp_path, tmp_path_factory):
     state = finished(method, what, process, tmp_path_factory).state
-    work = state.method
+    work, what = state.method, seen(method, what)
     assert work.kind in KINDS and work.kind == method.facts["student"] and math.isfinite(state.means()["loss"])
     student, teacher, setting = state.averaged(), teacher_of(what, process), work.setting
     if setting.lora is not None:

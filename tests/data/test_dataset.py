@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fewstep.data import digits
-from fewstep.data.dataset import Dataset, DataSpec, split_rows
+from fewstep.data.dataset import Dataset, DataSpec, frames_of, split_rows
 from fewstep.data.open import open_data
 
 
@@ -84,3 +84,18 @@ def test_both_are_under_one_import():
     from fewstep.data.open import open_data
 
     assert under.Dataset is Dataset and under.DataSpec is DataSpec and under.open_data is open_data
+
+
+def test_frames_of_clips_are_pictures_with_what_goes_with_their_clips():
+    raw = torch.arange(5 * 3 * 1 * 2 * 2.0).view(5, 3, 1, 2, 2)
+    clips = Dataset(DataSpec("clips", (3, 1, 2, 2), (0.0, 60.0), 5, 5), raw, torch.arange(5))
+    stills = frames_of(clips)
+    assert len(stills) == 15 and stills.spec.shape == (1, 2, 2) and torch.equal(stills.images, raw.flatten(0, 1))
+    rows = torch.tensor([14, 0, 4])
+    images, named = stills.batch(rows)
+    assert torch.equal(images, raw.flatten(0, 1)[rows]) and named["label"].tolist() == [4, 0, 1]
+    assert (
+        torch.equal(stills[rows][0], images) and torch.equal(stills[:2][0], raw[0, :2]) and stills.std() == clips.std()
+    )
+    with pytest.raises(ValueError, match="no clips"):
+        frames_of(stills)

@@ -14,7 +14,7 @@ from fewstep.training.recipes import FOLDER, recipe_names, recipe_path
 
 def test_every_embedded_model_has_its_recipe():
     assert set(embedded()) <= set(recipe_names())
-    alone = {"digits-map", "shapes-bagel", "shapes-hyper", "shapes-outline"}
+    alone = {"digits-map", "moving", "shapes-bagel", "shapes-hyper", "shapes-outline"}
     assert set(recipe_names()) - set(embedded()) == alone
     made, student = DistillRecipe.read(recipe_path("digits-1")), load("digits-1").student
     assert (student.teacher, student.method) == (made.teacher["model"], made.stage[0]["name"])
