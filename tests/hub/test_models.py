@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewstep.data.shapes import captions
 from fewstep.denoisers.folder import load_model
+from fewstep.guidance.guide import guide
 from fewstep.hub.models import EMBEDDED, embedded, load, save
 from fewstep.metrics.accuracy import class_accuracy
+from fewstep.metrics.caption_accuracy import caption_accuracy
 from fewstep.sampling.build import plan
 from fewstep.sampling.sample import sample
 
@@ -36,6 +39,16 @@ def test_the_embedded_student_takes_one_evaluation_to_where_its_teacher_leads():
     near, far = (float((x - ends).norm() / ends.norm()) for x in (one, blurred))
     assert near < 0.12 and near < far / 2
     assert class_accuracy(one, labels).value > 0.9
+
+
+def test_the_embedded_student_of_shapes_follows_captions_in_four_evaluations():
+    student = load("shapes-4")
+    assert student.plan.nfe == 4 and student.student.teacher == "shapes" and student.student.guidance == 2
+    assert (EMBEDDED / "shapes-4" / "model.safetensors").stat().st_size <= 3.2e6
+    asked = captions(torch.arange(2000, 2032), "validation")
+    assert caption_accuracy(sample(student, 32, text=asked, seed=3), asked).value > 0.7
+    with pytest.raises(ValueError, match=r"guidance is inside \(scale 2, by 'lcm'\)"):
+        guide(student, "cfg", scale=2.0)
 
 
 def test_save_and_load_by_folder(tmp_path, monkeypatch):

@@ -16,9 +16,10 @@ def test_every_embedded_model_has_its_recipe():
     assert set(embedded()) <= set(recipe_names())
     alone = {"digits-map", "moving", "shapes-bagel", "shapes-hyper", "shapes-outline"}
     assert set(recipe_names()) - set(embedded()) == alone
-    made, student = DistillRecipe.read(recipe_path("digits-1")), load("digits-1").student
-    assert (student.teacher, student.method) == (made.teacher["model"], made.stage[0]["name"])
-    assert student.iterations == made.train["iterations"]
+    for name in ("digits-1", "shapes-4"):
+        made, student = DistillRecipe.read(recipe_path(name)), load(name).student
+        assert (student.teacher, student.method) == (made.teacher["model"], made.stage[0]["name"])
+        assert student.iterations == made.train["iterations"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
