@@ -38,6 +38,7 @@ METHODS = (
             "pairing": False,
             "players": ("fake", "student"),
             "steps": "any",
+            "lora": False,  # they have weights of their own
             "small": {"parts": [[0, 2], [1]], "ratio": 2, "warm": 0.3},
         },
     ),

@@ -35,6 +35,7 @@ METHODS = (
             "steps": "any",
             "usual_steps": 8,
             "start": 1000.0,
+            "lora": False,  # it is an adapter itself
         },
     ),
 )

@@ -28,7 +28,8 @@ from fewstep.training.players import Player
 from fewstep.training.trajectories import frozen
 
 pytest.importorskip("peft")
-METHODS = methods("distiller")
+# Those that take an adapter, and points.
+METHODS = [m for m in methods("distiller") if m.facts.get("lora", True) and not m.facts.get("clips")]
 # Twelve iterations do not widen a student.
 pytestmark = [pytest.mark.filterwarnings("ignore:At iteration"), pytest.mark.usefixtures("few_noises")]
 
