@@ -194,8 +194,10 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
 
 
 def numbers(kind: Any, n: int) -> torch.Tensor:
-    """Labels, or captions of a word each."""
+    """Labels, numbers from the least on, or captions of a word each."""
     found, kind = torch.arange(n) % 3, kind.of if isinstance(kind, Negative) else kind
+    if isinstance(kind, fs.Number) and kind.low is not None:
+        return found + kind.low
     return torch.nn.functional.pad(found[:, None], (0, kind.length - 1)) if isinstance(kind, Text) else found
 
 

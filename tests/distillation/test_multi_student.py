@@ -56,7 +56,7 @@ def test_judged_from_the_start_its_losses_are_those_of_dmd2():
     for name in ("fake", "student"):
         found, expected = ours.players[name].loss(drawn), theirs.players[name].loss(drawn["0"])
         assert torch.equal(found, expected)
-    ours.judged = 1.0  # and without the discriminator
+    ours.joins = 1.0  # and without the discriminator
     plain = built("dmd2", gan=0.0)
     for name in ("fake", "student"):
         assert torch.equal(ours.players[name].loss(drawn), plain.players[name].loss(drawn["0"]))
