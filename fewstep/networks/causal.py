@@ -6,24 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.networks.common import head_count, zeroed
+from fewstep.networks.common import Attend, Layer
 
 
-class _Layer(nn.Module):
-    """Attention to what came before and a perceptron, each of the normalised input and added to it."""
+class Before(Attend):
+    """Attention of every token to itself and those before it."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = head_count(width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
-        self.wide, self.narrow = nn.Linear(width, 4 * width), zeroed(nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        x = x + self.out(seen)
-        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, words: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class CausalTransformer(nn.Module):
@@ -45,7 +35,7 @@ class CausalTransformer(nn.Module):
         self.token = nn.Embedding(vocabulary, width)
         nn.init.normal_(self.token.weight, std=width**-0.5)
         self.place = nn.Parameter(torch.randn(length, width) * 0.02)
-        self.layers = nn.ModuleList(_Layer(width) for _ in range(depth))
+        self.layers = nn.ModuleList(Layer(width, 4, Before()) for _ in range(depth))
         self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

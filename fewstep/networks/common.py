@@ -88,3 +88,21 @@ def zeroed(layer: _Layer) -> _Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+class Layer(nn.Module):
+    """Self-attention and a perceptron of tokens (B, N, width), each applied to the normalised input and added to it.
+
+    wide: the perceptron's width inside, in units of the outer one. core: in place of softmax attention (`attend`).
+    """
+
+    def __init__(self, width: int, wide: int = 2, core: nn.Module | None = None) -> None:
+        super().__init__()
+        self.heads, self.core = head_count(width), core
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
+        self.wide, self.narrow = nn.Linear(width, wide * width), zeroed(nn.Linear(wide * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.out(attend(self.qkv(self.norm1(x)), self.heads, core=self.core))
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))

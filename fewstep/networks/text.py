@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fewstep.networks.common import attend, head_count, zeroed
+from fewstep.networks.common import Layer
 
 LAYERS = 2
-
-
-class _Layer(nn.Module):
-    """Self-attention and a perceptron, each applied to the normalised input and added to it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = head_count(width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
-        self.wide, self.narrow = nn.Linear(width, 2 * width), zeroed(nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.out(attend(self.qkv(self.norm1(x)), self.heads))
-        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
 
 
 class TextEncoder(nn.Module):
@@ -41,7 +25,7 @@ class TextEncoder(nn.Module):
         self.word = nn.Embedding(vocabulary + 1, width)
         self.place = nn.Parameter(torch.randn(length, width) * 0.02)
         nn.init.normal_(self.word.weight, std=width**-0.5)
-        self.layers = nn.ModuleList(_Layer(width) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(width) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, text: Tensor) -> Tensor:
