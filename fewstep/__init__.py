@@ -75,6 +75,8 @@ __all__ = sorted(HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "operators":  # a room whose classes are public names of it
+        return import_module("fewstep.operators")
     if name not in HOMES:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(HOMES[name]), name)
@@ -82,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, "operators"]

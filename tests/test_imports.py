@@ -124,6 +124,9 @@ def test_files_are_short_and_rightly_named():
         assert path.name != "utils.py", path
         if path.name == "__init__.py" and room(path) is not None:
             body = parse(path).body
+            if room(path) == "operators":  # whose classes are public names of the room, found by their cards
+                body = [node for node in body if getattr(node, "name", "") not in ("__getattr__", "__dir__")]
+                body = [node for node in body if not isinstance(node, ast.ImportFrom)]
             assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), path
 
 

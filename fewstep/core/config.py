@@ -20,11 +20,12 @@ from fewstep.core.process import Process, process_from_config
 
 # Options stored beside the tree, under their paths in it: among the tensors, or in a folder of their own.
 TENSOR, FOLDER = {"kind": "tensor"}, {"kind": "folder"}
-RESTORER = "restorer"  # the kind of modules that sample by themselves: they have `config` and `from_config`
+# The kinds of modules that are no denoisers: those that sample by themselves, and what measurements do.
+MODULES = ("restorer", "operator")
 
 
 def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str = "") -> dict[str, Any]:
-    """The configuration of a denoiser, restorer, network, process, condition or coordinates, as JSON.
+    """The configuration of a denoiser, restorer, operator, network, process, condition or coordinates, as JSON.
 
     Args:
         beside: receives the options that are not JSON, by their paths ("model.picture"): tensors, and what diffusers
@@ -36,7 +37,7 @@ def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str
     """
     thing = getattr(thing, "_orig_mod", thing)  # what torch.compile has wrapped
     card = _card(thing)
-    if card is not None and card.kind == RESTORER:
+    if card is not None and card.kind in MODULES:
         values = {option: _plain(value, beside, f"{path}{option}") for option, value in thing.config().items()}
         return {"kind": card.kind, "name": card.name} | values
     if isinstance(thing, Denoiser):
@@ -140,8 +141,8 @@ def _built(config: Mapping[str, Any], tensors: Mapping[str, Any], path: str, tol
     found = find(name, kind)
     options = {option: _value(value, tensors, f"{path}{option}", told) for option, value in rest.items()}
     own = {key.removeprefix(path): tensor for key, tensor in tensors.items() if key.startswith(path)}
-    if kind == RESTORER:
-        return found.from_config(options, own)  # type: ignore[attr-defined]  # every restorer has it
+    if kind in MODULES:
+        return found.from_config(options, own) if hasattr(found, "from_config") else found(**options)
     if not hasattr(found, "from_config"):
         raise ValueError(f"the {kind} {name!r} is no denoiser")
     denoiser = found.from_config(options, own)
