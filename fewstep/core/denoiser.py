@@ -38,6 +38,7 @@ class Denoiser(nn.Module):
     timesteps: Callable[..., list[float]] | None = None
     solver: str | None = None  # the solver to use where none is named
     student: Student | None = None  # what a distilled model is
+    calibration: Any = None  # how wrong its x0 is at each noise level, where that was measured
 
     @property
     def carries(self) -> bool:

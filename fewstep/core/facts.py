@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -28,6 +28,7 @@ class Facts:
         plan: the plan that samples it best, where one was found. timesteps: the rule of the model's own scheduler,
             `(process, steps, end) -> times`. solver: the one to use where none is named.
         student: of a distilled model, what it is; None of others.
+        calibration: how wrong its x0 is at each noise level (`fs.calibrate`), where it was measured.
     """
 
     process: Process
@@ -41,3 +42,4 @@ class Facts:
     timesteps: Callable[..., list[float]] | None = None
     solver: str | None = None
     student: Student | None = None
+    calibration: Any = None

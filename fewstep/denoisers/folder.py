@@ -23,11 +23,13 @@ from fewstep.core.config import built, config, load, owners
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.files import new_folder, read_text, write
 from fewstep.core.plan import Plan
+from fewstep.denoisers.calibration import Calibration
 from fewstep.denoisers.experts import Experts
 from fewstep.denoisers.restorer import Restorer
 
 FORMAT, FORMERLY = "fewstep-model-2", "fewstep-model-1"
 CONFIG, WEIGHTS, CARD, PLAN = "config.json", "model.safetensors", "README.md", "plan.json"
+CALIBRATION = "calibration.safetensors"
 PARTS = "parts"  # where parts that are folders lie, by their paths in the tree: diffusers' pipelines
 EMBEDDED = Path(__file__).resolve().parents[1] / "models"  # the folders of those in the package
 EXPERTS, EXPERTS_FORMAT = "experts.json", "fewstep-experts-1"  # a folder with a model folder for each expert
@@ -76,6 +78,8 @@ def save_model(
             write(fresh / CARD, card)
         if plan is not None:
             plan.save(fresh / PLAN)
+        if (calibration := getattr(model, "calibration", None)) is not None:
+            calibration.save(fresh / CALIBRATION)
     return Path(folder)
 
 
@@ -149,6 +153,8 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path}: the weights or the configuration do not fit the network: {error}") from None
     model.plan = Plan.load(path / PLAN) if (path / PLAN).is_file() else None
+    if (path / CALIBRATION).is_file():
+        model.calibration = Calibration.load(path / CALIBRATION)
     return model.eval()
 
 

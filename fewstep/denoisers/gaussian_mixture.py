@@ -14,6 +14,9 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
+from fewstep.operators.noise import Gaussian, as_noise
+from fewstep.operators.operator import LinearOperator
+from fewstep.operators.spectrum import LEAST
 
 METHODS = (
     Method(
@@ -39,7 +42,7 @@ class GaussianMixture(Denoiser):
         weights: `(K,)`, positive (normalised here).
         means: `(K, *shape)`.
         covariances: `(K, D, D)`, `(K, D)` (diagonal), `(K,)` (isotropic variances) or one number; D is the product of
-            `shape`.
+            `shape`. Singular ones will do: a point is a component of no variance.
         predicts: the kind it predicts, "x0" or "eps".
     """
 
@@ -70,8 +73,10 @@ class GaussianMixture(Denoiser):
         if not torch.allclose(covariances, covariances.mT):
             raise ValueError("every covariance must be symmetric")
         variances, vectors = torch.linalg.eigh(covariances)
-        if not bool((variances > 0).all()):
-            raise ValueError("every covariance must be positive definite")
+        tiny = 1e-12 * variances.amax(-1, keepdim=True).clamp_min(0)
+        if not bool((variances >= -tiny).all()):
+            raise ValueError("a covariance has a negative variance in some direction")
+        variances = torch.where(variances > tiny, variances, 0.0)
         self.shape, self.process, self.predicts = tuple(means.shape[1:]), process, predicts
         for name, value in {
             "log_weights": (weights / weights.sum()).log(),
@@ -103,7 +108,8 @@ class GaussianMixture(Denoiser):
         t = t.reshape(-1, 1, 1) if t.ndim else t.reshape(1, 1, 1)
         alpha, sigma = self.process.alpha(t).to(self.means.dtype), self.process.sigma(t).to(self.means.dtype)
         y = (x.reshape(-1, d).to(self.means.dtype) @ self.basis).view(-1, k, d) - alpha * self.centres
-        inverse = 1 / (alpha**2 * self.variances + sigma**2)
+        # Clean, a direction without variance has a density only where y is 0: the least positive number stands for it.
+        inverse = 1 / (alpha**2 * self.variances + sigma**2).clamp_min(torch.finfo(y.dtype).tiny)
         log_density = self.log_weights + 0.5 * (
             inverse.log().sum(-1) - (y**2 * inverse).sum(-1) - d * math.log(2 * math.pi)
         )
@@ -130,6 +136,8 @@ class GaussianMixture(Denoiser):
 
     def _exponents(self) -> tuple[Tensor, Tensor, Tensor]:
         """P `(K, D, D)`, h `(K, D)` and g `(K,)` of the clean data's law, in float64."""
+        if bool((self.variances == 0).any()):
+            raise ValueError("a component has no variance in some direction, and so no precision")
         k, d = self.centres.shape
         vectors, variances = self.basis.double().view(d, k, d).permute(1, 0, 2), self.variances.double()
         h = torch.einsum("kde,ke->kd", vectors, self.centres.double() / variances)
@@ -181,6 +189,61 @@ class GaussianMixture(Denoiser):
         ways = math.lgamma(beta + 1) - torch.lgamma(counts + 1).sum(1)
         counts, ways = counts.to(g), ways.to(g)
         return self._law(torch.einsum("ck,kde->cde", counts, p), counts @ h, counts @ g + ways)
+
+    def posterior(self, operator: LinearOperator, y: Tensor, noise: float | Tensor | Gaussian = 0.0) -> GaussianMixture:
+        """The law of x0 given one measurement `y = A x0 + noise` `(*measured)`: a mixture again, in closed form.
+
+        Its weights are `w_k N(y; A m_k, A C_k A^T + S)`, its means `m_k + K_k (y - A m_k)` and its covariances
+        `C_k - K_k A C_k`, with the gain `K_k = C_k A^T (A C_k A^T + S)^{-1}`. Without noise they are the limit, in which
+        the covariances are singular.
+
+        Args:
+            noise: Gaussian: a standard deviation, one for each element of y, or a law of noise with a covariance.
+
+        Raises:
+            ValueError: an operator or a measurement that does not fit, or noise that is not Gaussian.
+        """
+        law = as_noise(noise)
+        if not operator.linear or not isinstance(law, Gaussian):
+            raise ValueError("the posterior of a mixture is in closed form for linear operators and Gaussian noise")
+        operator.fit(self.shape or ())
+        y = operator.received(operator.check_measurement(y.double()))
+        if len(y) != 1:
+            raise ValueError(f"one measurement has a posterior, got {len(y)}: make one for each")
+        # What y says, in independent coordinates of unit noise where there is any: z = B x0 + s n, B of full rank.
+        a, z, s = operator.matrix(), y.flatten(), 0.0 if law.none else 1.0
+        if not law.none:
+            cholesky = torch.linalg.cholesky(law.covariance.matrix(operator.out)[0].to(a))
+            a, z = (torch.linalg.solve_triangular(cholesky, part, upper=False) for part in (a, z[:, None]))
+            z = z[:, 0]
+        u, values, vh = torch.linalg.svd(a, full_matrices=False)
+        seen = values > LEAST * values.max()
+        z, b = z @ u[:, seen], values[seen, None] * vh[seen]
+        k, d = self.centres.shape
+        vectors = self.basis.double().view(d, k, d).permute(1, 0, 2)
+        c = vectors @ (vectors * self.variances.double().unsqueeze(1)).mT
+        left = z - self.means.double() @ b.mT
+        cb = c @ b.mT
+        spread = b @ cb + s**2 * torch.eye(len(b), dtype=torch.float64, device=b.device)
+        # A component without variance where y measures exactly leaves nothing to learn there.
+        own, frame = torch.linalg.eigh((spread + spread.mT) / 2)
+        large = own > LEAST**2 * own.amax(-1, keepdim=True)
+        inverse = torch.where(large, 1 / torch.where(large, own, 1.0), 0.0)
+        turned = (frame.mT @ left.unsqueeze(-1)).squeeze(-1)
+        gain = cb @ frame * inverse.unsqueeze(1)
+        means = self.means.double() + (gain @ turned.unsqueeze(-1)).squeeze(-1)
+        covariances = c - gain @ (cb @ frame).mT
+        logs = torch.where(large, own, 1.0).log().sum(-1) + (turned**2 * inverse).sum(-1)
+        weights = (self.log_weights.double() - logs / 2).softmax(0)
+        some = weights > 0
+        return GaussianMixture(
+            weights[some],
+            means[some].reshape(-1, *(self.shape or ())),
+            (covariances + covariances.mT)[some] / 2,
+            self.process,
+            self.predicts,
+            self.means.dtype,
+        ).to(self.device)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n exact samples `(n, *shape)` of the data."""

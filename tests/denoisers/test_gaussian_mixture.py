@@ -129,7 +129,7 @@ def test_float32_state_gives_float32():
         ((torch.ones(3), torch.zeros(2, 4), 1.0), r"weights must be 2 positive numbers, got shape \(3,\)"),
         ((torch.tensor([1.0, 0.0]), torch.zeros(2, 4), 1.0), "weights must be 2 positive numbers"),
         ((torch.ones(2), torch.zeros(2, 4), torch.ones(2, 3)), r"covariances must be \(2, 4, 4\), \(2, 4\) or \(2,\)"),
-        ((torch.ones(2), torch.zeros(2, 4), 0.0), "every covariance must be positive definite"),
+        ((torch.ones(2), torch.zeros(2, 4), -1.0), "a covariance has a negative variance in some direction"),
         (
             (torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])),
             "every covariance must be symmetric",

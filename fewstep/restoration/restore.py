@@ -1,0 +1,294 @@
+"""`fs.restore(model, y, operator, noise=0.05)`: samples of p(x | y), by any method of the room."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.arguments import check_whole, checked
+from fewstep.core.denoiser import Denoiser
+from fewstep.core.live import Live, Loop
+from fewstep.core.methods import card, find
+from fewstep.core.process import Process
+from fewstep.core.sampler import Sampler
+from fewstep.operators.noise import NoiseModel, as_noise
+from fewstep.operators.operator import Operator
+from fewstep.restoration.measured import Measured, Problem, in_coordinates
+from fewstep.restoration.moments import Moments
+from fewstep.sampling.build import plan as make_plan
+from fewstep.sampling.sample import sample
+from fewstep.timesteps.grid import make_times
+
+DEFAULT = "calibrated"
+SOLVER = "ddpm"  # fresh noise at every step forgets the error of an approximate posterior
+TIMES = "karras"
+FAR = 1e3  # times the data's range: a state beyond it has left the model's world
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `fs.restore(..., report=True)` gives; all tensors are data.
+
+    Args:
+        samples: `(B, n, *shape)`. mean, std: over the n of each, `(B, *shape)` (std 0 where n is 1).
+        residual: root mean square of `y - A x` of each sample `(B, n)`; noise: what the noise alone would leave.
+        nfe: evaluations of each sample; passes: forwards of the network, a vector product counted as two more.
+        seconds: of all of them.
+        report: what else the method says of its run.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    std: Tensor
+    residual: Tensor
+    noise: float | None
+    method: str
+    nfe: int
+    passes: int
+    seconds: float
+    report: Mapping[str, Any]
+
+
+@checked
+def posterior(
+    model: Denoiser,
+    operator: Operator,
+    noise: float | Tensor | NoiseModel = 0.0,
+    method: str = "calibrated",
+    weight: float = 1.0,
+    **options: Any,
+) -> Moments:
+    """A model given a measurement as a denoiser with the condition `y`: any plan, search or executor runs it.
+
+    Args:
+        noise: standard deviation in the data's own units, or a law of noise.
+        method: one of those that change x0 alone (`fewstep restore --list`). **options: its own.
+
+    Raises:
+        ValueError: as `fewstep.restoration.moments.Moments`; a method that is a chain of its own.
+    """
+    if card(method, "restorer", room="restoration")[0].facts.get("form") != "moments":
+        raise ValueError(f"{method!r} is a chain of its own, not a denoiser: fs.restore runs it")
+    return Moments(model, operator, noise, method, options, weight)
+
+
+def chain(
+    model: Denoiser,
+    operator: Operator,
+    noise: float | Tensor | NoiseModel,
+    method: str,
+    nfe: int,
+    solver: Any = None,
+    timesteps: str | Sequence[float] | None = None,
+    options: Mapping[str, Any] | None = None,
+    weight: float = 1.0,
+) -> tuple[Denoiser, Sampler]:
+    """A method as a denoiser with the condition `y`, and the sampler that runs it in `nfe` evaluations.
+
+    Raises:
+        ValueError: an unknown method or option, a solver for a chain of its own.
+    """
+    about = card(method, "restorer", room="restoration")[0]
+    if about.facts.get("form") == "moments":
+        denoiser: Any = Moments(model, operator, noise, method, options, weight)
+        step: Any = denoiser.step
+    else:
+        if weight != 1.0:
+            raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
+        denoiser, step = Measured(model, operator), find(method, "restorer", room="restoration")(**(options or {}))
+    if solver is None and hasattr(step, "walk"):
+        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES)
+    if about.facts.get("form") != "moments" and solver is not None:
+        raise ValueError(f"{method!r} is a chain of its own: leave the solver out")
+    chosen = solver or about.facts.get("solver") or SOLVER
+    listed = timesteps is not None and not isinstance(timesteps, str)
+    count = {} if listed else {"nfe": nfe}
+    return denoiser, make_plan(model.process, chosen, timesteps=timesteps or TIMES, **count)
+
+
+def walking(
+    model: Denoiser,
+    operator: Operator,
+    law: NoiseModel,
+    step: Any,
+    method: str,
+    nfe: int,
+    timesteps: str | Sequence[float],
+) -> Loop:
+    """The sampler of a method that has a chain of its own, in at most `nfe` evaluations."""
+    seen = in_coordinates(operator, model) if operator.linear else operator
+    problem = Problem(model, seen, law)
+    check = getattr(step, "check", None)
+    if check is not None:
+        check(model, operator, law)
+    each = int(getattr(step, "each", 1))
+    if nfe < each:
+        raise ValueError(f"{method!r} makes {each} evaluations a step: nfe must be at least that, got {nfe}")
+    process = model.process
+    times = make_times(process, nfe // each, timesteps, "zero") if isinstance(timesteps, str) else list(timesteps)
+
+    def run(live: Live, process: Process, times: list[float]) -> Tensor:
+        return step.walk(live, process, times, problem)  # type: ignore[no-any-return]
+
+    start = process.alpha(times[0]), process.sigma(times[0])
+    about = {"solver": method, "timesteps": timesteps if isinstance(timesteps, str) else "explicit"}
+    most = each * (len(times) - 1)
+    return Loop(run, tuple(times), start, process.config(), about, most=most, noisy=True)
+
+
+@checked
+def restore(
+    model: Denoiser,
+    y: Tensor,
+    operator: Operator | None = None,
+    noise: float | Tensor | NoiseModel = 0.0,
+    *,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    n: int | None = None,
+    nfe: int = 20,
+    solver: str | None = None,
+    timesteps: str | Sequence[float] | None = None,
+    weight: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    dtype: torch.dtype = torch.float32,
+    final: str | None = None,
+    report: bool = False,
+    progress: bool = False,
+    **condition: Any,
+) -> Any:
+    """Samples of `p(x | y)` for measurements `y = A(x) + noise`: `(B, *shape)`, or `(B, n, *shape)` where n is given.
+
+    Args:
+        y: measurements `(B, *measured)` as they are: nothing is degraded here.
+        operator: A. A model that is conditioned on y already restores by itself, without one.
+        noise: standard deviation in the data's own units, or a law of noise.
+        method, options: one of the room's (`fewstep restore --list`) and its options; "calibrated" by default.
+        nfe: evaluations. A solver for methods that change x0 alone is "ddpm" by default.
+        weight: of what the measurement says, in methods that change x0 alone.
+        final: "project" brings the result to the measurement: exactly without noise, by the proximal step with it.
+        seed: sample j of measurement i is number `i n + j` of the seed.
+        report: a `Restored` with means, spreads, residuals and costs.
+        **condition: what the model is conditioned on, one for all or one a measurement.
+
+    Raises:
+        ValueError: an operator, measurement, noise or method that does not fit (the message says what would); a state
+            that leaves a thousand times the data's range.
+    """
+    count, nfe = check_whole("n", 1 if n is None else n), check_whole("nfe", nfe)
+    begun = time.perf_counter()
+    if operator is None:
+        return _by_itself(model, y, count, n, nfe, solver, timesteps, seed, batch_size, dtype, condition)
+    operator.fit(model.shape or ())
+    y = operator.received(operator.check_measurement(y))
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y has values that are not finite")
+    name = method or DEFAULT
+    denoiser, sampler = chain(model, operator, noise, name, nfe, solver, timesteps, options, weight)
+    watch = _Watch(model)
+    rows = y.to(model.device, dtype).repeat_interleave(count, 0)
+    told = {key: _each(value, len(y), count) for key, value in condition.items()}
+    x = sample(
+        denoiser,
+        len(rows),
+        plan=sampler,
+        seed=seed,
+        batch_size=batch_size,
+        dtype=dtype,
+        progress=progress,
+        callback=watch,
+        y=rows,
+        **told,
+    )
+    x = finished(operator, noise, x, rows, final)
+    samples = x.reshape(len(y), count, *x.shape[1:])
+    if not report:
+        return samples if n is not None else samples[:, 0]
+    left = (rows - operator(x)).flatten(1)
+    held = operator.holds
+    size = left.shape[1] if held is None else int(held.sum())
+    std = getattr(as_noise(noise), "std", None)
+    step = getattr(denoiser, "step", None)
+    passes = sampler.nfe * int(getattr(step, "passes", getattr(denoiser, "passes", 1)))
+    return Restored(
+        samples,
+        samples.mean(1),
+        samples.std(1, correction=0),
+        (left.square().sum(1) / size).sqrt().reshape(len(y), count),
+        float(std) if isinstance(std, int | float) else None,
+        name,
+        sampler.nfe,
+        passes,
+        time.perf_counter() - begun,
+        {},
+    )
+
+
+def finished(operator: Operator, noise: Any, x: Tensor, y: Tensor, final: str | None) -> Tensor:
+    """Results brought to their measurements, where that is asked for."""
+    if final is None:
+        return x
+    if final != "project":
+        raise ValueError(f"final must be 'project' or left out, got {final!r}")
+    from fewstep.operators.operator import LinearOperator
+
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(
+            f"only what is measured linearly can be brought to its measurement, and {operator} is not linear"
+        )
+    return x + operator.pinv(y - operator(x))
+
+
+class _Watch:
+    """Stops a run whose state leaves the model's world."""
+
+    def __init__(self, model: Denoiser):
+        low, high = model.value_range or (-1.0, 1.0)
+        self.most, self.process = FAR * max(high - low, 1e-6), model.process
+
+    def __call__(self, number: int, t: Any, x: Tensor, prediction: Any) -> None:
+        size = float(prediction.value.detach().abs().amax()) if prediction.kind == "x0" else 0.0
+        if not size < self.most:
+            where = f"{float(t):.4g}" if not isinstance(t, Tensor) or t.ndim == 0 else "several times"
+            raise ValueError(
+                f"the restoration left the data's range at evaluation {number} (t = {where}): x0 reached {size:.3g}."
+                " More evaluations, a smaller weight or a method with a measured covariance (calibrated) tame it"
+            )
+
+
+def _each(value: Any, measurements: int, count: int) -> Any:
+    """A condition for each sample, of one for all or one a measurement."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == measurements:
+        return value.repeat_interleave(count, 0)
+    if isinstance(value, list | tuple) and len(value) == measurements:
+        return [one for one in value for _ in range(count)]
+    return value
+
+
+def _by_itself(
+    model: Denoiser,
+    y: Tensor,
+    count: int,
+    n: int | None,
+    nfe: int,
+    solver: Any,
+    timesteps: Any,
+    seed: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    condition: Mapping[str, Any],
+) -> Tensor:
+    if "y" not in model.conditions:
+        raise ValueError("this model knows nothing of measurements: say what y is, with operator=fs.operators...")
+    rows = y.repeat_interleave(count, 0)
+    told = {key: _each(value, len(y), count) for key, value in condition.items()}
+    own: dict[str, Any] = {"solver": solver, "timesteps": timesteps} if solver or timesteps else {}
+    x = sample(model, len(rows), nfe=nfe, seed=seed, batch_size=batch_size, dtype=dtype, y=rows, **own, **told)
+    samples = x.reshape(len(y), count, *x.shape[1:])
+    return samples if n is not None else samples[:, 0]
