@@ -14,7 +14,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 from fewstep.core.process import Process
-from fewstep.operators.noise import Gaussian, as_noise
+from fewstep.operators.noise import Gaussian, NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator
 from fewstep.operators.spectrum import LEAST
 
@@ -190,12 +190,14 @@ class GaussianMixture(Denoiser):
         counts, ways = counts.to(g), ways.to(g)
         return self._law(torch.einsum("ck,kde->cde", counts, p), counts @ h, counts @ g + ways)
 
-    def posterior(self, operator: LinearOperator, y: Tensor, noise: float | Tensor | Gaussian = 0.0) -> GaussianMixture:
+    def posterior(
+        self, operator: LinearOperator, y: Tensor, noise: float | Tensor | NoiseModel = 0.0
+    ) -> GaussianMixture:
         """The law of x0 given one measurement `y = A x0 + noise` `(*measured)`: a mixture again, in closed form.
 
         Its weights are `w_k N(y; A m_k, A C_k A^T + S)`, its means `m_k + K_k (y - A m_k)` and its covariances
-        `C_k - K_k A C_k`, with the gain `K_k = C_k A^T (A C_k A^T + S)^{-1}`. Without noise they are the limit, in which
-        the covariances are singular.
+        `C_k - K_k A C_k`, with the gain `K_k = C_k A^T (A C_k A^T + S)^{-1}`. Without noise they are the limit, in
+        which the covariances are singular.
 
         Args:
             noise: Gaussian: a standard deviation, one for each element of y, or a law of noise with a covariance.

@@ -141,8 +141,7 @@ class LinearOperator(Operator):
         assert self.shape is not None
         if (axes := self.along()) is not None:
             return Axes(axes, self.shape, self.out)
-        d, m = math.prod(self.shape), math.prod(self.out)
-        return Dense(self.matrix(), self.shape, self.out) if max(d, m) <= COLUMNS else None
+        return Dense(self.matrix(), self.shape, self.out) if self.matrix_size() <= COLUMNS else None
 
     def adjoint(self, y: Tensor) -> Tensor:
         """`A^T y` `(B, *shape)` of measurements `(B, *measured)`."""
@@ -155,6 +154,10 @@ class LinearOperator(Operator):
         if not self._looked:
             self._found, self._looked = self.find_spectrum(), True
         return self._found
+
+    def matrix_size(self) -> int:
+        """The larger side of its matrix."""
+        return max(math.prod(self.shape or ()), math.prod(self.out))
 
     def matrix(self) -> Tensor:
         """A as a matrix `(m, d)` in float64."""

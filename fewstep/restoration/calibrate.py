@@ -66,9 +66,9 @@ def calibrate(
         noise = source.normal(number + 1, tuple(clean.shape), clean.device, clean.dtype)
         state = alpha.to(clean) * clean + sigma.to(clean) * noise
         parts = torch.arange(len(clean), device=clean.device).split(ROWS)
-        x0 = torch.cat([
-            model(state[rows], t.to(clean.dtype), **{name: own[rows] for name, own in named.items()}).x0 for rows in parts
-        ])  # fmt: skip
+        told = [{name: own[rows] for name, own in named.items()} for rows in parts]
+        answers = [model(state[rows], t.to(clean.dtype), **one) for rows, one in zip(parts, told, strict=True)]
+        x0 = torch.cat([answer.x0 for answer in answers])
         error = (x0 - clean).double()
         if not bool(torch.isfinite(error).all()):
             raise ValueError(f"the model's answers at log-SNR {log_snr:.3g} are not finite")

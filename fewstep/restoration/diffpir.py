@@ -25,7 +25,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class DiffPIR:
-    """`C = P = (v / lam) I`, `v = (sigma / alpha)^2`: the x with the least `|y - A x|^2 / S + (lam / v) |x - x0_hat|^2`.
+    """`C = P = (v / lam) I`, `v = (sigma / alpha)^2`: the x of least `|y - A x|^2 / S + (lam / v) |x - x0_hat|^2`.
 
     (Equations 11 and 13.) Without noise it is `ddnm`. lam: above 0.
     """

@@ -46,7 +46,7 @@ class _Decoded(LinearOperator):
     def __init__(self, operator: LinearOperator, model: Denoiser):
         super().__init__()
         self.operator = operator
-        self.__dict__["model"] = model  # no part of the operator
+        self.decode = model.decode  # the model is no part of the operator
 
     @property
     def holds(self) -> Tensor | None:
@@ -59,14 +59,14 @@ class _Decoded(LinearOperator):
         return self.operator.measured(shape)
 
     def act(self, x: Tensor) -> Tensor:
-        return self.operator(self.model.decode(x))
+        return self.operator(self.decode(x))
 
     def __str__(self) -> str:
         return str(self.operator)
 
 
 def in_coordinates(operator: LinearOperator, model: Denoiser) -> LinearOperator:
-    """The operator of a model's states: itself, or `A decode` where decoding is linear; `ValueError` where it is not."""
+    """The operator of a model's states: itself, or `A decode`; `ValueError` where decoding is not linear."""
     assert model.shape is not None
     if plain(model):
         return operator

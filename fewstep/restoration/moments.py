@@ -4,8 +4,9 @@ With `p(x0 | x_t)` taken for `N(x0_hat, C)` and a linear A, the mean given `y = 
 
     E[x0 | x_t, y] = x0_hat + P A^T (A C A^T + S)^{-1} (y - A x0_hat),
 
-P = C, or `P = (sigma^2 / alpha) J^T` with the Jacobian J of x0_hat in x_t, which are equal where C is exact. A method is
-a choice of C and P; each is a file of its own, a `Step` that turns what is known at an evaluation (`At`) into the move.
+P = C, or `P = (sigma^2 / alpha) J^T` with the Jacobian J of x0_hat in x_t, which are equal where C is exact. A method
+is a choice of C and P; each is a file of its own, a `Step` that turns what is known at an evaluation (`At`) into the
+move.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fewstep.core.methods import card, find
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
-from fewstep.operators.operator import Operator
+from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.restoration.measured import Measured, Problem, in_coordinates
 from fewstep.restoration.moments import Moments
 from fewstep.sampling.build import plan as make_plan
@@ -107,8 +107,7 @@ def chain(
         raise ValueError(f"{method!r} is a chain of its own: leave the solver out")
     chosen = solver or about.facts.get("solver") or SOLVER
     listed = timesteps is not None and not isinstance(timesteps, str)
-    count = {} if listed else {"nfe": nfe}
-    return denoiser, make_plan(model.process, chosen, timesteps=timesteps or TIMES, **count)
+    return denoiser, make_plan(model.process, chosen, timesteps=timesteps or TIMES, nfe=None if listed else nfe)
 
 
 def walking(
@@ -121,7 +120,7 @@ def walking(
     timesteps: str | Sequence[float],
 ) -> Loop:
     """The sampler of a method that has a chain of its own, in at most `nfe` evaluations."""
-    seen = in_coordinates(operator, model) if operator.linear else operator
+    seen = in_coordinates(operator, model) if isinstance(operator, LinearOperator) else operator
     problem = Problem(model, seen, law)
     check = getattr(step, "check", None)
     if check is not None:
@@ -236,8 +235,6 @@ def finished(operator: Operator, noise: Any, x: Tensor, y: Tensor, final: str | 
         return x
     if final != "project":
         raise ValueError(f"final must be 'project' or left out, got {final!r}")
-    from fewstep.operators.operator import LinearOperator
-
     if not isinstance(operator, LinearOperator):
         raise ValueError(
             f"only what is measured linearly can be brought to its measurement, and {operator} is not linear"
