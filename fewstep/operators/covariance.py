@@ -31,6 +31,14 @@ class Covariance:
         """The mean variance of an element, `(1,)` or `(B,)`."""
         raise NotImplementedError
 
+    def resolvent(self, k: float, s: float, x: Tensor) -> Tensor:
+        """`(k C + s I)^{-1} x` of vectors `(B, *shape)`; s above 0."""
+        raise NotImplementedError
+
+    def left(self, k: float, s: float) -> Covariance:
+        """`C - k C (k C + s I)^{-1} C`: what is left of C once `sqrt(k) x + sqrt(s) z` is known, x having C."""
+        raise NotImplementedError
+
     def matrix(self, shape: Sequence[int]) -> Tensor:
         """C as matrices `(1 or B, d, d)` in float64."""
         d, rows = math.prod(shape), len(self.mean())
@@ -45,6 +53,11 @@ def _rows(value: float | Tensor, like: Tensor) -> Tensor:
     """A number, `()` or `(B,)`, shaped to multiply `(B, *shape)`."""
     value = torch.as_tensor(value, dtype=torch.float64, device=like.device)
     return value.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+
+
+def _left(variances: Tensor, k: float, s: float) -> Tensor:
+    total = k * variances + s
+    return torch.where(total > 0, variances * s / torch.where(total > 0, total, 1.0), 0.0)
 
 
 class Same(Covariance):
@@ -65,6 +78,12 @@ class Same(Covariance):
     def mean(self) -> Tensor:
         return self.variance
 
+    def resolvent(self, k: float, s: float, x: Tensor) -> Tensor:
+        return x / _rows(k * self.variance + s, x)
+
+    def left(self, k: float, s: float) -> Same:
+        return Same(_left(self.variance, k, s))
+
 
 class Elements(Covariance):
     """A variance for each element: `(*shape)`, or `(1 or B, *shape)` with `batched`."""
@@ -83,6 +102,12 @@ class Elements(Covariance):
 
     def mean(self) -> Tensor:
         return self.variances.flatten(1).mean(1)
+
+    def resolvent(self, k: float, s: float, x: Tensor) -> Tensor:
+        return x / (k * self.variances + s).to(x)
+
+    def left(self, k: float, s: float) -> Elements:
+        return Elements(_left(self.variances, k, s), batched=True)
 
 
 class Cosine(Covariance):
@@ -112,6 +137,12 @@ class Cosine(Covariance):
     def mean(self) -> Tensor:
         return self.variances.flatten(1).mean(1)
 
+    def resolvent(self, k: float, s: float, x: Tensor) -> Tensor:
+        return self._turned(x, 1 / (k * self.variances + s))
+
+    def left(self, k: float, s: float) -> Cosine:
+        return Cosine(_left(self.variances, k, s), batched=True)
+
 
 class Full(Covariance):
     """A matrix `(d, d)`, or `(1 or B, d, d)`, symmetric and not negative."""
@@ -137,6 +168,16 @@ class Full(Covariance):
 
     def matrix(self, shape: Sequence[int]) -> Tensor:
         return self.values
+
+    def resolvent(self, k: float, s: float, x: Tensor) -> Tensor:
+        whole = k * self.values + s * torch.eye(self.values.shape[-1], dtype=torch.float64, device=self.values.device)
+        flat = x.flatten(1).double()
+        found = torch.linalg.solve(whole, flat.T[None] if len(whole) == 1 else flat[:, :, None])
+        return (found[0].T if len(whole) == 1 else found[:, :, 0]).to(x.dtype).reshape(x.shape)
+
+    def left(self, k: float, s: float) -> Full:
+        values, vectors = torch.linalg.eigh(self.values)
+        return Full((vectors * _left(values.clamp_min(0), k, s).unsqueeze(-2)) @ vectors.mT)
 
 
 class Applied(Covariance):

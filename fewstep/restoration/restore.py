@@ -24,7 +24,7 @@ from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
 from fewstep.timesteps.grid import make_times
 
-DEFAULT = "calibrated"
+DEFAULT, FILTER = "calibrated", "particles"
 SOLVER = "ddpm"  # fresh noise at every step forgets the error of an approximate posterior
 TIMES = "karras"
 FAR = 1e3  # times the data's range: a state beyond it has left the model's world
@@ -87,8 +87,8 @@ def chain(
     timesteps: str | Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
     weight: float = 1.0,
-) -> tuple[Denoiser, Sampler]:
-    """A method as a denoiser with the condition `y`, and the sampler that runs it in `nfe` evaluations.
+) -> tuple[Denoiser, Sampler, Any]:
+    """A method as a denoiser with the condition `y`, the sampler that runs it in `nfe` evaluations, and its options.
 
     Raises:
         ValueError: an unknown method or option, a solver for a chain of its own.
@@ -102,12 +102,13 @@ def chain(
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
         denoiser, step = Measured(model, operator), find(method, "restorer", room="restoration")(**(options or {}))
     if solver is None and hasattr(step, "walk"):
-        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES)
+        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
     if about.facts.get("form") != "moments" and solver is not None:
         raise ValueError(f"{method!r} is a chain of its own: leave the solver out")
     chosen = solver or about.facts.get("solver") or SOLVER
     listed = timesteps is not None and not isinstance(timesteps, str)
-    return denoiser, make_plan(model.process, chosen, timesteps=timesteps or TIMES, nfe=None if listed else nfe)
+    made = make_plan(model.process, chosen, timesteps=timesteps or TIMES, nfe=None if listed else nfe)
+    return denoiser, made, step
 
 
 def walking(
@@ -150,6 +151,7 @@ def restore(
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
     n: int | None = None,
+    particles: int | None = None,
     nfe: int = 20,
     solver: str | None = None,
     timesteps: str | Sequence[float] | None = None,
@@ -169,6 +171,8 @@ def restore(
         operator: A. A model that is conditioned on y already restores by itself, without one.
         noise: standard deviation in the data's own units, or a law of noise.
         method, options: one of the room's (`fewstep restore --list`) and its options; "calibrated" by default.
+        particles: so many runs of each measurement, as a filter that is exact as they grow in number (method
+            "particles"); the n samples are drawn from them, and depend on their number too.
         nfe: evaluations. A solver for methods that change x0 alone is "ddpm" by default.
         weight: of what the measurement says, in methods that change x0 alone.
         final: "project" brings the result to the measurement: exactly without noise, by the proximal step with it.
@@ -188,11 +192,19 @@ def restore(
     y = operator.received(operator.check_measurement(y))
     if not bool(torch.isfinite(y).all()):
         raise ValueError("y has values that are not finite")
-    name = method or DEFAULT
-    denoiser, sampler = chain(model, operator, noise, name, nfe, solver, timesteps, options, weight)
-    watch = _Watch(model)
-    rows = y.to(model.device, dtype).repeat_interleave(count, 0)
-    told = {key: _each(value, len(y), count) for key, value in condition.items()}
+    name, own = method or DEFAULT, dict(options or {})
+    if particles is not None:
+        if method not in (None, DEFAULT, FILTER):
+            raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
+        name, own = FILTER, own | {"particles": particles}
+    denoiser, sampler, step = chain(model, operator, noise, name, nfe, solver, timesteps, own, weight)
+    watch, runs = _Watch(model), step.particles if name == FILTER else count
+    if name == FILTER:
+        if count > runs:
+            raise ValueError(f"{count} samples cannot be drawn from {runs} particles: ask for more of them")
+        batch_size = max(1, batch_size // runs) * runs  # whole populations
+    rows = y.to(model.device, dtype).repeat_interleave(runs, 0)
+    told = {key: _each(value, len(y), runs) for key, value in condition.items()}
     x = sample(
         denoiser,
         len(rows),
@@ -205,6 +217,8 @@ def restore(
         y=rows,
         **told,
     )
+    x = x.reshape(len(y), runs, *x.shape[1:])[:, :count].flatten(0, 1)
+    rows = y.to(x).repeat_interleave(count, 0)
     x = finished(operator, noise, x, rows, final)
     samples = x.reshape(len(y), count, *x.shape[1:])
     if not report:
@@ -213,7 +227,6 @@ def restore(
     held = operator.holds
     size = left.shape[1] if held is None else int(held.sum())
     std = getattr(as_noise(noise), "std", None)
-    step = getattr(denoiser, "step", None)
     passes = sampler.nfe * int(getattr(step, "passes", getattr(denoiser, "passes", 1)))
     return Restored(
         samples,
@@ -225,7 +238,7 @@ def restore(
         sampler.nfe,
         passes,
         time.perf_counter() - begun,
-        {},
+        {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {},
     )
 
 

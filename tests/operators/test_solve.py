@@ -130,3 +130,14 @@ def test_roots_have_the_covariance():
         eye = torch.eye(D, dtype=torch.float64).reshape(D, *SHAPE)
         root = c.root(eye).reshape(D, D)  # rows are columns of the root
         assert torch.allclose(root.T @ root, c.matrix(SHAPE)[0], atol=1e-10)
+
+
+def test_what_is_left_of_a_covariance_once_a_noisy_state_is_known():
+    x, k, s = normal(3, *SHAPE, seed=16), 0.7, 0.3
+    for c in covariances().values():
+        whole, eye = c.matrix(SHAPE)[0], torch.eye(D, dtype=torch.float64)
+        inverse = torch.linalg.inv(k * whole + s * eye)
+        assert torch.allclose(c.resolvent(k, s, x).flatten(1), x.flatten(1) @ inverse, atol=1e-9)
+        left = whole - k * whole @ inverse @ whole
+        assert torch.allclose(c.left(k, s).matrix(SHAPE)[0], left, atol=1e-9)
+        assert float(c.left(k, 0.0).matrix(SHAPE).abs().max()) < 1e-12

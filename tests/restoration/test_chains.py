@@ -30,7 +30,7 @@ def test_dps_gradient_is_the_analytic_one():
     model, a = gaussian(), wide()
     y = a.measure(model.sample(3, seed=3), noise=0.1)
     process, times = model.process, [0.7, 0.3]
-    denoiser, sampler = chain(model, a, 0.1, "dps", 1, timesteps=times, options={"zeta": 0.4})
+    denoiser, sampler, _ = chain(model, a, 0.1, "dps", 1, timesteps=times, options={"zeta": 0.4})
     noise = normal(3, D, seed=6)
     seen = []
     x = sampler(denoiser, noise, y=y, dtype=F64, seed=4, callback=lambda *args: seen.append(args))
@@ -53,7 +53,7 @@ def test_dps_steps_are_those_of_a_variance_preserving_process():
         model, a = mixture(process=process), wide()
         y = a.measure(model.sample(3, seed=3), noise=0.1)
         levels = [process.time(v) for v in (-2.0, -1.0, 0.0, 1.0)] + [process.t_zero]
-        denoiser, sampler = chain(model, a, 0.1, "dps", 4, timesteps=levels)
+        denoiser, sampler, _ = chain(model, a, 0.1, "dps", 4, timesteps=levels)
         made.append(sampler(denoiser, normal(3, D, seed=6), y=y, dtype=F64, seed=4))
     assert torch.allclose(made[0], made[1], atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_ddrm_has_its_three_cases():
     y = a.measure(model.sample(1, seed=3), noise=noise_std)
     times = [process.time(0.0), process.time(1.5)]
     options = {"eta": eta, "eta_b": eta_b}
-    denoiser, sampler = chain(model, a, noise_std, "ddrm", 1, timesteps=times, options=options)
+    denoiser, sampler, _ = chain(model, a, noise_std, "ddrm", 1, timesteps=times, options=options)
     noise = normal(1, D, seed=6)
     states = []
     x = sampler(denoiser, noise, y=y, dtype=F64, seed=4, callback=lambda n, t, x, p: states.append((x.clone(), p.x0)))
@@ -124,7 +124,7 @@ def test_official_pigdm_is_its_step_written_out():
     y = a.measure(model.sample(3, seed=3), noise=0.1)
     process, times = model.process, [0.7, 0.3]
     options = {"eta": 0.0, "data_std": 1.0}
-    denoiser, sampler = chain(model, a, 0.1, "pigdm-official", 1, timesteps=times, options=options)
+    denoiser, sampler, _ = chain(model, a, 0.1, "pigdm-official", 1, timesteps=times, options=options)
     noise = normal(3, D, seed=6)
     x = sampler(denoiser, noise, y=y, dtype=F64)
     alpha, sigma = process.alpha(0.7), process.sigma(0.7)
@@ -145,7 +145,7 @@ def test_daps_draws_exactly_where_it_can():
     y = a.measure(model.sample(1, seed=3), noise=0.3)
     t = model.process.time(0.0)
     options = {"calibration": true_calibration(model)}
-    denoiser, sampler = chain(model, a, 0.3, "daps", 1, timesteps=[t, model.process.t_zero], options=options)
+    denoiser, sampler, _ = chain(model, a, 0.3, "daps", 1, timesteps=[t, model.process.t_zero], options=options)
     noise = normal(1, D, seed=6).expand(n, -1)
     x = sampler(denoiser, noise, y=y.expand(n, -1), dtype=F64)
     x0 = model(noise[:1] * model.process.sigma(t), torch.tensor(t, dtype=F64)).x0
