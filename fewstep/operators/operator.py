@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -17,6 +18,11 @@ from fewstep.operators.spectrum import Axes, Dense, Spectrum
 
 COLUMNS = 4096  # of the largest matrix that is decomposed where nothing better is known
 VECTORS = 256  # columns of a matrix that are found at once
+
+
+def size_axes(shape: Sequence[int]) -> range:
+    """The axes of a sample's size, counted without the batch's: all but the channels', or a vector's one."""
+    return range(min(1, len(shape) - 1), len(shape))
 
 
 class Operator(nn.Module):
@@ -203,7 +209,12 @@ def spelt(operator: Operator) -> str:
         (card.name for card in methods("operator") if (card.module, card.use) == _home(operator)),
         type(operator).__name__,
     )
-    parts = [f"{option}={_shown(value)}" for option, value in operator.config().items() if value is not None]
+    first = next(iter(inspect.signature(type(operator)).parameters), "")  # the option that may stand without its name
+    parts = [
+        shown(value) if option == first else f"{option}={shown(value)}"
+        for option, value in operator.config().items()
+        if value is not None
+    ]
     return name + (":" + ",".join(parts) if parts else "")
 
 
@@ -211,9 +222,12 @@ def _home(operator: Operator) -> tuple[str, str]:
     return type(operator).__module__, type(operator).__name__
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The value of an option as the command line takes it."""
     if isinstance(value, Tensor):
-        return "x".join(map(str, value.shape)) if value.ndim else f"{value.item():g}"
+        return "x".join(map(str, value.shape)) if value.ndim else shown(value.item())
     if isinstance(value, list | tuple):
-        return "+".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return "+".join(map(shown, value))
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fewstep.operators.cosine import cosine_matrix
+
 LEAST = 1e-6  # of the largest singular value: one below it counts as zero
 
 
@@ -193,3 +195,33 @@ class Cyclic(Spectrum):
 
     def out(self, z: Tensor) -> Tensor:
         return self._turn(self.back(z * self.seen().to(z.dtype)), False)
+
+
+class Symmetric(Spectrum):
+    """Of an operator with the cosines along the last axes of a sample as eigenvectors: `C^T diag(values) C`."""
+
+    signs: Tensor
+
+    def __init__(self, eigenvalues: Tensor, shape: Sequence[int]):
+        """eigenvalues: of each frequency `(*size)`, of either sign."""
+        self.axes = range(len(tuple(shape)) - eigenvalues.ndim, len(tuple(shape)))
+        every = eigenvalues.double().flatten().repeat(math.prod(tuple(shape)[: self.axes.start]))
+        super().__init__(every.abs(), shape, shape)
+        self.register_buffer("signs", torch.where(every < 0, -1.0, 1.0).double() * self.seen(), persistent=False)
+
+    def into(self, x: Tensor) -> Tensor:
+        for axis in self.axes:
+            x = on_axis(x, cosine_matrix(x.shape[axis + 1]).to(x), axis)
+        return x.flatten(1)
+
+    def back(self, z: Tensor) -> Tensor:
+        x = z.reshape(-1, *self.shape)
+        for axis in self.axes:
+            x = on_axis(x, cosine_matrix(x.shape[axis + 1]).to(x).mT, axis)
+        return x
+
+    def of(self, y: Tensor) -> Tensor:
+        return self.into(y) * self.signs.to(y.dtype)
+
+    def out(self, z: Tensor) -> Tensor:
+        return self.back(z * self.signs.to(z.dtype))
