@@ -225,7 +225,8 @@ class Stack(LinearOperator):
         return cls(*options["operators"])
 
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (sum(math.prod(part.measured(shape)) for part in self.parts),)  # type: ignore[operator, union-attr]
+        shapes: list[tuple[int, ...]] = [part.measured(shape) for part in self.parts]  # type: ignore[operator, union-attr]
+        return (sum(map(math.prod, shapes)),)
 
     def act(self, x: Tensor) -> Tensor:
         return torch.cat([part(x).flatten(1) for part in self.parts], 1)

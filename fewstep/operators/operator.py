@@ -134,8 +134,14 @@ class LinearOperator(Operator):
     def transpose(self, y: Tensor) -> Tensor:
         """`A^T y` `(B, *shape)` of measurements whose shape is right: by differentiation."""
         assert self.shape is not None
-        zeros = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device)
-        (back,) = torch.func.vjp(self.act, zeros)[1](y)
+        graph = torch.is_grad_enabled()
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # the answer is linear in y, and differentiable in it where it is asked for
+            zeros = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device, requires_grad=True)
+            made = self.act(zeros)
+        (back,) = torch.autograd.grad(made, zeros, y, create_graph=graph, materialize_grads=True)
         return back
 
     def along(self) -> tuple[Tensor | None, ...] | None:
@@ -147,8 +153,7 @@ class LinearOperator(Operator):
         assert self.shape is not None
         if (axes := self.along()) is not None:
             return Axes(axes, self.shape, self.out)
-        d, m = math.prod(self.shape), math.prod(self.out)
-        return Dense(self.matrix(), self.shape, self.out) if max(d, m) <= COLUMNS else None
+        return Dense(self.matrix(), self.shape, self.out) if self.matrix_size() <= COLUMNS else None
 
     def adjoint(self, y: Tensor) -> Tensor:
         """`A^T y` `(B, *shape)` of measurements `(B, *measured)`."""
@@ -161,6 +166,10 @@ class LinearOperator(Operator):
         if not self._looked:
             self._found, self._looked = self.find_spectrum(), True
         return self._found
+
+    def matrix_size(self) -> int:
+        """The larger side of its matrix."""
+        return max(math.prod(self.shape or ()), math.prod(self.out))
 
     def matrix(self) -> Tensor:
         """A as a matrix `(m, d)` in float64."""
