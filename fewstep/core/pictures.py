@@ -221,6 +221,35 @@ def as_pictures(
     return rows_of
 
 
+def mask_values(value: Any, name: str) -> Tensor:
+    """A mask as a tensor of floats: a tensor or array of its own shape, or a picture or file as `(1, H, W)`.
+
+    Pictures and files are black (0) to white (1), as bytes are where any is above 1. `ValueError` for values outside.
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.array(value))
+    if not isinstance(value, Tensor):
+        return as_pictures(value, name, None, (0.0, 1.0)).mean(1)
+    bytes_ = value.dtype == torch.uint8 and bool((value > 1).any())
+    mask = value if value.is_floating_point() else value.float() / (255 if bytes_ else 1)
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise ValueError(f"the {name} must lie between 0 and 1, got {float(mask.min()):g} to {float(mask.max()):g}")
+    return mask
+
+
+def read_mask(value: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A mask (`mask_values`), or a list of them, as `(R, *shape)`: of a picture's shape, or without its channels."""
+    if isinstance(value, list | tuple) and value:
+        return torch.cat([read_mask(one, f"{name}[{i}]", shape) for i, one in enumerate(value)])
+    mask = mask_values(value, name)
+    try:
+        full = mask.expand(shape if mask.ndim <= len(shape) else (len(mask), *shape))
+    except RuntimeError:
+        wanted = f"{shape}, or that without channels"
+        raise ValueError(f"the {name} must have the picture's shape {wanted}, got {tuple(mask.shape)}") from None
+    return full if full.ndim > len(shape) else full[None]
+
+
 def data_shape(model: Any) -> tuple[int, ...] | None:
     """The shape of a model's data: that of its samples, in pixels for latent models; None where it is not known."""
     autoencoder, shape = model.facts.autoencoder, model.shape

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,9 +15,10 @@ from fewstep.core.condition import Condition
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, ask, routed
 from fewstep.core.methods import Method
-from fewstep.core.pictures import as_pictures, data_shape
+from fewstep.core.pictures import as_pictures, data_shape, read_mask
 from fewstep.core.prediction import Prediction, expand
 from fewstep.guidance.kinds import finite
+from fewstep.operators.mask import Inpaint
 
 METHODS = (
     Method(
@@ -58,31 +58,11 @@ class Region:
         """A value as rows."""
         if self.what == "picture":
             return as_pictures(value, name, self.shape, self.value_range)
-        return read_mask(value, name, self.shape)
+        return _masks(value, name, self.shape)
 
 
-def read_mask(value: Any, name: str, shape: tuple[int, ...]) -> Tensor:
-    """A mask, or a list of them, as `(R, *shape)` in 0 to 1: of a picture's shape, or without its channels.
-
-    Pictures and files are black (0) to white (1), as bytes are where any is above 1.
-    """
-    if isinstance(value, list | tuple) and value:
-        return torch.cat([read_mask(one, f"{name}[{i}]", shape) for i, one in enumerate(value)])
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value))
-    if not isinstance(value, Tensor):
-        mask = as_pictures(value, name, None, (0.0, 1.0)).mean(1)
-    else:
-        bytes_ = value.dtype == torch.uint8 and bool((value > 1).any())
-        mask = value if value.is_floating_point() else value.float() / (255 if bytes_ else 1)
-    try:
-        full = mask.expand(shape if mask.ndim <= len(shape) else (len(mask), *shape))
-    except RuntimeError:
-        wanted = f"{shape}, or that without channels"
-        raise ValueError(f"the {name} must have the picture's shape {wanted}, got {tuple(mask.shape)}") from None
-    if not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise ValueError(f"the {name} must lie between 0 and 1, got {float(mask.min()):g} to {float(mask.max()):g}")
-    return full if full.ndim > len(shape) else full[None]
+def _masks(value: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    return read_mask(value.fit(shape).mask if isinstance(value, Inpaint) else value, name, shape)
 
 
 class Known(Wrapper):
@@ -100,7 +80,8 @@ class Known(Wrapper):
         picture: `(*shape)` or `(B, *shape)`, like the model's samples (pixels, for latent models); one serves for any
             batch. Arrays, Pillow pictures, paths and lists of them will do (`fewstep.core.pictures.as_pictures`).
         mask: 1 where the picture is known, 0 where it is to be drawn, blended in between: of the picture's shape, or
-            without its channels, `(H, W)` or `(1, H, W)`; a list, or `(B, 1, H, W)`, is one for each sample.
+            without its channels, `(H, W)` or `(1, H, W)`; a list, or `(B, 1, H, W)`, is one for each sample. An
+            `Inpaint` (`fewstep.operators`) will do.
 
     Raises:
         ValueError: a picture or mask of another kind, shape or count, values of the mask outside 0 to 1.
@@ -112,7 +93,7 @@ class Known(Wrapper):
     def __init__(self, model: Denoiser, picture: Any, mask: Any):
         rows = as_pictures(picture, "picture", data_shape(model), model.value_range).to(model.device)
         shape = tuple(rows.shape[1:])
-        masks = read_mask(mask, "mask", shape).to(model.device, rows.dtype)
+        masks = _masks(mask, "mask", shape).to(model.device, rows.dtype)
         if len(rows) > 1 and len(masks) > 1 and len(rows) != len(masks):
             raise ValueError(f"there are {len(rows)} pictures and {len(masks)} masks: give one for all, or one each")
         regions: dict[str, Condition] = {

@@ -21,7 +21,7 @@ METHODS = (
     ),
 )
 
-KINDS = ("average", "bicubic", "stride")
+FILTERS = ("average", "bicubic", "stride")
 SHARPNESS = -0.5  # Keys' a: the one that reproduces parabolas
 
 
@@ -30,45 +30,45 @@ class Downsample(LinearOperator):
 
     Args:
         factor: a whole number that divides every axis of the size.
-        kind: "average" of blocks, "bicubic" (Keys' cubic as wide as the reduction needs, rows of weights that sum to 1
-            at the borders too, as Pillow and `interpolate(..., antialias=True)` have it), or "stride", the first
-            element of each block.
+        filter: "average" of blocks, "bicubic" (Keys' cubic as wide as the reduction needs, its weights summing to 1 at
+            the borders too, as Pillow and `interpolate(..., antialias=True)` have it), or "stride", the first element
+            of each block.
     """
 
-    def __init__(self, factor: int, kind: str = "average"):
+    def __init__(self, factor: int, filter: str = "average"):
         super().__init__()
         if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
             raise ValueError(f"samples are made smaller by a whole factor of at least 1, got {factor!r}")
-        if kind not in KINDS:
-            raise suggest("kind of downsampling", kind, KINDS)
-        self.factor, self.kind = factor, kind
+        if filter not in FILTERS:
+            raise suggest("filter", filter, FILTERS)
+        self.factor, self.filter = factor, filter
 
     def config(self) -> dict[str, Any]:
-        return {"factor": self.factor, "kind": self.kind}
+        return {"factor": self.factor, "filter": self.filter}
 
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         axes = size_axes(shape)
         if any(shape[axis] % self.factor for axis in axes):
             raise ValueError(f"{self} needs sizes that {self.factor} divides, got samples of shape {shape}")
-        if self.kind == "bicubic":
+        if self.filter == "bicubic":
             for axis in axes:
                 self.register_buffer(f"matrix_{axis}", bicubic(shape[axis], self.factor), persistent=False)
         return tuple(n // self.factor if axis in axes else n for axis, n in enumerate(shape))
 
     def act(self, x: Tensor) -> Tensor:
         for axis in size_axes(x.shape[1:]):
-            if self.kind == "bicubic":
+            if self.filter == "bicubic":
                 x = on_axis(x, getattr(self, f"matrix_{axis}"), axis)
             else:
                 blocks = x.unflatten(axis + 1, (-1, self.factor))
-                x = blocks.mean(axis + 2) if self.kind == "average" else blocks.select(axis + 2, 0)
+                x = blocks.mean(axis + 2) if self.filter == "average" else blocks.select(axis + 2, 0)
         return x
 
     def transpose(self, y: Tensor) -> Tensor:
         for axis in size_axes(y.shape[1:]):
-            if self.kind == "bicubic":
+            if self.filter == "bicubic":
                 y = on_axis(y, getattr(self, f"matrix_{axis}").mT, axis)
-            elif self.kind == "average":
+            elif self.filter == "average":
                 y = (y / self.factor).repeat_interleave(self.factor, axis + 1)
             else:
                 rest = y.new_zeros(*y.shape[: axis + 2], self.factor - 1, *y.shape[axis + 2 :])
@@ -81,11 +81,11 @@ class Downsample(LinearOperator):
         return tuple(self._matrix(axis, n) if axis in axes else None for axis, n in enumerate(self.shape))
 
     def _matrix(self, axis: int, n: int) -> Tensor:
-        if self.kind == "bicubic":
+        if self.filter == "bicubic":
             return getattr(self, f"matrix_{axis}")  # type: ignore[no-any-return]
         weights = torch.zeros(self.factor, dtype=torch.float64)
-        weights[:] = 1 / self.factor if self.kind == "average" else 0
-        if self.kind == "stride":
+        weights[:] = 1 / self.factor if self.filter == "average" else 0
+        if self.filter == "stride":
             weights[0] = 1
         return torch.kron(torch.eye(n // self.factor, dtype=torch.float64), weights[None])
 

@@ -134,8 +134,14 @@ class LinearOperator(Operator):
     def transpose(self, y: Tensor) -> Tensor:
         """`A^T y` `(B, *shape)` of measurements whose shape is right: by differentiation."""
         assert self.shape is not None
-        zeros = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device)
-        (back,) = torch.func.vjp(self.act, zeros)[1](y)
+        graph = torch.is_grad_enabled()
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # the answer is linear in y, and differentiable in it where it is asked for
+            zeros = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device, requires_grad=True)
+            made = self.act(zeros)
+        (back,) = torch.autograd.grad(made, zeros, y, create_graph=graph, materialize_grads=True)
         return back
 
     def along(self) -> tuple[Tensor | None, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -225,3 +225,34 @@ class Symmetric(Spectrum):
 
     def out(self, z: Tensor) -> Tensor:
         return self.back(z * self.signs.to(z.dtype))
+
+
+class Right(Spectrum):
+    """Of an operator whose right singular vectors and values are known; the left ones are `A v / s`.
+
+    Args:
+        turn: `V^T x` `(B, d)`, and back. operator: `A x`, and `A^T y`.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        turn: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+        operator: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+        shape: Sequence[int],
+        out: Sequence[int],
+    ):
+        super().__init__(values, shape, out)
+        self._turn, self._operator = turn, operator
+
+    def into(self, x: Tensor) -> Tensor:
+        return self._turn[0](x)
+
+    def back(self, z: Tensor) -> Tensor:
+        return self._turn[1](z)
+
+    def of(self, y: Tensor) -> Tensor:
+        return self.into(self._operator[1](y)) * self.inverse().to(y.dtype)
+
+    def out(self, z: Tensor) -> Tensor:
+        return self._operator[0](self.back(z * self.inverse().to(z.dtype)))

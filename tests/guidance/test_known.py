@@ -12,6 +12,7 @@ from fewstep.core.methods import find
 from fewstep.core.prediction import KINDS, Prediction
 from fewstep.denoisers.wrap import wrap
 from fewstep.guidance.known import Known
+from fewstep.operators.mask import Inpaint
 from fewstep.processes.flow import Flow
 from fewstep.processes.vp import VP
 
@@ -194,3 +195,11 @@ def test_bad_input(digits):
         fs.guide(model, "known", picture=picture)
     with pytest.raises(ValueError, match="mask names a file that does not exist: 'mask.png'"):
         fs.guide(model, "known", picture=picture, mask="mask.png")
+
+
+def test_an_operators_mask_will_do(digits):
+    model, picture, mask = digits
+    for given in (Inpaint(mask), Inpaint("half", share=5 / 8)):
+        known = Known(model, picture, given)
+        assert torch.equal(known.mask, Known(model, picture, mask).mask)
+        assert torch.equal(known.conditions["mask"].check("mask", given, 2, known.device)[1], known.mask[0])

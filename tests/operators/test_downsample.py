@@ -34,7 +34,9 @@ def test_half_precision_stays():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"downsample:5,kind=average needs sizes that 5 divides, got .* \(3, 8, 12\)"):
+    with pytest.raises(
+        ValueError, match=r"downsample:5,filter=average needs sizes that 5 divides, got .* \(3, 8, 12\)"
+    ):
         Downsample(5)(X)
     with pytest.raises(ValueError, match="a whole factor of at least 1, got 1.5"):
         Downsample(1.5)  # type: ignore[arg-type]
