@@ -22,6 +22,7 @@ SLOW = {
     "tutorials/folder.md",
     "tutorials/diffusers.md",
     "tutorials/student.md",
+    "tutorials/captions.md",
     "choose.md",
     "accelerate.md",
     "bring.md",
