@@ -81,7 +81,7 @@ class Draws:
         if self.init is not None:
             rows["init"] = self.init
         n = end - begin
-        told = {"batch_size": self.batch, "brownian": self.brownian, "callback": self.callback}
+        told: dict[str, Any] = {"batch_size": self.batch, "brownian": self.brownian, "callback": self.callback}
         return sample(self.model, n, plan=self.plan, **told, **rows)
 
     def conditions(self, begin: int, end: int) -> dict[str, Any]:
