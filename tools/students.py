@@ -44,8 +44,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f" {found['budget']:,} evaluations, with its method's own options. Bold: the nearest of each column."
     )
     table = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
-    failed = [f"`{row['method']}` failed: {row['failed']}." for row in found["rows"] if "failed" in row]
-    return [*table, "", told, *failed]
+    others = [f"`{row['method']}` ({row['failed']})" for row in found["rows"] if "failed" in row]
+    return [*table, "", told, *(["", f"Not on these points: {'; '.join(others)}."] if others else [])]
 
 
 def draw(found: dict[str, Any], path: Path = PICTURE) -> Path:

@@ -96,7 +96,7 @@ def right(name: str, stage: int, evaluations: int, seed: int) -> float:
     if not stage or model.student.kind == "jump":
         start = default_start(model.process, float(teacher().data_std), shape=model.shape)
         chosen = plan_of(model.process, "jump", evaluations, start, None)
-    told = {"guidance": SCALE} if "guidance" in model.conditions else {}
+    told: dict[str, Any] = {"guidance": SCALE} if "guidance" in model.conditions else {}
     return shown(sample(model, N, plan=chosen, seed=1000 + seed, text=asked(seed), **told), seed)
 
 
