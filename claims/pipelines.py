@@ -107,6 +107,9 @@ UNET_PROMPT = UNET | {
 # For a kind of pipeline: the class of its network, the seed of its weights, and its settings.
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "StableDiffusionPipeline": ("UNet2DConditionModel", 7, UNET_PROMPT | {"cross_attention_dim": 16}),
+    "LatentConsistencyModelPipeline": ("UNet2DConditionModel", 7, UNET_PROMPT | {
+        "cross_attention_dim": 16, "time_cond_proj_dim": 6,
+    }),
     "StableDiffusionXLPipeline": ("UNet2DConditionModel", 7, UNET_PROMPT | {
         "cross_attention_dim": 28, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
         "projection_class_embeddings_input_dim": 12 + 6 * 4,
@@ -177,7 +180,7 @@ def _parts(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     name, seed, settings = NETWORKS["PixArt" if kind.startswith("PixArt") else kind]
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     made = network(name, seed, **(settings | options))
-    if kind == "StableDiffusionPipeline":
+    if kind in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return {"unet": made, "vae": kl(), "tokenizer": clip, "text_encoder": clip_text(clip, 16)} | none
     if kind == "DiTPipeline":

@@ -6,6 +6,7 @@ Both are of docs/students.json, which `python -m benchmarks students` measures.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ SHOWN = ("kd", "consistency", "ctm", "flow-map", "dmf", "dmd2", "sid")  # whose 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table: a row a method, the nearest after one step first; in bold the nearest of each number of steps."""
     rows = [row for row in found["rows"] if "distance" in row]
-    students = sorted((row for row in rows if "kind" in row), key=lambda row: row["distance"]["1"][0])
+    students = sorted((row for row in rows if "kind" in row), key=lambda row: row["distance"].get("1", [math.inf])[0])
     counts = sorted({int(steps) for row in students for steps in row["distance"]})
     best = {k: min(row["distance"][str(k)][0] for row in students if str(k) in row["distance"]) for k in counts}
 
@@ -43,8 +44,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f" {found['budget']:,} evaluations, with its method's own options. Bold: the nearest of each column."
     )
     table = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
-    failed = [f"`{row['method']}` failed: {row['failed']}." for row in found["rows"] if "failed" in row]
-    return [*table, "", told, *failed]
+    others = [f"`{row['method']}` ({row['failed']})" for row in found["rows"] if "failed" in row]
+    return [*table, "", told, *(["", f"Not on these points: {'; '.join(others)}."] if others else [])]
 
 
 def draw(found: dict[str, Any], path: Path = PICTURE) -> Path:

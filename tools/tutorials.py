@@ -87,7 +87,21 @@ def student() -> dict[str, Any]:
     }  # fmt: skip
 
 
-TUTORIALS = {"digits": digits, "folder": folder, "diffusers": diffusers, "student": student}
+def captions() -> dict[str, Any]:
+    import torch
+
+    names, seconds = run("captions")
+    shown = list(names["samples"].values())[: 1 + list(names["samples"]).index("student, four steps")]
+    _picture("captions", torch.stack([x[:SHOWN] for x in shown]))
+    _picture("captions-targets", names["aims"])
+    rows = {
+        name: {"evaluations": names["evaluations"][name], "right": found.value, "error": found.error}
+        for name, found in names["right"].items()
+    }
+    return {"rows": rows, "n": len(names["asked"]), "shown": names["asked"][:SHOWN], "seconds": seconds}
+
+
+TUTORIALS = {"digits": digits, "folder": folder, "diffusers": diffusers, "student": student, "captions": captions}
 
 
 def measure(chosen: list[str]) -> dict[str, Any]:
@@ -101,7 +115,7 @@ def measure(chosen: list[str]) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     """What the pages show, by marker."""
-    digits, folder, diffusers, student = (found[name] for name in TUTORIALS)
+    digits, folder, diffusers, student, captions = (found[name] for name in TUTORIALS)
     best = digits["errors"].items()
     table = ["| plan | evaluations | error |", "| --- | --- | --- |", "| reference | 100 | |"]
     table += [f"| {name.rpartition(',')[0]} | {digits['nfe'][name]} | {error:.3f} |" for name, error in best]
@@ -126,7 +140,16 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
         f" after {late['step']}; pairs and training took {student['evaluations']:,} evaluations of one sample. This"
         f" page took {student['seconds']:.0f} CPU seconds."
     )
+    asked = ["| sampler | evaluations | captions right |", "| --- | --- | --- |"]
+    for name, row in captions["rows"].items():
+        asked.append(f"| {name} | {row['evaluations']} | {row['right']:.3f} ± {row['error']:.3f} |")
+    read = (
+        f"Share of {captions['n']} pictures that show all that their captions ask for, with its standard error. This"
+        f" page took {captions['seconds']:.0f} CPU seconds. The captions of the pictures below, from left to right:"
+        f" {'; '.join(captions['shown'])}."
+    )
     return {
+        "tutorial-captions": [*asked, "", read],
         "tutorial-student": [*heads, "", learnt],
         "tutorial-digits": [*table, "", told],
         "tutorial-folder": [f"{losses} This page took {folder['seconds']:.0f} CPU seconds."],

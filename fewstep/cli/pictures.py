@@ -132,6 +132,22 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_shown(model: Denoiser) -> None:
+    """`ValueError` for a model whose samples are known to be no pictures."""
+    from fewstep.core.pictures import data_shape
+
+    if (shape := data_shape(model)) is not None and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(f"samples of shape {tuple(shape)} are no pictures: leave --targets out")
+
+
+def write_rows(out: Path, images: Tensor, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
+    """Pictures (rows, columns, channels, H, W) as one grid."""
+    from fewstep.report.grid import image_grid, save_png
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_png(out, image_grid(images, value_range), {KEY: facts})
+
+
 def _write_npz(out: Path, images: Tensor | Shards, value_range: tuple[float, float], facts: dict[str, Any]) -> None:
     """Arrays `images`, (N, H, W, C) floats, `value_range` and the parameters: a data set that fewstep opens."""
     import numpy as np

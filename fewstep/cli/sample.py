@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LISTS = ("--seeds",)  # options that take several values, as in `--seeds 3 7 11`
 BATCH = 256
+SHOWN = 16  # samples at most whose targets are shown
 
 
 def sample(
@@ -82,6 +83,10 @@ def sample(
     seeds: Annotated[
         list[int] | None, typer.Option(help="A seed per sample, as in --seeds 3 7 11: each as --seed S -n 1 draws it.")
     ] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option(help=f"A .png for what each evaluation aims at, a row each, in the first {SHOWN} samples."),
+    ] = None,
     ray: common.OnRay = None,
     device: common.Device = None,
     as_json: common.Json = False,
@@ -107,6 +112,7 @@ def sample(
         fewstep sample shapes --prompt "a red circle" --steps 20 --cache deepcache:interval=2,order=2 -n 16
         fewstep sample sd-folder --prompts lines.txt -n 2 --init photo.png --strength 0.6 --out pictures
         fewstep sample digits-1 --base digits --base-steps 1 -n 64 --out varied.png
+        fewstep sample shapes-4 --prompt "a red circle" -n 8 --targets on-the-way.png
         fewstep sample digits -n 100000 --ray --out digits.npz
     """
     used = common.Used()
@@ -115,6 +121,8 @@ def sample(
     if seeds and (count != len(seeds) or seed or brownian):
         raise ValueError(f"--seeds names {len(seeds)} samples and their noise: leave -n, --seed and --brownian out")
     pictures.check_out(out, force)
+    if targets is not None:
+        _check_targets(targets, out, force, ray, steer)
     said = [*(prompt or []), *(pictures.read_prompts(prompts) if prompts is not None else [])]
     total = count * max(1, len(said))
     asked: dict[str, Any] = {
@@ -130,15 +138,16 @@ def sample(
     batches = -(-total // BATCH)
     begin = time.perf_counter()
     images: Tensor | Shards
+    aims: Tensor | None = None
     if ray is not None:
         images, about, calls = _in_shards(asked, total, out, ray, device)
     else:
-        images, about, calls = _here(asked, batches)
+        images, about, calls, aims = _here(asked, batches, SHOWN if targets is not None else 0)
     seconds, done = time.perf_counter() - begin, images.shape[0]
     facts: dict[str, Any] = {
         "fewstep": _version(),
         "command": pictures.command_line(
-            context, ("out", "force", "as_json", "prompts"), {"prompt": said} if said else {}
+            context, ("out", "force", "as_json", "prompts", "targets"), {"prompt": said} if said else {}
         ),
         "model": model,
         "solver": about["solver"],
@@ -177,6 +186,8 @@ def sample(
         for s, i in rows_of(count, seed, seeds)
     ]
     pictures.write(out, images, tuple(about["value_range"]), facts, own)
+    if targets is not None and aims is not None:
+        pictures.write_rows(targets, aims, tuple(about["value_range"]), facts | {"shows": "x0 of each evaluation"})
     if ray is not None:
         images.remove()  # type: ignore[union-attr]  # they are shards
     measured = {"planned_nfe": about["nfe"], "actual_nfe": calls / batches, "seconds": seconds, "out": str(out)}
@@ -191,11 +202,27 @@ def sample(
         raise typer.Exit(130)
 
 
-def _here(asked: dict[str, Any], batches: int) -> tuple[Tensor, dict[str, Any], int]:
-    """The samples drawn in this process, those that are done where it is interrupted; what drew them; its calls."""
+def _check_targets(targets: Path, out: Path, force: bool, ray: str | None, steer: str | None) -> None:
+    """`ValueError` unless they can be seen, and written."""
+    if targets.suffix.lower() != ".png" or targets.resolve() == out.resolve():
+        raise ValueError(f"--targets is a grid, a .png beside --out, got {str(targets)!r}")
+    if ray is not None or steer is not None:
+        raise ValueError("--targets are of runs in this process, one a sample: leave --ray and --steer out")
+    common.check_new_file(targets, force)
+
+
+def _here(asked: dict[str, Any], batches: int, shown: int) -> tuple[Tensor, dict[str, Any], int, Tensor | None]:
+    """The samples drawn in this process, those that are done where it is interrupted; what drew them; its calls; what
+    each evaluation aimed at in the first samples, so many of them."""
     made = drawing(**asked)
 
+    from fewstep.report.targets import Seen
     from fewstep.sampling.sample import Interrupted
+
+    if shown:
+        pictures.check_shown(made.model)
+    shown = min(shown, made.total)
+    seen = made.callback = Seen(shown) if shown else None
 
     stages = common.Stages()
     with stages.stage(f"{made.total} samples, {made.plan.name}", batches * made.plan.nfe) as advance:
@@ -204,7 +231,11 @@ def _here(asked: dict[str, Any], batches: int) -> tuple[Tensor, dict[str, Any], 
                 images = made(0, made.total)
             except Interrupted as stop:  # what is done is kept
                 images = stop.samples
-    return images, made.about | {"device": str(made.model.device)}, calls()
+    aims = None
+    if seen is not None:
+        told = made.model.check_condition(made.conditions(0, shown), shown, made.model.device)
+        aims = seen.decoded(made.model, **told)
+    return images, made.about | {"device": str(made.model.device)}, calls(), aims
 
 
 def _in_shards(

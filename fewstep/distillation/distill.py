@@ -174,7 +174,8 @@ def distill(
         if student is not None or begin is not None or options:
             raise ValueError("options, and a student to begin with, are those of one method: leave stages or them out")
         asked = recipe_of(stages, _given(own), _given(train))
-        return by_recipe(teacher, asked, data=data, out=out, resume=resume, device=device, progress=progress, tell=tell)
+        rest: dict[str, Any] = {"resume": resume, "device": device, "progress": progress, "tell": tell, "judge": judge}
+        return by_recipe(teacher, asked, data=data, out=out, **rest)
     found, _ = card(method, "distiller")
     build = made("distiller", method, 1, **options)
     steps = int(found.facts.get("usual_steps", 1)) if steps is None else steps
@@ -373,7 +374,7 @@ def by_recipe(
 ) -> Distilled:
     """Distils a teacher, which stands for the recipe's own, by a recipe, with the guidance and data that this names.
 
-    data: in place of the recipe's. rest: `resume`, `device`, `progress` and `tell`, as in `distill`.
+    data: in place of the recipe's. rest: `resume`, `device`, `progress`, `tell` and `judge`, as in `distill`.
 
     Raises ValueError and FloatingPointError as `distill` does.
     """

@@ -28,6 +28,7 @@ def in_stages(
     *,
     resume: bool = False,
     tell: Callable[[dict[str, Any]], Any] | None = None,
+    judge: bool = True,
     **rest: Any,
 ) -> Any:
     """The result of the last stage, with the figures of all in `figures["stages"]`.
@@ -37,7 +38,7 @@ def in_stages(
 
     Args:
         one: distils by one method, as `distill` does, to a `Distilled`. rest: of its arguments what holds for all.
-        tell: gets the records of all stages, each with the number of its stage.
+        tell: gets the records of all stages, each with the number of its stage. judge: whether students are judged.
     """
     if resume and out is not None and not any(checkpoints(place) for place in places(recipe, out)):
         raise ValueError(f"nothing to resume: there is no checkpoint in {out}")
@@ -60,7 +61,8 @@ def in_stages(
         found = one(
             students[stage.get("teacher", 0)], stage["name"], begin=begin, out=place, resume=going_on,
             student=None if lora or "student" not in wanted else students[-1],
-            judge=len(done) <= number, recipe=recipe.to_dict(), tell=_numbered(tell, number) if several else tell,
+            judge=judge and len(done) <= number, recipe=recipe.to_dict(),
+            tell=_numbered(tell, number) if several else tell,
             **{**recipe.student, **({"steps": stage["steps"]} if "steps" in stage else {})}, **train,
             **options_of(stage), **rest,
         )  # fmt: skip

@@ -119,6 +119,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
     ) -> None:
         """Begin a run: `timesteps` `(nfe,)` float32.
 
@@ -127,6 +128,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sigmas, timesteps: what some pipelines pass: only the plan's own, or the plain equal steps
                 `1, 1 - 1/n, ...` that flow pipelines always pass and expect the scheduler to replace.
             mu: a flow pipeline's shift for its picture size; the plan includes its shift already, so this is ignored.
+            original_inference_steps: the grid that a pipeline of latent consistency picks its steps from, likewise.
 
         Raises:
             ValueError: times other than the plan's, or a number of steps for which it cannot be compiled.
@@ -215,8 +217,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return_dict: bool = True,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
-    ) -> PlanSchedulerOutput | tuple[Tensor]:
+    ) -> PlanSchedulerOutput | tuple[Tensor, Tensor]:
         """One evaluation further: the network's answer at `sample` `(B, *shape)` gives its next input or the result.
+        Beside it stands the clean sample that the answer implies; at the end that is the result, which pipelines of
+        latent consistency decode.
 
         A `sample` that differs from what the last call returned is used: the other states that the solver keeps are
         moved along, by the least change of the states before that would have led to it.
@@ -246,9 +250,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._index == len(self.timesteps):
             raise ValueError(f"all {len(self.timesteps)} evaluations of the plan are made: call set_timesteps first")
         self._index += 1
-        clean = self._rows.clean(model_output, sample) if return_dict else None
+        clean = None if self._index == len(self.timesteps) else self._rows.clean(model_output, sample)
         previous = self._rows.advance(model_output, sample, generator)
-        return (previous,) if clean is None else PlanSchedulerOutput(previous, clean)
+        clean = previous if clean is None else clean
+        return PlanSchedulerOutput(previous, clean) if return_dict else (previous, clean)
 
 
 def _level(alpha: Any, sigma: Any, flow: bool) -> float:

@@ -26,7 +26,7 @@ METHODS = (
         arxiv="2112.10752",
         claim="Stable Diffusion 1 and 2: prompts by CLIP, epsilon or v-prediction on latents",
         use="StableDiffusion",
-        facts={"pipelines": ("StableDiffusionPipeline",)},
+        facts={"pipelines": ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")},
     ),
     Method(
         "stable-diffusion-xl-pipeline",
@@ -39,6 +39,7 @@ METHODS = (
     ),
 )
 
+USUAL_SCALE = {"LatentConsistencyModelPipeline": 8.5}  # of a pipeline's call where that is not 7.5
 SCALE_WIDTH = 256  # of the embedding of a scale, as LCM's networks have it
 
 
@@ -48,7 +49,7 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 class StableDiffusion:
     """UNet2DConditionModel `(x, t, text)`. A network with distilled guidance (`time_cond_proj_dim`) takes `guidance`,
-    by default 7.5 as the pipeline's.
+    by default the pipeline's: 7.5, or 8.5 of one of latent consistency.
 
     long_prompts: prompts are read in as many windows of CLIP's 77 tokens as they take, each as a prompt of its own, and
     the network attends to all of them. A prompt that shares a batch with a longer one is drawn as it is alone.
@@ -72,7 +73,7 @@ class StableDiffusion:
         )
         self.conditions: dict[str, Condition] = {"text": Prompt(encoder, "text", 3, width)}
         if self.distilled:
-            self.conditions["guidance"] = Number(default=7.5)
+            self.conditions["guidance"] = Number(default=USUAL_SCALE.get(kind, 7.5))
 
     @staticmethod
     def _tokenizer(pipeline: Any) -> Any:

@@ -6,6 +6,7 @@ base and its student commit to a picture.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,25 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.noise import Noise
+from fewstep.core.prediction import Prediction
 from fewstep.core.sampler import Sampler
+
+
+class Seen:
+    """A run's callback that keeps the x0 of each evaluation, of the first n samples of a run's first batch."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.rows, self._number = n, list[Tensor](), -1.0
+
+    def __call__(self, evaluation: int, t: Any, x: Tensor, prediction: Prediction) -> None:
+        if evaluation > self._number:  # later batches begin anew
+            self.rows.append(prediction.x0[: self.n].clone())
+        self._number = evaluation if evaluation > self._number else math.inf
+
+    @torch.no_grad()
+    def decoded(self, model: Denoiser, **condition: Any) -> Tensor:
+        """What was kept, as data: (evaluations, n, *shape). condition: as the model has checked it, for these n."""
+        return torch.stack([model.decode(x0, **condition) for x0 in self.rows])
 
 
 @torch.no_grad()
@@ -35,12 +54,8 @@ def targets(model: Denoiser, n: int = 8, *, plan: Sampler | None = None, seed: i
             f"targets are of at least one run of a plan, for a model with a shape; got n={n}, shape {model.shape} and"
             f" {'no plan' if chosen is None else 'a plan'}"
         )
-    size, source, found = (n, *model.shape), Noise(seed), list[Tensor]()
+    size, source, seen = (n, *model.shape), Noise(seed), Seen(n)
     named = model.check_condition(condition, n, model.device)
-
-    def seen(evaluation: int, t: Any, x: Tensor, prediction: Any) -> None:
-        found.append(model.decode(prediction.x0, **named))
-
     begin = model.process.start(lambda draw: source.normal(draw, size, model.device, torch.float32))
     chosen(model, begin, seed=seed, callback=seen, **named)
-    return torch.stack(found)
+    return seen.decoded(model, **named)

@@ -45,7 +45,11 @@ class Draws:
         init: a picture to start from, the same for all.
         condition: what `sample` takes; a list holds one value for each sample.
         facts: what else the samples depend on, as JSON, for `about`.
+
+    `callback` may be set, and is then that of `sample`.
     """
+
+    callback: Callable[..., None] | None = None
 
     def __init__(
         self,
@@ -69,9 +73,7 @@ class Draws:
         """Samples `begin` to `end - 1`, `(end - begin, *shape)`; `begin` is a multiple of the batch."""
         if begin % self.batch:
             raise ValueError(f"a stretch begins with a batch of {self.batch}, not at sample {begin}")
-        rows: dict[str, Any] = {
-            name: value[begin:end] if isinstance(value, list) else value for name, value in self.condition.items()
-        }
+        rows = self.conditions(begin, end)
         if self.seeds is not None:
             rows["seeds"] = self.seeds[begin:end]
         else:
@@ -79,7 +81,12 @@ class Draws:
         if self.init is not None:
             rows["init"] = self.init
         n = end - begin
-        return sample(self.model, n, plan=self.plan, batch_size=self.batch, brownian=self.brownian, **rows)
+        told: dict[str, Any] = {"batch_size": self.batch, "brownian": self.brownian, "callback": self.callback}
+        return sample(self.model, n, plan=self.plan, **told, **rows)
+
+    def conditions(self, begin: int, end: int) -> dict[str, Any]:
+        """What samples `begin` to `end - 1` are asked for."""
+        return {name: value[begin:end] if isinstance(value, list) else value for name, value in self.condition.items()}
 
     @property
     def about(self) -> dict[str, Any]:

@@ -9,9 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fewstep as fs
 from fewstep.data.open import open_data
+from fewstep.report.grid import image_grid
+from fewstep.report.targets import targets
 
 
 def test_a_png_holds_its_parameters(fewstep, folder, tmp_path):
@@ -169,3 +172,24 @@ def test_a_base_before_its_student(fewstep, tmp_path):
         code, _, err = fewstep(*words, *more)
         assert code == 2 and message in " ".join(err.split())
     assert "give --base" in fewstep("sample", "digits-1", "--base-steps", 1)[2]
+
+
+def test_targets_are_a_row_an_evaluation(fewstep, fails, folder, tmp_path):
+    """Of the run itself: no evaluation more, and the last row of a deterministic plan is what the samples are."""
+    words = ["sample", folder, "-n", 3, "--label", 2, "--steps", 4, "--solver", "ddim", "--seed", 5]
+    code, out, _ = fewstep(*words, "--out", "x.npz", "--targets", "seen/aims.png")
+    assert code == 0 and "4 evaluations planned and 4 made" in out
+    plan = fs.plan(fs.load(folder).process, "ddim", 4)
+    found = targets(fs.load(folder), 3, plan=plan, seed=5, label=2)
+    seen = np.asarray(Image.open("seen/aims.png"))
+    assert np.array_equal(seen, image_grid(found))
+    with np.load("x.npz") as file:
+        last = torch.from_numpy(file["images"]).movedim(-1, 1)
+    torch.testing.assert_close(found[-1].clamp(-1, 1), last, rtol=1e-4, atol=1e-4)
+    assert json.loads(Image.open("seen/aims.png").text["fewstep"])["shows"] == "x0 of each evaluation"
+    assert fewstep(*words, "-n", 300, "--out", "more.npz", "--targets", "more.png")[0] == 0  # more than a batch
+    more = np.asarray(Image.open("more.png"))[:, : seen.shape[1]]
+    assert np.abs(more.astype(int) - seen).max() <= 1  # other batches, other roundings
+    assert fails(*words, "--out", "y.npz", "--targets", "y.npz").startswith("--targets is a grid, a .png beside --out")
+    assert "more.png exists" in fails(*words, "--out", "y.npz", "--targets", "more.png")
+    assert "leave --ray and --steer out" in fails(*words, "--targets", "z.png", "--ray", "auto")

@@ -55,6 +55,18 @@ def test_the_loss_by_hand():
     torch.testing.assert_close(method.loss(batch).detach(), expected)
 
 
+def test_it_trains_the_same_for_any_number_of_steps():
+    """So a student of four steps is, in one, the student of one."""
+    losses = []
+    for steps in (1, 4):
+        setting = small(VP())
+        setting.steps = steps
+        method = Latent(setting, stride=5)
+        assert method.times() is None
+        losses.append(method.loss(drawn(method)).detach())
+    assert torch.equal(*losses)
+
+
 def test_without_preconditioning_the_boundary_is_exact_and_the_network_stays_nearly_itself():
     process = Flow()
     base = perceptron(process, precondition="none", predicts="x0")

@@ -79,7 +79,7 @@ def test_stages_follow_each_other_and_resume_where_they_were(folder, tmp_path):
         same(made.model, cut_and_resumed(recipe, tmp_path / f"cut-{stage}", stage, step).model)
 
 
-def test_players_are_carried_from_stage_to_stage(teacher, tmp_path):
+def test_players_are_carried_from_stage_to_stage(teacher, monkeypatch):
     first = {"name": "diff-instruct", "share": 0.5}
     stages = [first, {"name": "diff-instruct", "carry": ["student", "fake"]}, {"name": "diff-instruct", "carry": []}]
     began = []
@@ -95,6 +95,11 @@ def test_players_are_carried_from_stage_to_stage(teacher, tmp_path):
     same(by_hand.model, made.model)
     without = module.distill(teacher, "diff-instruct", student=once.model, **TRAIN | {"iterations": 4})
     assert not torch.equal(without.model.network.last.weight, made.model.network.last.weight)
+    monkeypatch.setattr(module, "verdict", lambda *_, **__: [{"role": "student"}])
+    for judged, rows in ((True, [{"role": "student"}]), (False, [])):
+        one = module.distill(teacher, stages=stages[:2], judge=judged, **TRAIN)
+        assert [stage["rows"] for stage in one.figures["stages"]] == [rows, rows]
+        same(one.model, made.model)
     # One that carries nothing begins as the teacher.
     third = module.distill(teacher, stages=stages, **TRAIN)
     lengths = [one["figures"]["iterations"] for one in third.figures["stages"]]

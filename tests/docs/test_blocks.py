@@ -22,6 +22,7 @@ SLOW = {
     "tutorials/folder.md",
     "tutorials/diffusers.md",
     "tutorials/student.md",
+    "tutorials/captions.md",
     "choose.md",
     "accelerate.md",
     "bring.md",
@@ -174,6 +175,13 @@ def test_what_the_chapters_conclude():
     assert students["ctm"]["1"] < students["flow-map"]["1"]
     editors = {row["editor"]: row for row in docs["editing"]["rows"]}
     assert editors["inpainting"]["kept"] == 0 < editors["image to image, 0.4"]["kept"]
+
+
+def test_the_families_of_distillation_have_every_method():
+    page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
+    table = page[page.index("| family | methods") :].split("\n\n")[0]
+    named = re.findall(r"`([a-z0-9-]+)`", "".join(line.split("|")[2] for line in table.splitlines()[2:]))
+    assert sorted(named) == sorted(card.name for card in methods("distiller"))
 
 
 def test_formulas_become_mathml():
