@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ METHODS = (
         paper="Zero-Shot Solving of Imaging Inverse Problems via Noise-Refined Likelihood Guided Diffusion Models",
         claim="the likelihood's score in closed form, no vector product",
         use="NRLG",
-        facts={"form": "moments", "measures": ("linear",), "noise": ("none", "gaussian")},
+        facts={"form": "moments", "measures": ("linear",), "noise": ("none", "gaussian"), "least": 20},
     ),
 )
 
@@ -28,11 +28,11 @@ METHODS = (
 class NRLG:
     """eps refined by the score of `N(y; A x_t / alpha, v A A^T + S)`, `v = (sigma / alpha)^2`.
 
-    That is `p(y | x_t)` where the prior says nothing: `x0_hat + v A^T (v A A^T + S)^{-1} (y - A x_t / alpha)`.
+    That is `p(y | x_t)` where the prior says nothing: `x0_hat + v A^T (v A A^T + S)^{-1} (y - A x_t / alpha)`. At high
+    noise this x0 is far from the data, so that it takes twenty steps to be sound; fresh noise forgets some of it.
     """
 
     jacobian: ClassVar[bool] = False
-    scheme: Literal["sampling"] = "sampling"
 
     def __call__(self, at: At) -> Tensor:
         alpha = torch.maximum(at.alpha, LEAST_ALPHA * at.sigma)

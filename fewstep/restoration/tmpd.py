@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
+from fewstep.operators.operator import Operator
 from fewstep.restoration.moments import At
 
 METHODS = (
@@ -32,6 +34,11 @@ class TMPD:
 
     jacobian: ClassVar[bool] = True
     products: ClassVar[int] = 2
+
+    def check(self, model: Denoiser, operator: Operator, law: Any) -> None:
+        """`ValueError` without noise, by whose variance it is held above zero."""
+        if getattr(law, "none", False):
+            raise ValueError("'tmpd' divides by the noise: without noise calibrated, pigdm and ddnm will do")
 
     def __call__(self, at: At) -> Tensor:
         ones = torch.ones_like(at.r)
