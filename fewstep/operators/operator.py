@@ -86,6 +86,22 @@ class Operator(nn.Module):
         """
         return self.received(as_noise(noise).draw(self(x), Noise(seed, first)))
 
+    def pulled(self, x: Tensor, y: Tensor) -> Tensor:
+        """`J^T y` `(B, *shape)`, J the Jacobian of A at samples x, by differentiation; differentiable in y."""
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            made = self(x)
+        (back,) = torch.autograd.grad(made, x, y, create_graph=graph, materialize_grads=True)
+        return back
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """The Jacobians `(B, m, d)` of A at samples x."""
+        unit = torch.eye(math.prod(self.measured(x.shape[1:])), dtype=x.dtype, device=x.device)
+        with torch.no_grad():
+            rows = [self.pulled(x, one.reshape(1, *self.out).expand(len(x), *self.out)) for one in unit]
+        return torch.stack([row.flatten(1) for row in rows], 1)
+
     def received(self, y: Tensor) -> Tensor:
         """A measurement with zeros where it holds nothing of the sample, such as in the hole of a picture."""
         return y if self.holds is None else torch.where(self.holds.to(y.device), y, 0.0)
@@ -134,15 +150,7 @@ class LinearOperator(Operator):
     def transpose(self, y: Tensor) -> Tensor:
         """`A^T y` `(B, *shape)` of measurements whose shape is right: by differentiation."""
         assert self.shape is not None
-        graph = torch.is_grad_enabled()
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):  # the answer is linear in y, and differentiable in it where it is asked for
-            zeros = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device, requires_grad=True)
-            made = self.act(zeros)
-        (back,) = torch.autograd.grad(made, zeros, y, create_graph=graph, materialize_grads=True)
-        return back
+        return self.pulled(torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device), y)
 
     def along(self) -> tuple[Tensor | None, ...] | None:
         """Matrices in float64, one for each axis of a sample (None: the identity), whose Kronecker product it is."""
