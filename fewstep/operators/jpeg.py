@@ -28,6 +28,7 @@ LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 5
 CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
 BLOCK = 8
+HALF = 1e-4  # below a half counts as one: of whole numbers they are frequent, and float32 may fall short of them
 FROM_RGB = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))  # JFIF
 
 
@@ -39,7 +40,9 @@ def quantisation(table: str, quality: int) -> Tensor:
 
 
 class Jpeg(Operator):
-    """What is left of pictures `(1 or 3, H, W)` after JPEG, without the last rounding to bytes.
+    """What is left of pictures `(1 or 3, H, W)` after JPEG: what its file says, from bytes to bytes.
+
+    The gradient is that of no rounding.
 
     Args:
         quality: 1 to 100. halved: whether the colours are kept at half the size, as cameras do.
@@ -71,22 +74,23 @@ class Jpeg(Operator):
         return shape
 
     def act(self, x: Tensor) -> Tensor:
-        levels = (x - self.low) / (self.high - self.low) * 255 - 128
+        levels = _rounded((x - self.low) / (self.high - self.low) * 255) - 128
         if x.shape[1] == 1:
             levels = self._coded(levels, self.luma)
         else:
             mixing = self.mixing.to(x.dtype)
             luma, chroma = torch.einsum("dc,bchw->bdhw", mixing, levels).split((1, 2), 1)
+            luma, chroma = _rounded(luma), _rounded(chroma)
             # JFIF takes 128 from the brightness alone: colours are differences already.
             parts = self._coded(luma, self.luma), self._colours(chroma)
             levels = torch.einsum("cd,bdhw->bchw", torch.linalg.inv(self.mixing).to(x.dtype), torch.cat(parts, 1))
-        return (levels.clamp(-128, 127) + 128) / 255 * (self.high - self.low) + self.low
+        return (_rounded(levels.clamp(-128, 127)) + 128) / 255 * (self.high - self.low) + self.low
 
     def _colours(self, chroma: Tensor) -> Tensor:
         if not self.halved:
             return self._coded(chroma, self.chroma)
         height, width = chroma.shape[2:]
-        small = F.avg_pool2d(_even(chroma, 2), 2)
+        small = _rounded(F.avg_pool2d(_even(chroma, 2), 2))
         return self._coded(small, self.chroma).repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
 
     def _coded(self, levels: Tensor, table: Tensor) -> Tensor:
@@ -94,10 +98,14 @@ class Jpeg(Operator):
         height, width = levels.shape[2:]
         blocks = _even(levels, BLOCK).unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4)
         dct, steps = cosine_matrix(BLOCK).to(levels), table.to(levels.dtype)
-        found = dct @ blocks @ dct.mT / steps
-        found = found + (found.round() - found).detach()  # the gradient as if nothing were rounded
-        back = dct.mT @ (found * steps) @ dct
+        back = _rounded(dct.mT @ (_rounded(dct @ blocks @ dct.mT / steps) * steps) @ dct)
         return back.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., :height, :width]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """To whole numbers, halves away from zero as coders have it, with the gradient of the identity."""
+    whole = x.sign() * (x.abs() + 0.5 + HALF).floor()
+    return x + (whole - x).detach()
 
 
 def _even(x: Tensor, side: int) -> Tensor:

@@ -19,6 +19,7 @@ METHODS = (
         paper="Phase retrieval algorithms: a comparison (Fienup, 1982)",
         claim="phase retrieval: the magnitudes of an oversampled Fourier transform, or of any linear A",
         use="Magnitude",
+        facts={"of": "operators"},
     ),
     Method("clip", claim="values beyond a range are cut off: what was too bright or too dark", use="Clip"),
     Method("gamma", claim="a power of the brightness: the curve of a screen or camera", use="Gamma"),
@@ -47,6 +48,9 @@ class Magnitude(Operator):
 
     def config(self) -> dict[str, Any]:
         return {"of": self.factor or self.inner}
+
+    def __str__(self) -> str:
+        return f"magnitude:{self.factor}" if self.inner is None else f"magnitude({self.inner})"
 
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         axes = size_axes(shape)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core.methods import find, methods
 from fewstep.core.noise import Noise
+from fewstep.core.spelling import spelt_value
 from fewstep.operators.krylov import conjugate_gradients
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.spectrum import Axes, Dense, Spectrum
@@ -225,7 +226,7 @@ def spelt(operator: Operator) -> str:
     )
     first = next(iter(inspect.signature(type(operator)).parameters), "")  # the option that may stand without its name
     parts = [
-        shown(value) if option == first else f"{option}={shown(value)}"
+        spelt_value(value) if option == first else f"{option}={spelt_value(value)}"
         for option, value in operator.config().items()
         if value is not None
     ]
@@ -234,14 +235,3 @@ def spelt(operator: Operator) -> str:
 
 def _home(operator: Operator) -> tuple[str, str]:
     return type(operator).__module__, type(operator).__name__
-
-
-def shown(value: Any) -> str:
-    """The value of an option as the command line takes it."""
-    if isinstance(value, Tensor):
-        return "x".join(map(str, value.shape)) if value.ndim else shown(value.item())
-    if isinstance(value, list | tuple):
-        return "+".join(map(shown, value))
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -27,6 +27,7 @@ from fewstep.operators.nonlinear import Clip, Gamma, Magnitude, Nonlinear
 from fewstep.operators.operator import Operator
 from fewstep.operators.projections import Projections
 from fewstep.operators.sensing import Sensing
+from fewstep.operators.spec import read_operator
 from fewstep.operators.sphere import Tangents
 
 F64 = torch.float64
@@ -257,6 +258,25 @@ def test_it_comes_back_from_its_configuration(name: str):
         again = built(config(operator, beside), beside)
         x = samples(operator)
         assert type(again) is type(operator) and torch.equal(again(x), operator(x)) and str(again) == str(operator)
+
+
+def arrays(value: Any) -> bool:
+    """Whether a configuration holds what one word cannot say."""
+    if isinstance(value, dict):
+        return any(map(arrays, value.values())) or value.get("kind") == "tensor"
+    return isinstance(value, list) and (any(map(arrays, value)) or any(isinstance(one, list) for one in value))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_is_called_makes_it_again(name: str):
+    for operator in fitted(name):
+        if name.startswith(("linear", "nonlinear")) or arrays(config(operator, {})):
+            with pytest.raises(ValueError, match="of that shape|the operator|takes NAME"):
+                read_operator(str(operator))(samples(operator))
+            continue
+        again = read_operator(str(operator))
+        assert str(again) == str(operator)
+        assert torch.allclose(again(samples(operator)), operator(samples(operator)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
