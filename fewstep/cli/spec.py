@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
+
+from fewstep.core.spelling import read_options
 
 
 def read_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
@@ -17,16 +18,7 @@ def read_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     if not name.strip() or (":" in text and not rest.strip()):
         raise _unread(text, option)
-    found: dict[str, Any] = {}
-    for part in rest.split(",") if rest else []:
-        key, given, value = part.partition("=")
-        key = key.strip().replace("-", "_")
-        if not key.isidentifier() or (given and not value.strip()):
-            raise _unread(text, option)
-        if key in found:
-            raise ValueError(f"{option} {text!r} gives {key} twice")
-        found[key] = _value(value.strip()) if given else True
-    return name.strip(), found
+    return name.strip(), read_options(rest, lambda: _unread(text, option), f"{option} {text!r}")
 
 
 def read_option(text: str) -> tuple[str, Any]:
@@ -42,25 +34,3 @@ def read_option(text: str) -> tuple[str, Any]:
 
 def _unread(text: str, option: str) -> ValueError:
     return ValueError(f"{option} takes METHOD:option=value,option=value, such as cfg:scale=4,clamp, got {text!r}")
-
-
-def _value(text: str) -> Any:
-    low, pair, high = text.partition("..")
-    if pair and (ends := (_number(low), _number(high))) and None not in ends:
-        return tuple(map(float, ends))  # type: ignore[arg-type]  # numbers: looked at above
-    if "+" in text and (parts := text.split("+")) and all(parts):
-        return [_value(part) for part in parts]
-    number = _number(text)
-    if number is not None:
-        return number
-    return {"yes": True, "true": True, "no": False, "false": False, "none": None}.get(text.lower(), text)
-
-
-def _number(text: str) -> float | int | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    if math.isnan(value):
-        return None
-    return int(text) if text.lstrip("+-").isdecimal() else value

@@ -10,15 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.methods import Method
+from fewstep.core.spelling import spelt_value
 from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.operators.spectrum import Spectrum
 
 METHODS = (
-    Method("composed", claim="linear operators one after another, the last of the list first", use="Composed"),
-    Method("chained", claim="any operators one after another, the last of the list first", use="Chained"),
+    Method(
+        "composed",
+        claim="linear operators one after another, the last of the list first",
+        use="Composed",
+        facts={"of": "operators"},
+    ),
+    Method(
+        "chained",
+        claim="any operators one after another, the last of the list first",
+        use="Chained",
+        facts={"of": "operators"},
+    ),
     Method("scaled", claim="a multiple of an operator", use="Scaled"),
-    Method("added", claim="the sum of two operators' measurements", use="Added"),
-    Method("stack", claim="several measurements of one sample, one after another as a vector", use="Stack"),
+    Method("added", claim="the sum of two operators' measurements", use="Added", facts={"of": "operators"}),
+    Method(
+        "stack",
+        claim="several measurements of one sample, one after another as a vector",
+        use="Stack",
+        facts={"of": "operators"},
+    ),
 )
 
 
@@ -73,7 +89,7 @@ class Chained(Operator):
         return x
 
     def __str__(self) -> str:
-        return " @ ".join(map(str, self.parts))
+        return " @ ".join(f"({part})" if isinstance(part, Added) else str(part) for part in self.parts)
 
 
 class Composed(LinearOperator):
@@ -120,7 +136,7 @@ class Composed(LinearOperator):
         return tuple(whole)
 
     def __str__(self) -> str:
-        return " @ ".join(map(str, self.parts))
+        return " @ ".join(f"({part})" if isinstance(part, Added) else str(part) for part in self.parts)
 
 
 class Scaled(LinearOperator):
@@ -164,7 +180,8 @@ class Scaled(LinearOperator):
         return made
 
     def __str__(self) -> str:
-        return f"{self.factor:g} {self.operator}"
+        inner = f"({self.operator})" if isinstance(self.operator, Added | Composed | Scaled) else str(self.operator)
+        return f"{spelt_value(self.factor)} {inner}"
 
 
 class Added(LinearOperator):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core.methods import find, methods
 from fewstep.core.noise import Noise
+from fewstep.core.spelling import spelt_value
 from fewstep.operators.krylov import conjugate_gradients
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.spectrum import Axes, Dense, Spectrum
@@ -86,6 +87,22 @@ class Operator(nn.Module):
         """
         return self.received(as_noise(noise).draw(self(x), Noise(seed, first)))
 
+    def pulled(self, x: Tensor, y: Tensor) -> Tensor:
+        """`J^T y` `(B, *shape)`, J the Jacobian of A at samples x, by differentiation; differentiable in y."""
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            made = self(x)
+        (back,) = torch.autograd.grad(made, x, y, create_graph=graph, materialize_grads=True)
+        return back
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """The Jacobians `(B, m, d)` of A at samples x."""
+        unit = torch.eye(math.prod(self.measured(x.shape[1:])), dtype=x.dtype, device=x.device)
+        with torch.no_grad():
+            rows = [self.pulled(x, one.reshape(1, *self.out).expand(len(x), *self.out)) for one in unit]
+        return torch.stack([row.flatten(1) for row in rows], 1)
+
     def received(self, y: Tensor) -> Tensor:
         """A measurement with zeros where it holds nothing of the sample, such as in the hole of a picture."""
         return y if self.holds is None else torch.where(self.holds.to(y.device), y, 0.0)
@@ -134,15 +151,7 @@ class LinearOperator(Operator):
     def transpose(self, y: Tensor) -> Tensor:
         """`A^T y` `(B, *shape)` of measurements whose shape is right: by differentiation."""
         assert self.shape is not None
-        graph = torch.is_grad_enabled()
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):  # the answer is linear in y, and differentiable in it where it is asked for
-            zeros = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device, requires_grad=True)
-            made = self.act(zeros)
-        (back,) = torch.autograd.grad(made, zeros, y, create_graph=graph, materialize_grads=True)
-        return back
+        return self.pulled(torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device), y)
 
     def along(self) -> tuple[Tensor | None, ...] | None:
         """Matrices in float64, one for each axis of a sample (None: the identity), whose Kronecker product it is."""
@@ -217,7 +226,7 @@ def spelt(operator: Operator) -> str:
     )
     first = next(iter(inspect.signature(type(operator)).parameters), "")  # the option that may stand without its name
     parts = [
-        shown(value) if option == first else f"{option}={shown(value)}"
+        spelt_value(value) if option == first else f"{option}={spelt_value(value)}"
         for option, value in operator.config().items()
         if value is not None
     ]
@@ -226,14 +235,3 @@ def spelt(operator: Operator) -> str:
 
 def _home(operator: Operator) -> tuple[str, str]:
     return type(operator).__module__, type(operator).__name__
-
-
-def shown(value: Any) -> str:
-    """The value of an option as the command line takes it."""
-    if isinstance(value, Tensor):
-        return "x".join(map(str, value.shape)) if value.ndim else shown(value.item())
-    if isinstance(value, list | tuple):
-        return "+".join(map(shown, value))
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

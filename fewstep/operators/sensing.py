@@ -30,7 +30,7 @@ class Sensing(LinearOperator):
     """`y = A x` with a random A of m rows and d columns, d the numbers of a sample, or of a block of it.
 
     Args:
-        count: m, a whole number, or a share of d above 0 and at most 1 as a float.
+        count: m, a whole number, or a share of d between 0 and 1.
         rows: "orthonormal", of a random basis; "hadamard", rows of a fast one (random signs, the Hadamard transform
             along the power of two in d, the cosine transform along what is left of it), without a matrix; or
             "gaussian", entries of variance 1 / m.
@@ -50,7 +50,7 @@ class Sensing(LinearOperator):
         if rows not in ROWS:
             raise suggest("kind of rows", rows, ROWS)
         whole = isinstance(count, int) and not isinstance(count, bool)
-        if isinstance(count, bool) or not (count >= 1 if whole else 0 < count <= 1):
+        if isinstance(count, bool) or not (count >= 1 if whole else 0 < count < 1):
             raise ValueError(f"sensing takes a count of products (1 or more) or a share (0.25), got {count!r}")
         if block is not None and block < 1:
             raise ValueError(f"the side of a block is a whole number of at least 1, got {block}")

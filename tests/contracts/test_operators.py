@@ -18,11 +18,17 @@ from fewstep.operators.blur import Blur
 from fewstep.operators.colour import Grey
 from fewstep.operators.compose import Added, Chained, Composed, Scaled, Stack
 from fewstep.operators.downsample import Downsample
+from fewstep.operators.fourier import Fourier
+from fewstep.operators.jpeg import Jpeg
 from fewstep.operators.linear import Linear
 from fewstep.operators.mask import Identity, Inpaint
 from fewstep.operators.matrix import Matrix
+from fewstep.operators.nonlinear import Clip, Gamma, Magnitude, Nonlinear
 from fewstep.operators.operator import Operator
+from fewstep.operators.projections import Projections
 from fewstep.operators.sensing import Sensing
+from fewstep.operators.spec import read_operator
+from fewstep.operators.sphere import Tangents
 
 F64 = torch.float64
 Shape = tuple[int, ...]
@@ -83,6 +89,32 @@ EXAMPLES: dict[str, dict[str, Make | tuple[Make, tuple[Shape, ...]]]] = {
         "gaussian": lambda s: Sensing(5, "gaussian"),
         "blocks": (lambda s: Sensing(2, block=2), EVEN),
         "quick": (lambda s: Sensing(0.5, "hadamard", block=2), EVEN),
+    },
+    "fourier": {
+        "lines": lambda s: Fourier("cartesian", acceleration=2),
+        "points": lambda s: Fourier("random", seed=1),
+        "spokes": (lambda s: Fourier("radial", acceleration=3), SHAPES[:2]),
+        "weights": lambda s: Fourier(torch.linspace(0, 1, size(s[1:] or s)).reshape(s[1:] or s)),
+        "coils": (lambda s: Fourier("cartesian", acceleration=2, coils=3), SHAPES[:2]),
+        "maps": (lambda s: Fourier("random", coils=normal(2, *s[1:], 2)), SHAPES[:2]),
+    },
+    "projections": {
+        "angles": (lambda s: Projections(4), SHAPES[:2]),
+        "given": (lambda s: Projections([10, 33.3]), SHAPES[:2]),
+    },
+    "tangents": {"": (lambda s: Tangents(3, size=3, field=80), ((1, 5, 7), (2, 4, 8)))},
+    "magnitude": {
+        "padded": lambda s: Magnitude(2),
+        "coils": lambda s: Magnitude(Fourier()),
+        "any": lambda s: Magnitude(Blur()),
+    },
+    "clip": {"": lambda s: Clip(-0.3, 0.4)},
+    "gamma": {"": lambda s: Gamma(), "root": lambda s: Gamma(0.5, -2.0, 2.0)},
+    "nonlinear": {"": lambda s: Nonlinear(torch.tanh)},
+    "jpeg": {
+        "grey": (lambda s: Jpeg(30), ((1, 5, 7), (1, 8, 17))),
+        "colours": (lambda s: Jpeg(70), ((3, 9, 8),)),
+        "whole": (lambda s: Jpeg(90, halved=False), ((3, 8, 9),)),
     },
     "composed": {
         "axes": (lambda s: Downsample(2) @ Blur("gaussian"), EVEN),
@@ -168,6 +200,22 @@ def test_its_adjoint(name: str):
         assert torch.allclose(again, made.detach(), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(LINEAR)))
+def test_its_jacobian(name: str):
+    """Against differences; of JPEG, whose rounding it leaves out, against that of no rounding."""
+    for operator in fitted(name):
+        x, step = samples(operator, 2), 1e-6
+        jacobian = operator.jacobian(x)
+        along = normal(*x.shape, seed=7)
+        y = measurements(operator, 2)
+        assert torch.allclose(operator.pulled(x, y).flatten(1), torch.einsum("bmd,bm->bd", jacobian, y.flatten(1)))
+        if name.startswith("jpeg"):
+            assert bool(torch.isfinite(jacobian).all()) and float(jacobian.abs().max()) > 0.5
+            continue
+        change = (operator(x + step * along) - operator(x - step * along)).flatten(1) / (2 * step)
+        assert torch.allclose(torch.einsum("bmd,bd->bm", jacobian, along.flatten(1)), change, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_its_matrix_and_pseudo_inverse(name: str):
     for operator in fitted(name):
@@ -202,7 +250,7 @@ def test_its_spectrum(name: str):
 @pytest.mark.parametrize("name", CASES)
 def test_it_comes_back_from_its_configuration(name: str):
     for operator in fitted(name):
-        if name.startswith("linear"):
+        if name.startswith(("linear", "nonlinear")):
             with pytest.raises(ValueError, match="around a function cannot be saved"):
                 config(operator)
             continue
@@ -210,6 +258,25 @@ def test_it_comes_back_from_its_configuration(name: str):
         again = built(config(operator, beside), beside)
         x = samples(operator)
         assert type(again) is type(operator) and torch.equal(again(x), operator(x)) and str(again) == str(operator)
+
+
+def arrays(value: Any) -> bool:
+    """Whether a configuration holds what one word cannot say."""
+    if isinstance(value, dict):
+        return any(map(arrays, value.values())) or value.get("kind") == "tensor"
+    return isinstance(value, list) and (any(map(arrays, value)) or any(isinstance(one, list) for one in value))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_is_called_makes_it_again(name: str):
+    for operator in fitted(name):
+        if name.startswith(("linear", "nonlinear")) or arrays(config(operator, {})):
+            with pytest.raises(ValueError, match="of that shape|the operator|takes NAME"):
+                read_operator(str(operator))(samples(operator))
+            continue
+        again = read_operator(str(operator))
+        assert str(again) == str(operator)
+        assert torch.allclose(again(samples(operator)), operator(samples(operator)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
