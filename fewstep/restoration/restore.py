@@ -36,7 +36,8 @@ class Restored:
 
     Args:
         samples: `(B, n, *shape)`. mean, std: over the n of each, `(B, *shape)` (std 0 where n is 1).
-        residual: root mean square of `y - A x` of each sample `(B, n)`; noise: what the noise alone would leave.
+        residual: root mean square of `y - A x` of each sample `(B, n)`, where an operator is given; noise: what the
+            noise alone would leave.
         nfe: evaluations of each sample; passes: forwards of the network, a vector product counted as two more.
         seconds: of all of them.
         report: what else the method says of its run.
@@ -45,7 +46,7 @@ class Restored:
     samples: Tensor
     mean: Tensor
     std: Tensor
-    residual: Tensor
+    residual: Tensor | None
     noise: float | None
     method: str
     nfe: int
@@ -187,7 +188,10 @@ def restore(
     count, nfe = check_whole("n", 1 if n is None else n), check_whole("nfe", nfe)
     begun = time.perf_counter()
     if operator is None:
-        return _by_itself(model, y, count, n, nfe, solver, timesteps, seed, batch_size, dtype, condition)
+        samples = _by_itself(model, y, count, nfe, solver, timesteps, seed, batch_size, dtype, condition)
+        if report:
+            return _told(samples, None, None, "the model itself", nfe, nfe, begun, {})
+        return samples if n is not None else samples[:, 0]
     operator.fit(model.shape or ())
     y = operator.received(operator.check_measurement(y))
     if not bool(torch.isfinite(y).all()):
@@ -226,20 +230,26 @@ def restore(
     left = (rows - operator(x)).flatten(1)
     held = operator.holds
     size = left.shape[1] if held is None else int(held.sum())
+    residual = (left.square().sum(1) / size).sqrt().reshape(len(y), count)
     std = getattr(as_noise(noise), "std", None)
+    level = float(std) if isinstance(std, int | float) else None
     passes = sampler.nfe * int(getattr(step, "passes", getattr(denoiser, "passes", 1)))
-    return Restored(
-        samples,
-        samples.mean(1),
-        samples.std(1, correction=0),
-        (left.square().sum(1) / size).sqrt().reshape(len(y), count),
-        float(std) if isinstance(std, int | float) else None,
-        name,
-        sampler.nfe,
-        passes,
-        time.perf_counter() - begun,
-        {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {},
-    )
+    said = {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {}
+    return _told(samples, residual, level, name, sampler.nfe, passes, begun, said)
+
+
+def _told(
+    samples: Tensor,
+    residual: Tensor | None,
+    noise: float | None,
+    method: str,
+    nfe: int,
+    passes: int,
+    begun: float,
+    said: Mapping[str, Any],
+) -> Restored:
+    mean, std = samples.mean(1), samples.std(1, correction=0)
+    return Restored(samples, mean, std, residual, noise, method, nfe, passes, time.perf_counter() - begun, said)
 
 
 def finished(operator: Operator, noise: Any, x: Tensor, y: Tensor, final: str | None) -> Tensor:
@@ -285,7 +295,6 @@ def _by_itself(
     model: Denoiser,
     y: Tensor,
     count: int,
-    n: int | None,
     nfe: int,
     solver: Any,
     timesteps: Any,
@@ -300,5 +309,4 @@ def _by_itself(
     told = {key: _each(value, len(y), count) for key, value in condition.items()}
     own: dict[str, Any] = {"solver": solver, "timesteps": timesteps} if solver or timesteps else {}
     x = sample(model, len(rows), nfe=nfe, seed=seed, batch_size=batch_size, dtype=dtype, y=rows, **own, **told)
-    samples = x.reshape(len(y), count, *x.shape[1:])
-    return samples if n is not None else samples[:, 0]
+    return x.reshape(len(y), count, *x.shape[1:])
