@@ -38,7 +38,7 @@ class Controlled(Wrapper):
     `model.model` is the network alone, to which no picture is given.
 
     Args:
-        model: a denoiser around a UNet of ours. student: what it is, where that is not what the model is, or its
+        model: a denoiser around a UNet of ours, directly or in its own wrappers. student: what it is, where that is not what the model is, or its
             configuration.
 
     Raises:
@@ -46,8 +46,9 @@ class Controlled(Wrapper):
     """
 
     def __init__(self, model: Denoiser, student: Student | Mapping[str, Any] | None = None) -> None:
-        network = getattr(model, "network", None)
-        if not isinstance(network, UNet):
+        found = ((path, module) for path, module in model.named_modules() if isinstance(module, UNet))
+        path, network = next(found, ("", None))
+        if network is None:
             raise ValueError(
                 f"an adapter for control stands on fewstep's own UNets, and {type(model).__name__} is around none"
             )
@@ -55,8 +56,9 @@ class Controlled(Wrapper):
             raise ValueError(f"this model reads a picture already: its conditions are {sorted(model.conditions)}")
         assert model.shape is not None
         shape = tuple(model.shape[-3:])
-        found = Student.from_config(student) if isinstance(student, Mapping) else student or model.student
-        super().__init__(model, conditions={**model.conditions, PICTURE: Picture(shape)}, student=found)
+        told = Student.from_config(student) if isinstance(student, Mapping) else student or model.student
+        super().__init__(model, conditions={**model.conditions, PICTURE: Picture(shape)}, student=told)
+        self.path = path
         self.adapter = Control(network, shape[0])
 
     def config(self) -> dict[str, Any]:
@@ -68,5 +70,6 @@ class Controlled(Wrapper):
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor, **condition: Any) -> Prediction:
         memory = condition.pop("memory", None)
-        parts = {f"network.{path}": part for path, part in self.adapter(self.model.network, picture).items()}
+        network = self.model.get_submodule(self.path)
+        parts = {f"{self.path}.{name}": part for name, part in self.adapter(network, picture).items()}
         return ask(replaced(self.model, parts), x, t, memory, condition)  # type: ignore[arg-type]

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fewstep.core.methods import Method
 from fewstep.denoisers.controlled import PICTURE, Controlled
-from fewstep.distillation.consistency import OnGrid
+from fewstep.distillation.consistency import Neighbours, OnGrid
 from fewstep.distillation.distances import distance as named_distance
 from fewstep.distillation.method import Batch, Setting, noises
+from fewstep.distillation.origin import plan_of
 from fewstep.distillation.pairs import AVERAGE
-from fewstep.distillation.video import clip_network
 from fewstep.searching.problem import Problem
 
 METHODS = (
@@ -46,7 +46,8 @@ class FirstFrame(OnGrid):
     trained at stay.
 
     Args:
-        levels, average, distance, weight: as `consistency`.
+        levels: of the grid whose neighbours are paired, as `consistency`; None pairs the times at which the student is
+            sampled in its steps, and the clean end. average, distance, weight: as `consistency`.
 
     Raises:
         ValueError: a base that makes no clips, a student that is no jump or was trained at another number of times,
@@ -54,10 +55,9 @@ class FirstFrame(OnGrid):
     """
 
     def __init__(
-        self, setting: Setting, levels: int = 18, average: float = AVERAGE, distance: str = "pseudo-huber",
+        self, setting: Setting, levels: int | None = None, average: float = AVERAGE, distance: str = "pseudo-huber",
         weight: str = "inverse",
     ) -> None:  # fmt: skip
-        clip_network(setting)
         if setting.lora is not None:
             raise ValueError("'animate-control' trains an adapter of its own: leave lora out")
         own = setting.base.student
@@ -67,10 +67,15 @@ class FirstFrame(OnGrid):
         if self.trained_at is not None and len(self.trained_at) != setting.steps:
             raise ValueError(f"this student was trained at {len(self.trained_at)} times alone, got {setting.steps} steps")
         student = Controlled(setting.base.requires_grad_(False))
+        if len(setting.shape) != 4:
+            raise ValueError(f"a first frame is one of clips (T, C, H, W), and this model's samples are {setting.shape}")
         setting.claim(student, average=True, shared=True)
         super().__init__(
-            setting, levels, average, named_distance(distance), weight, student=student, training=True
+            setting, levels or 1, average, named_distance(distance), weight, student=student, training=True
         )
+        if levels is None:
+            times = plan_of(setting.process, self.kind, setting.steps, setting.start, self.trained_at).times
+            self.neighbours = Neighbours(torch.tensor(times, dtype=torch.float64))
         self.scale_inside = None if own is None else own.guidance  # type: ignore[assignment]
         self.reward = begins
 

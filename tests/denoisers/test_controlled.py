@@ -8,6 +8,7 @@ import torch
 import fewstep as fs
 from fewstep.core.pictures import for_model
 from fewstep.core.student import Student
+from fewstep.denoisers.boundary import Boundary
 from fewstep.denoisers.controlled import Controlled
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
@@ -87,9 +88,20 @@ def test_what_is_refused():
             fs.sample(made, 3, label=1, picture=value)
     with pytest.raises(ValueError, match="stands on fewstep's own UNets, and NetworkDenoiser is around none"):
         Controlled(NetworkDenoiser(MLP((2,), 8, 1), Flow(), "velocity", (2,)))
-    with pytest.raises(ValueError, match="stands on fewstep's own UNets, and Controlled is around none"):
-        Controlled(made)
-    base = model()
-    base.conditions = {**base.conditions, "picture": made.conditions["picture"]}
     with pytest.raises(ValueError, match=r"reads a picture already: its conditions are \['label', 'picture'\]"):
-        Controlled(base)
+        Controlled(made)
+
+
+def test_what_is_around_the_network_stays_around_it():
+    base = model()
+    base.precondition = "none"
+    around = Boundary(base)
+    x, t = torch.randn(2, *SHAPE), torch.tensor(0.7, dtype=torch.float64)
+    label = torch.tensor([0, 1])
+    made = Controlled(around)
+    picture = PICTURE.expand(2, -1, -1, -1)
+    assert torch.equal(made(x, t, label=label, picture=picture).x0, around(x, t, label=label).x0)
+    with torch.no_grad():
+        for parameter in made.adapter.parameters():
+            parameter.add_(0.1)
+    assert float((made(x, t, label=label, picture=picture).x0 - around(x, t, label=label).x0).detach().abs().max()) > 1e-3

@@ -14,6 +14,7 @@ from fewstep.distillation.animate_control import FirstFrame, begins
 from fewstep.distillation.method import Setting
 from fewstep.distillation.pairs import noisy
 from fewstep.distillation.state import DistillState
+from fewstep.distillation.video import still_denoiser
 from tests.distillation.clips import drawn, model, samples, setting
 from tests.distillation.short import RUN
 
@@ -80,6 +81,17 @@ def test_from_a_student_to_a_folder(tmp_path, few_noises):
         assert torch.equal(loaded.model.network.state_dict()[name], value)
 
 
+def test_beside_a_student_with_boundary_scalings(few_noises):
+    plain = model()
+    plain.precondition = "none"
+    base = fs.distill(plain, "lcm", steps=2, data=samples(), **RUN).model
+    made = fs.distill(base, "animate-control", steps=2, data=samples(), **RUN | {"iterations": 1}, lr=1e-12).model
+    assert type(base).__name__ == "Boundary" and type(made.model) is type(base)
+    asked = {"label": 1, "steps": 2}
+    found = fs.sample(made, 2, picture=samples()[:1][0][0, 0], **asked)
+    torch.testing.assert_close(found, fs.sample(base, 2, **asked), rtol=1e-4, atol=1e-5)
+
+
 def test_it_is_held_against_clips_of_the_data_that_begin_with_its_pictures():
     problem = work().problem(100, 20)
     clips, rows = samples().images, problem.reference
@@ -98,6 +110,9 @@ def test_what_is_refused(few_noises):
     refused("was trained at 3 times alone, got 4 steps", few_step(times=(40.0, 5.0, 1.0)))
     refused("trains an adapter of its own: leave lora out", few_step(), lora=2)
     refused("must be a decay of at least 0 and below 1", few_step(), average=1.0)
+    still = still_denoiser(setting())
+    with pytest.raises(ValueError, match=r"a first frame is one of clips .* samples are \(2, 4, 4\)"):
+        FirstFrame(Setting(still, still, 40.0, 4, 6, data=samples((2, 4, 4)), data_std=0.5, batch=6))
     with pytest.raises(ValueError, match="the teacher is a student itself, whose answers are samples"):
         fs.distill(few_step(), "lcm", **RUN)
 
