@@ -76,7 +76,7 @@ def sample(
     lora: common.Lora = None,
     long_prompts: common.LongPrompts = False,
     out: Annotated[
-        Path, typer.Option(help="A .png (one grid), a .gif (clips), an .npz (arrays), or a folder (one PNG per sample).")
+        Path, typer.Option(help="A .png (one grid), a .gif (of clips), an .npz, or a folder (one PNG per sample).")
     ] = Path("samples.png"),
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     seed: common.Seed = 0,

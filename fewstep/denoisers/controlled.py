@@ -38,8 +38,8 @@ class Controlled(Wrapper):
     `model.model` is the network alone, to which no picture is given.
 
     Args:
-        model: a denoiser around a UNet of ours, directly or in its own wrappers. student: what it is, where that is not what the model is, or its
-            configuration.
+        model: a denoiser around a UNet of ours, directly or in its own wrappers. student: what it is, where that is not
+            what the model is, or its configuration.
 
     Raises:
         ValueError: a model whose network is no UNet of ours, or that reads a picture already.

@@ -65,10 +65,10 @@ class FirstFrame(OnGrid):
             raise ValueError(f"control is for students whose answers are samples (jump), and this is a {own.kind!r}")
         self.trained_at = None if own is None else own.times
         if self.trained_at is not None and len(self.trained_at) != setting.steps:
-            raise ValueError(f"this student was trained at {len(self.trained_at)} times alone, got {setting.steps} steps")
+            raise ValueError(f"this student was trained at {len(self.trained_at)} times, got {setting.steps} steps")
         student = Controlled(setting.base.requires_grad_(False))
         if len(setting.shape) != 4:
-            raise ValueError(f"a first frame is one of clips (T, C, H, W), and this model's samples are {setting.shape}")
+            raise ValueError(f"a first frame is one of clips (T, C, H, W): this model's samples are {setting.shape}")
         setting.claim(student, average=True, shared=True)
         super().__init__(
             setting, levels or 1, average, named_distance(distance), weight, student=student, training=True

@@ -1,4 +1,4 @@
-"""Control of a UNet by a picture: what the picture shows at each resolution is added to the blocks, zero at the start."""
+"""Control of a UNet by a picture: what it shows at each resolution is added to the blocks, zero at the start."""
 
 from __future__ import annotations
 

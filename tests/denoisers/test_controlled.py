@@ -1,7 +1,10 @@
-"""A model that a picture controls: the model itself at first, its files, the command line's picture, what is refused."""
+"""A model that a picture controls: itself at first, its files, the command line's picture, and what is refused."""
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.networks.temporal import TemporalUNet
 from fewstep.processes.flow import Flow
+from fewstep.report.grid import png_bytes
 from tests.distillation.clips import SHAPE, model
 
 
@@ -68,12 +72,6 @@ def test_a_file_is_its_picture():
 
 
 def for_model_of(made):
-    import io
-
-    import numpy as np
-
-    from fewstep.report.grid import png_bytes
-
     return for_model(io.BytesIO(png_bytes(np.full((16, 16, 3), 200, np.uint8))), made, "it")
 
 
@@ -104,4 +102,5 @@ def test_what_is_around_the_network_stays_around_it():
     with torch.no_grad():
         for parameter in made.adapter.parameters():
             parameter.add_(0.1)
-    assert float((made(x, t, label=label, picture=picture).x0 - around(x, t, label=label).x0).detach().abs().max()) > 1e-3
+    apart = made(x, t, label=label, picture=picture).x0 - around(x, t, label=label).x0
+    assert float(apart.detach().abs().max()) > 1e-3

@@ -107,7 +107,7 @@ def test_what_is_refused(few_noises):
             fs.distill(base, "animate-control", data=samples(), **RUN, **options)
 
     refused("for students whose answers are samples", of_kind("map"))
-    refused("was trained at 3 times alone, got 4 steps", few_step(times=(40.0, 5.0, 1.0)))
+    refused("was trained at 3 times, got 4 steps", few_step(times=(40.0, 5.0, 1.0)))
     refused("trains an adapter of its own: leave lora out", few_step(), lora=2)
     refused("must be a decay of at least 0 and below 1", few_step(), average=1.0)
     still = still_denoiser(setting())
