@@ -196,13 +196,11 @@ class Cached(Wrapper):
 
     def fill(self, standing: tuple[tuple[str, int], ...], store: Store, memory: AnyMemory) -> None:
         """Put the forecasts of what stands into a store."""
-        each = 1
         for name, count in standing:
             for key in self.recipe.parts[name].keys:
                 value = self._forecast(name, key, count, memory)
                 each = len(value) // memory.rows  # frames of a clip
-                at = [(self._number(part), part.rows * each) for part in memory.parts()]
-                store[key] = self.recipe.adjust(key, value, at)
+                store[key] = self.recipe.adjust(key, value, [(self._number(p), p.rows * each) for p in memory.parts()])
         if self.adaptor is not None and store:
             noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows * each)]
             store[NOISE] = torch.tensor(noise).to(next(iter(store.values())).device, non_blocking=True)
@@ -279,8 +277,7 @@ class Cached(Wrapper):
         assert isinstance(found, Denoiser)
         return found
 
-    # What is kept of a part at evaluation n lies in the memory under "KEY @n". Inside a network of clips the frames of
-    # a sample follow one another as rows of their own; a memory has a row a sample.
+    # What is kept of a part at evaluation n lies in the memory under "KEY @n", with a row for each sample.
 
     def _keep(self, name: str, values: Mapping[str, Tensor], memory: AnyMemory) -> None:
         for key, value in values.items():
@@ -331,8 +328,7 @@ class Cached(Wrapper):
             values = [value.flatten(0, 1) for value in values]
         if all(row == rows[0] for row in rows):
             return weighted(values, rows[0])
-        each = len(values[0]) // memory.rows
-        numbers = [row for row, part in zip(rows, parts, strict=True) for _ in range(part.rows * each)]
+        numbers = [r for r, p in zip(rows, parts, strict=True) for _ in range(p.rows * len(values[0]) // memory.rows)]
         return weighted(values, torch.tensor(numbers, dtype=values[0].dtype).to(values[0].device, non_blocking=True))
 
     # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.
