@@ -68,7 +68,9 @@ class Controlled(Wrapper):
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
         return Denoiser.check_condition(self, condition, batch, device)
 
-    def forward(self, x: Tensor, t: Tensor, picture: Tensor, **condition: Any) -> Prediction:
+    def forward(self, x: Tensor, t: Tensor, picture: Tensor | None = None, **condition: Any) -> Prediction:
+        if picture is None:
+            picture = self.conditions[PICTURE].check(PICTURE, None, len(x), x.device)  # which says that it is needed
         memory = condition.pop("memory", None)
         network = self.model.get_submodule(self.path)
         parts = {f"{self.path}.{name}": part for name, part in self.adapter(network, picture).items()}
