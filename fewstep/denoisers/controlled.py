@@ -65,6 +65,9 @@ class Controlled(Wrapper):
         distilled = {} if self.student is None else {"student": self.student.config()}
         return {"model": self.model} | distilled
 
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe() | Denoiser.describe(self)
+
     def check_condition(self, condition: Mapping[str, Any], batch: int, device: torch.device) -> dict[str, Tensor]:
         return Denoiser.check_condition(self, condition, batch, device)
 

@@ -52,6 +52,13 @@ def test_each_sample_has_its_own_picture_and_the_base_none():
     assert torch.equal(fs.sample(made.model, 3, label=1, steps=2), fs.sample(model(), 3, label=1, steps=2))
 
 
+def test_it_describes_itself_with_its_network():
+    made = moved()
+    told = made.describe()
+    assert told["network"] == "temporal-unet" and list(told["conditions"]) == ["label", "picture"]
+    assert told["denoiser"] == "Controlled" and told["parameters"] > made.model.describe()["parameters"]
+
+
 def test_it_comes_back_from_its_folder(tmp_path):
     made = Controlled(model(), Student("jump", "animate-control", start=40.0, guidance=2.0)).eval()
     with torch.no_grad():
