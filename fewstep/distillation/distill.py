@@ -286,9 +286,7 @@ def _run(
     plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times, facts.solver)
     given = setting.given
     own = state.method.problem(CHECKS, CHECKED)
-    held_out = own
-    if held_out is None:
-        held_out = solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given)
+    held_out = own or solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given)
     watch = Watch(held_out, state.method.reward)
     history: list[dict[str, Any]] = []
     name = folder.name if folder is not None else ""
