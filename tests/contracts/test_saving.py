@@ -185,6 +185,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "blur": lambda make: make(base(), 1.5),
     "nasa": lambda make: make(captioned(), ["red", "a circle", "red"], 0.5),
     "sun-adapter": lambda make: shaken(make(captioned(), 1.0, 4.0)),
+    "control-adapter": lambda make: shaken(make(base())),
     "power": lambda make: make(base(), 1.5),
     "nag": lambda make: make(base(noise_dropout=0.2), 0.5),
     "lacon": lambda make: make(base(), unet(channels=8, classes=None, out=1), PICTURE[:1], ["mid.res1"], 0.5),
