@@ -180,7 +180,7 @@ def _write_npz(out: Path, images: Tensor | Shards, value_range: tuple[float, flo
         return values.movedim(1, -1).numpy() if picture else values.numpy()
 
     beside: dict[str, Any] = {"value_range": np.array(value_range, dtype=np.float64), KEY: np.array(json.dumps(facts))}
-    if facts["label"] is not None:
+    if facts.get("label") is not None:
         beside["labels"] = np.full(n, facts["label"], dtype=np.int64)
     written = (n, *shape[1:], shape[0]) if picture else (n, *shape)
     write_npz(out, map(arrays, parts_of(images)), written, **beside)

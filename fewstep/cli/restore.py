@@ -135,6 +135,8 @@ def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
         name = next((key for key in ("y", "samples", "images") if key in arrays), next(iter(arrays)))
         y = torch.from_numpy(np.ascontiguousarray(arrays[name])).float()
         y = y[None] if tuple(y.shape) == tuple(shape or ()) else y
+        if name == "images" and y.ndim == 4 and tuple(y.movedim(-1, 1).shape[1:]) == tuple(shape or ()):
+            y = y.movedim(-1, 1)  # as `fewstep sample` writes them
     else:
         if shape is None or len(shape) != 3:
             raise ValueError(f"a picture cannot be a measurement of shape {shape}: give an .npz with the array y")

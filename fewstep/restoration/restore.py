@@ -13,13 +13,13 @@ from torch import Tensor
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.live import Live, Loop
-from fewstep.core.methods import card, find
+from fewstep.core.methods import card
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.restoration.measured import Measured, Problem, in_coordinates
-from fewstep.restoration.moments import Moments
+from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
 from fewstep.timesteps.grid import make_times
@@ -101,7 +101,7 @@ def chain(
     else:
         if weight != 1.0:
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
-        denoiser, step = Measured(model, operator), find(method, "restorer", room="restoration")(**(options or {}))
+        denoiser, step = Measured(model, operator), named_step(method, options or {})
     if solver is None and hasattr(step, "walk"):
         return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
     if about.facts.get("form") != "moments" and solver is not None:

@@ -107,6 +107,13 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         shaken(MLP((3,), picture=3)), DDBM(), "x0", (3,), precondition="bridge", picture_std=0.7, correlation=0.3
     ),
     "coordinates": lambda make: make(unet(), VP(), DCT((2, 4, 4)), "v", (2, 4, 4), {"label": Label(3)}),
+    "posterior": lambda make: make(
+        CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),
+        fs.operators.Matrix(torch.ones(1, 3)) @ fs.operators.Inpaint(torch.tensor([1.0, 0.0, 1.0])),
+        0.1,
+        "mmps",
+        {"iterations": 2},
+    ),
     "interpolant-network": lambda make: make(shaken(MLP((3,), out=2)), Interpolant(latent="brownian"), "both", (3,)),
     "reflected-network": lambda make: make(shaken(MLP((3,))), Reflected(), shape=(3,)),
     "dataset": lambda make: make(DATA, VP(), LABELS, (0.0, 1.0)),
