@@ -54,17 +54,17 @@ def draw(rows: Tensor, split: str = "train", size: Sequence[int] = (SIDE, SIDE))
     n = len(size)
     u = chance[0]
     radii = 0.65 + 0.2 * u[:, :n]
-    body = _coverage(size, 0.1 * (u[:, n : 2 * n] - 0.5), radii, 0.5 * (u[:, 2 * n] - 0.5))
+    body = coverage(size, 0.1 * (u[:, n : 2 * n] - 0.5), radii, 0.5 * (u[:, 2 * n] - 0.5))
     inside = torch.full_like(body, BODY)
     for u in chance[1:]:
         centre = 1.2 * radii * (u[:, :n] - 0.5)
-        own = _coverage(size, centre, 0.08 + 0.27 * u[:, n : 2 * n], torch.pi * u[:, 2 * n])
+        own = coverage(size, centre, 0.08 + 0.27 * u[:, n : 2 * n], torch.pi * u[:, 2 * n])
         level = torch.where(u[:, 2 * n + 1] < SHOWN, 0.9 * u[:, 2 * n + 2] - 0.3, 0.0)
         inside = inside + own * level.reshape(-1, *[1] * n)
     return (2 * body * inside.clamp(0, 1) - 1).float()[:, None]
 
 
-def _coverage(size: Sequence[int], centre: Tensor, radii: Tensor, angle: Tensor) -> Tensor:
+def coverage(size: Sequence[int], centre: Tensor, radii: Tensor, angle: Tensor) -> Tensor:
     """The share of each pixel `(B, *size)` in ellipses, on axes from -1 to 1, turned in the plane of the last two."""
     n = len(size)
     axes = [(torch.arange(m, dtype=torch.float64) + 0.5) / m * 2 - 1 for m in size]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.data.open import open_data
-from fewstep.data.phantoms import _coverage, acquired, draw
+from fewstep.data.phantoms import acquired, coverage, draw
 from fewstep.operators.downsample import Downsample
 
 ROWS = torch.arange(6)
@@ -36,7 +36,7 @@ def test_an_ellipse_covers_its_area():
         ((24, 24, 24), (0.6, 0.5, 0.4), math.pi * 0.16),
     ):
         for angle in (0.0, 0.7):
-            share = _coverage(
+            share = coverage(
                 size, torch.zeros(1, len(size)).double(), torch.tensor([radii]).double(), torch.tensor([angle])
             )
             assert float(share.mean()) * 2 ** len(size) == pytest.approx(wanted, rel=1e-2)
