@@ -12,6 +12,7 @@ from contracts import (
     test_live,
     test_metrics,
     test_networks,
+    test_operators,
     test_processes,
     test_sampling,
     test_saving,
@@ -60,6 +61,11 @@ ELSEWHERE = {
     "denoisers/restorer.py": ("contracts/test_saving.py", "fewstep.denoisers.restorer"),
     "guidance/guide.py": ("guidance/test_known.py", "guide"),
     "metrics/common.py": ("contracts/test_metrics.py", "fewstep.metrics.common"),
+    "operators/covariance.py": ("operators/test_solve.py", "fewstep.operators.covariance"),
+    "operators/krylov.py": ("operators/test_solve.py", "fewstep.operators.krylov"),
+    "operators/operator.py": ("contracts/test_operators.py", "fewstep.operators.operator"),
+    "operators/sparse.py": ("operators/test_projections.py", "fewstep.operators.sparse"),
+    "operators/spectrum.py": ("operators/test_blur.py", "fewstep.operators.spectrum"),
     "processes/discrete.py": ("processes/test_processes.py", "fewstep.processes.discrete"),
     "processes/per_element.py": ("core/test_bands.py", "PerElement"),
     "processes/shifted.py": ("processes/test_processes.py", "Shifted"),
@@ -114,6 +120,7 @@ def by_contract() -> set[Path]:
         | within(test_conditions.CARDS[name] for name in test_conditions.EXAMPLES)
         | within(test_saving.CARDS[name] for name in test_saving.EXAMPLES)
         | within([*test_networks.CARDS, *test_wrappers.WRAPPERS.values(), *test_metrics.METRICS])
+        | within(test_operators.CARDS[name] for name in test_operators.EXAMPLES)
         | within([*test_data.SETS, *test_data.FORMATS, *test_searches.SEARCHES, *test_trainers.METHODS])
     )
 
