@@ -242,19 +242,21 @@ def lanczos(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tup
     """Ritz values `(B, steps)` of a symmetric operator from each start `(B, ...)`, and the squares of their vectors'
     parts along it, which sum to 1. With full orthogonalisation; a start whose Krylov space ends stands still there.
     """
-    unit = start.double() / _size(start)
-    basis, diagonal, beside = [unit], [], []
-    for _ in range(steps):
-        image = apply(basis[-1].to(start.dtype)).double()
-        diagonal.append(dot(basis[-1], image).flatten())
-        size = _size(image)
+    unit = (start.double() / _size(start)).flatten(1)
+    whole = unit.new_zeros(len(unit), steps + 1, unit.shape[1])
+    whole[:, 0] = unit
+    diagonal, beside = [], []
+    for step in range(steps):
+        basis, last = whole[:, : step + 1], whole[:, step]
+        image = apply(last.reshape(start.shape).to(start.dtype)).double().flatten(1)
+        diagonal.append((last * image).sum(1))
+        size = image.norm(dim=1)
         for _ in range(2):  # once is not enough, twice is
-            for one in basis:
-                image = image - dot(one, image) * one
-        length = _size(image)
+            image = image - ((basis @ image[..., None]).mT @ basis)[:, 0]
+        length = image.norm(dim=1)
         on = length > torch.finfo(start.dtype).eps * 10 * size
-        beside.append(torch.where(on, length, 0.0).flatten())
-        basis.append(torch.where(on, image / torch.where(on, length, 1.0), 0.0))
+        beside.append(torch.where(on, length, 0.0))
+        whole[:, step + 1] = image * torch.where(on, 1 / length, 0.0)[:, None]
     matrix = torch.diag_embed(torch.stack(diagonal, 1))
     matrix += torch.diag_embed(torch.stack(beside[:-1], 1), 1) + torch.diag_embed(torch.stack(beside[:-1], 1), -1)
     values, vectors = torch.linalg.eigh(matrix)

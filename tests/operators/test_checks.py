@@ -31,12 +31,12 @@ def test_a_sound_one_is_told_by_its_rank_condition_and_norm():
 
 def test_beyond_a_few_numbers_by_lanczos():
     mask = Inpaint("random", share=0.3)
-    report = check_operator(mask, (1, 40, 50))
-    assert report.ok and 0 < report.rank_error < 30 and abs(report.rank - 600) < 4 * report.rank_error
+    report = check_operator(mask, (1, 30, 40))
+    assert report.ok and 0 < report.rank_error < 20 and abs(report.rank - 360) < 4 * report.rank_error
     assert report.norm == pytest.approx(1) and report.condition == pytest.approx(1, rel=1e-3)
-    assert "rank 5" in str(report) or "rank 6" in str(report)
-    small = check_operator(Downsample(2), (1, 40, 50))
-    assert abs(small.rank - 500) < 4 * small.rank_error and small.norm == pytest.approx(0.5, rel=1e-4)
+    assert f"rank {report.rank:.0f} +- " in str(report)
+    small = check_operator(Downsample(2), (1, 30, 40))
+    assert abs(small.rank - 300) < 4 * small.rank_error and small.norm == pytest.approx(0.5, rel=1e-4)
     blur = check_operator(Blur("gaussian", width=0.4), (1, 24, 24))
     values = torch.linalg.svdvals(Blur("gaussian", width=0.4).fit((24, 24)).matrix())  # along one axis, as a vector's
     assert blur.norm == pytest.approx(1, rel=1e-3) and 1 < blur.condition <= float(values[0] / values[-1]) ** 2 * 1.001
