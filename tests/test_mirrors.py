@@ -66,6 +66,9 @@ ELSEWHERE = {
     "operators/cosine.py": ("operators/test_solve.py", "cosine"),
     "operators/covariance.py": ("operators/test_solve.py", "fewstep.operators.covariance"),
     "operators/krylov.py": ("operators/test_solve.py", "fewstep.operators.krylov"),
+    "operators/operator.py": ("contracts/test_operators.py", "fewstep.operators.operator"),
+    "operators/sparse.py": ("operators/test_projections.py", "fewstep.operators.sparse"),
+    "operators/spectrum.py": ("operators/test_blur.py", "fewstep.operators.spectrum"),
     "processes/discrete.py": ("processes/test_processes.py", "fewstep.processes.discrete"),
     "processes/per_element.py": ("core/test_bands.py", "PerElement"),
     "processes/shifted.py": ("processes/test_processes.py", "Shifted"),
@@ -124,6 +127,7 @@ def by_contract() -> set[Path]:
         | within(test_saving.CARDS[name] for name in test_saving.EXAMPLES)
         | within([*test_operators.CARDS.values(), *test_restoration.CARDS.values()])
         | within([*test_networks.CARDS, *test_wrappers.WRAPPERS.values(), *test_metrics.METRICS])
+        | within(test_operators.CARDS[name] for name in test_operators.EXAMPLES)
         | within([*test_data.SETS, *test_data.FORMATS, *test_searches.SEARCHES, *test_trainers.METHODS])
     )
 
