@@ -63,7 +63,6 @@ ELSEWHERE = {
     "denoisers/restorer.py": ("contracts/test_saving.py", "fewstep.denoisers.restorer"),
     "guidance/guide.py": ("guidance/test_known.py", "guide"),
     "metrics/common.py": ("contracts/test_metrics.py", "fewstep.metrics.common"),
-    "operators/cosine.py": ("operators/test_solve.py", "cosine"),
     "operators/covariance.py": ("operators/test_solve.py", "fewstep.operators.covariance"),
     "operators/krylov.py": ("operators/test_solve.py", "fewstep.operators.krylov"),
     "operators/operator.py": ("contracts/test_operators.py", "fewstep.operators.operator"),

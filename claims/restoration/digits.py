@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from claims.claim import Claim, Outcome, experiment, over_seeds, slow, tolerance
+from claims.claim import Claim, over_seeds, slow
 from fewstep.data.open import open_built_in
 from fewstep.metrics.energy_score import energy_score
-from fewstep.metrics.ssim import ssim
 from fewstep.operators.operator import LinearOperator
 
 PICTURES, DRAWS, NOISE, NFE = 20, 8, 0.05, 20
@@ -79,25 +78,8 @@ def beats(rival: str, problem: str, factor: float = 1.0, theirs: int = NFE) -> C
                 over_seeds(run, said, about, unit=SCORE))  # fmt: skip
 
 
-@experiment
-def proper(seed: int) -> Outcome:
-    """Draws of the true law against draws of one that is half as wide: standard normals, whose score is known."""
-    generator = torch.Generator().manual_seed(seed)
-    truth = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
-    draws = torch.randn(4000, 8, 1, generator=generator, dtype=torch.float64)
-    return Outcome(energy_score(draws, truth).value, energy_score(draws / 2, truth).value, "a law half as wide",
-                   "4000 standard normals, 8 draws of each", unit=SCORE)  # fmt: skip
-
-
-@experiment
-def original(seed: int) -> Outcome:
-    return tolerance(abs(ssim(_pictures(), _pictures()).value - 1), 1e-12, "digits and themselves", "|ssim - 1|")
-
-
 CLAIMS = (
     *(beats(rival, problem) for problem in PROBLEMS for rival in METHODS if rival not in ("calibrated", "mmps")),
     *(beats("mmps", problem, factor=1.02) for problem in PROBLEMS),
     *(beats(rival, problem, theirs=2 * NFE) for problem in PROBLEMS for rival in CHEAP),
-    Claim("energy-score", "is lower for the true law than for a narrow one", proper()),
-    Claim("ssim", "is 1 for the originals", original()),
 )
