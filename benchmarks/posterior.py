@@ -99,12 +99,13 @@ def _moments(x: Tensor, truth: Tensor) -> tuple[float, float]:
 def render(rows: list[dict[str, Any]]) -> str:
     """A table for each noise and number of evaluations."""
     parts = [
-        "## Restoration beside the exact posterior\n\nMixtures of six Gaussians in 16 numbers, VP; half of them seen, half"
-        " as many block means, a Gaussian blur, six projections; six measurements x 400 draws, three seeds. The distance"
-        " is the sliced Wasserstein distance to the exact posterior; *times floor* is its ratio to what 400 draws of the"
-        " truth are apart, the mean over operators and then for each; the error of the mean is in the posterior's"
-        " deviations, the variance over the true one. A pass is a forward of the network, a vector product counts as two;"
-        " seconds are of 2,400 draws on one core."
+        "## Restoration beside the exact posterior\n\n"
+        "Mixtures of six Gaussians in 16 numbers, VP; half of them seen, half as many block means, a Gaussian "
+        "blur, six projections; six measurements x 400 draws, three seeds. The distance is the sliced Wasserstein "
+        "distance to the exact posterior; *times floor* is its ratio to what 400 draws of the truth are apart, "
+        "the mean over operators and then for each; the error of the mean is in the posterior's deviations, the "
+        "variance over the true one. A pass is a forward of the network, a vector product counts as two; seconds "
+        "are of 2,400 draws on one core."
     ]
     columns = ["method", "distance", "times floor", *OPERATORS, "mean", "variance", "passes", "seconds"]
     for noise, nfe in PLACES:
