@@ -105,6 +105,7 @@ def check_operator(
     *,
     adjoint: Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Report:
     """Whether an operator is what restoration takes it for; if not, what to mend.
@@ -118,7 +119,7 @@ def check_operator(
     Args:
         operator: of `fewstep.operators`, one of your own, or a function of samples `(B, *shape)` that should be linear.
         shape: of a sample. adjoint: that of a function; by default it is found by differentiation.
-        dtype: float32 or float64, the one to check in.
+        dtype, device: float32 or float64, and where to check.
 
     Raises:
         ValueError: a shape that does not fit. The findings are in the report, which `raise_if_wrong()` raises.
@@ -126,14 +127,14 @@ def check_operator(
     if dtype not in SMALL:
         raise ValueError(f"operators are checked in float32 or float64, got {dtype}")
     if not isinstance(operator, Operator):
-        operator = Linear(operator, shape, adjoint, dtype, check=False)
+        operator = Linear(operator, shape, adjoint, dtype, check=False, device=device)
     elif adjoint is not None:
         raise ValueError("an adjoint goes with a function: an operator has its own")
     operator.fit(shape)
     source = Noise(seed)
-    x, other = (source.normal(draw, (ROWS, *(operator.shape or ())), dtype=dtype) for draw in (0, 1))
+    x, other = (source.normal(draw, (ROWS, *(operator.shape or ())), device, dtype) for draw in (0, 1))
     answer = operator(x)
-    y = source.normal(2, tuple(answer.shape), dtype=dtype)
+    y = source.normal(2, tuple(answer.shape), device, dtype)
     findings = _general(operator, x, answer, dtype)
     if isinstance(operator, LinearOperator) and findings["finite"].ok:
         findings |= _linear(operator, x, other, y, dtype)
@@ -221,13 +222,13 @@ def _values(operator: LinearOperator, dtype: torch.dtype, seed: int) -> tuple[fl
     # Rounding leaves singular values of about its own size where there are none.
     least = max(LEAST, SMALL[dtype])
     if max(d, math.prod(operator.out)) <= EXACT:
-        columns = operator(torch.eye(d, dtype=dtype).reshape(d, *shape)).flatten(1)
+        columns = operator(torch.eye(d, dtype=dtype, device=operator.at).reshape(d, *shape)).flatten(1)
         values = torch.linalg.svdvals(columns.double())
         seen = values[values > least * values.max()]
         if not len(seen):
             return 0.0, 0.0, 0.0, math.nan
         return float(seen.max()), float(len(seen)), 0.0, float(seen.max() / seen.min())
-    start = Noise(seed).normal(3, (PROBES, *shape), dtype=dtype)
+    start = Noise(seed).normal(3, (PROBES, *shape), operator.at, dtype)
     ritz, weights = lanczos(lambda x: operator.adjoint(operator(x)), start, min(STEPS, d))
     largest = ritz.max()
     seen_values = (ritz > max(LEAST**2, SMALL[dtype] / 100) * largest) & (weights > SMALL[dtype] ** 2)
@@ -269,5 +270,7 @@ def _seconds(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
     for _ in range(CALLS + 1):
         begun = time.perf_counter()
         call(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
         found.append(time.perf_counter() - begun)
     return sorted(found[1:])[CALLS // 2]
