@@ -29,8 +29,9 @@ METHODS = (
 )
 
 ROWS = 4  # samples of a batch
-EXACT = 512  # numbers of a sample or measurement up to which all singular values are found
-PROBES, STEPS = 16, 64  # of Lanczos' method, beyond that
+EXACT = 1024  # numbers of a sample or measurement up to which all singular values are found
+ROUGH = 1e-2  # of the largest singular value: below it Lanczos' method tells little from none in so few steps
+PROBES, STEPS = 16, 96  # of Lanczos' method, beyond that
 TINY = torch.finfo(torch.float64).tiny
 CALLS = 5  # of which the median is the cost
 SMALL = {torch.float32: 1e-4, torch.float64: 1e-9}  # errors of rounding, beside the sizes of what is compared
@@ -54,10 +55,11 @@ MEND = {
 class Report:
     """What a check found. `print(report)` shows all of it; `ok` is the verdict.
 
-    norm: the largest singular value. rank, of `columns`: how many numbers of a sample are seen; an estimate with
-    `rank_error` (its standard error) beyond 512 numbers. condition: the largest singular value over the least that is
-    not 0, of an estimate a lower bound. These are NaN for what is not linear. low, high: of the answers to standard
-    normal samples. seconds: of a call with one sample, and of the adjoint or gradient.
+    norm: the largest singular value. rank, of `columns`: how many numbers of a sample are seen. condition: the largest
+    singular value over the least that is not 0. Beyond 1,024 numbers both count what is seen by at least 1 % of the
+    largest: rank is then an estimate, `rank_error` the standard error of its random starts (where singular values fall
+    off smoothly it may be off by a tenth), and condition a lower bound. They are NaN for what is not linear. low, high:
+    of the answers to standard normal samples. seconds: of a call with one sample, and of the adjoint or gradient.
     """
 
     ok: bool
@@ -88,9 +90,10 @@ class Report:
         lines = [f"{'fits' if self.ok else 'DOES NOT FIT'}: {self.name}, {self.shape} to {self.measured}"]
         lines += [f"  {found}" for found in self.findings]
         if not math.isnan(self.rank):
-            guess = self.rank_error > 0
+            guess = max(self.columns, math.prod(self.measured)) > EXACT
             rank = f"{self.rank:.0f}" + (f" +- {math.ceil(self.rank_error)}" if guess else "")
-            lines.append(f"  rank {rank} of {self.columns}, largest singular value {self.norm:.4g}")
+            seen = " (seen by 1 % of the largest singular value)" if guess else ""
+            lines.append(f"  rank {rank} of {self.columns}{seen}, largest singular value {self.norm:.4g}")
             lines.append(f"  condition (of what is seen) {'at least ' if guess else ''}{self.condition:.4g}")
         lines.append(f"  answers to standard normal samples: {self.low:.3g} to {self.high:.3g}")
         back = "the gradient" if math.isnan(self.rank) else "the adjoint"
@@ -112,9 +115,9 @@ def check_operator(
 
     On random samples: answers are finite, in the samples' dtype, the same when asked again, and each sample's is its
     own; `A(a x + b y) = a A x + b A y`, `<A x, y> = <x, A^T y>` and `A A^+ A = A` where it claims to be linear, else
-    that its gradient is that of its answers. Rank, condition and norm are from all singular values of at most 512
-    numbers, and by Lanczos' method with 16 random starts beyond; in float32 the first tell singular values of
-    at least 1e-4 of the largest from none, the second those of 1e-3.
+    that its gradient is that of its answers. Rank, condition and norm are from all singular values of at most 1,024
+    numbers (in float32 one below 1e-4 of the largest counts as none), and by Lanczos' method with 16 random starts
+    beyond.
 
     Args:
         operator: of `fewstep.operators`, one of your own, or a function of samples `(B, *shape)` that should be linear.
@@ -231,7 +234,7 @@ def _values(operator: LinearOperator, dtype: torch.dtype, seed: int) -> tuple[fl
     start = Noise(seed).normal(3, (PROBES, *shape), operator.at, dtype)
     ritz, weights = lanczos(lambda x: operator.adjoint(operator(x)), start, min(STEPS, d))
     largest = ritz.max()
-    seen_values = (ritz > max(LEAST**2, SMALL[dtype] / 100) * largest) & (weights > SMALL[dtype] ** 2)
+    seen_values = (ritz > ROUGH**2 * largest) & (weights > SMALL[dtype] ** 2)
     # Of each start, the part that A sees; its mean is the rank's share of d (Ubaru and Saad, 2016).
     share = (weights * seen_values).sum(1)
     error = d * float(share.std()) / math.sqrt(PROBES)
