@@ -29,8 +29,9 @@ METHODS = (
 )
 
 ROWS = 4  # samples of a batch
-EXACT = 512  # numbers of a sample or measurement up to which all singular values are found
-PROBES, STEPS = 16, 64  # of Lanczos' method, beyond that
+EXACT = 1024  # numbers of a sample or measurement up to which all singular values are found
+ROUGH = 1e-2  # of the largest singular value: below it Lanczos' method tells little from none in so few steps
+PROBES, STEPS = 16, 96  # of Lanczos' method, beyond that
 TINY = torch.finfo(torch.float64).tiny
 CALLS = 5  # of which the median is the cost
 SMALL = {torch.float32: 1e-4, torch.float64: 1e-9}  # errors of rounding, beside the sizes of what is compared
@@ -54,10 +55,11 @@ MEND = {
 class Report:
     """What a check found. `print(report)` shows all of it; `ok` is the verdict.
 
-    norm: the largest singular value. rank, of `columns`: how many numbers of a sample are seen; an estimate with
-    `rank_error` (its standard error) beyond 512 numbers. condition: the largest singular value over the least that is
-    not 0, of an estimate a lower bound. These are NaN for what is not linear. low, high: of the answers to standard
-    normal samples. seconds: of a call with one sample, and of the adjoint or gradient.
+    norm: the largest singular value. rank, of `columns`: how many numbers of a sample are seen. condition: the largest
+    singular value over the least that is not 0. Beyond 1,024 numbers both count what is seen by at least 1 % of the
+    largest: rank is then an estimate, `rank_error` the standard error of its random starts (where singular values fall
+    off smoothly it may be off by a tenth), and condition a lower bound. They are NaN for what is not linear. low, high:
+    of the answers to standard normal samples. seconds: of a call with one sample, and of the adjoint or gradient.
     """
 
     ok: bool
@@ -88,9 +90,10 @@ class Report:
         lines = [f"{'fits' if self.ok else 'DOES NOT FIT'}: {self.name}, {self.shape} to {self.measured}"]
         lines += [f"  {found}" for found in self.findings]
         if not math.isnan(self.rank):
-            guess = self.rank_error > 0
+            guess = max(self.columns, math.prod(self.measured)) > EXACT
             rank = f"{self.rank:.0f}" + (f" +- {math.ceil(self.rank_error)}" if guess else "")
-            lines.append(f"  rank {rank} of {self.columns}, largest singular value {self.norm:.4g}")
+            seen = " (seen by 1 % of the largest singular value)" if guess else ""
+            lines.append(f"  rank {rank} of {self.columns}{seen}, largest singular value {self.norm:.4g}")
             lines.append(f"  condition (of what is seen) {'at least ' if guess else ''}{self.condition:.4g}")
         lines.append(f"  answers to standard normal samples: {self.low:.3g} to {self.high:.3g}")
         back = "the gradient" if math.isnan(self.rank) else "the adjoint"
@@ -105,20 +108,21 @@ def check_operator(
     *,
     adjoint: Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Report:
     """Whether an operator is what restoration takes it for; if not, what to mend.
 
     On random samples: answers are finite, in the samples' dtype, the same when asked again, and each sample's is its
     own; `A(a x + b y) = a A x + b A y`, `<A x, y> = <x, A^T y>` and `A A^+ A = A` where it claims to be linear, else
-    that its gradient is that of its answers. Rank, condition and norm are from all singular values of at most 512
-    numbers, and by Lanczos' method with 16 random starts beyond; in float32 the first tell singular values of
-    at least 1e-4 of the largest from none, the second those of 1e-3.
+    that its gradient is that of its answers. Rank, condition and norm are from all singular values of at most 1,024
+    numbers (in float32 one below 1e-4 of the largest counts as none), and by Lanczos' method with 16 random starts
+    beyond.
 
     Args:
         operator: of `fewstep.operators`, one of your own, or a function of samples `(B, *shape)` that should be linear.
         shape: of a sample. adjoint: that of a function; by default it is found by differentiation.
-        dtype: float32 or float64, the one to check in.
+        dtype, device: float32 or float64, and where to check.
 
     Raises:
         ValueError: a shape that does not fit. The findings are in the report, which `raise_if_wrong()` raises.
@@ -126,14 +130,14 @@ def check_operator(
     if dtype not in SMALL:
         raise ValueError(f"operators are checked in float32 or float64, got {dtype}")
     if not isinstance(operator, Operator):
-        operator = Linear(operator, shape, adjoint, dtype, check=False)
+        operator = Linear(operator, shape, adjoint, dtype, check=False, device=device)
     elif adjoint is not None:
         raise ValueError("an adjoint goes with a function: an operator has its own")
     operator.fit(shape)
     source = Noise(seed)
-    x, other = (source.normal(draw, (ROWS, *(operator.shape or ())), dtype=dtype) for draw in (0, 1))
+    x, other = (source.normal(draw, (ROWS, *(operator.shape or ())), device, dtype) for draw in (0, 1))
     answer = operator(x)
-    y = source.normal(2, tuple(answer.shape), dtype=dtype)
+    y = source.normal(2, tuple(answer.shape), device, dtype)
     findings = _general(operator, x, answer, dtype)
     if isinstance(operator, LinearOperator) and findings["finite"].ok:
         findings |= _linear(operator, x, other, y, dtype)
@@ -221,16 +225,16 @@ def _values(operator: LinearOperator, dtype: torch.dtype, seed: int) -> tuple[fl
     # Rounding leaves singular values of about its own size where there are none.
     least = max(LEAST, SMALL[dtype])
     if max(d, math.prod(operator.out)) <= EXACT:
-        columns = operator(torch.eye(d, dtype=dtype).reshape(d, *shape)).flatten(1)
+        columns = operator(torch.eye(d, dtype=dtype, device=operator.at).reshape(d, *shape)).flatten(1)
         values = torch.linalg.svdvals(columns.double())
         seen = values[values > least * values.max()]
         if not len(seen):
             return 0.0, 0.0, 0.0, math.nan
         return float(seen.max()), float(len(seen)), 0.0, float(seen.max() / seen.min())
-    start = Noise(seed).normal(3, (PROBES, *shape), dtype=dtype)
+    start = Noise(seed).normal(3, (PROBES, *shape), operator.at, dtype)
     ritz, weights = lanczos(lambda x: operator.adjoint(operator(x)), start, min(STEPS, d))
     largest = ritz.max()
-    seen_values = (ritz > max(LEAST**2, SMALL[dtype] / 100) * largest) & (weights > SMALL[dtype] ** 2)
+    seen_values = (ritz > ROUGH**2 * largest) & (weights > SMALL[dtype] ** 2)
     # Of each start, the part that A sees; its mean is the rank's share of d (Ubaru and Saad, 2016).
     share = (weights * seen_values).sum(1)
     error = d * float(share.std()) / math.sqrt(PROBES)
@@ -269,5 +273,7 @@ def _seconds(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
     for _ in range(CALLS + 1):
         begun = time.perf_counter()
         call(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
         found.append(time.perf_counter() - begun)
     return sorted(found[1:])[CALLS // 2]

@@ -132,7 +132,9 @@ class Composed(LinearOperator):
             if own is None or (whole and len(own) != len(whole)):
                 return None
             before = whole or [None] * len(own)
-            whole = [a if b is None else b if a is None else a @ b for a, b in zip(own, before, strict=True)]
+            whole = [
+                a if b is None else b if a is None else a @ b.to(a.device) for a, b in zip(own, before, strict=True)
+            ]
         return tuple(whole)
 
     def __str__(self) -> str:

@@ -30,7 +30,8 @@ class Linear(LinearOperator):
     Args:
         forward: linear, of torch operations that can be differentiated unless `adjoint` is given.
         shape: of a sample. adjoint: `A^T y`; checked on random vectors.
-        dtype: the one in which the functions compute, where they take no other; by default that of the samples.
+        dtype: the one in which the functions compute, where they take no other; by default that of the samples, or
+            float32 where the functions do not take float64. device: the one where they compute.
         check: whether both are tested (`fs.check_operator` tests more, and says all that it finds).
 
     Raises:
@@ -44,8 +45,10 @@ class Linear(LinearOperator):
         adjoint: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype | None = None,
         check: bool = True,
+        device: torch.device | str = "cpu",
     ):
         super().__init__()
+        self.at = torch.device(device)
         self.function, self.back, self.wanted, self.dtype = forward, adjoint, tuple(shape), dtype
         self.check = check
         self.fit(self.wanted)
@@ -56,13 +59,19 @@ class Linear(LinearOperator):
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if shape != self.wanted:
             raise ValueError(f"{self} measures samples of shape {self.wanted}, not {shape}")
+        try:
+            nothing = self.function(torch.zeros(1, *shape, dtype=self.dtype or torch.float64, device=self.at))
+        except RuntimeError:  # as products with matrices of another dtype are
+            if self.dtype is not None:
+                raise
+            self.dtype = torch.float32
+            nothing = self.function(torch.zeros(1, *shape, dtype=self.dtype, device=self.at))
         dtype = self.dtype or torch.float64
-        nothing = self.function(torch.zeros(1, *shape, dtype=dtype))
         if self.check and bool(nothing.any()):
             raise ValueError(f"forward is not linear: it makes values up to {float(nothing.abs().max()):g} of zeros")
         out = tuple(nothing.shape[1:])
         if self.check and self.back is not None:
-            x, y = (Noise(0).normal(draw, (1, *size), dtype=dtype) for draw, size in enumerate((shape, out)))
+            x, y = (Noise(0).normal(draw, (1, *size), self.at, dtype) for draw, size in enumerate((shape, out)))
             image, back = self.function(x), self.back(y)
             if tuple(back.shape[1:]) != shape:
                 raise ValueError(f"the adjoint makes {tuple(back.shape[1:])} of a measurement, not samples {shape}")

@@ -74,6 +74,7 @@ class Gaussian:
         """Measurements `(B, *measured)`; row i has noise of the source's row i alone."""
         if self.none:
             return clean
+        self._check(clean)
         z = source.normal(MEASUREMENT, tuple(clean.shape), clean.device, clean.dtype)
         return clean + self.covariance.root(z)
 
@@ -86,7 +87,19 @@ class Gaussian:
 
     def variance(self, clean: Tensor) -> Tensor:
         """The variance of each element, as the measurement's shape."""
+        self._check(clean)
         return self.covariance.times(torch.ones_like(clean))
+
+    def _check(self, clean: Tensor) -> None:
+        """`ValueError` for deviations of another shape than the measurement's."""
+        if isinstance(self.std, Tensor) and self.std.ndim:
+            own, wanted = tuple(self.std.shape), tuple(clean.shape[1:])
+            behind = zip(own[::-1], wanted[::-1], strict=False)
+            if len(own) > len(wanted) or any(n not in (1, m) for n, m in behind):
+                raise ValueError(
+                    f"noise of shape {own} does not fit measurements of shape {wanted}: give one deviation, or one for"
+                    " each element"
+                )
 
     def whiten(self, residual: Tensor, clean: Tensor) -> Tensor:
         """The residual in units of the noise's deviation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -37,6 +37,7 @@ class Operator(nn.Module):
     linear: ClassVar[bool] = False
     shape: tuple[int, ...] | None = None  # of a sample
     out: tuple[int, ...] = ()  # of its measurement
+    at: torch.device = torch.device("cpu")  # where it lies: it goes where its samples are
 
     @property
     def holds(self) -> Tensor | None:
@@ -61,6 +62,7 @@ class Operator(nn.Module):
         if self.shape is None:
             self.out = self.prepare(shape)
             self.shape = shape
+            self.to(self.at)  # with what was made
         elif shape != self.shape:
             raise ValueError(f"{self} measures samples of shape {self.shape}, not {shape}: make another one for those")
         return self
@@ -76,7 +78,18 @@ class Operator(nn.Module):
         if not x.is_floating_point() or x.ndim < 2:
             raise ValueError(f"operators take samples (B, *shape) of floats, got {tuple(x.shape)} of {x.dtype}")
         self.fit(x.shape[1:])
+        self._go(x)
         return self.act(x)
+
+    def _go(self, x: Tensor) -> None:
+        if self.at != x.device:
+            self.to(x.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Whatever moves a module; `at` follows."""
+        moved = super()._apply(fn, recurse)
+        self.at = fn(torch.empty(0, device=self.at)).device
+        return moved
 
     def measure(self, x: Tensor, noise: float | NoiseModel = 0.0, seed: int = 0, first: int = 0) -> Tensor:
         """A measurement `(B, *measured)` of samples, `A(x)` and noise.
@@ -116,6 +129,7 @@ class Operator(nn.Module):
                 f"{what} of shape {tuple(y.shape)} is no measurement of {self}, which makes {self.out} of samples"
                 f" {self.shape}"
             )
+        self._go(y)
         return y
 
     def __str__(self) -> str:
@@ -173,7 +187,8 @@ class LinearOperator(Operator):
         """Its singular values and vectors for samples of a shape; None where they are not known."""
         self._bound(shape)
         if not self._looked:
-            self._found, self._looked = self.find_spectrum(), True
+            found = self.find_spectrum()
+            self._found, self._looked = None if found is None else found.to(self.at), True
         return self._found
 
     def matrix_size(self) -> int:
@@ -184,10 +199,9 @@ class LinearOperator(Operator):
         """A as a matrix `(m, d)` in float64."""
         self._bound()
         d = math.prod(self.shape or ())
-        device = next((b.device for b in self.buffers()), torch.device("cpu"))
         columns = [
             self.act(part.reshape(-1, *(self.shape or ()))).flatten(1)
-            for part in torch.eye(d, dtype=torch.float64, device=device).split(VECTORS)
+            for part in torch.eye(d, dtype=torch.float64, device=self.at).split(VECTORS)
         ]
         return torch.cat(columns).T.detach()
 

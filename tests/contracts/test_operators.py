@@ -184,6 +184,18 @@ def test_it_keeps_the_dtype(name: str):
         assert torch.allclose(operator(samples(operator).float()).double(), operator(samples(operator)), atol=2e-5)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_it_goes_where_its_samples_are(name: str):
+    """On the device that holds no numbers; sparse products are not known there."""
+    if name.startswith(("projections", "tangents", "linear-function")):
+        return
+    for operator in fitted(name):
+        x = torch.empty(2, *operator.shape, device="meta")
+        assert operator(x).device.type == "meta"
+        if operator.linear:
+            assert operator.adjoint(torch.empty(2, *operator.out, device="meta")).device.type == "meta"
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_its_adjoint(name: str):
     for operator in fitted(name):

@@ -60,7 +60,7 @@ def test_its_spectrum_is_the_cheapest_that_it_has():
     made = {
         Axes: (Blur("gaussian"), Blur("box", border="reflect")),
         Cyclic: (Blur(even), Blur("motion", angle=30), Blur("disk")),
-        Symmetric: (Blur(even, border="reflect"), Blur("disk", width=4.5, border="reflect")),
+        Symmetric: (Blur(even, border="reflect"), Blur("disk", width=9, border="reflect")),
         Dense: (Blur("motion", angle=30, border="reflect"),),
     }
     for kind, blurs in made.items():

@@ -19,6 +19,16 @@ def test_functions_of_one_dtype():
     assert torch.allclose(own.adjoint(y), operator.adjoint(y), atol=1e-6)
 
 
+def test_where_float64_is_not_taken_float32_is():
+    operator = Linear(lambda x: x.flatten(1) @ MATRIX.T, (2, 4))
+    assert (
+        operator.dtype == torch.float32 and operator(torch.zeros(1, 2, 4, dtype=torch.float64)).dtype == torch.float64
+    )
+    assert Linear(torch.diff, (6,)).dtype is None
+    with pytest.raises(RuntimeError):
+        Linear(lambda x: x.flatten(1) @ MATRIX.T, (3, 4))
+
+
 def test_an_adjoint_that_is_none():
     with pytest.raises(ValueError, match=r"the adjoint given is none: .* differ by [\d.]+ % of \|A x\| \|y\|"):
         Linear(lambda x: x.cumsum(-1), (6,), lambda y: y.cumsum(-1))

@@ -95,6 +95,8 @@ def test_an_operator_measures_with_any_law_and_laws_are_saved():
 def test_bad_input():
     with pytest.raises(ValueError, match="the noise is a standard deviation of at least 0, got -0.1"):
         Gaussian(-0.1)
+    with pytest.raises(ValueError, match=r"noise of shape \(3,\) does not fit measurements of shape \(2,\)"):
+        Identity().measure(torch.zeros(3, 2), torch.ones(3))
     with pytest.raises(ValueError, match="noise must be a standard deviation or a law of noise, got '0.1'"):
         as_noise("0.1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the peak of Poisson noise is a positive number"):
