@@ -145,7 +145,7 @@ class CDIM:
             held = a.holds
             count = torch.tensor(float(y[0].numel() if held is None else held.sum()), dtype=torch.float64)
             back = _squares(a.adjoint(y))
-            std = float(law.covariance.mean().sqrt())
+            std = float(problem.noise.mean().sqrt())
             sums = squares.sum().to(y.device), squares.square().sum().to(y.device)
             return 1.0, Energy(count.to(y.device), *sums, _squares(y), back, std)
         weight = law.variance(a(x0)).rsqrt()
