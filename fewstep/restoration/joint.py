@@ -59,12 +59,10 @@ class Joint(Denoiser):
         self.shape = (sum(self.sizes),)
         self.conditions = {**model_x.conditions, **model_n.conditions}
         stds = [model.facts.data_std for model in (model_x, model_n)]
-        if None not in stds:
-            squares = sum(size * std**2 for size, std in zip(self.sizes, stds, strict=True))  # type: ignore[operator]
-            self.data_std = math.sqrt(squares / sum(self.sizes))
-        ranges = [model.value_range for model in (model_x, model_n)]
-        known = [one for one in ranges if one is not None]
-        self.value_range = (min(a for a, _ in known), max(b for _, b in known)) if len(known) == 2 else None
+        known = [size * std**2 for size, std in zip(self.sizes, stds, strict=True) if std is not None]
+        self.data_std = math.sqrt(sum(known) / sum(self.sizes)) if len(known) == 2 else None
+        ranges = [model.value_range for model in (model_x, model_n) if model.value_range is not None]
+        self.value_range = (min(a for a, _ in ranges), max(b for _, b in ranges)) if len(ranges) == 2 else None
 
     def config(self) -> dict[str, Any]:
         return {"model_x": self.model_x, "model_n": self.model_n}
@@ -82,7 +80,9 @@ class Joint(Denoiser):
         """`[A, I]`: what the sum of A x and n is of the stacked vectors; n has the shape of a measurement."""
         made = operator.measured(self.shapes[0])
         if made != self.shapes[1]:
-            raise ValueError(f"{operator} measures {made} of samples {self.shapes[0]}, and model_n has {self.shapes[1]}")
+            raise ValueError(
+                f"{operator} measures {made} of samples {self.shapes[0]}, and model_n has {self.shapes[1]}"
+            )
 
         def both(state: Tensor) -> Tensor:
             x, n = self.split(state)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from restoration.problems import D, half, mixture, normal
-from torch import nn
 
 import fewstep as fs
 from fewstep.denoisers.network import NetworkDenoiser
-from fewstep.networks.low_rank import LowRankRows
 from fewstep.networks.mlp import MLP
 from fewstep.networks.unet import UNet
 from fewstep.processes.vp import VP
@@ -61,19 +59,6 @@ def test_tuning_brings_the_answers_nearer_to_the_measurement():
     base = fs.sample(model, 3, **run)
     tuned = fs.sample(Adapted(model, a, steps=5, rate=0.02), 3, measurement=y, **run)
     assert float((a(tuned) - y).square().sum()) < 0.5 * float((a(base) - y).square().sum())
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions_of_rows_are_those_of_each_row(stride):
-    layer = nn.Conv2d(3, 5, 3, stride=stride, padding=1).double()
-    down, up, x = normal(4, 2, 3, 3, 3, seed=1), normal(4, 5, 2, seed=2), normal(4, 3, 6, 5, seed=3)
-    found = LowRankRows(layer, down, up)(x)
-    for row in range(4):
-        weight = layer.weight + torch.einsum("or,rihw->oihw", up[row], down[row])
-        by_hand = nn.functional.conv2d(x[row : row + 1], weight, layer.bias, stride, 1)
-        assert torch.allclose(found[row : row + 1], by_hand, atol=1e-10)
-    with pytest.raises(ValueError, match="a layer sees 3 rows, and 4 have an adapter"):
-        LowRankRows(layer, down, up)(x[:3])
 
 
 def test_a_unet_takes_them_too():
