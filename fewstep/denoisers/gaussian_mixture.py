@@ -227,7 +227,7 @@ class GaussianMixture(Denoiser):
         u, values, vh = torch.linalg.svd(a, full_matrices=False)
         seen = values > LEAST * values.max()
         z, b = z @ u[:, seen], values[seen, None] * vh[seen]
-        d, c = self.centres.shape[1], self.covariances()
+        c = self.covariances()
         left = z - self.means.double() @ b.mT
         cb = c @ b.mT
         spread = b @ cb + s**2 * torch.eye(len(b), dtype=torch.float64, device=b.device)
