@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fewstep.hub.program import export_program as export_program
     from fewstep.hub.program import load_program as load_program
     from fewstep.hub.push import push_to_hub as push_to_hub
+    from fewstep.operators.checks import check_operator as check_operator
     from fewstep.restoration.calibrate import calibrate as calibrate
     from fewstep.restoration.restore import posterior as posterior
     from fewstep.restoration.restore import restore as restore

@@ -12,7 +12,9 @@ from contracts import (
     test_live,
     test_metrics,
     test_networks,
+    test_operators,
     test_processes,
+    test_restoration,
     test_sampling,
     test_saving,
     test_searches,
@@ -55,14 +57,23 @@ ELSEWHERE = {
     "data/open.py": ("contracts/test_data.py", "fewstep.data.open"),
     "data/spec.py": ("data/test_dataset.py", "fewstep.data.spec"),
     "data/shapes_render.py": ("data/test_shapes.py", "fewstep.data.shapes_render"),
+    "denoisers/calibration.py": ("restoration/test_calibrated.py", "fewstep.denoisers.calibration"),
     "denoisers/conventions.py": ("denoisers/test_checks.py", "conventions"),
     "denoisers/detail.py": ("training/test_single_image.py", "detail"),
     "denoisers/restorer.py": ("contracts/test_saving.py", "fewstep.denoisers.restorer"),
     "guidance/guide.py": ("guidance/test_known.py", "guide"),
     "metrics/common.py": ("contracts/test_metrics.py", "fewstep.metrics.common"),
+    "operators/covariance.py": ("operators/test_solve.py", "fewstep.operators.covariance"),
+    "operators/krylov.py": ("operators/test_solve.py", "fewstep.operators.krylov"),
+    "operators/operator.py": ("contracts/test_operators.py", "fewstep.operators.operator"),
+    "operators/sparse.py": ("operators/test_projections.py", "fewstep.operators.sparse"),
+    "operators/spectrum.py": ("operators/test_blur.py", "fewstep.operators.spectrum"),
     "processes/discrete.py": ("processes/test_processes.py", "fewstep.processes.discrete"),
     "processes/per_element.py": ("core/test_bands.py", "PerElement"),
     "processes/shifted.py": ("processes/test_processes.py", "Shifted"),
+    "restoration/calibrate.py": ("restoration/test_calibrated.py", "calibrate"),
+    "restoration/gradients.py": ("restoration/test_chains.py", "dps"),
+    "restoration/measured.py": ("restoration/test_restore.py", "restore"),
     "sampling/angle.py": ("sampling/test_adjoint.py", "fewstep.sampling.angle"),
     "sampling/checkpointed.py": ("sampling/test_adjoint.py", "fewstep.sampling.checkpointed"),
     "sampling/common.py": ("sampling/test_multistep.py", "fewstep.sampling.common"),
@@ -113,7 +124,9 @@ def by_contract() -> set[Path]:
         | within(method for method in methods("process") if method.load() in kinds)
         | within(test_conditions.CARDS[name] for name in test_conditions.EXAMPLES)
         | within(test_saving.CARDS[name] for name in test_saving.EXAMPLES)
+        | within([*test_operators.CARDS.values(), *test_restoration.CARDS.values()])
         | within([*test_networks.CARDS, *test_wrappers.WRAPPERS.values(), *test_metrics.METRICS])
+        | within(test_operators.CARDS[name] for name in test_operators.EXAMPLES)
         | within([*test_data.SETS, *test_data.FORMATS, *test_searches.SEARCHES, *test_trainers.METHODS])
     )
 

@@ -21,6 +21,7 @@ ROOMS = {
     "timesteps": "Where a sampling grid puts its times.",
     "sampling": "Solvers, wrappers around them, and what runs them. `unipc-3` is `unipc` of order 3.",
     "denoisers": "Everything that predicts: networks and closed forms.",
+    "operators": "What measurements do to samples: masks, blurs, projections, noise.",
     "conditions": "What a denoiser takes besides the state and the time.",
     "caching": "Caches: what a run computes once and uses again.",
     "distillation": "Distillation: students of few evaluations, held to their teacher's exact flow.",

@@ -18,6 +18,7 @@ from fewstep.data.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Spe
 from fewstep.data.dataset import split_rows
 from fewstep.data.digits import load
 from fewstep.data.open import open_data
+from fewstep.data.phantoms import coverage
 from fewstep.data.shapes import STROKE, draw, held_out, scenes
 from fewstep.data.shapes_render import BACKGROUND
 from fewstep.data.stream import Stream, open_stream
@@ -155,7 +156,19 @@ def _lines(seed: int) -> Outcome:
     return tolerance(wrong, 1e-9, "256 scenes", "share of pixels and words that differ")
 
 
+def _areas(seed: int) -> Outcome:
+    """The error of an ellipse's area in 32x32 pixels, of soft edges and of pixels that are in or out."""
+    generator = torch.Generator().manual_seed(seed)
+    radii = 0.1 + 0.5 * torch.rand(200, 2, generator=generator, dtype=torch.float64)
+    centre = 0.4 * torch.rand(200, 2, generator=generator, dtype=torch.float64) - 0.2
+    share = coverage((32, 32), centre, radii, torch.zeros(200, dtype=torch.float64))
+    wanted = torch.pi * radii.prod(1) / 4
+    figures = [float(((one.mean((1, 2)) - wanted) / wanted).abs().mean()) for one in (share, (share > 0.5).double())]
+    return compared(figures, "pixels in or out", "200 ellipses of 32x32", unit="relative error of the area")
+
+
 CLAIMS = (
+    Claim("phantoms", "their edges keep an ellipse's area", _areas),
     Claim("shapes-captions", "every sentence is read as what it was written from", _every),
     Claim("digits", "every digit of scikit-learn is in one split, to the bit, with its own label", _whole),
     Claim("folder", "what is held out stays held out when a picture is damaged", _stays),

@@ -9,6 +9,7 @@ and a single frame is counted as a clip, so that what learns from pictures pays 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from claims.claim import Claim, Run, over_seeds, slow
 from claims.common import SLICED, sliced
 from claims.trained import fresh
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import made
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset, DataSpec
@@ -25,7 +27,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.distill import plan_of
 from fewstep.distillation.method import Distiller, Setting
 from fewstep.distillation.state import DistillState
-from fewstep.metrics.motion import motion
+from fewstep.metrics.motion import motion, read
 from fewstep.networks.attention import blur
 from fewstep.networks.temporal import TemporalUNet
 from fewstep.processes.flow import Flow
@@ -53,6 +55,7 @@ class Arm(NamedTuple):
 MCM = Arm("mcm", (("motion", "difference"), ("stills", "sharp")))
 RAW = Arm("mcm", (("motion", "raw"), ("gan", 0.0), ("mix", 0.0)))
 DECOUPLED = Arm("animate-lcm", (("fade", 20),), ITERATIONS)
+CONTROL, ADAPT = Arm("animate-control", (), 200), 4e-3  # and its rate
 JOINT = Arm("animate-lcm", (("joint", True),), ITERATIONS)
 
 
@@ -91,12 +94,13 @@ def teacher(seed: int) -> NetworkDenoiser:
     return fit(model, rows, steps=STEPS, batch=BATCH, lr=RATE, seed=seed)
 
 
-def built(arm: Arm, seed: int, iterations: int) -> Distiller:
-    model = teacher(seed)
-    std = float(model.data_std)
+def built(arm: Arm, seed: int, iterations: int, beside: Denoiser | None = None) -> Distiller:
+    """The method at work on the teacher's network, or beside a student."""
+    model = teacher(seed) if beside is None else beside
+    std = float(model.facts.data_std or 0)
     own = Setting(
-        model, model, default_start(PROCESS, std), NFE, iterations, data(seed), data_std=std, batch=BATCH, lr=LEARN,
-        seed=seed,
+        model, model, default_start(PROCESS, std), NFE, iterations, data(seed), data_std=std, batch=BATCH,
+        lr=LEARN if beside is None else ADAPT, seed=seed,
     )  # fmt: skip
     options = {name: data(seed, blurred=False) if name == "stills" else value for name, value in arm.options}
     with torch.random.fork_rng(devices=[]):
@@ -112,21 +116,44 @@ def run(work: Distiller, seed: int, last: int) -> DistillState:
 
 
 @functools.cache
-def samples(arm: Arm | None, seed: int) -> Tensor:
-    """Clips of an arm's student, or of the teacher in 16 evaluations; of noises that no training has seen."""
-    text = [WORDS[k % len(WORDS)] for k in range(N)]
-    if arm is None:
-        return sample(teacher(seed), N, seed=seed + 1000, nfe=16, text=text)
+def student(arm: Arm, seed: int) -> Denoiser:
     iterations = arm.iterations
     if iterations is None:
         trial = built(arm, seed, TRIAL)
         run(trial, seed, TRIAL)
         iterations = int(BUDGET / trial.setting.count.evaluations * TRIAL)
-    work = built(arm, seed, iterations)
-    student = run(work, seed, iterations).averaged()
-    its_plan = plan_of(PROCESS, "jump", NFE, work.setting.start, work.times())
-    student.student = Student(work.kind, arm.method, "clips", work.setting.start, work.times())  # type: ignore[attr-defined]
-    return sample(student, N, plan=its_plan, seed=seed + 1000, text=text)
+    return trained(arm, built(arm, seed, iterations), seed)
+
+
+def trained(arm: Arm, work: Distiller, seed: int) -> Denoiser:
+    """The student that a method ends with, with its plan."""
+    made: Any = run(work, seed, work.setting.iterations).averaged()
+    made.plan = plan_of(PROCESS, "jump", NFE, work.setting.start, work.times())
+    made.student = Student(work.kind, arm.method, "clips", work.setting.start, work.times())
+    return made  # type: ignore[no-any-return]
+
+
+@functools.cache
+def samples(arm: Arm | None, seed: int) -> Tensor:
+    """Clips of an arm's student, or of the teacher in 16 evaluations; of noises that no training has seen."""
+    text = [WORDS[k % len(WORDS)] for k in range(N)]
+    if arm is None:
+        return sample(teacher(seed), N, seed=seed + 1000, nfe=16, text=text)
+    return sample(student(arm, seed), N, seed=seed + 1000, text=text)
+
+
+@functools.cache
+def begun(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First frames of clips that no training has seen, and clips of the student of their captions, of the same noises:
+    with its adapter for the first frame, and without."""
+    rows = torch.arange(N)
+    unseen = data(seed + 1000)
+    first = unseen.images[rows, 0]
+    text = [WORDS[k] for k in sharp(seed + 1000)[1][rows].tolist()]
+    free = student(DECOUPLED, seed)
+    told = trained(CONTROL, built(CONTROL, seed, CONTROL.iterations or 0, free), seed)
+    asked: dict[str, Any] = {"seed": seed + 1000, "text": text}
+    return first, sample(told, N, picture=first, **asked), sample(free, N, **asked)
 
 
 def figure(arm: Arm | None, seed: int, unit: str) -> float:
@@ -154,6 +181,28 @@ def _motion_alone(unit: str) -> Run:
     return over_seeds(figures, "raw consistency", f"{ABOUT}, {BUDGET:,} evaluations each", better, unit)
 
 
+def _first_frame(seed: int) -> list[float]:
+    first, *both = begun(seed)
+    return [float((clips[:, 0] - first).square().mean()) for clips in both]
+
+
+def _first_place(seed: int) -> list[float]:
+    first, *both = begun(seed)
+    given = read(torch.stack([first, first], dim=1)).centre[:, 0]
+    return [float((read(clips).centre[:, 0] - given).norm(dim=1).mean()) for clips in both]
+
+
+def _still_moving(seed: int) -> list[float]:
+    _, *both = begun(seed)
+    text = [WORDS[k] for k in sharp(seed + 1000)[1][:N].tolist()]
+    return [motion(clips, text).velocity_error for clips in both]
+
+
+def _controlled(figures: Callable[[int], list[float]], unit: str) -> Run:
+    about = f"{ABOUT}, an adapter of {CONTROL.iterations} iterations of {BATCH} beside a student of animate-lcm"
+    return over_seeds(figures, "the student without it", about, "low", unit)
+
+
 def _near_teacher(seed: int) -> list[float]:
     return [figure(MCM, seed, VELOCITY), 1.2 * figure(None, seed, VELOCITY)]
 
@@ -167,6 +216,11 @@ CLAIMS: tuple[Claim, ...] = (
          _decoupled(SLICED)),
     slow("animate-lcm", "pictures first, then motion, moves nearer to its captions than both at once",
          _decoupled(VELOCITY)),
+    slow("animate-control", "clips begin with the first frame that is given",
+         _controlled(_first_frame, "squared error of the first frame")),
+    slow("animate-control", "the shape begins at the place in the first frame that is given",
+         _controlled(_first_place, "distance of the first centre, pixels")),
+    slow("animate-control", "with a first frame given, clips move no worse", _controlled(_still_moving, VELOCITY)),
     slow("mcm", "its frames are sharper than those of consistency of whole clips", _motion_alone(SHARP)),
     slow("mcm", "its clips move nearer to their captions than those of consistency of whole clips",
          _motion_alone(VELOCITY)),

@@ -104,9 +104,5 @@ CLAIMS = (
     beats("daps", "with the measured covariance it is nearer than with the paper's", "daps, spread sigma", "half seen",
           {"method": "daps"}, {"method": "daps", "options": {"spread": "sigma"}}),
     beats("daps", "is nearer to the posterior than dps", "dps", "half seen", {"method": "daps"}, RIVALS["dps"]),
-    beats("renoise", "under diffpir it is nearer to the posterior than ddpm", "ddpm", "half seen",
-          {"method": "diffpir", "solver": "renoise"}, {"method": "diffpir", "solver": "ddpm"}),
-    beats("resampled", "under ddnm it is nearer to the posterior than ddpm", "ddpm", "half seen",
-          {"method": "ddnm", "solver": "resampled"}, {"method": "ddnm", "solver": "ddpm"}, noise=0.02),
     *(halves(problem) for problem in OPERATORS),
 )  # fmt: skip

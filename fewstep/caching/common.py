@@ -40,11 +40,12 @@ class _Notes:
 
     kept: dict[str, list[Node]] = field(default_factory=dict)
     like: Prediction | None = None  # the last answer, without its rows
+    inside: set[str] = field(default_factory=set)  # keys whose values have rows for the frames of each sample
 
     def only(self, numbers: Sequence[int]) -> _Notes:
         """Of these evaluations alone."""
         kept = {name: [one for one in found if one[0] in numbers] for name, found in self.kept.items()}
-        return _Notes(kept, self.like)
+        return _Notes(kept, self.like, set(self.inside))
 
 
 class Cached(Wrapper):
@@ -195,12 +196,13 @@ class Cached(Wrapper):
 
     def fill(self, standing: tuple[tuple[str, int], ...], store: Store, memory: AnyMemory) -> None:
         """Put the forecasts of what stands into a store."""
-        at = [(self._number(part), part.rows) for part in memory.parts()]
         for name, count in standing:
             for key in self.recipe.parts[name].keys:
-                store[key] = self.recipe.adjust(key, self._forecast(name, key, count, memory), at)
+                value = self._forecast(name, key, count, memory)
+                each = len(value) // memory.rows  # frames of a clip
+                store[key] = self.recipe.adjust(key, value, [(self._number(p), p.rows * each) for p in memory.parts()])
         if self.adaptor is not None and store:
-            noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows)]
+            noise = [told(self.process, _known(part.t)) for part in memory.parts() for _ in range(part.rows * each)]
             store[NOISE] = torch.tensor(noise).to(next(iter(store.values())).device, non_blocking=True)
 
     def settle(self, standing: tuple[str, ...], store: Store, memory: AnyMemory) -> None:
@@ -275,12 +277,13 @@ class Cached(Wrapper):
         assert isinstance(found, Denoiser)
         return found
 
-    # What is kept of a part at evaluation n lies in the memory under "KEY @n".
+    # What is kept of a part at evaluation n lies in the memory under "KEY @n", with a row for each sample.
 
     def _keep(self, name: str, values: Mapping[str, Tensor], memory: AnyMemory) -> None:
         for key, value in values.items():
-            memory.keep(f"{key} @new", value)
+            memory.keep(f"{key} @new", value if len(value) == memory.rows else value.unflatten(0, (memory.rows, -1)))
         for part in memory.parts():
+            _notes(part, self._key).inside |= {key for key, value in values.items() if len(value) != memory.rows}
             kept = _notes(part, self._key).kept.setdefault(name, [])
             here = part.number, level(self.process, _known(part.t))
             if not kept or kept[-1] != here:  # not the same evaluation with other rows
@@ -321,9 +324,11 @@ class Cached(Wrapper):
             if len(tensors) != len(found):
                 raise ValueError(f"what was kept of {name!r} is gone: a run's rows must stay together")
             values.append(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
+        if key in _notes(parts[0], self._key).inside:
+            values = [value.flatten(0, 1) for value in values]
         if all(row == rows[0] for row in rows):
             return weighted(values, rows[0])
-        numbers = [row for row, part in zip(rows, parts, strict=True) for _ in range(part.rows)]
+        numbers = [r for r, p in zip(rows, parts, strict=True) for _ in range(p.rows * len(values[0]) // memory.rows)]
         return weighted(values, torch.tensor(numbers, dtype=values[0].dtype).to(values[0].device, non_blocking=True))
 
     # The output is kept in the recipe's coordinate, and whatever else the answer holds as it was last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -236,6 +237,6 @@ def _encoder(model: nn.Module, blocks: Mapping[str, Block]) -> Encoder:
 def _skips(name: str, names: Sequence[str]) -> bool:
     """Whether the value of a block of our way down is a skip: the last of those with its number at its level."""
     head, _, block = name.rpartition(".")
-    number = block.removeprefix("res").removeprefix("attn")
-    last = block.startswith("attn") or f"{head}.attn{number}" not in names
-    return head.startswith("down.") and number.isdecimal() and last
+    number = block.lstrip(string.ascii_letters)
+    last = [other for other in names if other in {f"{head}.{kind}{number}" for kind in ("res", "attn", "time")}][-1:]
+    return head.startswith("down.") and number.isdecimal() and last == [name]

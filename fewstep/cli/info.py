@@ -32,7 +32,7 @@ def info(
         fewstep info samples.png
     """
     path = Path(what)
-    if path.suffix.lower() == ".png" and not path.is_dir():
+    if path.suffix.lower() in (".png", ".gif") and not path.is_dir():
         facts = read_facts(path)
         again = "again" if "index" in facts else "again.png"  # a folder, for a picture out of one
         table = f"to make it again:\n  {facts['command']} --out {again}" if "command" in facts else ""

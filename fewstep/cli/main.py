@@ -20,6 +20,8 @@ from fewstep.cli.distill import distill
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
+from fewstep.cli.restore import LISTS as RESTORE_LISTS
+from fewstep.cli.restore import restore
 from fewstep.cli.route import route
 from fewstep.cli.sample import LISTS as SAMPLE_LISTS
 from fewstep.cli.sample import sample
@@ -62,7 +64,8 @@ def root(
 
 
 for command in (
-    demo, sample, chat, train, distill, accelerate, cache, search, compare, evaluate, serve, studio, methods, info,
+    demo, sample, chat, restore, train, distill, accelerate, cache, search, compare, evaluate, serve, studio, methods,
+    info,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(route, name="route")
@@ -88,11 +91,12 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:
-    """`compare`'s `--nfe 4 8 16` as `--nfe 4 --nfe 8 --nfe 16`, `sample`'s `--seeds 3 7`; `--ray` as `--ray auto`."""
+    """`compare`'s `--nfe 4 8` as `--nfe 4 --nfe 8`, and so on for lists of values; `--ray` as `--ray auto`."""
     spread: list[str] = []
     option: str | None
     option, fresh = None, False
     lists: tuple[str, ...] = ()
+    known = {"compare": COMPARE_LISTS, "sample": SAMPLE_LISTS, "restore": RESTORE_LISTS}
     for word, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         if word.startswith("-"):
             option = word if word in lists else None
@@ -101,7 +105,7 @@ def _spread(arguments: Sequence[str]) -> list[str]:
             spread.append(option)
         else:
             fresh = False
-        lists = lists or {"compare": COMPARE_LISTS, "sample": SAMPLE_LISTS}.get(word, ())
+        lists = lists or known.get(word, ())
         spread.append(word)
         if word in MAY_STAND_ALONE and following.startswith("-"):
             spread.append(MAY_STAND_ALONE[word])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.scale.manifest import Shards
 
 KEY = "fewstep"  # the text chunk of a PNG, and the array of an .npz, that holds the parameters as JSON
+COMMENT = f"{KEY}: "  # what comes before them in the comment of a GIF
 
 
 def command_line(context: typer.Context, without: Sequence[str], instead: Mapping[str, Any]) -> str:
@@ -70,11 +71,11 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
 
 
 def kind_of(out: Path) -> str:
-    """What `--out` names: ".png", ".npz" or "folder"."""
-    if out.suffix.lower() in (".png", ".npz"):
+    """What `--out` names: ".png", ".gif", ".npz" or "folder"."""
+    if out.suffix.lower() in (".png", ".gif", ".npz"):
         return out.suffix.lower()
     if out.suffix:
-        raise ValueError(f"--out must be a .png, an .npz or a folder, got {str(out)!r}")
+        raise ValueError(f"--out must be a .png, a .gif (of clips), an .npz or a folder, got {str(out)!r}")
     return "folder"
 
 
@@ -92,6 +93,15 @@ def check_out(out: Path, force: bool) -> None:
     common.check_writable(out)
 
 
+def check_shape(out: Path, shape: Sequence[int]) -> None:
+    """`ValueError` unless samples of a shape can be written as what `out` names."""
+    kind = kind_of(out)
+    if kind != ".npz" and (len(shape) not in (3, 4) or shape[-3] not in (1, 3)):
+        raise ValueError(f"samples of shape {tuple(shape)} are no pictures: name an .npz")
+    if kind == ".gif" and len(shape) != 4:
+        raise ValueError(f"samples of shape {tuple(shape)} do not move: name a .png")
+
+
 def write(
     out: Path,
     images: Tensor | Shards,
@@ -101,6 +111,7 @@ def write(
 ) -> None:
     """The samples as what `out` names, whole or not at all. `own` holds a sample's own facts, for its own file.
 
+    A clip is a row of a grid, or the strip of its frames in its own file; in a .gif the clips move side by side.
     Samples that come in shards are written a shard at a time; a grid needs all of them.
     """
     import torch
@@ -111,10 +122,15 @@ def write(
     kind = kind_of(out)
     if kind == ".npz":
         return _write_npz(out, images, value_range, facts)
-    if len(images.shape) != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"samples of shape {tuple(images.shape[1:])} are no pictures: name an .npz")
-    from fewstep.report.grid import image_grid, save_png
+    check_shape(out, images.shape[1:])
+    from fewstep.core.files import write as write_file
+    from fewstep.report.grid import gif_bytes, image_grid, save_png
 
+    if kind == ".gif":
+        clips = torch.cat(list(parts_of(images)))
+        frames = [image_grid(frame, value_range) for frame in clips.unbind(1)]
+        write_file(out, gif_bytes(frames, COMMENT + json.dumps(facts, sort_keys=True)))
+        return
     if kind == ".png":
         save_png(out, image_grid(torch.cat(list(parts_of(images))), value_range), {KEY: facts})
         return
@@ -164,14 +180,14 @@ def _write_npz(out: Path, images: Tensor | Shards, value_range: tuple[float, flo
         return values.movedim(1, -1).numpy() if picture else values.numpy()
 
     beside: dict[str, Any] = {"value_range": np.array(value_range, dtype=np.float64), KEY: np.array(json.dumps(facts))}
-    if facts["label"] is not None:
+    if facts.get("label") is not None:
         beside["labels"] = np.full(n, facts["label"], dtype=np.int64)
     written = (n, *shape[1:], shape[0]) if picture else (n, *shape)
     write_npz(out, map(arrays, parts_of(images)), written, **beside)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The parameters inside a PNG that `fewstep sample` wrote; `ValueError` where there are none."""
+    """The parameters inside a PNG or GIF that `fewstep sample` wrote; `ValueError` where there are none."""
     from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():
@@ -180,8 +196,11 @@ def read_facts(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             image.load()  # text chunks may follow the pixels
             text = getattr(image, "text", {}).get(KEY)
+            comment = image.info.get("comment", b"").decode(errors="replace") if image.format == "GIF" else ""
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+    if text is None and comment.startswith(COMMENT):
+        text = comment.removeprefix(COMMENT)
     if text is None:
         raise ValueError(f"{path} holds no parameters: 'fewstep sample' did not write it")
     try:

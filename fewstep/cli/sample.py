@@ -76,7 +76,7 @@ def sample(
     lora: common.Lora = None,
     long_prompts: common.LongPrompts = False,
     out: Annotated[
-        Path, typer.Option(help="A .png (one grid), an .npz (arrays), or a folder (one PNG per sample).")
+        Path, typer.Option(help="A .png (one grid), a .gif (of clips), an .npz, or a folder (one PNG per sample).")
     ] = Path("samples.png"),
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     seed: common.Seed = 0,
@@ -142,7 +142,7 @@ def sample(
     if ray is not None:
         images, about, calls = _in_shards(asked, total, out, ray, device)
     else:
-        images, about, calls, aims = _here(asked, batches, SHOWN if targets is not None else 0)
+        images, about, calls, aims = _here(asked, batches, out, SHOWN if targets is not None else 0)
     seconds, done = time.perf_counter() - begin, images.shape[0]
     facts: dict[str, Any] = {
         "fewstep": _version(),
@@ -211,10 +211,14 @@ def _check_targets(targets: Path, out: Path, force: bool, ray: str | None, steer
     common.check_new_file(targets, force)
 
 
-def _here(asked: dict[str, Any], batches: int, shown: int) -> tuple[Tensor, dict[str, Any], int, Tensor | None]:
+def _here(
+    asked: dict[str, Any], batches: int, out: Path, shown: int
+) -> tuple[Tensor, dict[str, Any], int, Tensor | None]:
     """The samples drawn in this process, those that are done where it is interrupted; what drew them; its calls; what
     each evaluation aimed at in the first samples, so many of them."""
     made = drawing(**asked)
+    if made.model.facts.autoencoder is None and made.model.shape is not None:
+        pictures.check_shape(out, made.model.shape)
 
     from fewstep.report.targets import Seen
     from fewstep.sampling.sample import Interrupted

@@ -137,7 +137,8 @@ def read_one(
 
 
 def for_model(file: str | Path | IO[bytes], model: Any, what: str, grey: bool = False) -> Tensor:
-    """A picture file as `(C, H, W)` of a model's data, in their range, cropped and resized to their size.
+    """A picture file as `(C, H, W)` of a model's data, in their range, cropped and resized to their size; a frame's,
+    for a model of clips that reads a picture.
 
     `grey` gives one channel in [0, 1], for masks. `what` the file is called in messages.
 
@@ -145,6 +146,7 @@ def for_model(file: str | Path | IO[bytes], model: Any, what: str, grey: bool = 
         ValueError: a model whose samples are no pictures, a file that cannot be read.
     """
     shape = data_shape(model) or ()
+    shape = shape[1:] if len(shape) == 4 and "picture" in model.conditions else shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"this model's samples are no pictures (their shape is {shape}): {what} cannot be used")
     found = read_one(file, "L" if grey or shape[0] == 1 else "RGB", None if grey else (shape[1], shape[2]), what)

@@ -99,9 +99,10 @@ MOST = 10_000  # rows that stand for the whole of a drawn data set, where all ar
 
 @dataclass(frozen=True)
 class Drawn(Dataset):
-    """Captioned images drawn on demand. `raw` is empty; `images` are those of the first `most` rows."""
+    """Images drawn on demand, with their captions where these have some. `raw` is empty; `images` are those of the
+    first `most` rows."""
 
-    draw: Callable[[Tensor], tuple[Tensor, Tensor]] = field(kw_only=True)
+    draw: Callable[[Tensor], tuple[Tensor, Tensor | None]] = field(kw_only=True)
     most: int = field(default=MOST, kw_only=True)
 
     def __getitem__(self, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
@@ -109,7 +110,7 @@ class Drawn(Dataset):
 
     def batch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         images, tokens = self.draw(rows)
-        return images, {"text": tokens}
+        return images, {} if tokens is None else {"text": tokens}
 
     @property
     def images(self) -> Tensor:

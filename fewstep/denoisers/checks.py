@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.core.arguments import checked
 from fewstep.core.denoiser import Denoiser
+from fewstep.core.findings import Finding, below
 from fewstep.core.methods import Method
 from fewstep.core.mode import evaluating
 from fewstep.core.noise import Noise
@@ -52,16 +53,6 @@ GAIN, SIGNIFICANCE = 0.1, 4.0  # another convention is better by this sum of log
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One test: its value, its bound, and whether it passed."""
-
-    name: str
-    value: float
-    bound: float
-    ok: bool
-
-
-@dataclass(frozen=True)
 class Report:
     """What a check found. `print(report)` shows all of it; `ok` is the verdict.
 
@@ -84,9 +75,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{'fits' if self.ok else 'DOES NOT FIT'}: {self.stated}"]
-        for found in self.findings:
-            mark = "ok   " if found.ok else "FAILS"
-            lines.append(f"  {mark}  {found.name}: {found.value:.3g} (bound {found.bound:.3g})")
+        lines += [f"  {found}" for found in self.findings]
         if self.conventions:
             lines.append("  error over the trivial predictor's, geometric mean over noise levels:")
             lines += [f"    {factor:10.4g}  {text}" for text, factor in self.conventions]
@@ -150,9 +139,6 @@ def _findings(levels: Levels, stated: Fit, answers: list[Tensor]) -> list[Findin
     ratio = (stated.errors.mean(1) / allowed).nan_to_num(math.inf)
     mean = stated.errors.mean(1)
     rise = float((mean[1:] / mean[:-1]).nan_to_num(0.0).min()) if len(mean) > 1 else 1.0
-
-    def below(name: str, value: float, bound: float) -> Finding:
-        return Finding(name, value, bound, value <= bound)
 
     return [
         below("small noise: deviation of eps (x0 lies near x / alpha)", near, 2 * floor),

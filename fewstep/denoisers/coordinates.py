@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ from fewstep.core.ops import one_level
 from fewstep.core.plan import Plan
 from fewstep.core.process import Process
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.operators.cosine import cosine_matrix
+from fewstep.operators.spectrum import on_axis
 
 METHODS = (
     Method(
@@ -47,10 +48,7 @@ class DCT(Coordinates):
         if len(self.shape) < 2 or min(self.shape) < 1:
             raise ValueError(f"the cosine transform takes samples of shape (C, *size), got {self.shape}")
         for axis, n in enumerate(self.shape[1:]):
-            k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-            matrix = torch.cos(math.pi * (i + 0.5) * k / n) * math.sqrt(2 / n)
-            matrix[0] /= math.sqrt(2)
-            self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
+            self.register_buffer(f"matrix_{axis}", cosine_matrix(n).clone(), persistent=False)
 
     def config(self) -> dict[str, Any]:
         return {"coordinates": "dct", "shape": list(self.shape)}
@@ -58,8 +56,7 @@ class DCT(Coordinates):
     def _product(self, x: Tensor, inverse: bool) -> Tensor:
         for axis in range(len(self.shape) - 1):
             matrix = getattr(self, f"matrix_{axis}").to(x.dtype)
-            matrix = matrix.T if inverse else matrix
-            x = (x.movedim(axis + 2, -1) @ matrix.T).movedim(-1, axis + 2)
+            x = on_axis(x, matrix.T if inverse else matrix, axis + 1)
         return x
 
     def encode(self, data: Tensor, condition: Mapping[str, Any]) -> Tensor:

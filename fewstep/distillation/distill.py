@@ -195,7 +195,8 @@ def distill(
         raise suggest("precision", precision, PRECISIONS)
     if lora is not None and student is not None:
         raise ValueError("lora trains an adapter on the teacher's own weights: leave student out")
-    base = copy.deepcopy(student) if student is not None else base_of(teacher)
+    beside = bool(found.facts.get("beside"))  # of a student
+    base = copy.deepcopy(student) if student is not None else base_of(teacher, beside)
     teacher = followed(teacher, base)
     if base.shape is None:
         raise ValueError("distillation draws noise, so the denoiser needs a shape: set model.shape = (...)")
@@ -217,7 +218,7 @@ def distill(
     with accelerated(precision, device) as accelerator, frozen(teacher):
         if accelerator.device != teacher.device:
             teacher = copy.deepcopy(teacher).to(accelerator.device)
-            base = base_of(teacher) if student is None else copy.deepcopy(base).to(accelerator.device)
+            base = base_of(teacher, beside) if student is None else copy.deepcopy(base).to(accelerator.device)
         if size % accelerator.num_processes:
             raise ValueError(f"batch={size} does not divide among {accelerator.num_processes} processes")
         setting = Setting(
@@ -284,7 +285,8 @@ def _run(
     setting, total, steps = state.method.setting, state.method.setting.iterations, state.method.setting.steps
     plan = plan_of(setting.process, facts.kind, steps, setting.start, facts.times, facts.solver)
     given = setting.given
-    held_out = solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given)
+    own = state.method.problem(CHECKS, CHECKED)
+    held_out = own or solve(teacher, setting.seed, CHECKS, CHECKED, CHECK_NFE, torch.float32, data, given=given)
     watch = Watch(held_out, state.method.reward)
     history: list[dict[str, Any]] = []
     name = folder.name if folder is not None else ""
@@ -352,7 +354,7 @@ def _run(
     }
     rows: list[dict[str, Any]] = []
     notes += [f"The student had collapsed: {figures['collapsed']}."] if figures["collapsed"] else []
-    if judge and finished and state.accelerator.is_main_process:
+    if judge and own is None and finished and state.accelerator.is_main_process:
         problem = unseen(teacher, setting.seed, JUDGED, data, given)
         rows = verdict(teacher, model, plan, problem, data, paired=paired, real=opens, given=given)
         notes += said(rows)

@@ -33,7 +33,7 @@ from fewstep.distillation.teacher import Count, Counted
 from fewstep.guidance.guided import SCALE
 from fewstep.guidance.reward import Reward
 from fewstep.networks.embedding import extended
-from fewstep.searching.problem import conditions
+from fewstep.searching.problem import Problem, conditions
 from fewstep.training.ema import EMA
 from fewstep.training.players import Gradients, Player, cosine
 
@@ -345,6 +345,11 @@ class Distiller(abc.ABC):
         """What the student is held against in checks and in the verdict: the teacher, with the guidance that the method
         puts inside the student."""
         return teacher
+
+    def problem(self, first: int, n: int) -> Problem | None:
+        """What checks hold n samples against, from noise number `first` on; None for the teacher's own samples, which
+        the verdict needs too."""
+        return None
 
     def copies(self) -> list[nn.Module]:
         """Modules whose trained weights the method holds once more at some time, one entry for each time."""

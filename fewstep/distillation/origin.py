@@ -18,13 +18,17 @@ from fewstep.sampling.build import fixed_plan
 from fewstep.sampling.student import SOLVERS, begun, leaps
 
 
-def base_of(teacher: Denoiser) -> Denoiser:
+def base_of(teacher: Denoiser, jumps: bool = False) -> Denoiser:
     """The network's own denoiser within guidance, alignment and whatever else is around it.
+
+    jumps: whether it may be a student whose answers are samples, which is then given back whole.
 
     Raises:
         ValueError: there is no network, or it is a student whose answers are samples.
     """
     if teacher.student is not None and teacher.student.kind == "jump":
+        if jumps:
+            return teacher
         raise ValueError(
             f"the teacher is a student itself, whose answers are samples: distil its own teacher"
             f" {teacher.student.teacher or ''}".rstrip()

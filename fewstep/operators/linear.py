@@ -31,6 +31,7 @@ class Linear(LinearOperator):
         forward: linear, of torch operations that can be differentiated unless `adjoint` is given.
         shape: of a sample. adjoint: `A^T y`; checked on random vectors.
         dtype: the one in which the functions compute, where they take no other; by default that of the samples.
+        check: whether both are tested (`fs.check_operator` tests more, and says all that it finds).
 
     Raises:
         ValueError: a function that makes something of zeros, or an adjoint that is none.
@@ -42,9 +43,11 @@ class Linear(LinearOperator):
         shape: Sequence[int],
         adjoint: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype | None = None,
+        check: bool = True,
     ):
         super().__init__()
         self.function, self.back, self.wanted, self.dtype = forward, adjoint, tuple(shape), dtype
+        self.check = check
         self.fit(self.wanted)
 
     def config(self) -> dict[str, Any]:
@@ -55,10 +58,10 @@ class Linear(LinearOperator):
             raise ValueError(f"{self} measures samples of shape {self.wanted}, not {shape}")
         dtype = self.dtype or torch.float64
         nothing = self.function(torch.zeros(1, *shape, dtype=dtype))
-        if bool(nothing.any()):
+        if self.check and bool(nothing.any()):
             raise ValueError(f"forward is not linear: it makes values up to {float(nothing.abs().max()):g} of zeros")
         out = tuple(nothing.shape[1:])
-        if self.back is not None:
+        if self.check and self.back is not None:
             x, y = (Noise(0).normal(draw, (1, *size), dtype=dtype) for draw, size in enumerate((shape, out)))
             image, back = self.function(x), self.back(y)
             if tuple(back.shape[1:]) != shape:

@@ -94,7 +94,7 @@ class Inpaint(LinearOperator):
             raise suggest("mask", mask, NAMES)
         if share is not None and not (named and mask in SHARED):
             raise ValueError(f"a share is for the masks {', '.join(SHARED)}: this one says itself what is seen")
-        if seed is not None and mask != "random":
+        if seed is not None and not (named and mask == "random"):
             raise ValueError("a seed is for the mask 'random': this one has no chance in it")
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"the share that a mask shows lies above 0 and at most at 1, got {share}")

@@ -1,10 +1,10 @@
-"""Samples as pictures: pixel values from tensors, grids, and PNG files that carry their parameters."""
+"""Samples as pictures: pixel values from tensors, grids, and PNG and GIF files that carry their parameters."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.core.files import write
 
 VISIBLE = 64  # a side, in pixels, at which a picture can be read
+PACE = 120  # milliseconds that a frame of a clip is seen
 
 
 def to_pixels(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> NDArray[np.uint8]:
@@ -90,3 +91,21 @@ def png_bytes(array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = Non
 def save_png(path: str | Path, array: NDArray[np.uint8], metadata: Mapping[str, Any] | None = None) -> Path:
     """Write a PNG file with its parameters inside (see `png_bytes`), whole or not at all; give its path."""
     return write(path, png_bytes(array, metadata))
+
+
+def gif_bytes(frames: Sequence[NDArray[np.uint8]], comment: str = "") -> bytes:
+    """The GIF of frames (H, W) or (H, W, 3) of one size, which runs for ever; its comment is text.
+
+    Raises ValueError for no frames, other shapes and frames of several sizes.
+    """
+    if len({frame.shape for frame in frames}) != 1 or any(f.dtype != np.uint8 or f.ndim not in (2, 3) for f in frames):
+        raise ValueError(f"frames must be uint8, of one size, not {[frame.shape for frame in frames][:3]}")
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(
+        buffer, "GIF", save_all=True, append_images=rest, duration=PACE, loop=0, comment=comment.encode(),
+        optimize=False,
+    )  # fmt: skip
+    return buffer.getvalue()

@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser, Wrapper
 from fewstep.core.memory import AnyMemory, ask
-from fewstep.core.methods import Method, find
+from fewstep.core.methods import Method, card, made
 from fewstep.core.prediction import Prediction, expand
 from fewstep.core.process import Process
 from fewstep.operators.covariance import Covariance, Elements, Same
@@ -125,7 +125,7 @@ class Moments(Wrapper):
         if not isinstance(operator, LinearOperator):
             raise ValueError(f"{method!r} takes a linear operator, and {operator} is none")
         self.law = as_noise(noise)
-        step = find(method, "restorer", room="restoration")(**(options or {})) if isinstance(method, str) else method
+        step = named_step(method, options or {}) if isinstance(method, str) else method
         check = getattr(step, "check", None)
         if check is not None:
             check(model, operator, self.law)
@@ -175,6 +175,12 @@ class Moments(Wrapper):
             move = self.step(At(self.model, process, state, asked, alpha, sigma, x0, y, self.seen, self.law))
         moved = x0.detach() + self.weight * move.detach().to(x0.dtype)
         return Prediction(moved, "x0", x, t, process)
+
+
+def named_step(method: str, options: Mapping[str, Any]) -> Any:
+    """A method of the room with its options; `ValueError` for an unknown one of either (close names offered)."""
+    card(method, "restorer", room="restoration")
+    return made("restorer", method, **options)()
 
 
 def same(variance: Tensor) -> Same:

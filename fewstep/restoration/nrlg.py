@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.core.methods import Method
 from fewstep.core.prediction import expand
 from fewstep.operators.solve import Inverse
-from fewstep.restoration.moments import LEAST_ALPHA, At, same
+from fewstep.restoration.moments import At, same
 
 METHODS = (
     Method(
@@ -22,6 +22,8 @@ METHODS = (
         facts={"form": "moments", "measures": ("linear",), "noise": ("none", "gaussian"), "least": 20},
     ),
 )
+
+LEAST = 1e-2  # of alpha / sigma, where a variance-preserving process begins: at pure noise the move has no limit
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class NRLG:
     jacobian: ClassVar[bool] = False
 
     def __call__(self, at: At) -> Tensor:
-        alpha = torch.maximum(at.alpha, LEAST_ALPHA * at.sigma)
+        alpha = torch.maximum(at.alpha, LEAST * at.sigma)
         v = (at.sigma / alpha) ** 2
         r = at.y - at.operator(at.x / expand(alpha, at.x).to(at.x.dtype))
         c = same(v)

@@ -13,13 +13,13 @@ from torch import Tensor
 from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.live import Live, Loop
-from fewstep.core.methods import card, find
+from fewstep.core.methods import card
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.restoration.measured import Measured, Problem, in_coordinates
-from fewstep.restoration.moments import Moments
+from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
 from fewstep.timesteps.grid import make_times
@@ -36,7 +36,8 @@ class Restored:
 
     Args:
         samples: `(B, n, *shape)`. mean, std: over the n of each, `(B, *shape)` (std 0 where n is 1).
-        residual: root mean square of `y - A x` of each sample `(B, n)`; noise: what the noise alone would leave.
+        residual: root mean square of `y - A x` of each sample `(B, n)`, where an operator is given; noise: what the
+            noise alone would leave.
         nfe: evaluations of each sample; passes: forwards of the network, a vector product counted as two more.
         seconds: of all of them.
         report: what else the method says of its run.
@@ -45,7 +46,7 @@ class Restored:
     samples: Tensor
     mean: Tensor
     std: Tensor
-    residual: Tensor
+    residual: Tensor | None
     noise: float | None
     method: str
     nfe: int
@@ -100,7 +101,7 @@ def chain(
     else:
         if weight != 1.0:
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
-        denoiser, step = Measured(model, operator), find(method, "restorer", room="restoration")(**(options or {}))
+        denoiser, step = Measured(model, operator), named_step(method, options or {})
     if solver is None and hasattr(step, "walk"):
         return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
     if about.facts.get("form") != "moments" and solver is not None:
@@ -187,7 +188,10 @@ def restore(
     count, nfe = check_whole("n", 1 if n is None else n), check_whole("nfe", nfe)
     begun = time.perf_counter()
     if operator is None:
-        return _by_itself(model, y, count, n, nfe, solver, timesteps, seed, batch_size, dtype, condition)
+        samples = _by_itself(model, y, count, nfe, solver, timesteps, seed, batch_size, dtype, condition)
+        if report:
+            return _told(samples, None, None, "the model itself", nfe, nfe, begun, {})
+        return samples if n is not None else samples[:, 0]
     operator.fit(model.shape or ())
     y = operator.received(operator.check_measurement(y))
     if not bool(torch.isfinite(y).all()):
@@ -226,20 +230,26 @@ def restore(
     left = (rows - operator(x)).flatten(1)
     held = operator.holds
     size = left.shape[1] if held is None else int(held.sum())
+    residual = (left.square().sum(1) / size).sqrt().reshape(len(y), count)
     std = getattr(as_noise(noise), "std", None)
+    level = float(std) if isinstance(std, int | float) else None
     passes = sampler.nfe * int(getattr(step, "passes", getattr(denoiser, "passes", 1)))
-    return Restored(
-        samples,
-        samples.mean(1),
-        samples.std(1, correction=0),
-        (left.square().sum(1) / size).sqrt().reshape(len(y), count),
-        float(std) if isinstance(std, int | float) else None,
-        name,
-        sampler.nfe,
-        passes,
-        time.perf_counter() - begun,
-        {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {},
-    )
+    said = {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {}
+    return _told(samples, residual, level, name, sampler.nfe, passes, begun, said)
+
+
+def _told(
+    samples: Tensor,
+    residual: Tensor | None,
+    noise: float | None,
+    method: str,
+    nfe: int,
+    passes: int,
+    begun: float,
+    said: Mapping[str, Any],
+) -> Restored:
+    mean, std = samples.mean(1), samples.std(1, correction=0)
+    return Restored(samples, mean, std, residual, noise, method, nfe, passes, time.perf_counter() - begun, said)
 
 
 def finished(operator: Operator, noise: Any, x: Tensor, y: Tensor, final: str | None) -> Tensor:
@@ -285,7 +295,6 @@ def _by_itself(
     model: Denoiser,
     y: Tensor,
     count: int,
-    n: int | None,
     nfe: int,
     solver: Any,
     timesteps: Any,
@@ -300,5 +309,4 @@ def _by_itself(
     told = {key: _each(value, len(y), count) for key, value in condition.items()}
     own: dict[str, Any] = {"solver": solver, "timesteps": timesteps} if solver or timesteps else {}
     x = sample(model, len(rows), nfe=nfe, seed=seed, batch_size=batch_size, dtype=dtype, y=rows, **own, **told)
-    samples = x.reshape(len(y), count, *x.shape[1:])
-    return samples if n is not None else samples[:, 0]
+    return x.reshape(len(y), count, *x.shape[1:])

@@ -73,7 +73,8 @@ def data_for(model: Denoiser, source: str | Path | Dataset, **options: Any) -> D
         data = source
     else:
         assert model.shape is not None
-        asked = {"mode": "L" if model.shape[0] == 1 else "RGB", "size": tuple(model.shape[1:])}
+        frame = model.shape[-3:]  # of a clip
+        asked = {"mode": "L" if frame[0] == 1 else "RGB", "size": tuple(frame[1:])}
         takes = inspect.signature(reader(source).load()).parameters
         data = open_data(source, **{name: value for name, value in asked.items() if name in takes} | options)
     if data.spec.shape != model.shape:

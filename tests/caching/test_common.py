@@ -14,11 +14,14 @@ from fewstep.caching.ab_cache import ab_cache
 from fewstep.caching.common import Cached
 from fewstep.caching.parts import cut, each
 from fewstep.caching.recipe import ANSWER, OUTPUT, Recipe
+from fewstep.conditions.label import Label
 from fewstep.core.memory import Memory
 from fewstep.core.noise import Noise
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.denoisers.operations import operations
 from fewstep.networks.surgery import replaced
+from fewstep.networks.temporal import TemporalUNet
 from fewstep.processes.vp import VP
 
 F64 = torch.float64
@@ -176,3 +179,26 @@ def test_answers_that_are_not_finite_are_named():
     model = fs.wrap(lambda x, t: x / (process.log_snr(t).view(-1, 1) > 1.0).logical_not().to(x), process, "eps", (2,))
     with pytest.raises(ValueError, match=r"the network returned values that are not finite at evaluation \d+, t = "):
         fs.plan(process, "ddim", 12)(cached(model), noise(2), dtype=F64)
+
+
+CACHES = {"deepcache": {}, "clockwork": {}, "taylorseer": {}, "inherit": {}, "encoder-propagation": {"keys": 2}}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_clips_share_calls_as_if_alone(name):
+    """Inside a network of clips each frame is a row, and the memory of a run has a row for each clip."""
+    torch.manual_seed(0)
+    network = TemporalUNet(2, 4, (8, 8), attention=(2,), classes=3, embedding=8, frames=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    base = NetworkDenoiser(network, VP(), "v", (3, 2, 4, 4), {"label": Label(3)}).eval()
+    model = fs.cache(fs.guide(base, "cfg", scale=2.0), name, **CACHES[name])
+    plans, rows = (fs.plan(VP(), "ddim", 4), fs.plan(VP(), "ddim", 6)), (2, 3)
+    asked = [Noise(k).normal(0, (n, 3, 2, 4, 4), "cpu", torch.float32) for k, n in enumerate(rows)]
+    labels = [{"label": torch.arange(n) % 3} for n in rows]
+    alone = [plan(model, x, **named) for plan, x, named in zip(plans, asked, labels, strict=True)]
+    for found, wanted in zip(fs.run_mixed(list(zip(plans, asked, labels, strict=True)), model), alone, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    whole = plans[1](model.model, asked[1], **labels[1])
+    assert 1e-4 < float((alone[1] - whole).norm() / whole.norm()) < 0.5

@@ -13,7 +13,11 @@ from PIL import Image
 
 import fewstep as fs
 from fewstep.data.open import open_data
-from fewstep.report.grid import image_grid
+from fewstep.denoisers.controlled import Controlled
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.temporal import TemporalUNet
+from fewstep.processes.flow import Flow
+from fewstep.report.grid import image_grid, save_png
 from fewstep.report.targets import targets
 
 
@@ -87,13 +91,32 @@ def test_a_model_uses_its_own_plan(fewstep, folder, tmp_path):
         (["--steps", "0"], "steps must be a whole number of at least 1, got 0"),
         (["--nfe", "0"], "nfe must be a whole number of at least 1, got 0"),
         (["--solver", "heun", "--nfe", "2", "--steps", "2"], "give either --steps or --nfe"),
-        (["--out", "x.jpg"], "--out must be a .png, an .npz or a folder, got 'x.jpg'"),
+        (["--out", "x.jpg"], "--out must be a .png, a .gif (of clips), an .npz or a folder, got 'x.jpg'"),
         (["--out", "/proc/none/x.png"], "cannot write to"),
     ],
 )
 def test_bad_input(fails, folder, tmp_path, words, message):
     assert message in fails("sample", folder, *words)
     assert os.listdir(tmp_path) == []
+
+
+def test_clips_are_rows_and_move(fewstep, fails, folder, tmp_path):
+    network = TemporalUNet(3, 4, (8,), attention=(), classes=None, embedding=8, frames=3)
+    model = NetworkDenoiser(network, Flow(), "velocity", (3, 3, 4, 4), value_range=(-1.0, 1.0))
+    fs.save(Controlled(model), tmp_path / "clips")
+    picture = tmp_path / "first.png"
+    save_png(picture, np.full((4, 4, 3), 200, np.uint8))
+    words = ("sample", "clips", "-n", 2, "--steps", 1, "--init", picture)
+    assert "this model's network reads the picture itself: give --init" in fails(*words[:-2])
+    for out in ("x.png", "x.gif", "strips"):
+        assert fewstep(*words, "--out", out)[0] == 0
+    with Image.open(tmp_path / "x.png") as grid, Image.open(tmp_path / "strips" / "00000.png") as strip:
+        assert grid.size == (3 * 68 - 4, 2 * 68 - 4) and strip.size == (3 * 8 - 4, 4)
+    with Image.open(tmp_path / "x.gif") as moving:
+        assert (moving.n_frames, moving.size) == (3, (2 * 68 - 4, 64))
+    facts = json.loads(fewstep("info", "x.gif", "--json")[1])
+    assert facts["nfe"] == 1 and facts["init"] == str(picture)
+    assert "do not move: name a .png" in fails("sample", folder, "-n", 1, "--steps", 1, "--out", "still.gif")
 
 
 def test_a_label_for_an_unconditional_model(fewstep, fails, unconditional):

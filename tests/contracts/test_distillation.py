@@ -23,6 +23,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.conditions.label import Label
+from fewstep.conditions.picture import Picture
 from fewstep.core.methods import Method, made, methods
 from fewstep.core.noise import Noise
 from fewstep.core.student import KINDS, Student, default_start
@@ -196,11 +197,14 @@ def test_students_sample_save_and_load(method, what, process, tmp_path, tmp_path
     assert plan.nfe == setting.steps
     x = Noise(3).normal(0, (8, *SHAPES[what]), "cpu", torch.float32)
     label = torch.arange(8) % (CLASSES + 1)
-    samples = plan(student, x, label=label)
-    alone = torch.cat([plan(student, x[k : k + 1], seed=0, first=k, label=label[k : k + 1]) for k in range(8)])
+    pictures = {name for name, kind in student.conditions.items() if isinstance(kind, Picture)}
+    told = {"label": label} | {name: torch.ones(8, *student.conditions[name].shape) for name in pictures}
+    samples = plan(student, x, **told)
+    rows = [{name: value[k : k + 1] for name, value in told.items()} for k in range(8)]
+    alone = torch.cat([plan(student, x[k : k + 1], seed=0, first=k, **rows[k]) for k in range(8)])
     torch.testing.assert_close(samples, alone, rtol=1e-4, atol=1e-5)
     t = torch.full((8,), setting.start, dtype=torch.float64)
-    apart = student(setting.begin(x), t, label=label).x0 - teacher(setting.begin(x), t, label=label).x0
+    apart = student(setting.begin(x), t, **told).x0 - teacher(setting.begin(x), t, label=label).x0
     assert float(apart.abs().max()) > 1e-4
     assert setting.count.evaluations >= 3 * BATCH
     if isinstance(student, NetworkDenoiser):
@@ -208,7 +212,7 @@ def test_students_sample_save_and_load(method, what, process, tmp_path, tmp_path
     save_model(student, tmp_path / "student", plan=plan)
     loaded = load_model(tmp_path / "student")
     assert loaded.student == student.student and loaded.plan.nfe == setting.steps
-    assert torch.equal(loaded.plan(loaded, x, label=label), samples)
+    assert torch.equal(loaded.plan(loaded, x, **told), samples)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

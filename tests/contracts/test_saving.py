@@ -107,6 +107,13 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         shaken(MLP((3,), picture=3)), DDBM(), "x0", (3,), precondition="bridge", picture_std=0.7, correlation=0.3
     ),
     "coordinates": lambda make: make(unet(), VP(), DCT((2, 4, 4)), "v", (2, 4, 4), {"label": Label(3)}),
+    "posterior": lambda make: make(
+        CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),
+        fs.operators.Matrix(torch.ones(1, 3)) @ fs.operators.Inpaint(torch.tensor([1.0, 0.0, 1.0])),
+        0.1,
+        "mmps",
+        {"iterations": 2},
+    ),
     "interpolant-network": lambda make: make(shaken(MLP((3,), out=2)), Interpolant(latent="brownian"), "both", (3,)),
     "reflected-network": lambda make: make(shaken(MLP((3,))), Reflected(), shape=(3,)),
     "dataset": lambda make: make(DATA, VP(), LABELS, (0.0, 1.0)),
@@ -185,6 +192,7 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
     "blur": lambda make: make(base(), 1.5),
     "nasa": lambda make: make(captioned(), ["red", "a circle", "red"], 0.5),
     "sun-adapter": lambda make: shaken(make(captioned(), 1.0, 4.0)),
+    "control-adapter": lambda make: shaken(make(base())),
     "power": lambda make: make(base(), 1.5),
     "nag": lambda make: make(base(noise_dropout=0.2), 0.5),
     "lacon": lambda make: make(base(), unet(channels=8, classes=None, out=1), PICTURE[:1], ["mid.res1"], 0.5),

@@ -65,7 +65,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="a share is for the masks box, half, random, stripes"):
         Inpaint(torch.ones(3), share=0.5)
     with pytest.raises(ValueError, match="a seed is for the mask 'random'"):
-        Inpaint("box", seed=1)
+        Inpaint(np.ones(3), seed=1)
     with pytest.raises(ValueError, match="the share that a mask shows lies above 0 and at most at 1, got 1.5"):
         Inpaint("half", share=1.5)
     with pytest.raises(ValueError, match=r"for pictures of three colours \(3, H, W\), not \(1, 4, 4\)"):

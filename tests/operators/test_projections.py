@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from fewstep.operators.projections import Projections
+from fewstep.operators.sparse import SparseOperator
 
 X = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -29,6 +31,20 @@ def test_every_view_keeps_the_sum_and_the_middle_of_mass():
     turn = torch.deg2rad(torch.tensor(angles, dtype=torch.float64))
     wanted = (x * across).sum((2, 3))[..., None] * turn.cos() + (x * down[:, None]).sum((2, 3))[..., None] * turn.sin()
     assert torch.allclose((y * (torch.arange(11).double() - 5)).sum(-1), wanted)
+
+
+class Picked(SparseOperator):
+    """The third element, and three times the sum of the first two, said in parts."""
+
+    def entries(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor, Tensor]:
+        return (2,), torch.tensor([[0, 1, 1, 1], [2, 0, 1, 1]]), torch.tensor([1.0, 3.0, 2.0, 1.0])
+
+
+def test_a_sparse_matrix_is_the_same_for_every_channel_and_its_parts_add_up():
+    x = torch.arange(8.0).reshape(1, 2, 4)
+    assert Picked()(x).tolist() == [[[2.0, 3.0], [6.0, 27.0]]] and Picked()(x[:, 1]).tolist() == [[6.0, 27.0]]
+    half = Picked()(x.bfloat16())
+    assert half.dtype == torch.bfloat16 and half.tolist() == [[[2.0, 3.0], [6.0, 27.0]]]
 
 
 def test_bad_input():

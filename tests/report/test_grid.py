@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.report.grid import image_grid, png_bytes, save_png, to_pixels
+from fewstep.report.grid import gif_bytes, image_grid, png_bytes, save_png, to_pixels
 
 
 def test_values_go_to_levels():
@@ -72,3 +73,15 @@ def test_bad_numbers():
         image_grid(x, scale=0)
     with pytest.raises(ValueError, match="uint8"):
         png_bytes(np.zeros((2, 2)))
+
+
+def test_a_gif_has_its_frames_and_its_comment():
+    frames = [np.full((6, 8, 3), grey, np.uint8) for grey in (0, 100, 255)]
+    with Image.open(io.BytesIO(gif_bytes(frames, "what made it"))) as found:
+        assert (found.n_frames, found.size, found.info["loop"]) == (3, (8, 6), 0)
+        assert found.info["comment"] == b"what made it"
+        for number, frame in enumerate(frames):
+            found.seek(number)
+            assert np.array_equal(np.asarray(found.convert("RGB")), frame)
+    with pytest.raises(ValueError, match="frames must be uint8, of one size"):
+        gif_bytes([frames[0], frames[1][:4]])

@@ -17,7 +17,10 @@ from fewstep.core.noise import Noise
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.open import open_data
 from fewstep.data.shapes import draw as draw_shapes
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.temporal import TemporalUNet
 from fewstep.processes.ve import EDM
+from fewstep.processes.vp import VP
 from fewstep.searching.problem import conditions, data_for, draw
 
 CPU = torch.device("cpu")
@@ -109,3 +112,9 @@ def test_the_noise_is_that_of_the_process():
     noise, given = draw(made, 7, 2, 5, torch.float64)
     torch.testing.assert_close(noise, 3 * Noise(7, 2).normal(0, (5, 3, 2), CPU, torch.float64))
     assert given["given"].tolist() == [0, 1, 0, 1, 0]
+
+
+def test_the_data_of_clips_are_opened_by_name():
+    network = TemporalUNet(3, 16, (8,), attention=(), classes=None, patch=4, embedding=8)
+    model = NetworkDenoiser(network, VP(), "v", (8, 3, 16, 16), value_range=(-1.0, 1.0))
+    assert data_for(model, "moving").spec.shape == (8, 3, 16, 16)

@@ -1,0 +1,253 @@
+"""`fewstep restore`: pictures and arrays from measurements of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import common, pictures
+from fewstep.cli.spec import read_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.core.denoiser import Denoiser
+    from fewstep.operators.operator import Operator
+    from fewstep.restoration.restore import Restored
+
+LISTS = ("--compare",)  # options that take several values, as in `--compare ddrm pigdm`
+GREYS = 255  # of a picture's file: the noise is also said in these
+FARTHEST = 3.0  # times the data's range: y beyond it is in other units
+
+
+def restore(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="A model, as 'fewstep sample' takes it.")] = None,
+    measurement: Annotated[
+        Path | None, typer.Argument(help="What was measured: an .npz with the array y, or a picture.")
+    ] = None,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:value,option=value", help="What was done to it; of several, the first acts first."),
+    ] = None,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the noise, in the data's own units.")] = 0.0,
+    method: Annotated[
+        str | None, typer.Option(help="How, with its options: dps:zeta=0.5 (--list names all) [default: calibrated].")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Samples of each measurement.")] = 1,
+    nfe: Annotated[int, typer.Option(help="Evaluations of the model.")] = 20,
+    solver: common.Solver = None,
+    timesteps: common.Timesteps = None,
+    particles: Annotated[
+        int | None, typer.Option(help="So many runs of each measurement as a filter, from which the samples are drawn.")
+    ] = None,
+    weight: Annotated[float, typer.Option(help="How much of the measurement counts, 0 to 1.")] = 1.0,
+    final: Annotated[str | None, typer.Option(help="'project' brings the result to the measurement.")] = None,
+    degrade: Annotated[
+        bool, typer.Option("--degrade", help="What is given is clean: measure it first, and score the result.")
+    ] = False,
+    compare: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD ...", help="Several methods, a line each.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="The methods: what each takes and what it costs.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="A .png (a row for each measurement), an .npz, or a folder (one PNG a sample).")
+    ] = Path("restored.png"),
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    seed: common.Seed = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+) -> None:
+    """Restore what was measured: samples of p(x | y) for y = A(x) + noise.
+
+    What is given is the measurement, and nothing is degraded, unless --degrade asks for it.
+
+    \b
+    Example:
+        fewstep restore digits y.npz --operator blur:gaussian,width=1 --operator downsample:2 --noise 0.05 -n 8
+        fewstep restore digits photo.png --operator inpaint:mask.png --method ddnm --out filled.png
+        fewstep restore digits clean.png --operator blur:motion,length=5 --noise 0.05 --degrade --out trial
+        fewstep restore digits y.npz --operator sensing:16 --noise 0.05 --compare ddrm pigdm calibrated --out trial
+        fewstep restore --list
+    """
+    if listed:
+        return _list(as_json)
+    if model is None or measurement is None:
+        raise ValueError(
+            "restore takes a model and a measurement: fewstep restore digits y.npz --operator downsample:2"
+        )
+    used = common.Used()
+    for option, value in (("-n", n), ("--nfe", nfe)):
+        common.check_positive(option, value)
+    if compare and method:
+        raise ValueError("--compare names the methods: leave --method out")
+    pictures.check_out(out, force)
+    opened = common.open_model(model, device)
+    low, high = opened.value_range or (-1.0, 1.0)
+    a = _operator(operator, opened)
+    clean = _read(measurement, opened, None if degrade else a)
+    y = a.measure(clean, noise, seed) if degrade and a is not None else clean
+    _check_units(y, low, high)
+    rows: list[dict[str, Any]] = []
+    best: Restored | None = None
+    for named in compare or [method or "calibrated"]:
+        name, options = read_spec(named, "--method")
+        made = _restored(opened, y, a, noise, name, options, n, nfe, solver, timesteps, particles, weight, final, seed)
+        rows.append(_told(made, a, clean if degrade else None, (low, high)))
+        best = made if best is None else best
+        facts = _facts(context, model, operator, noise, made, seed)
+        _write(_place(out, name if compare else None), made, y, (low, high), facts)
+    if as_json:
+        common.print_json({"model": model, "operator": str(a), "noise": noise, "rows": rows} | used.facts())
+        return
+    share = noise / (high - low)
+    typer.echo(f"{model}: {a if a is not None else 'conditioned on its measurement'}")
+    typer.echo(f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys")
+    common.print_table(list(rows[0]), [list(row.values()) for row in rows])
+    used.say()
+
+
+def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
+    if not words:
+        if "y" in model.conditions:
+            return None
+        raise ValueError("say what was measured, with --operator, such as downsample:2 or inpaint:mask.png")
+    from fewstep.operators.spec import read_operator
+
+    return read_operator(words, "--operator").fit(model.shape or ())
+
+
+def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
+    """Measurements `(B, *measured)`, or clean data where no operator is given."""
+    import numpy as np
+    import torch
+
+    shape = model.shape if operator is None else operator.out
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files if held[name].dtype.kind in "fiu"}
+        if not arrays:
+            raise ValueError(f"{path} holds no array of numbers")
+        name = next((key for key in ("y", "samples", "images") if key in arrays), next(iter(arrays)))
+        y = torch.from_numpy(np.ascontiguousarray(arrays[name])).float()
+        y = y[None] if tuple(y.shape) == tuple(shape or ()) else y
+        if name == "images" and y.ndim == 4 and tuple(y.movedim(-1, 1).shape[1:]) == tuple(shape or ()):
+            y = y.movedim(-1, 1)  # as `fewstep sample` writes them
+    else:
+        if shape is None or len(shape) != 3:
+            raise ValueError(f"a picture cannot be a measurement of shape {shape}: give an .npz with the array y")
+        from fewstep.core.pictures import read_one
+
+        low, high = model.value_range or (-1.0, 1.0)
+        found = read_one(path, "L" if shape[0] == 1 else "RGB", (shape[1], shape[2]), str(path))
+        y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / GREYS * (high - low) + low
+    if tuple(y.shape[1:]) != tuple(shape or ()):
+        raise ValueError(f"{path} holds {tuple(y.shape)}: what is measured here has the shape {shape}")
+    return y
+
+
+def _check_units(y: Tensor, low: float, high: float) -> None:
+    import warnings
+
+    size = float(y.abs().amax())
+    if size > FARTHEST * max(abs(low), abs(high)):
+        warnings.warn(
+            f"y reaches {size:.3g}, and the model's data lie in {low:g} to {high:g}: a sum over many pixels may, but if"
+            f" y is in other units (0 to {GREYS}, say), --noise is too",
+            stacklevel=2,
+        )
+
+
+def _restored(model: Denoiser, y: Tensor, a: Operator | None, noise: float, name: str, options: dict[str, Any],
+              n: int, nfe: int, solver: Any, timesteps: Any, particles: int | None, weight: float,
+              final: str | None, seed: int) -> Restored:  # fmt: skip
+    from fewstep.restoration.restore import restore as run
+
+    found: Restored = run(
+        model, y, a, noise, method=None if a is None else name, options=options, n=n, nfe=nfe, solver=solver,
+        timesteps=timesteps, particles=particles, weight=weight, final=final, seed=seed, report=True,
+    )  # fmt: skip
+    return found
+
+
+def _told(made: Restored, a: Operator | None, clean: Tensor | None, span: tuple[float, float]) -> dict[str, Any]:
+    """A line of the table."""
+    row: dict[str, Any] = {"method": made.method, "evaluations": made.nfe, "passes": made.passes}
+    row |= {"seconds": round(made.seconds, 2)}
+    if made.residual is not None:
+        row |= {"residual": round(float(made.residual.mean()), 4), "noise alone": made.noise}
+    row |= {"spread": round(float(made.std.mean()), 4)}
+    if clean is not None:
+        from fewstep.metrics.energy_score import energy_score
+        from fewstep.metrics.psnr import psnr
+
+        row |= {"psnr of the mean": round(psnr(made.mean, clean, span).value, 2)}
+        row |= {"energy score": round(energy_score(made.samples, clean).value, 4)}
+    return row
+
+
+def _facts(
+    context: typer.Context, model: str, operator: list[str] | None, noise: float, made: Restored, seed: int
+) -> dict[str, Any]:
+    from fewstep import __version__
+
+    return {
+        "fewstep": __version__,
+        "command": pictures.command_line(context, ("out", "force", "as_json"), {}),
+        "model": model,
+        "operator": operator,
+        "noise": noise,
+        "method": made.method,
+        "nfe": made.nfe,
+        "seed": seed,
+    }
+
+
+def _place(out: Path, name: str | None) -> Path:
+    """Where a method's samples go: with several, its name is added."""
+    if name is None:
+        return out
+    return out / name if pictures.kind_of(out) == "folder" else out.with_name(f"{out.stem}-{name}{out.suffix}")
+
+
+def _write(out: Path, made: Restored, y: Tensor, span: tuple[float, float], facts: dict[str, Any]) -> None:
+    kind = pictures.kind_of(out)
+    if kind == ".png":
+        pictures.write_rows(out, _beside(made, y), span, facts)
+    else:
+        pictures.write(out, made.samples.flatten(0, 1), span, facts)
+
+
+def _beside(made: Restored, y: Tensor) -> Tensor:
+    """Each measurement (where it is a picture of the same size), its samples, and with several their mean."""
+    import torch
+
+    parts = [made.samples]
+    if y.shape[1:] == made.samples.shape[2:]:
+        parts.insert(0, y[:, None].to(made.samples))
+    if made.samples.shape[1] > 1:
+        parts.append(made.mean[:, None])
+    return torch.cat(parts, 1)
+
+
+def _list(as_json: bool) -> None:
+    from fewstep.core.methods import methods
+
+    rows = []
+    for card in methods("restorer", room="restoration"):
+        facts = card.facts
+        rows.append({
+            "method": card.name,
+            "takes": ", ".join(facts["measures"]),
+            "noise": ", ".join(facts["noise"]),
+            "kind": "any plan" if facts["form"] == "moments" else "its own chain",
+            "": card.claim,
+        })  # fmt: skip
+    if as_json:
+        common.print_json(rows)
+        return
+    common.print_table(list(rows[0]), [list(row.values()) for row in rows])

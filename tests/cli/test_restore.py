@@ -1,0 +1,88 @@
+"""`fewstep restore` as it is typed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.cli.main import run
+from fewstep.data.open import open_built_in
+from fewstep.report.grid import image_grid, save_png
+
+
+@pytest.fixture
+def files(tmp_path):
+    x = open_built_in("digits", split="validation").images[:3]
+    op = fs.operators.Downsample(2)
+    np.savez(tmp_path / "y.npz", y=op.measure(x, 0.05).numpy())
+    save_png(tmp_path / "clean.png", image_grid(x[:1], (-1, 1), scale=1))
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., 4:] = 0
+    save_png(tmp_path / "mask.png", image_grid(mask, (0, 1), scale=1))
+    return tmp_path
+
+
+def told(capsys) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_array_of_measurements(files, capsys):
+    out = files / "restored.npz"
+    words = ["restore", "digits", str(files / "y.npz"), "--operator", "downsample:2", "--noise", "0.05", "-n", "2"]
+    assert run([*words, "--nfe", "4", "--out", str(out), "--json"]) == 0
+    (row,) = told(capsys)["rows"]
+    assert row["method"] == "calibrated" and row["evaluations"] == 4 and row["passes"] == 12
+    with np.load(out) as held:
+        assert held["images"].shape == (6, 8, 8, 1)
+
+
+def test_a_picture_with_a_hole_and_one_that_is_degraded_first(files, capsys):
+    clean, mask = str(files / "clean.png"), files / "mask.png"
+    hole = ["restore", "digits", clean, "--operator", f"inpaint:{mask}", "--method", "ddnm", "--nfe", "3"]
+    assert run([*hole, "--out", str(files / "filled.png")]) == 0
+    assert "noise 0 in units of -1 to 1" in capsys.readouterr().out and (files / "filled.png").is_file()
+    trial = ["restore", "digits", clean, "--operator", "blur:box,width=3", "--noise", "0.05", "--degrade"]
+    assert run([*trial, "--nfe", "3", "--out", str(files / "trial"), "--compare", "ddrm", "pigdm", "--json"]) == 0
+    rows = told(capsys)["rows"]
+    assert [row["method"] for row in rows] == ["ddrm", "pigdm"] and all("energy score" in row for row in rows)
+    assert (files / "trial" / "ddrm").is_dir() and (files / "trial" / "pigdm").is_dir()
+
+
+def test_the_methods_are_listed(capsys):
+    assert run(["restore", "--list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"calibrated", "dps", "ddrm"} <= {row["method"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["digits"], "takes a model and a measurement"),
+        (["digits", "{y}"], "say what was measured, with --operator"),
+        (["digits", "{y}", "--operator", "downsamp:2"], "did you mean 'downsample'"),
+        (["digits", "{y}", "--operator", "downsample:4"], r"holds (3, 1, 4, 4)"),
+        (["digits", "{y}", "--operator", "downsample:2", "--noise", "-1"], "standard deviation of at least 0"),
+        (["digits", "{y}", "--operator", "downsample:2", "--method", "dpz"], "did you mean 'dps'"),
+        (["digits", "{y}", "--operator", "downsample:2", "--method", "dps:zetta=1"], "did you mean 'zeta'"),
+        (["digits", "nowhere.npz", "--operator", "downsample:2"], "there is no file nowhere.npz"),
+        (["digits", "{y}", "--operator", "downsample:2", "--compare", "dps", "--method", "dps"], "leave --method out"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_line(files, capsys, words, message):
+    words = [word.replace("{y}", str(files / "y.npz")) for word in words]
+    assert run(["restore", *words, "--out", str(files / "out.npz")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (files / "out.npz").exists()
+
+
+def test_other_units_are_warned_of(files, capsys):
+    with np.load(files / "y.npz") as held:
+        np.savez(files / "bytes.npz", y=255 * held["y"])
+    with pytest.warns(UserWarning, match="in other units"):
+        words = ["restore", "digits", str(files / "bytes.npz"), "--operator", "downsample:2", "--method", "ddnm"]
+        run([*words, "--nfe", "2", "--out", str(files / "out.npz")])
