@@ -47,7 +47,7 @@ class BlindDPS:
         zeta, kernel_zeta: of the two. simplex: whether kernels are brought to non-negative taps of sum one, the k0_hat
             that x meets and the last.
 
-    `found` receives the kernels `(B, *kernel)` of each batch.
+    A run's report has the kernels `(B n, *kernel)`, as "kernels".
     """
 
     passes: ClassVar[int] = 3
@@ -102,6 +102,10 @@ class BlindDPS:
         last = guess if self.kernels is None else k / process.alpha(times[-1])
         self.found.append((on_simplex(last) if self.simplex else last).view(-1, *family.taps))
         return x
+
+    def reported(self) -> dict[str, Tensor]:
+        """What the runs found beside the samples."""
+        return {"kernels": torch.cat(self.found)}
 
     def _kernel(self, k: Tensor, t: float) -> Tensor:
         """k0_hat `(B, K)` of a state."""

@@ -78,13 +78,17 @@ class CDIM:
     with. The state is taken in the units of a variance-preserving process.
     """
 
-    passes = 2  # a forward one for the step, one with its gradient for the correction
     corrections: int = 1
     slack: float = 1.0
 
     def __post_init__(self) -> None:
         if self.corrections < 1:
             raise ValueError(f"corrections must be at least 1, got {self.corrections}")
+
+    @property
+    def passes(self) -> float:
+        """Of an evaluation: a forward one for the step, and one with its gradient for each correction."""
+        return (1 + 3 * self.corrections) / self.each
 
     @property
     def each(self) -> int:

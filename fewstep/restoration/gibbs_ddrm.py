@@ -51,7 +51,7 @@ class GibbsDDRM:
     Args:
         eta, eta_b: of "ddrm". data_std: s, by default the model's or 1.
 
-    `kernels` receives the taps `(B, *kernel)` of each batch.
+    A run's report has the taps `(B n, *kernel)` as "kernels".
     """
 
     spread: float = 0.1
@@ -87,6 +87,10 @@ class GibbsDDRM:
             z = own.moved(z, family.into(x0), measured, n, seen, family.into(live.noise()), levels)
         self.kernels.append(phi.view(-1, *family.taps))
         return family.back(z)
+
+    def reported(self) -> dict[str, Tensor]:
+        """What the runs found beside the samples."""
+        return {"kernels": torch.cat(self.kernels)}
 
     def drawn(
         self, family: Kernels, phi: Tensor, x0: Tensor, y: Tensor, variance: float, source: Source, first: int
