@@ -72,8 +72,6 @@ ELSEWHERE = {
     "processes/per_element.py": ("core/test_bands.py", "PerElement"),
     "processes/shifted.py": ("processes/test_processes.py", "Shifted"),
     "restoration/calibrate.py": ("restoration/test_calibrated.py", "calibrate"),
-    "restoration/gradients.py": ("restoration/test_chains.py", "dps"),
-    "restoration/measured.py": ("restoration/test_restore.py", "restore"),
     "sampling/angle.py": ("sampling/test_adjoint.py", "fewstep.sampling.angle"),
     "sampling/checkpointed.py": ("sampling/test_adjoint.py", "fewstep.sampling.checkpointed"),
     "sampling/common.py": ("sampling/test_multistep.py", "fewstep.sampling.common"),

@@ -34,6 +34,8 @@ WORDS: dict[Any, str] = {
 }
 NAMED = {
     "Denoiser": "a denoiser, as fs.load gives",
+    "NoiseModel": "a law of noise",
+    "Operator": "an operator, one of fewstep.operators",
     "Plan": "a plan, as fs.plan makes",
     "Process": "a process, as model.process is",
     "Sampler": "a plan, as fs.plan makes",
@@ -116,7 +118,8 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, Iterable) and not isinstance(value, str | bytes)
     if base in (Mapping, dict):
         return isinstance(value, Mapping)
-    if not isinstance(base, type) or getattr(base, "_is_protocol", False):
+    told = getattr(base, "_is_runtime_protocol", False)  # a protocol that says what it has can be looked for
+    if not isinstance(base, type) or (getattr(base, "_is_protocol", False) and not told):
         return True
     if base is bool:
         return isinstance(value, bool | np.bool_)

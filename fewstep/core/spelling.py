@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 
 def read_value(text: str) -> Any:
     """A number, `low..high` as a pair of them, `a+b` (`a+` for one) as a list, yes, no or none, else the text itself.
@@ -58,7 +56,7 @@ def read_options(text: str, unread: Callable[[], ValueError], twice: str) -> dic
 
 def spelt_value(value: Any) -> str:
     """A value so that it reads again; an array is called by its shape, `<5x7>`, and does not."""
-    if isinstance(value, Tensor):
+    if hasattr(value, "shape"):  # a tensor or an array: the command line reads words without either library
         return f"<{'x'.join(map(str, value.shape))}>" if value.ndim else spelt_value(value.item())
     if isinstance(value, list | tuple):
         return "+".join(map(spelt_value, value)) + ("+" if len(value) == 1 else "")

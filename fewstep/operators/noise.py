@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ MEASUREMENT = 1 << 30  # the draw of a measurement's noise: that of no step of a
 WHOLE = 1e-2  # of a count, by which one may be off a whole number
 
 
+@runtime_checkable
 class NoiseModel(Protocol):
     """A law of measurements given the clean one: draws, log densities `(B,)`, variances of clean values, and residuals
     `y - clean` in units of the noise's deviation."""

@@ -200,7 +200,9 @@ def test_a_model_that_takes_a_picture_is_measured_against_the_originals():
     x0 = torch.rand(50, 1, 4, 4, generator=generator) - 0.5
     data = Dataset(DataSpec("pairs", (1, 4, 4), (-1.0, 1.0), None, 50), x0, given={"y": x0 + 0.02})
     out = evaluate(Echo(), make_plan(EDM(), "ddim", 2), n=60, data=data)  # more samples than pairs
-    assert set(out["figures"]) == {"frechet", "precision-recall", "sliced-wasserstein", "psnr", "endpoint"}
+    assert set(out["figures"]) == {
+        "frechet", "precision-recall", "sliced-wasserstein", "psnr", "ssim", "energy-score", "endpoint"
+    }  # fmt: skip
     # An error of 0.02 everywhere, whatever rows were taken: each sample is set beside its own original.
     assert out["figures"]["psnr"]["value"] == pytest.approx(20 * math.log10(2 / 0.02), abs=1e-3)
     assert out["figures"]["endpoint"]["value"] < 1e-6 and out["data"] == "pairs"
