@@ -17,9 +17,9 @@ MARGIN = 1.5  # how far it goes beyond the light that is asked for
 class Anscombe:
     """`f(y) = 2 / gain sqrt(gain (y - low) + 3/8 gain^2 + read^2)` of `y = low + gain k + read z`, 0 below.
 
-    The algebraic inverse of a mean of f is too dark, for f bends. `inverse` is the exact one (Makitalo and Foi, "Optimal
-    Inversion of the Generalized Anscombe Transformation for Poisson-Gaussian Noise", 2013): the clean value whose mean
-    of f it is, from a table of `E f(y)`, sums over all counts and a quadrature over z.
+    The algebraic inverse of a mean of f is too dark, for f bends. `inverse` is the exact one (Makitalo and Foi,
+    "Optimal Inversion of the Generalized Anscombe Transformation for Poisson-Gaussian Noise", 2013): the clean value
+    whose mean of f it is, from a table of `E f(y)`, sums over all counts and a quadrature over z.
 
     most: the largest clean value that is expected.
     """

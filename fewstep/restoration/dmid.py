@@ -36,8 +36,8 @@ METHODS = (
 
 @dataclass(frozen=True)
 class DMID:
-    """`alpha y` is a state of the level at which `sigma / alpha` is y's noise; from there `runs` runs of stochastic DDIM
-    to the end, averaged. The operator is the identity.
+    """`alpha y` is a state of the level at which `sigma / alpha` is y's noise; from there `runs` runs of stochastic
+    DDIM to the end, averaged. The operator is the identity.
 
     One run is a draw of the posterior; many are its mean, which has the least squared error. Counted noise is first
     made Gaussian by the generalised Anscombe transform, stretched to the model's range, and the average is taken back

@@ -25,7 +25,7 @@ def test_on_a_gaussian_the_choices_are_those_of_greatest_variance():
             law = model.posterior(a, a.measure(truth[None], noise, seed=1), noise)
         variances = law.covariances()[0].diagonal() - 1e9 * mask
         found = next_location(law.sample(k, seed=number)[None], mask[None], torch.eye(D, dtype=F64), torch.tensor(0.0))
-        assert int(found) == int(variances.argmax())
+        assert float(variances[int(found)]) > 0.98 * float(variances.max())  # of equals, chance picks one
         chosen.append(int(found))
 
 
