@@ -190,6 +190,12 @@ class GaussianMixture(Denoiser):
         counts, ways = counts.to(g), ways.to(g)
         return self._law(torch.einsum("ck,kde->cde", counts, p), counts @ h, counts @ g + ways)
 
+    def covariances(self) -> Tensor:
+        """The components' covariances `(K, D, D)` in float64."""
+        k, d = self.centres.shape
+        vectors = self.basis.double().view(d, k, d).permute(1, 0, 2)
+        return vectors @ (vectors * self.variances.double().unsqueeze(1)).mT
+
     def posterior(
         self, operator: LinearOperator, y: Tensor, noise: float | Tensor | NoiseModel = 0.0
     ) -> GaussianMixture:
@@ -221,9 +227,7 @@ class GaussianMixture(Denoiser):
         u, values, vh = torch.linalg.svd(a, full_matrices=False)
         seen = values > LEAST * values.max()
         z, b = z @ u[:, seen], values[seen, None] * vh[seen]
-        k, d = self.centres.shape
-        vectors = self.basis.double().view(d, k, d).permute(1, 0, 2)
-        c = vectors @ (vectors * self.variances.double().unsqueeze(1)).mT
+        c = self.covariances()
         left = z - self.means.double() @ b.mT
         cb = c @ b.mT
         spread = b @ cb + s**2 * torch.eye(len(b), dtype=torch.float64, device=b.device)

@@ -125,3 +125,36 @@ def put_in(module: nn.Module) -> nn.Module:
             of.weight.copy_(of.weight.double() + _delta(layer.down, layer.up, layer.scale))
             setattr(made.get_submodule(parent), name, of)
     return made
+
+
+class LowRankRows(InPlaceOf):
+    """`of(x) + up(down(x))` with an adapter of its own for each row of a batch, such as each measurement has.
+
+    Args:
+        down: (B, rank, in) or (B, rank, in, kh, kw). up: (B, out, rank), both with their gradients; they may be
+            exchanged between two calls.
+
+    Raises:
+        ValueError: on a call, where the layer's input has another number of rows.
+    """
+
+    def __init__(self, of: nn.Module, down: Tensor, up: Tensor) -> None:
+        super().__init__(of)
+        self.set(down, up)
+
+    def set(self, down: Tensor, up: Tensor) -> None:
+        self.__dict__["sides"] = (down, up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        of, (down, up) = self.__dict__["of"], self.__dict__["sides"]
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        if len(x) != len(down):
+            raise ValueError(f"a layer sees {len(x)} rows, and {len(down)} have an adapter: it mixes rows")
+        if isinstance(of, nn.Linear):
+            rows = x.reshape(len(x), -1, x.shape[-1])
+            return of(x) + (rows @ down.mT @ up.mT).reshape(*x.shape[:-1], -1)
+        # All rows in one convolution: a group for each.
+        rows = x.reshape(1, -1, *x.shape[2:])
+        small = F.conv2d(rows, down.flatten(0, 1), None, of.stride, of.padding, of.dilation, groups=len(x))
+        small = small.reshape(len(x), -1, *small.shape[2:])
+        return of(x) + torch.einsum("bor,brhw->bohw", up, small)

@@ -21,6 +21,7 @@ from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.operators.solve import Inverse
 from fewstep.restoration.calibrate import calibration_of
 from fewstep.restoration.calibrated import left_open
+from fewstep.restoration.langevin import metropolis
 from fewstep.restoration.measured import Problem
 
 METHODS = (
@@ -123,28 +124,8 @@ class DAPS:
         variance, y = float(c.mean()), live.condition["y"]
         h = self.step * variance
 
-        def target(x: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(True)
-                near = (x - x0).double().flatten(1).square().sum(1) / (2 * variance)
-                value = problem.law.log_prob(y, problem.operator(x)).double() - near
-                (gradient,) = torch.autograd.grad(value.sum(), x)
-            return value.detach(), gradient
+        def target(x: Tensor) -> Tensor:
+            near = (x - x0).double().flatten(1).square().sum(1) / (2 * variance)
+            return problem.law.log_prob(y, problem.operator(x)).double() - near  # type: ignore[no-any-return]
 
-        x = x0
-        value, gradient = target(x)
-        for move in range(self.moves):
-            draw = MOVES + (number * self.moves + move) * 2
-            z = live.source.normal(draw, tuple(x.shape), x.device, x.dtype)
-            mean = x + h * gradient
-            there = mean + math.sqrt(2 * h) * z
-            value_there, gradient_there = target(there)
-            back = (x - there - h * gradient_there).double().flatten(1).square().sum(1)
-            forth = (there - mean).double().flatten(1).square().sum(1)
-            ratio = value_there - value + (forth - back) / (4 * h)
-            chance = live.source.normal(draw + 1, (len(x), 1), x.device, torch.float64)[:, 0]
-            accepted = torch.special.log_ndtr(chance) < ratio
-            rows = accepted.reshape(-1, *[1] * (x.ndim - 1))
-            x, gradient = torch.where(rows, there, x), torch.where(rows, gradient_there, gradient)
-            value = torch.where(accepted, value_there, value)
-        return x
+        return metropolis(target, x0, h, self.moves, live.source, MOVES + number * self.moves * 2)

@@ -60,22 +60,34 @@ class DDRM:
         seen, inverse = spectrum.seen().to(y.device), spectrum.inverse().to(y)
         measured, n = y * inverse, std * inverse  # (B, d) and (d,)
         z = spectrum.into(live.start())  # U^T x: alpha times the z of the equations
-        alpha, sigma = process.alpha(times[0]), process.sigma(times[0])
-        room = sigma**2 - (alpha * n) ** 2
-        first = alpha * measured + (room.clamp_min(0) / sigma**2).sqrt() * z
-        z = torch.where(seen & (room >= 0), first, z)
+        z = begun(z, measured, n, seen, process.alpha(times[0]), process.sigma(times[0]))
         for a, b in pairwise(times):
-            alpha, sigma, before = process.alpha(b), process.sigma(b), (process.alpha(a), process.sigma(a))
             x0 = spectrum.into(live.evaluate(spectrum.back(z), a).x0)
             e = spectrum.into(live.noise())
-            keep = (1 - self.eta**2) ** 0.5 * sigma
-            unseen = alpha * x0 + keep / before[1] * (z - before[0] * x0) + self.eta * sigma * e
-            towards = torch.where(n > 0, 1 / torch.where(n > 0, n, 1.0), 0.0)
-            weak = alpha * x0 + keep * towards * (measured - x0) + self.eta * sigma * e
-            spread = (sigma**2 - (alpha * n * self.eta_b) ** 2).clamp_min(0).sqrt()
-            strong = alpha * ((1 - self.eta_b) * x0 + self.eta_b * measured) + spread * e
-            z = torch.where(seen, torch.where(alpha * n > sigma, weak, strong), unseen)
+            levels = process.alpha(a), process.sigma(a), process.alpha(b), process.sigma(b)
+            z = self.moved(z, x0, measured, n, seen, e, levels)
         return spectrum.back(z)
+
+    def moved(
+        self, z: Tensor, x0: Tensor, measured: Tensor, n: Tensor, seen: Tensor, e: Tensor,
+        levels: tuple[float, float, float, float],
+    ) -> Tensor:  # fmt: skip
+        """The step between two levels, alpha and sigma of each, in any orthonormal coordinates, complex ones too."""
+        before, sigma_a, alpha, sigma = levels
+        keep = (1 - self.eta**2) ** 0.5 * sigma
+        unseen = alpha * x0 + keep / sigma_a * (z - before * x0) + self.eta * sigma * e
+        towards = torch.where(n > 0, 1 / torch.where(n > 0, n, 1.0), 0.0)
+        weak = alpha * x0 + keep * towards * (measured - x0) + self.eta * sigma * e
+        spread = (sigma**2 - (alpha * n * self.eta_b) ** 2).clamp_min(0).sqrt()
+        strong = alpha * ((1 - self.eta_b) * x0 + self.eta_b * measured) + spread * e
+        return torch.where(seen, torch.where(alpha * n > sigma, weak, strong), unseen)
+
+
+def begun(z: Tensor, measured: Tensor, n: Tensor, seen: Tensor, alpha: float, sigma: float) -> Tensor:
+    """The first state, of noise z: around the measurement where the level has more noise than that."""
+    room = sigma**2 - (alpha * n) ** 2
+    first = alpha * measured + (room.clamp_min(0) / sigma**2).sqrt() * z
+    return torch.where(seen & (room >= 0), first, z)
 
 
 def check_spectrum(name: str, operator: Operator, law: Any) -> None:

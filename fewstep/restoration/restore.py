@@ -202,8 +202,9 @@ def restore(
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
     denoiser, sampler, step = chain(model, operator, noise, name, nfe, solver, timesteps, own, weight)
-    watch, runs = _Watch(model), step.particles if name == FILTER else count
-    if name == FILTER:
+    together = card(name, "restorer", room="restoration")[0].facts.get("draws") == "particles"
+    watch, runs = _Watch(model), step.particles if together else count
+    if together:
         if count > runs:
             raise ValueError(f"{count} samples cannot be drawn from {runs} particles: ask for more of them")
         batch_size = max(1, batch_size // runs) * runs  # whole populations
@@ -233,8 +234,9 @@ def restore(
     residual = (left.square().sum(1) / size).sqrt().reshape(len(y), count)
     std = getattr(as_noise(noise), "std", None)
     level = float(std) if isinstance(std, int | float) else None
-    passes = sampler.nfe * int(getattr(step, "passes", getattr(denoiser, "passes", 1)))
+    passes = round(sampler.nfe * getattr(step, "passes", getattr(denoiser, "passes", 1)))
     said = {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {}
+    said |= step.reported() if hasattr(step, "reported") else {}
     return _told(samples, residual, level, name, sampler.nfe, passes, begun, said)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.networks.low_rank import LowRank, adapted, merged, put_in, summed
+from fewstep.networks.low_rank import LowRank, LowRankRows, adapted, merged, put_in, summed
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -68,3 +68,23 @@ def test_several_add_up_in_any_order_beside_the_weights_and_in_them():
     assert put_in(plain) is plain and list(plain.state_dict()) == list(base.state_dict())
     with pytest.raises(ValueError, match=r"0: the layer is \(4, 3, 3, 3\), the adapter's sides are"):
         merged(base, {"0": [(drawn(2, 5), drawn(4, 2), 1.0)]})
+
+
+def test_rows_have_adapters_of_their_own():
+    linear, x = nn.Linear(5, 7), drawn(3, 4, 5)
+    down, up = drawn(3, 2, 5), drawn(3, 7, 2)
+    found = LowRankRows(linear, down, up)(x)
+    for row in range(3):
+        torch.testing.assert_close(found[row], LowRank(linear, down[row], up[row], 1.0)(x[row]))
+    with pytest.raises(ValueError, match="a layer sees 2 rows, and 3 have an adapter"):
+        LowRankRows(linear, down, up)(x[:2])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_of_rows_are_those_of_each_row(stride):
+    conv = nn.Conv2d(3, 5, 3, stride=stride, padding=1)
+    down, up, x = drawn(4, 2, 3, 3, 3), drawn(4, 5, 2), drawn(4, 3, 6, 5)
+    found = LowRankRows(conv, down, up)(x)
+    for row in range(4):
+        alone = LowRank(conv, down[row], up[row, :, :, None, None], 1.0)(x[row : row + 1])
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-4, atol=1e-4)
