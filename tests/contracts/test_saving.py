@@ -107,6 +107,12 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         shaken(MLP((3,), picture=3)), DDBM(), "x0", (3,), precondition="bridge", picture_std=0.7, correlation=0.3
     ),
     "coordinates": lambda make: make(unet(), VP(), DCT((2, 4, 4)), "v", (2, 4, 4), {"label": Label(3)}),
+    "joint": lambda make: make(
+        CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),
+        CARDS["gaussian-mixture"].load()(torch.ones(1), DATA[:1], 0.1, VP()),
+    ),
+    "slices": lambda make: make(CARDS["gaussian-mixture"].load()(torch.ones(2), torch.rand(2, 1, 2, 2), 0.3, VP()), 3),
+    "adapt": lambda make: make(base(), fs.operators.Inpaint(torch.eye(4)), rank=2),
     "posterior": lambda make: make(
         CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),
         fs.operators.Matrix(torch.ones(1, 3)) @ fs.operators.Inpaint(torch.tensor([1.0, 0.0, 1.0])),
