@@ -55,23 +55,10 @@ def _opened(operators: tuple[Operator, ...]) -> tuple[Operator, ...]:
     return tuple(flat)
 
 
-def _prepared(parts: nn.ModuleList, shape: tuple[int, ...]) -> tuple[int, ...]:
-    for part in reversed(parts):
-        assert isinstance(part, Operator)
-        shape = part.measured(shape)
-    return shape
+class _Of(Operator):
+    """An operator of others, which are its `parts`."""
 
-
-class Chained(Operator):
-    """`A(B(...(x)))`, of which one at least is not linear: `A @ B` is `Chained(A, B)`."""
-
-    def __init__(self, *operators: Operator):
-        super().__init__()
-        self.parts = nn.ModuleList(_opened(operators))
-
-    @property
-    def holds(self) -> Tensor | None:
-        return self.parts[0].holds  # type: ignore[return-value, union-attr]
+    parts: nn.ModuleList
 
     def config(self) -> dict[str, Any]:
         return {"operators": list(self.parts)}
@@ -80,8 +67,19 @@ class Chained(Operator):
     def from_config(cls, options: dict[str, Any], state: Any = None) -> Operator:
         return cls(*options["operators"])
 
+
+class _InTurn(_Of):
+    """Operators one after another, the last of the parts first."""
+
+    @property
+    def holds(self) -> Tensor | None:
+        return self.parts[0].holds  # type: ignore[return-value, union-attr]
+
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return _prepared(self.parts, shape)
+        for part in reversed(self.parts):
+            assert isinstance(part, Operator)
+            shape = part.measured(shape)
+        return shape
 
     def act(self, x: Tensor) -> Tensor:
         for part in reversed(self.parts):
@@ -92,31 +90,20 @@ class Chained(Operator):
         return " @ ".join(f"({part})" if isinstance(part, Added) else str(part) for part in self.parts)
 
 
-class Composed(LinearOperator):
+class Chained(_InTurn):
+    """`A(B(...(x)))`, of which one at least is not linear: `A @ B` is `Chained(A, B)`."""
+
+    def __init__(self, *operators: Operator):
+        super().__init__()
+        self.parts = nn.ModuleList(_opened(operators))
+
+
+class Composed(_InTurn, LinearOperator):
     """`A B ... x`, linear: `Composed(A, B)` is `A @ B`."""
 
     def __init__(self, *operators: Operator):
         super().__init__()
         self.parts = nn.ModuleList(_linear(_opened(operators), "composition"))
-
-    @property
-    def holds(self) -> Tensor | None:
-        return self.parts[0].holds  # type: ignore[return-value, union-attr]
-
-    def config(self) -> dict[str, Any]:
-        return {"operators": list(self.parts)}
-
-    @classmethod
-    def from_config(cls, options: dict[str, Any], state: Any = None) -> Operator:
-        return cls(*options["operators"])
-
-    def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return _prepared(self.parts, shape)
-
-    def act(self, x: Tensor) -> Tensor:
-        for part in reversed(self.parts):
-            x = part(x)
-        return x
 
     def transpose(self, y: Tensor) -> Tensor:
         for part in self.parts:
@@ -136,9 +123,6 @@ class Composed(LinearOperator):
                 a if b is None else b if a is None else a @ b.to(a.device) for a, b in zip(own, before, strict=True)
             ]
         return tuple(whole)
-
-    def __str__(self) -> str:
-        return " @ ".join(f"({part})" if isinstance(part, Added) else str(part) for part in self.parts)
 
 
 class Scaled(LinearOperator):
@@ -186,19 +170,12 @@ class Scaled(LinearOperator):
         return f"{spelt_value(self.factor)} {inner}"
 
 
-class Added(LinearOperator):
+class Added(_Of, LinearOperator):
     """`A x + B x`, of measurements of one shape."""
 
     def __init__(self, *operators: Operator):
         super().__init__()
         self.parts = nn.ModuleList(_linear(operators, "sum"))
-
-    def config(self) -> dict[str, Any]:
-        return {"operators": list(self.parts)}
-
-    @classmethod
-    def from_config(cls, options: dict[str, Any], state: Any = None) -> Operator:
-        return cls(*options["operators"])
 
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         shapes = [part.measured(shape) for part in self.parts]  # type: ignore[operator, union-attr]
@@ -217,7 +194,7 @@ class Added(LinearOperator):
         return " + ".join(map(str, self.parts))
 
 
-class Stack(LinearOperator):
+class Stack(_Of, LinearOperator):
     """Several measurements of the same sample, `(B, m_1 + m_2 + ...)`, one after another."""
 
     def __init__(self, *operators: Operator):
@@ -235,13 +212,6 @@ class Stack(LinearOperator):
             for one, part in zip(held, parts, strict=True)
         ]
         return torch.cat([one.flatten() for one in flat])
-
-    def config(self) -> dict[str, Any]:
-        return {"operators": list(self.parts)}
-
-    @classmethod
-    def from_config(cls, options: dict[str, Any], state: Any = None) -> Operator:
-        return cls(*options["operators"])
 
     def prepare(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         shapes: list[tuple[int, ...]] = [part.measured(shape) for part in self.parts]  # type: ignore[operator, union-attr]
