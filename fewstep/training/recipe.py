@@ -21,7 +21,8 @@ from fewstep.core.errors import suggest
 from fewstep.core.files import read_text
 from fewstep.core.methods import find
 from fewstep.core.process import Process, process_from_config
-from fewstep.data.dataset import DataSpec
+from fewstep.data.dataset import Dataset, DataSpec
+from fewstep.data.stream import Stream
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.adapted import with_model
 from fewstep.training.couplings import coupling
@@ -172,11 +173,11 @@ class Recipe:
         run = {} if clusters is None else {"cuts": build("clusters", clusters, {"process": self.make_process()})}
         return build("backward", self.backward, run)
 
-    def make_draws(self, samples: int) -> Draws:
+    def make_draws(self, data: Dataset | Stream) -> Draws:
         """The order of the samples, and everything else that is random."""
         if self.rows is None:
-            return Draws(self.train.seed, samples, self.data.share)
-        return build("rows", self.rows, {"seed": self.train.seed, "samples": samples})
+            return Draws(self.train.seed, len(data), self.data.share)
+        return build("rows", self.rows, {"seed": self.train.seed, "samples": len(data), "data": data})
 
     def make_average(self, network: nn.Module) -> EMA:
         """The average of the weights."""

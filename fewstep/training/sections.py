@@ -208,7 +208,7 @@ NAMED = {
     "objective": Named(by_the_run=("objective", "levels")),
     "clusters": Named(by_the_run=("process",)),
     "backward": Named(by_the_run=("cuts",)),
-    "rows": Named(by_the_run=("seed", "samples")),
+    "rows": Named(by_the_run=("seed", "samples", "data")),
     "average": Named(by_the_run=("network",)),
     "coordinates": Named(by_the_run=("shape",)),
 }

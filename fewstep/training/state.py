@@ -79,7 +79,7 @@ class TrainingState:
         self.levels: NoiseLevels = recipe.make_levels()
         torch.manual_seed(settings.seed)
         self.denoiser = make_denoiser(recipe, self.data)
-        self.draws = recipe.make_draws(len(self.data))
+        self.draws = recipe.make_draws(self.data)
         objective = recipe.make_objective(self.denoiser, self._example, self.levels)
         inner = next(module for module in objective.modules() if isinstance(module, Objective))
         self.terms, self.network = inner.modules_of_terms, self.denoiser.network
