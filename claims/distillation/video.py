@@ -23,6 +23,7 @@ from fewstep.core.methods import made
 from fewstep.core.student import Student, default_start
 from fewstep.data.dataset import Dataset, DataSpec
 from fewstep.data.moving import DIRECTIONS, LENGTH, SIDE, SPEEDS, TEXT, Moving, path, render
+from fewstep.denoisers.controlled import layout_of
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.distillation.distill import plan_of
 from fewstep.distillation.method import Distiller, Setting
@@ -56,6 +57,7 @@ MCM = Arm("mcm", (("motion", "difference"), ("stills", "sharp")))
 RAW = Arm("mcm", (("motion", "raw"), ("gan", 0.0), ("mix", 0.0)))
 DECOUPLED = Arm("animate-lcm", (("fade", 20),), ITERATIONS)
 CONTROL, ADAPT = Arm("animate-control", (), 200), 4e-3  # and its rate
+LAYOUT = CONTROL._replace(options=(("control", "layout"),))
 JOINT = Arm("animate-lcm", (("joint", True),), ITERATIONS)
 
 
@@ -156,6 +158,18 @@ def begun(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return first, sample(told, N, picture=first, **asked), sample(free, N, **asked)
 
 
+@functools.cache
+def laid(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips that no training has seen, and the student's of their captions, with their layouts and without."""
+    rows = torch.arange(N)
+    unseen = data(seed + 1000).images[rows]
+    text = [WORDS[k] for k in sharp(seed + 1000)[1][rows].tolist()]
+    free = student(DECOUPLED, seed)
+    told = trained(LAYOUT, built(LAYOUT, seed, LAYOUT.iterations or 0, free), seed)
+    asked: dict[str, Any] = {"seed": seed + 1000, "text": text}
+    return unseen, sample(told, N, layout=layout_of(unseen), **asked), sample(free, N, **asked)
+
+
 def figure(arm: Arm | None, seed: int, unit: str) -> float:
     clips = samples(arm, seed)
     if unit == SLICED:
@@ -198,6 +212,18 @@ def _still_moving(seed: int) -> list[float]:
     return [motion(clips, text).velocity_error for clips in both]
 
 
+def _layout(seed: int) -> list[float]:
+    unseen, *both = laid(seed)
+    return [float((layout_of(clips) - layout_of(unseen)).square().mean()) for clips in both]
+
+
+def _path(seed: int) -> list[float]:
+    """How far the centres of all frames are from those of the clips whose layouts were given, pixels."""
+    unseen, *both = laid(seed)
+    given = read(unseen).centre
+    return [float((read(clips).centre - given).norm(dim=-1).mean()) for clips in both]
+
+
 def _controlled(figures: Callable[[int], list[float]], unit: str) -> Run:
     about = f"{ABOUT}, an adapter of {CONTROL.iterations} iterations of {BATCH} beside a student of animate-lcm"
     return over_seeds(figures, "the student without it", about, "low", unit)
@@ -221,6 +247,10 @@ CLAIMS: tuple[Claim, ...] = (
     slow("animate-control", "the shape begins at the place in the first frame that is given",
          _controlled(_first_place, "distance of the first centre, pixels")),
     slow("animate-control", "with a first frame given, clips move no worse", _controlled(_still_moving, VELOCITY)),
+    slow("animate-control", "clips keep to the layout that is given",
+         _controlled(_layout, "squared error of the layout")),
+    slow("animate-control", "with a layout given the shape takes its path",
+         _controlled(_path, "distance of the centres, pixels")),
     slow("mcm", "its frames are sharper than those of consistency of whole clips", _motion_alone(SHARP)),
     slow("mcm", "its clips move nearer to their captions than those of consistency of whole clips",
          _motion_alone(VELOCITY)),

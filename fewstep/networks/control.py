@@ -1,4 +1,4 @@
-"""Control of a UNet by a picture: what it shows at each resolution is added to the blocks, zero at the start."""
+"""Control of a UNet by a picture, or one a frame: what it shows is added to the blocks, zero at the start."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ class Control(nn.Module):
         return found
 
     def forward(self, network: nn.Module, picture: Tensor) -> dict[str, nn.Module]:
-        """The modules by their paths in `network`. picture: (B, P, H, W), of a clip for all of its frames."""
-        seen = self.seen(picture.to(self.first.weight.dtype))
+        """The modules by their paths in `network`. picture: (B, P, H, W), of a clip for all of its frames, or one for
+        each of them, (B, T, P, H, W)."""
+        seen = self.seen(picture.flatten(0, -4).to(self.first.weight.dtype))
         return {
             name: _Both(network.get_submodule(name), beside, seen[level])
             for (name, level), beside in zip(self.levels.items(), self.beside.values(), strict=True)
@@ -64,8 +65,8 @@ class Control(nn.Module):
 
 
 class Beside(nn.Module):
-    """What stands beside one block: (B, C, h, w) of the picture to (B T, C, h, w), the frames of a clip one after
-    another."""
+    """What stands beside one block: (B, C, h, w) of the picture, or (B T, C, h, w) of one a frame, to (B T, C, h, w),
+    the frames of a clip one after another."""
 
     place: Tensor
 
@@ -80,7 +81,8 @@ class Beside(nn.Module):
         told, frames = vector(embedding), len(self.place)
         told = told + self.place.to(told.dtype).repeat(len(told) // frames, 1)
         scale, shift = self.modulation(told)[:, :, None, None].chunk(2, dim=1)
-        hidden = self.conv(seen).repeat_interleave(frames, 0)
+        hidden = self.conv(seen)
+        hidden = hidden.repeat_interleave(len(told) // len(hidden), 0)
         return self.last(F.silu(torch.addcmul(shift, hidden, 1 + scale)))  # type: ignore[no-any-return]
 
 

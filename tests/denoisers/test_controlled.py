@@ -12,7 +12,7 @@ import fewstep as fs
 from fewstep.core.pictures import for_model
 from fewstep.core.student import Student
 from fewstep.denoisers.boundary import Boundary
-from fewstep.denoisers.controlled import Controlled
+from fewstep.denoisers.controlled import Controlled, layout_of
 from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.networks.temporal import TemporalUNet
@@ -50,6 +50,37 @@ def test_each_sample_has_its_own_picture_and_the_base_none():
     same = [torch.equal(a, b) or float((a - b).abs().max()) < 1e-5 for a, b in zip(three, other, strict=True)]
     assert same == [True, False, True]
     assert torch.equal(fs.sample(made.model, 3, label=1, steps=2), fs.sample(model(), 3, label=1, steps=2))
+
+
+def test_a_layout_tells_each_frame_its_own(tmp_path):
+    made = Controlled(model(), control="layout").eval()
+    layout = layout_of(torch.linspace(-1, 1, 2 * SHAPE[0] * 32).reshape(2, *SHAPE))
+    assert made.conditions["layout"].shape == tuple(layout.shape[1:]) == (SHAPE[0], 1, *SHAPE[2:])
+    own = fs.sample(made, 2, label=1, layout=layout, steps=2, seed=4)
+    assert torch.equal(own, fs.sample(model(), 2, label=1, steps=2, seed=4))
+    with torch.no_grad():
+        for parameter in made.adapter.parameters():
+            parameter.add_(0.1)
+    fs.save(made, tmp_path / "it")
+    loaded = fs.load(tmp_path / "it")
+    x, t = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor(1.0)
+    asked = {"label": torch.ones(2, dtype=torch.long), "layout": layout}
+    assert torch.equal(made(x, t, **asked).x0, loaded(x, t, **asked).x0)
+    # Of a network without attention between frames, one frame's layout moves that frame and its neighbours.
+    changed = asked | {"layout": layout.clone()}
+    changed["layout"][1, -1] += 1
+    moved = (made(x, t, **changed).x0 - made(x, t, **asked).x0).abs().flatten(2).amax(2)
+    assert not moved[0].any() and moved[1, -1] > 1e-4
+
+
+def test_a_layout_is_grey_and_coarse():
+    clips = torch.randn(2, 3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    layout = layout_of(clips)
+    assert layout.shape == (2, 3, 1, 8, 10)
+    torch.testing.assert_close(
+        layout[..., :4, :4], clips[..., :4, :4].mean((2, 3, 4), keepdim=True).expand(2, 3, 1, 4, 4)
+    )
+    assert torch.equal(layout[..., 0, 0], layout[..., 3, 3])
 
 
 def test_it_describes_itself_with_its_network():

@@ -9,8 +9,8 @@ import torch
 
 import fewstep as fs
 from fewstep.core.student import Student
-from fewstep.denoisers.controlled import Controlled
-from fewstep.distillation.animate_control import FirstFrame, begins
+from fewstep.denoisers.controlled import Controlled, layout_of
+from fewstep.distillation.animate_control import ClipControl, begins, follows
 from fewstep.distillation.method import Setting
 from fewstep.distillation.pairs import noisy
 from fewstep.distillation.state import DistillState
@@ -28,7 +28,7 @@ def few_step(**changes):
 def work(base=None, **options):
     base = few_step() if base is None else base
     own = setting()
-    return FirstFrame(Setting(base, base, 40.0, 4, 6, data=own.data, data_std=0.5, batch=6), **options)
+    return ClipControl(Setting(base, base, 40.0, 4, 6, data=own.data, data_std=0.5, batch=6), **options)
 
 
 def test_a_pair_is_one_clip_with_one_noise():
@@ -101,6 +101,24 @@ def test_it_is_held_against_clips_of_the_data_that_begin_with_its_pictures():
     torch.testing.assert_close(error, torch.full((20,), -0.25))
 
 
+def test_a_layout_is_read_of_every_frame():
+    made = work(control="layout")
+    batch = drawn(made)
+    told = batch["condition"]["layout"]
+    assert torch.equal(told, layout_of(batch["x0"])) and told.shape == (6, 4, 1, 4, 4)
+    assert torch.equal(follows(batch["x0"], told), torch.zeros(6))
+    error = follows(batch["x0"] + 0.5, told)
+    torch.testing.assert_close(error, torch.full((6,), -0.25))
+    problem = made.problem(100, 20)
+    assert torch.equal(problem.condition["layout"], layout_of(problem.reference))
+    DistillState(made, {}, seed=7, batch=6, accelerator=None).run(5)
+    x, t = noisy(made.setting, batch), batch["t"]
+    asked = batch["condition"] | {"layout": torch.stack([told[0]] * 5 + [told[0].flip(0) + 1])}
+    same = {"label": torch.ones(6, dtype=torch.long)}
+    first, other = (made.student(x[:1].expand_as(x), t[:1].expand(6), **asked | same).x0[i] for i in (0, 5))
+    assert not torch.equal(first, other)
+
+
 def test_what_is_refused(few_noises):
     def refused(match, base, **options):
         with pytest.raises(ValueError, match=match):
@@ -108,11 +126,12 @@ def test_what_is_refused(few_noises):
 
     refused("for students whose answers are samples", of_kind("map"))
     refused("was trained at 3 times, got 4 steps", few_step(times=(40.0, 5.0, 1.0)))
+    refused("unknown control 'depth'|control", few_step(), options={"control": "depth"})
     refused("trains an adapter of its own: leave lora out", few_step(), lora=2)
     refused("must be a decay of at least 0 and below 1", few_step(), average=1.0)
     still = still_denoiser(setting())
     with pytest.raises(ValueError, match=r"a first frame is one of clips .* samples are \(2, 4, 4\)"):
-        FirstFrame(Setting(still, still, 40.0, 4, 6, data=samples((2, 4, 4)), data_std=0.5, batch=6))
+        ClipControl(Setting(still, still, 40.0, 4, 6, data=samples((2, 4, 4)), data_std=0.5, batch=6))
     with pytest.raises(ValueError, match="the teacher is a student itself, whose answers are samples"):
         fs.distill(few_step(), "lcm", **RUN)
 
