@@ -15,6 +15,7 @@ from fewstep.cli.cache import cache
 from fewstep.cli.chat import chat
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
+from fewstep.cli.compress import compress, decompress
 from fewstep.cli.demo import demo
 from fewstep.cli.distill import distill
 from fewstep.cli.evaluate import evaluate
@@ -64,8 +65,8 @@ def root(
 
 
 for command in (
-    demo, sample, chat, restore, train, distill, accelerate, cache, search, compare, evaluate, serve, studio, methods,
-    info,
+    demo, sample, chat, restore, compress, decompress, train, distill, accelerate, cache, search, compare, evaluate,
+    serve, studio, methods, info,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(route, name="route")

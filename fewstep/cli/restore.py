@@ -87,7 +87,7 @@ def restore(
     opened = common.open_model(model, device)
     low, high = opened.value_range or (-1.0, 1.0)
     a = _operator(operator, opened)
-    clean = _read(measurement, opened, None if degrade else a)
+    clean = pictures.read_batch(measurement, opened, opened.shape if degrade or a is None else a.out)
     y = a.measure(clean, noise, seed) if degrade and a is not None else clean
     _check_units(y, low, high)
     rows: list[dict[str, Any]] = []
@@ -117,37 +117,6 @@ def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
     from fewstep.operators.spec import read_operator
 
     return read_operator(words, "--operator").fit(model.shape or ())
-
-
-def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
-    """Measurements `(B, *measured)`, or clean data where no operator is given."""
-    import numpy as np
-    import torch
-
-    shape = model.shape if operator is None else operator.out
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files if held[name].dtype.kind in "fiu"}
-        if not arrays:
-            raise ValueError(f"{path} holds no array of numbers")
-        name = next((key for key in ("y", "samples", "images") if key in arrays), next(iter(arrays)))
-        y = torch.from_numpy(np.ascontiguousarray(arrays[name])).float()
-        y = y[None] if tuple(y.shape) == tuple(shape or ()) else y
-        if name == "images" and y.ndim == 4 and tuple(y.movedim(-1, 1).shape[1:]) == tuple(shape or ()):
-            y = y.movedim(-1, 1)  # as `fewstep sample` writes them
-    else:
-        if shape is None or len(shape) != 3:
-            raise ValueError(f"a picture cannot be a measurement of shape {shape}: give an .npz with the array y")
-        from fewstep.core.pictures import read_one
-
-        low, high = model.value_range or (-1.0, 1.0)
-        found = read_one(path, "L" if shape[0] == 1 else "RGB", (shape[1], shape[2]), str(path))
-        y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / GREYS * (high - low) + low
-    if tuple(y.shape[1:]) != tuple(shape or ()):
-        raise ValueError(f"{path} holds {tuple(y.shape)}: what is measured here has the shape {shape}")
-    return y
 
 
 def _check_units(y: Tensor, low: float, high: float) -> None:

@@ -71,7 +71,9 @@ class Compressed:
             ValueError: other bytes, those of another version, some that are missing or were changed.
         """
         if not data.startswith(MAGIC[: len(data) or 1]):
-            raise ValueError(f"{where} holds no compressed pictures: 'fewstep compress' and fs.compress make such files")
+            raise ValueError(
+                f"{where} holds no compressed pictures: 'fewstep compress' and fs.compress make such files"
+            )
         if len(data) < HEAD.size:
             raise ValueError(f"{where} was cut short: {len(data)} bytes are not even its head")
         _, version, length, checksum = HEAD.unpack_from(data)

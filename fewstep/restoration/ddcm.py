@@ -127,7 +127,9 @@ class DDCM:
         """The plan; `ValueError` for one that draws no noise, or is none."""
         made = make_plan(model.process, self.solver, timesteps=self.timesteps, nfe=self.nfe)
         if not isinstance(made, Plan) or not draws_of(made)[1:]:
-            raise ValueError(f"'ddcm' picks the noise of a plan's steps, and {self.solver!r} has none to pick: try ddpm")
+            raise ValueError(
+                f"'ddcm' picks the noise of a plan's steps, and {self.solver!r} has none to pick: try ddpm"
+            )
         return made
 
     def encode(

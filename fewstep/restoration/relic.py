@@ -71,7 +71,9 @@ class Relic:
         for (middle, scale), numbers in zip(scales, whole.unbind(1), strict=True):
             least, size = int(numbers.min()), int(numbers.max() - numbers.min()) + 1
             if size > MOST:
-                raise ValueError(f"a channel runs through {size} steps, at most {MOST}: step={self.step:g} is too small")
+                raise ValueError(
+                    f"a channel runs through {size} steps, at most {MOST}: step={self.step:g} is too small"
+                )
             head.append(CHANNEL.pack(middle, scale, least, size))
             symbols += (numbers - least).flatten().tolist()
             sizes.append(size)
@@ -85,7 +87,10 @@ class Relic:
     def rounded(self, model: Denoiser, payload: bytes, count: int) -> tuple[float, Tensor]:
         """The level and the rounded states `(count, *shape)` that bytes hold."""
         channels, *rest = model.shape or ()
-        (level,), places = LEVEL.unpack_from(payload), range(LEVEL.size, LEVEL.size + channels * CHANNEL.size, CHANNEL.size)
+        (level,), places = (
+            LEVEL.unpack_from(payload),
+            range(LEVEL.size, LEVEL.size + channels * CHANNEL.size, CHANNEL.size),
+        )
         told = [CHANNEL.unpack_from(payload, place) for place in places]
         each = torch.Size((count, *rest)).numel()
         symbols = decode(payload[LEVEL.size + channels * CHANNEL.size :], _laws([size for *_, size in told], each))
