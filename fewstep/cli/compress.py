@@ -77,7 +77,8 @@ def decompress(
     pictures.check_out(out, force)
     opened = common.open_model(model, device)
     from fewstep import __version__
-    from fewstep.restoration.codec import Compressed, decompress as run
+    from fewstep.restoration.codec import Compressed
+    from fewstep.restoration.codec import decompress as run
 
     held = Compressed.load(source)
     # By its name, so that messages say which file it is.

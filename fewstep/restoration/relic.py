@@ -38,8 +38,8 @@ MOST = (1 << 16) - 1  # whole numbers that a channel may run through
 @dataclass(frozen=True)
 class Relic:
     """States, each channel less its mean and divided by `step` times its deviation, rounded, and coded with frequencies
-    that are learnt on the way; the tail of a plan from the level, `sigma / alpha`, which is the root mean square of what
-    rounding changed.
+    that are learnt on the way; the tail of a plan from the level, `sigma / alpha`, that is the root mean square of
+    what rounding changed.
 
     A channel is an index of a sample's first axis; means, deviations and the level are those of all pictures that are
     coded together, and are sent.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from restoration.problems import D, PROCESSES, mixture, normal
+from restoration.problems import PROCESSES, D, mixture, normal
 
 import fewstep as fs
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
