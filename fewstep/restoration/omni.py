@@ -23,7 +23,7 @@ from fewstep.sampling.ddim import posterior
 METHODS = (
     Method(
         "omni",
-        paper="OmniSSR: Zero-shot Omnidirectional Image Super-Resolution using Stable Diffusion Model (Li et al., 2024)",
+        paper="OmniSSR: Zero-shot Omnidirectional Image Super-Resolution (Li et al., 2024)",
         arxiv="2404.10312",
         claim="a sphere's pictures by a model of planar views: no seams; no vector product",
         use="Omni",
@@ -32,7 +32,7 @@ METHODS = (
     Method(
         "spherical",
         kind="denoiser",
-        paper="OmniSSR: Zero-shot Omnidirectional Image Super-Resolution using Stable Diffusion Model (Li et al., 2024)",
+        paper="OmniSSR: Zero-shot Omnidirectional Image Super-Resolution (Li et al., 2024)",
         arxiv="2404.10312",
         claim="equirectangular pictures (C, H, W) by a model of planar views (C, s, s), fused where they overlap",
         use="Spherical",
@@ -95,16 +95,16 @@ class Spherical(Denoiser):
 
 @dataclass(frozen=True)
 class Omni:
-    """Ancestral steps of the views, each with noise of its own, with an x0 that they share: what they answer is fused on
-    the sphere, brought to the measurement, `E + A^+ (y - A E)`, and looked at again (algorithm 1). The last such picture
-    is the result.
+    """Ancestral steps of the views, each with noise of its own, with an x0 that they share: what they answer is fused
+    on the sphere, brought to the measurement, `E + A^+ (y - A E)`, and looked at again (algorithm 1). The last such
+    picture is the result.
     """
 
     def check(self, model: Denoiser, operator: Operator, law: Any) -> None:
         """`ValueError` unless the model is one of a sphere, and the measurement linear and without noise."""
         if not isinstance(model, Spherical):
             raise ValueError(
-                "'omni' takes fewstep.restoration.omni.Spherical(model, size), a model of a sphere's views"
+                "'omni' takes a model of a sphere's views, fewstep.restoration.omni.Spherical(model, size)"
             )
         if not operator.linear or not getattr(law, "none", False):
             raise ValueError("'omni' meets a linear measurement exactly: leave the noise out, or 'dps' takes it")

@@ -72,7 +72,7 @@ def test_one_step_is_what_the_views_say_brought_to_the_measurement():
 def test_bad_input_is_said():
     a = fs.operators.Downsample(2)
     y = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(ValueError, match=r"'omni' takes fewstep.restoration.omni.Spherical\(model, size\)"):
+    with pytest.raises(ValueError, match=r"'omni' takes a model of a sphere's views, fewstep.restor"):
         fs.restore(planar(), y, a, method="omni")
     model, a = sphere(), fs.operators.Downsample(2)
     for operator, noise in ((a, 0.1), (fs.operators.Clip(), 0.0)):
