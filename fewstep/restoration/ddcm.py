@@ -16,7 +16,7 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.methods import Method
 from fewstep.core.noise import Noise, Seeds, Source
 from fewstep.core.plan import Plan
-from fewstep.core.prediction import Prediction
+from fewstep.core.prediction import Prediction, expand
 from fewstep.operators.operator import LinearOperator
 from fewstep.restoration.arithmetic import Given, decode, encode
 from fewstep.restoration.codec import batches
@@ -49,7 +49,9 @@ AT_ONCE = 1 << 22  # numbers of a codebook that are held at once
 class Codebook:
     """Noise whose draw d is, for sample i, entry `chosen[d, i]` of the d-th codebook.
 
-    Entry k of codebook d is draw d of sample number k under the seed, of `fewstep.core.noise.Noise`.
+    Entries 2 k and 2 k + 1 of codebook d are draw d of sample number k under the seed, of `fewstep.core.noise.Noise`,
+    and its negative. K independent vectors would have a mean of size `1 / sqrt(K)`, which every sample drawn by the
+    codebook would share; pairs have none, and one of them is as near to any direction as the best of K.
 
     Args:
         chosen: `(draws, B)` whole numbers; the draws are 0 (the start) and those of the steps.
@@ -61,8 +63,10 @@ class Codebook:
     def normal(
         self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        entries = tuple(self.chosen[draw].tolist())
-        return Seeds((self.seed,) * len(entries), entries).normal(draw, shape, device, dtype)
+        entries = self.chosen[draw]
+        numbers = tuple((entries // 2).tolist())
+        made = Seeds((self.seed,) * len(numbers), numbers).normal(draw, shape, device, dtype)
+        return expand(1.0 - 2.0 * (entries % 2).to(device, dtype), made) * made
 
 
 class Choosing:
@@ -87,14 +91,15 @@ class Choosing:
         best = torch.full((shape[0],), -torch.inf, dtype=dtype, device=device)
         which = torch.zeros(shape[0], dtype=torch.long, device=device)
         made = torch.zeros(shape, dtype=dtype, device=device)
-        step = max(1, AT_ONCE // wanted.shape[1])
+        step = 2 * max(1, AT_ONCE // (2 * wanted.shape[1]))
         for first in range(0, self.entries, step):
             size = min(step, self.entries - first)
-            book = Noise(self.seed, first).normal(draw, (size, *shape[1:]), device, dtype)
+            half = Noise(self.seed, first // 2).normal(draw, (-(-size // 2), *shape[1:]), device, dtype)
+            book = torch.stack((half, -half), 1).flatten(0, 1)[:size]
             score, entry = (wanted @ book.flatten(1).T).max(1)
             better = score > best
             best, which = torch.where(better, score, best), torch.where(better, first + entry, which)
-            made = torch.where(better.reshape(-1, *[1] * (len(shape) - 1)), book[entry], made)
+            made = torch.where(expand(better, made).bool(), book[entry], made)
         self.chosen[draw] = which
         return made
 

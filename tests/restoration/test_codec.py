@@ -28,7 +28,7 @@ def small(model):
 
 
 @pytest.mark.parametrize(
-    "method, options", [("ddcm", {"entries": 16, "nfe": 4, "seed": 5}), ("relic", {"step": 0.5, "nfe": 2})]
+    "method, options", [("ddcm", {"entries": 64, "nfe": 12, "seed": 5}), ("relic", {"step": 0.5, "nfe": 2})]
 )
 def test_a_file_gives_what_it_was_made_of(model, method, options, tmp_path):
     x = model.sample(6, seed=2).float()
