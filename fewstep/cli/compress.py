@@ -1,4 +1,4 @@
-"""`fewstep compress` and `fewstep decompress`: pictures in few bits, and pictures again."""
+"""`fewstep compress`: pictures in few bits."""
 
 from __future__ import annotations
 
@@ -56,36 +56,3 @@ def compress(
     typer.echo(
         f"{out}: {made.pictures} pictures by {name}, {each:.1f} bits each ({facts['bits a number']:.3g} a number)"
     )
-
-
-def decompress(
-    model: Annotated[str, typer.Argument(help="The model that the pictures were compressed with.")],
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What 'fewstep compress' wrote.")],
-    out: Annotated[Path, typer.Option(help="A .png (all in a grid), an .npz, or a folder (one PNG a picture).")] = Path(
-        "decompressed.png"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
-    device: common.Device = None,
-    as_json: common.Json = False,
-) -> None:
-    """Make pictures again of what 'fewstep compress' wrote.
-
-    \b
-    Example:
-        fewstep decompress digits digits.fsc --out digits.png
-    """
-    pictures.check_out(out, force)
-    opened = common.open_model(model, device)
-    from fewstep import __version__
-    from fewstep.restoration.codec import Compressed
-    from fewstep.restoration.codec import decompress as run
-
-    held = Compressed.load(source)
-    # By its name, so that messages say which file it is.
-    x = run(opened, source)
-    facts = {"fewstep": __version__, "model": model, "method": held.method, "pictures": len(x)}
-    pictures.write(out, x, opened.value_range or (-1.0, 1.0), facts)
-    if as_json:
-        common.print_json(facts | {"out": str(out)})
-        return
-    typer.echo(f"{out}: {len(x)} pictures by {held.method}")

@@ -15,7 +15,8 @@ from fewstep.cli.cache import cache
 from fewstep.cli.chat import chat
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
-from fewstep.cli.compress import compress, decompress
+from fewstep.cli.compress import compress
+from fewstep.cli.decompress import decompress
 from fewstep.cli.demo import demo
 from fewstep.cli.distill import distill
 from fewstep.cli.evaluate import evaluate
