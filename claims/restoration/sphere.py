@@ -72,7 +72,8 @@ def problem(seed: int) -> tuple[Tensor, Tensor, Any]:
 def omni(seed: int) -> tuple[Tensor, Tensor]:
     """The pictures, and what the views answered last."""
     _, y, a = problem(seed)
-    model, last = Spherical(prior(seed), SIZE, VIEWS, FIELD), []
+    model = Spherical(prior(seed), SIZE, VIEWS, FIELD)
+    last: list[Tensor] = []
     loop = walking(model, a, Gaussian(0.0), Omni(), "omni", NFE, "karras")
 
     def keep(number: int, t: Any, x: Tensor, prediction: Prediction) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.core import noise
@@ -136,13 +137,16 @@ def compress(
         check_pair(model, operator)
         if not isinstance(operator, LinearOperator):
             raise ValueError(f"{method!r} takes a linear operator, and {operator} is none")
-        seen, states = in_coordinates(operator, model), operator.received(operator.check_measurement(pictures)).float()
+        seen = in_coordinates(operator, model)
+        states = operator.received(operator.check_measurement(pictures, "pictures")).float()
     else:
         x = as_pictures(pictures, "pictures", data_shape(model) or model.shape, model.value_range).to(model.device)
         named = model.check_condition(own, len(x), model.device)
         states = model.encode(x.float(), **named)
     if not len(states):
         raise ValueError("there are no pictures to compress")
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError("pictures has values that are not finite")
     payload = codec.encode(model, states, seen, own, check_whole("batch_size", batch_size))
     return Compressed(method, dict(options or {}), len(states), identity(model), payload, own)
 

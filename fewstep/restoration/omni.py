@@ -110,7 +110,8 @@ class Omni:
             raise ValueError("'omni' meets a linear measurement exactly: leave the noise out, or 'dps' takes it")
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
-        y, operator, tangents = live.condition["y"], problem.operator, problem.model.tangents  # type: ignore[union-attr]
+        assert isinstance(problem.model, Spherical)
+        y, operator, tangents = live.condition["y"], problem.operator, problem.model.tangents
         start = live.start()
 
         def noise(number: int) -> Tensor:

@@ -61,10 +61,16 @@ class Relic:
     def encode(
         self, model: Denoiser, y: Tensor, operator: LinearOperator | None, condition: Mapping[str, Any], rows: int
     ) -> bytes:
-        """The states `(B, *shape)` as bytes; `ValueError` for steps so small that a channel has over 65,535 values."""
+        """The states `(B, *shape)` as bytes.
+
+        Raises:
+            ValueError: steps so small that a channel has over 65,535 values, or so large that the process has no level
+                of their error; a solver that has no plan.
+        """
         scales = [_scale(channel, self.step) for channel in y.double().cpu().unbind(1)]
         whole, rounded = quantised(y, scales)
         level = float((rounded - y.double().cpu()).square().mean().sqrt())
+        self.plan(model, level)  # which says what is wrong before anything is written
         head = [LEVEL.pack(level)]
         symbols: list[int] = []
         sizes = []
@@ -87,13 +93,10 @@ class Relic:
     def rounded(self, model: Denoiser, payload: bytes, count: int) -> tuple[float, Tensor]:
         """The level and the rounded states `(count, *shape)` that bytes hold."""
         channels, *rest = model.shape or ()
-        (level,), places = (
-            LEVEL.unpack_from(payload),
-            range(LEVEL.size, LEVEL.size + channels * CHANNEL.size, CHANNEL.size),
-        )
-        told = [CHANNEL.unpack_from(payload, place) for place in places]
+        (level,), end = LEVEL.unpack_from(payload), LEVEL.size + channels * CHANNEL.size
+        told = list(CHANNEL.iter_unpack(payload[LEVEL.size : end]))
         each = torch.Size((count, *rest)).numel()
-        symbols = decode(payload[LEVEL.size + channels * CHANNEL.size :], _laws([size for *_, size in told], each))
+        symbols = decode(payload[end:], _laws([size for *_, size in told], each))
         whole = torch.tensor(symbols).view(channels, count, *rest).transpose(0, 1)
         parts = [
             middle + scale * (own + least).double()
@@ -101,16 +104,22 @@ class Relic:
         ]
         return level, torch.stack(parts, 1).float()
 
+    def plan(self, model: Denoiser, level: float) -> Plan | None:
+        """The tail from a level; None where there is nothing to denoise, or no evaluation to do it."""
+        if self.nfe == 0 or level == 0:
+            return None
+        made = make_plan(model.process, self.solver, timesteps=tail(model.process, level, self.nfe))
+        if not isinstance(made, Plan):
+            raise ValueError(f"'relic' runs the tail of a plan, and {self.solver!r} is none")
+        return made
+
     def denoised(
         self, model: Denoiser, rounded: Tensor, level: float, condition: Mapping[str, Any], rows: int = 256
     ) -> Tensor:
         """The states from a level on; as they are where nothing was changed by rounding, or without evaluations."""
-        if self.nfe == 0 or level == 0:
+        plan = self.plan(model, level)
+        if plan is None:
             return rounded.to(model.device)
-        times = tail(model.process, level, self.nfe)
-        plan = make_plan(model.process, self.solver, timesteps=times)
-        if not isinstance(plan, Plan):
-            raise ValueError(f"'relic' runs the tail of a plan, and {self.solver!r} is none")
         made = []
         for part, named in batches(model, len(rounded), condition, rows):
             x = rounded[part].to(model.device)

@@ -106,11 +106,13 @@ def test_bad_input_is_said(model):
         fs.compress(model, x[:, :5])
     with pytest.raises(ValueError, match="there are no pictures to compress"):
         fs.compress(model, x[:0])
+    with pytest.raises(ValueError, match="pictures has values that are not finite"):
+        fs.compress(model, x / 0)
     with pytest.raises(ValueError, match="'relic' compresses pictures as they are: 'ddcm' takes an operator"):
         fs.compress(model, x, "relic", operator=half())
     with pytest.raises(ValueError, match="'ddcm' takes a linear operator, and clip"):
         fs.compress(model, x, operator=Clip())
-    with pytest.raises(ValueError, match=r"y of shape \(2, 5\) is no measurement of inpaint"):
+    with pytest.raises(ValueError, match=r"pictures of shape \(2, 5\) is no measurement of inpaint"):
         fs.compress(model, x[:, :5], operator=half())
     with pytest.raises(ValueError, match="conditions that go into a file are numbers or text"):
         fs.compress(model, x, label={1, 2})

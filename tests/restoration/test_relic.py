@@ -80,6 +80,8 @@ def test_bad_input_is_said():
     with pytest.raises(ValueError, match="step=1e-06 is too small"):
         coded(mixture(), normal(20, D), step=1e-6)
     with pytest.raises(ValueError, match="'relic' runs the tail of a plan, and 'pc' is none"):
-        Relic(solver="pc").denoised(mixture(), normal(2, D).float(), 0.1, {})
+        coded(mixture(), normal(2, D), solver="pc")
+    with pytest.raises(ValueError, match="a level of .* is none of this process"):
+        coded(mixture(), 1e6 * normal(20, D), step=1.0)
     with pytest.raises(ValueError, match="unknown solver 'dimm': did you mean 'ddim'"):
-        Relic(solver="dimm").denoised(mixture(), normal(2, D).float(), 0.1, {})
+        coded(mixture(), normal(2, D), solver="dimm")
