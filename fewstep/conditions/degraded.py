@@ -135,19 +135,15 @@ class Degraded(Picture):
         out = self.measure.out
         if value is None or out == self.shape:
             return super().check(name, value, batch, device)
-        if isinstance(value, Tensor):
-            own = tuple(value.shape)
-            if own[-len(self.shape) :] != self.shape and own[-len(out) :] != out:
-                raise ValueError(f"{name} must be measurements {out}, or pictures of them {self.shape}, got {own}")
-            if own[-len(self.shape) :] == self.shape:
-                return super().check(name, value, batch, device)
-            rows = value.reshape(-1, *out)
-        else:
-            rows = as_pictures(value, name, out, None)
+        own = tuple(value.shape) if isinstance(value, Tensor) else out
+        if own[-len(self.shape) :] == self.shape:
+            return super().check(name, value, batch, device)
+        if own[-len(out) :] != out:
+            raise ValueError(f"{name} must be measurements {out}, or pictures of them {self.shape}, got {own}")
+        rows = as_pictures(value, name, out, None)
         if len(rows) not in (1, batch):
             raise ValueError(f"{name} must be one measurement for all or {batch} of them, got {len(rows)}")
-        rows = rows.to(device)
-        return self.seen(rows if rows.is_floating_point() else rows.float()).expand(batch, *self.shape)
+        return self.seen(rows.to(device)).expand(batch, *self.shape)
 
 
 def _named(noise: str, low: float) -> NoiseModel:
