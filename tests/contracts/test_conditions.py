@@ -18,13 +18,6 @@ from fewstep.core.methods import methods
 CARDS = {card.name: card for card in methods("condition")}
 CPU = torch.device("cpu")
 ONE = torch.linspace(0, 1, 6).reshape(2, 3)
-HALVES = torch.tensor([[0.0, 0.5, 1.0], [1.5, 0.25, 2.0]])
-
-
-def larger(y: torch.Tensor) -> torch.Tensor:
-    """Pixels of 2 x 2, each of a measurement's value."""
-    return y.repeat_interleave(2, -1).repeat_interleave(2, -2)
-
 
 # A kind's options; what it takes for one sample, and for three; what it refuses; and its empty value, where it has one.
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -49,20 +42,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "refused": [None, 1.0, ONE.long(), torch.zeros(3, 2), torch.zeros(2, 2, 3)],
     },
     "degraded": {
-        "options": {"data": [1, 4, 6], "operator": "downsample:2", "noise": 0.1},
-        "one": [HALVES[None], HALVES[None, None], larger(HALVES[None])],
-        "each": [
-            torch.stack([HALVES, -HALVES, 2 * HALVES])[:, None],
-            larger(torch.stack([HALVES, -HALVES, 2 * HALVES])[:, None]),
-        ],
-        "refused": [
-            None,
-            1.0,
-            HALVES[None].long(),
-            torch.zeros(1, 3, 2),
-            torch.zeros(2, 1, 2, 3),
-            torch.zeros(2, 1, 4, 6),
-        ],
+        "options": {"data": [1, 4, 6], "operator": "downsample:2", "noise": 0.1, "picture": "measurement"},
+        "one": [ONE[None], ONE[None, None]],
+        "each": [torch.stack([ONE, -ONE, 2 * ONE])[:, None]],
+        "refused": [None, 1.0, ONE[None].long(), torch.zeros(1, 3, 2), torch.zeros(2, 1, 2, 3)],
     },
     "number": {
         "options": {"low": 0.5, "high": 8.0, "default": 3.5},
