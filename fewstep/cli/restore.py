@@ -13,6 +13,7 @@ from fewstep.cli.spec import read_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.conditions.degraded import Degraded
     from fewstep.core.denoiser import Denoiser
     from fewstep.operators.operator import Operator
     from fewstep.restoration.restore import Restored
@@ -87,8 +88,11 @@ def restore(
     opened = common.open_model(model, device)
     low, high = opened.value_range or (-1.0, 1.0)
     a = _operator(operator, opened)
-    clean = _read(measurement, opened, None if degrade else a)
-    y = a.measure(clean, noise, seed) if degrade and a is not None else clean
+    own = _own(opened) if a is None else None
+    clean = _read(measurement, opened, None if degrade else a if own is None else own.measure)
+    y = clean
+    if degrade and (a is not None or own is not None):
+        y = a.measure(clean, noise, seed) if a is not None else own.measured(clean, seed)  # type: ignore[union-attr]
     _check_units(y, low, high)
     rows: list[dict[str, Any]] = []
     best: Restored | None = None
@@ -103,10 +107,29 @@ def restore(
         common.print_json({"model": model, "operator": str(a), "noise": noise, "rows": rows} | used.facts())
         return
     share = noise / (high - low)
-    typer.echo(f"{model}: {a if a is not None else 'conditioned on its measurement'}")
-    typer.echo(f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys")
+    typer.echo(f"{model}: {a if a is not None else _learnt(own)}")
+    if a is not None:
+        typer.echo(
+            f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys"
+        )
     common.print_table(list(rows[0]), [list(row.values()) for row in rows])
     used.say()
+
+
+def _own(model: Denoiser) -> Degraded | None:
+    """What a trained restorer was given."""
+    from fewstep.conditions.degraded import Degraded
+
+    found = model.conditions.get("y")
+    return found if isinstance(found, Degraded) else None
+
+
+def _learnt(own: Degraded | None) -> str:
+    """What a restorer was trained for, in words."""
+    if own is None:
+        return "conditioned on its measurement"
+    words = own.operator if isinstance(own.operator, str) else " then ".join(own.operator)
+    return f"trained for {words}, noise {own.noise if not isinstance(own.noise, tuple) else list(own.noise)}"
 
 
 def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
@@ -143,7 +166,15 @@ def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
         from fewstep.core.pictures import read_one
 
         low, high = model.value_range or (-1.0, 1.0)
-        found = read_one(path, "L" if shape[0] == 1 else "RGB", (shape[1], shape[2]), str(path))
+        # A measurement of another size than the data is what it is; only pictures of the data's are brought to it.
+        size = (shape[1], shape[2]) if tuple(shape[1:]) == tuple(model.shape or ())[1:] else None
+        found = read_one(path, "L" if shape[0] == 1 else "RGB", size, str(path))
+        if found.shape[:2] != (shape[1], shape[2]):
+            size_of = "x".join(map(str, found.shape[:2]))
+            raise ValueError(
+                f"{path} is {size_of}, and what is measured here {shape[1]}x{shape[2]}: with --degrade a clean picture"
+                " is measured first"
+            )
         y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / GREYS * (high - low) + low
     if tuple(y.shape[1:]) != tuple(shape or ()):
         raise ValueError(f"{path} holds {tuple(y.shape)}: what is measured here has the shape {shape}")
