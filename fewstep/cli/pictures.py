@@ -93,7 +93,15 @@ def read_batch(path: Path, model: Denoiser, shape: Sequence[int] | None) -> Tens
         from fewstep.core.pictures import read_one
 
         low, high = model.value_range or (-1.0, 1.0)
-        found = read_one(path, "L" if shape[0] == 1 else "RGB", (shape[1], shape[2]), str(path))
+        # A measurement of another size than the data is what it is; only pictures of the data's are brought to it.
+        size = (shape[1], shape[2]) if tuple(shape[1:]) == tuple(model.shape or ())[1:] else None
+        found = read_one(path, "L" if shape[0] == 1 else "RGB", size, str(path))
+        if found.shape[:2] != (shape[1], shape[2]):
+            size_of = "x".join(map(str, found.shape[:2]))
+            raise ValueError(
+                f"{path} is {size_of}, and what is measured here {shape[1]}x{shape[2]}: with --degrade a clean picture"
+                " is measured first"
+            )
         y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / 255 * (high - low) + low
     if tuple(y.shape[1:]) != tuple(shape or ()):
         raise ValueError(f"{path} holds {tuple(y.shape)}: what is read here has the shape {shape}")

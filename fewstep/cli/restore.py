@@ -13,6 +13,7 @@ from fewstep.cli.spec import read_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.conditions.degraded import Degraded
     from fewstep.core.denoiser import Denoiser
     from fewstep.operators.operator import Operator
     from fewstep.restoration.restore import Restored
@@ -87,8 +88,12 @@ def restore(
     opened = common.open_model(model, device)
     low, high = opened.value_range or (-1.0, 1.0)
     a = _operator(operator, opened)
-    clean = pictures.read_batch(measurement, opened, opened.shape if degrade or a is None else a.out)
-    y = a.measure(clean, noise, seed) if degrade and a is not None else clean
+    own = _own(opened) if a is None else None
+    seen = a if own is None else own.measure
+    clean = pictures.read_batch(measurement, opened, opened.shape if degrade or seen is None else seen.out)
+    y = clean
+    if degrade and (a is not None or own is not None):
+        y = a.measure(clean, noise, seed) if a is not None else own.measured(clean, seed)  # type: ignore[union-attr]
     _check_units(y, low, high)
     rows: list[dict[str, Any]] = []
     best: Restored | None = None
@@ -103,10 +108,29 @@ def restore(
         common.print_json({"model": model, "operator": str(a), "noise": noise, "rows": rows} | used.facts())
         return
     share = noise / (high - low)
-    typer.echo(f"{model}: {a if a is not None else 'conditioned on its measurement'}")
-    typer.echo(f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys")
+    typer.echo(f"{model}: {a if a is not None else _learnt(own)}")
+    if a is not None:
+        typer.echo(
+            f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys"
+        )
     common.print_table(list(rows[0]), [list(row.values()) for row in rows])
     used.say()
+
+
+def _own(model: Denoiser) -> Degraded | None:
+    """What a trained restorer was given."""
+    from fewstep.conditions.degraded import Degraded
+
+    found = model.conditions.get("y")
+    return found if isinstance(found, Degraded) else None
+
+
+def _learnt(own: Degraded | None) -> str:
+    """What a restorer was trained for, in words."""
+    if own is None:
+        return "conditioned on its measurement"
+    words = own.operator if isinstance(own.operator, str) else " then ".join(own.operator)
+    return f"trained for {words}, noise {own.noise if not isinstance(own.noise, tuple) else list(own.noise)}"
 
 
 def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
