@@ -36,8 +36,8 @@ def _pictures(seed: int) -> Tensor:
 
 @functools.cache
 def _made(entries: int, nfe: int, seed: int) -> tuple[Compressed, Tensor]:
-    made = fs.compress(_model(), _pictures(seed), options={"entries": entries, "nfe": nfe})
-    return made, fs.decompress(_model(), made)
+    made = fs.encode(_model(), _pictures(seed), options={"entries": entries, "nfe": nfe})
+    return made, fs.decode(_model(), made)
 
 
 def _ratio(entries: int, nfe: int, seed: int) -> float:
@@ -55,10 +55,10 @@ def scalar(seed: int) -> tuple[float, float]:
     x, low, high = _pictures(seed), 0.01, 10.0
     for _ in range(30):
         step = (low * high) ** 0.5
-        plain = fs.compress(_model(), x, "relic", options={"step": step, "nfe": 0})
+        plain = fs.encode(_model(), x, "relic", options={"step": step, "nfe": 0})
         low, high = (step, high) if plain.bits >= made.bits else (low, step)
-    plain = fs.compress(_model(), x, "relic", options={"step": low, "nfe": 0})
-    return sliced(ours, x), sliced(fs.decompress(_model(), plain), x)
+    plain = fs.encode(_model(), x, "relic", options={"step": low, "nfe": 0})
+    return sliced(ours, x), sliced(fs.decode(_model(), plain), x)
 
 
 def random_indices(seed: int) -> tuple[float, float]:
@@ -76,8 +76,8 @@ def random_indices(seed: int) -> tuple[float, float]:
 def restored(seed: int) -> tuple[float, float]:
     """PSNR of what the bits of a measurement decode to, and of the pseudo-inverse."""
     x, a = _pictures(seed), fs.operators.Downsample(2).fit((1, 8, 8))
-    made = fs.compress(_model(), a(x), operator=a, options={"entries": ENTRIES, "nfe": NFE})
-    return psnr(fs.decompress(_model(), made), x).value, psnr(a.pinv(a(x)), x).value
+    made = fs.encode(_model(), a(x), operator=a, options={"entries": ENTRIES, "nfe": NFE})
+    return psnr(fs.decode(_model(), made), x).value, psnr(a.pinv(a(x)), x).value
 
 
 # Principal components of the digits, each of unit variance, and a mixture of Gaussians of them.

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 
 import torch
-from sklearn.mixture import GaussianMixture as Fitted
 from torch import Tensor
 
 import fewstep as fs
@@ -25,12 +24,8 @@ WEIGHTS = (0.005, 0.02, 0.1)  # total variation alone is given the best of them,
 @functools.cache
 def prior() -> GaussianMixture:
     """A mixture of 8 fitted to the slices of other volumes."""
-    data = phantoms.draw(torch.arange(TRAINED), size=(SIDE,) * 3).double().flatten(0, 2).flatten(1)
-    fitted = Fitted(8, reg_covar=1e-3, random_state=0).fit(data.numpy())
-    weights, means, covariances = (
-        torch.as_tensor(part, dtype=F64) for part in (fitted.weights_, fitted.means_, fitted.covariances_)
-    )
-    return GaussianMixture(weights, means.view(-1, 1, SIDE, SIDE), covariances, VP())
+    data = phantoms.draw(torch.arange(TRAINED), size=(SIDE,) * 3).double().flatten(0, 2)[:, None]
+    return GaussianMixture.fitted(data, 8, VP())
 
 
 @functools.cache

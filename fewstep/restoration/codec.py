@@ -1,4 +1,4 @@
-"""`fs.compress(model, pictures)`: pictures in few bits, which the same model makes pictures of again."""
+"""`fs.encode(model, pictures)`: pictures in few bits, which the same model makes pictures of again."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ class Compressed:
             ValueError: other bytes, those of another version, some that are missing or were changed.
         """
         if not data.startswith(MAGIC[: len(data) or 1]):
-            raise ValueError(
-                f"{where} holds no compressed pictures: 'fewstep compress' and fs.compress make such files"
-            )
+            raise ValueError(f"{where} holds no compressed pictures: 'fewstep encode' and fs.encode make such files")
         if len(data) < HEAD.size:
             raise ValueError(f"{where} was cut short: {len(data)} bytes are not even its head")
         _, version, length, checksum = HEAD.unpack_from(data)
@@ -103,7 +101,7 @@ def _checksum(body: bytes) -> bytes:
 
 
 @checked
-def compress(
+def encode(
     model: Denoiser,
     pictures: Tensor,
     method: str = "ddcm",
@@ -113,7 +111,7 @@ def compress(
     batch_size: int = 256,
     **condition: Any,
 ) -> Compressed:
-    """Pictures `(B, *shape)` in few bits: `.bits` of them, `.save(path)`, and `fs.decompress` to have pictures again.
+    """Pictures `(B, *shape)` in few bits: `.bits` of them, `.save(path)`, and `fs.decode` to have pictures again.
 
     Args:
         pictures: as the model's data are; with an operator, measurements `(B, *measured)`.
@@ -152,8 +150,8 @@ def compress(
 
 
 @checked
-def decompress(model: Denoiser, compressed: Compressed | str | os.PathLike[str], *, batch_size: int = 256) -> Tensor:
-    """The pictures `(B, *shape)`, as data, of what `fs.compress` made with the same model, or of its file.
+def decode(model: Denoiser, compressed: Compressed | str | os.PathLike[str], *, batch_size: int = 256) -> Tensor:
+    """The pictures `(B, *shape)`, as data, of what `fs.encode` made with the same model, or of its file.
 
     Raises:
         ValueError: as `Compressed.load`; what was made with another model, or with other numbers for a seed.

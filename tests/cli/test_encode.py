@@ -1,4 +1,4 @@
-"""`fewstep compress` and `fewstep decompress` as they are typed."""
+"""`fewstep encode` and `fewstep decode` as they are typed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def files(tmp_path):
 def test_there_and_back(files, capsys):
     folder, x = files
     made, out = folder / "new" / "x.fsc", folder / "x2.npz"
-    words = ["compress", "digits", str(folder / "x.npz"), "--method", "relic:step=0.3", "--out", str(made), "--json"]
+    words = ["encode", "digits", str(folder / "x.npz"), "--method", "relic:step=0.3", "--out", str(made), "--json"]
     assert run(words) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["pictures"] == 3 and told["bytes"] == made.stat().st_size
     assert told["bits a picture"] == pytest.approx(64 * told["bits a number"])
-    assert run(["decompress", "digits", str(made), "--out", str(out)]) == 0
+    assert run(["decode", "digits", str(made), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: 3 pictures by relic\n"
     with np.load(out) as held:
         assert torch.allclose(torch.from_numpy(held["images"]).movedim(-1, 1), x, atol=0.3)
@@ -41,23 +41,23 @@ def test_a_picture_and_a_measurement(files, capsys):
     folder, _ = files
     for words in (["x.png"], ["y.npz", "--operator", "downsample:2"]):
         made = folder / f"{words[0]}.fsc"
-        given = ["compress", "digits", str(folder / words[0]), *words[1:], "--method", "ddcm:nfe=3,entries=8"]
+        given = ["encode", "digits", str(folder / words[0]), *words[1:], "--method", "ddcm:nfe=3,entries=8"]
         assert run([*given, "--out", str(made)]) == 0
         assert "by ddcm" in capsys.readouterr().out
-        assert run(["decompress", "digits", str(made), "--out", str(folder / f"{words[0]}.out.png")]) == 0
+        assert run(["decode", "digits", str(made), "--out", str(folder / f"{words[0]}.out.png")]) == 0
         assert (folder / f"{words[0]}.out.png").is_file()
 
 
 def test_what_is_said_of_bad_input(files, capsys):
     folder, _ = files
     made = folder / "x.fsc"
-    assert run(["compress", "digits", str(folder / "x.npz"), "--method", "ddcm:nfe=2", "--out", str(made)]) == 0
+    assert run(["encode", "digits", str(folder / "x.npz"), "--method", "ddcm:nfe=2", "--out", str(made)]) == 0
     capsys.readouterr()
     for words, message in (
-        (["compress", "digits", str(folder / "x.npz"), "--out", str(made)], "x.fsc"),
-        (["compress", "digits", str(folder / "gone.npz"), "--out", "o.fsc"], "there is no file"),
-        (["decompress", "digits-1", str(made), "--out", str(folder / "o.png")], "x.fsc was compressed with another"),
-        (["decompress", "digits", str(folder / "x.npz"), "--out", str(folder / "o.png")], "holds no compressed"),
+        (["encode", "digits", str(folder / "x.npz"), "--out", str(made)], "x.fsc"),
+        (["encode", "digits", str(folder / "gone.npz"), "--out", "o.fsc"], "there is no file"),
+        (["decode", "digits-1", str(made), "--out", str(folder / "o.png")], "x.fsc was compressed with another"),
+        (["decode", "digits", str(folder / "x.npz"), "--out", str(folder / "o.png")], "holds no compressed"),
     ):
         assert run(words) == 2
         err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`fewstep compress`: pictures in few bits."""
+"""`fewstep encode`: pictures in few bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewstep.cli import common, pictures
 from fewstep.cli.spec import read_spec
 
 
-def compress(
+def encode(
     model: Annotated[str, typer.Argument(help="A model, as 'fewstep sample' takes it.")],
     source: Annotated[Path, typer.Argument(metavar="PICTURES", help="An .npz of pictures, or a picture.")],
     method: Annotated[str, typer.Option(help="ddcm or relic, with its options: ddcm:entries=256,nfe=40.")] = "ddcm",
@@ -20,7 +20,7 @@ def compress(
         list[str] | None,
         typer.Option(metavar="NAME:value,option=value", help="What is given was measured by it: decode restored ones."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The file.")] = Path("compressed.fsc"),
+    out: Annotated[Path, typer.Option(help="The file.")] = Path("encoded.fsc"),
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     device: common.Device = None,
     as_json: common.Json = False,
@@ -29,14 +29,14 @@ def compress(
 
     \b
     Example:
-        fewstep compress digits digits.npz --method ddcm:entries=256 --out digits.fsc
-        fewstep compress digits photo.png --method relic:step=0.5 --out photo.fsc
-        fewstep compress digits small.npz --operator downsample:2 --out restored.fsc
+        fewstep encode digits digits.npz --method ddcm:entries=256 --out digits.fsc
+        fewstep encode digits photo.png --method relic:step=0.5 --out photo.fsc
+        fewstep encode digits small.npz --operator downsample:2 --out restored.fsc
     """
     common.check_new_file(out, force)
     name, options = read_spec(method, "--method")
     opened = common.open_model(model, device)
-    from fewstep.restoration.codec import compress as run
+    from fewstep.restoration.codec import encode as run
 
     a = None
     if operator:

@@ -1,4 +1,4 @@
-"""`fewstep decompress`: pictures of what `fewstep compress` wrote."""
+"""`fewstep decode`: pictures of what `fewstep encode` wrote."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import typer
 from fewstep.cli import common, pictures
 
 
-def decompress(
+def decode(
     model: Annotated[str, typer.Argument(help="The model that the pictures were compressed with.")],
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What 'fewstep compress' wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="What 'fewstep encode' wrote.")],
     out: Annotated[Path, typer.Option(help="A .png (all in a grid), an .npz, or a folder (one PNG a picture).")] = Path(
-        "decompressed.png"
+        "decoded.png"
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     device: common.Device = None,
     as_json: common.Json = False,
 ) -> None:
-    """Make pictures again of what 'fewstep compress' wrote.
+    """Make pictures again of what 'fewstep encode' wrote.
 
     \b
     Example:
-        fewstep decompress digits digits.fsc --out digits.png
+        fewstep decode digits digits.fsc --out digits.png
     """
     pictures.check_out(out, force)
     opened = common.open_model(model, device)
     from fewstep import __version__
     from fewstep.restoration.codec import Compressed
-    from fewstep.restoration.codec import decompress as run
+    from fewstep.restoration.codec import decode as run
 
     held = Compressed.load(source)
     x = run(opened, source)  # by its name, which messages then say
