@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from fewstep.hub.push import push_to_hub as push_to_hub
     from fewstep.operators.checks import check_operator as check_operator
     from fewstep.restoration.calibrate import calibrate as calibrate
+    from fewstep.restoration.codec import decode as decode
+    from fewstep.restoration.codec import encode as encode
     from fewstep.restoration.restore import posterior as posterior
     from fewstep.restoration.restore import restore as restore
     from fewstep.sampling.adjoint import sample_with_gradient as sample_with_gradient

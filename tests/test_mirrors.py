@@ -36,6 +36,7 @@ ELSEWHERE = {
     "caching/calibrate.py": ("caching/test_magcache.py", "fewstep.caching.calibrate"),
     "cli/common.py": ("cli/test_sample_options.py", "fewstep.cli.common"),
     "cli/compare.py": ("cli/test_search_compare.py", "compare"),
+    "cli/decode.py": ("cli/test_encode.py", "decode"),
     "cli/info.py": ("cli/test_methods_info.py", "info"),
     "cli/methods.py": ("cli/test_methods_info.py", "methods"),
     "cli/pictures.py": ("cli/test_sample_options.py", "fewstep.cli.pictures"),

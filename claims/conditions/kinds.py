@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from claims.common import Claim, Outcome, compared, experiment, tolerance
+from fewstep.conditions.degraded import Degraded
 from fewstep.conditions.label import Label
 from fewstep.conditions.latent import Latent
 from fewstep.conditions.negative import Negative
@@ -75,6 +76,10 @@ ROWS: tuple[tuple[str, Condition, Callable[[Any], Tensor], str, list[Any], list[
      "a cast to float32 and to the shape",
      [torch.zeros(1, 2, 1), torch.zeros(2), torch.zeros(()), torch.zeros(1, 2, 2).long(), 0.0, torch.zeros(3, 1, 2, 2)],
      [torch.ones(1, 2, 2), torch.ones(4, 1, 2, 2), torch.ones(1, 1, 2, 2)]),
+    ("degraded", Degraded(data=(1, 4, 4), operator="downsample:2"),
+     lambda value: torch.as_tensor(value).float().expand(BATCH, 1, 2, 2), "a cast to float32 and to the shape",
+     [torch.zeros(1, 2, 1), torch.zeros(2), torch.zeros(()), torch.zeros(1, 2, 2).long(), 0.0, torch.zeros(3, 1, 2, 2)],
+     [torch.ones(1, 2, 2), torch.ones(4, 1, 2, 2), torch.ones(1, 4, 4), torch.ones(4, 1, 4, 4)]),
     ("text", Text(WORDS, 4), _words, "a lookup that leaves out what it does not know",
      ["a green circle", "a circel", "a red circle a blue square", "redcircle"], ["a red circle", None, "", ["a"] * 4]),
 )  # fmt: skip

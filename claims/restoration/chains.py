@@ -87,17 +87,34 @@ def _blind(own: Any, name: str, seed: int, nfe: int = 40) -> Tensor:
     return found
 
 
+def kernel_error(own: Any, name: str, seed: int) -> tuple[float, float]:
+    """Of the kernels found and of the first guess."""
+    _blind(own, name, seed)
+    return error(own.reported()["kernels"], TRUE), error(FIRST, TRUE)
+
+
 def gibbs(seed: int) -> tuple[float, float]:
     model, truth, y, first = _blurred(seed)
     ours = _blind(GibbsDDRM(spread=0.2), "gibbs-ddrm", seed)
     return error(ours, truth), error(_restored(model, y, first, 0.05, "ddrm", 40, seed), truth)
 
 
+def _kernels() -> BlindDPS:
+    prior = GaussianMixture(torch.ones(1), torch.tensor([[0.2, 0.6, 0.2]]), 0.1**2, VP())
+    return BlindDPS(prior, kernel_zeta=0.05)
+
+
+def against_uniform(seed: int) -> tuple[float, float]:
+    """With a prior of kernels, and with all kernels as likely."""
+    truth = _blurred(seed)[1]
+    found = [_blind(own, "blind-dps", seed) for own in (_kernels(), BlindDPS(kernel_zeta=0.05))]
+    return error(found[0], truth), error(found[1], truth)
+
+
 def blind(seed: int) -> tuple[float, float]:
     """With a prior of kernels around a wider one, against dps that takes the first guess for the kernel."""
     model, truth, y, first = _blurred(seed)
-    prior = GaussianMixture(torch.ones(1), torch.tensor([[0.2, 0.6, 0.2]]), 0.1**2, VP())
-    ours = _blind(BlindDPS(prior, kernel_zeta=0.05), "blind-dps", seed)
+    ours = _blind(_kernels(), "blind-dps", seed)
     return error(ours, truth), error(_restored(model, y, first, 0.05, "dps", 40, seed), truth)
 
 
@@ -180,6 +197,7 @@ def claim(method: str, sentence: str, run: Any, against: str, about: str) -> Cla
 
 
 SIXTEEN = "mixture of 6 in 16 numbers"
+KERNELS = f"{SIXTEEN}, three taps, noise 0.05, 24 samples, 40 evaluations"
 
 CLAIMS = (
     beats("cdim", "in 20 evaluations it is nearer to the posterior than dps", "dps", "half seen", {"method": "cdim"},
@@ -192,9 +210,14 @@ CLAIMS = (
     claim("dmid", "the mean of eight runs has the smaller error", lambda seed: averaged(seed, 8, 1), "one run",
           f"{SIXTEEN}, noise 0.3, 200 samples, 8 evaluations a run"),
     claim("gibbs-ddrm", "an unknown kernel is found on the way", gibbs, "ddrm with the first guess",
-          f"{SIXTEEN}, three taps, noise 0.05, 24 samples, 40 evaluations"),
+          KERNELS),
     claim("blind-dps", "a prior of kernels is better than a wrong kernel", blind, "dps with the first guess",
-          f"{SIXTEEN}, three taps, noise 0.05, 24 samples, 40 evaluations"),
+          KERNELS),
+    claim("gibbs-ddrm", "kernels drawn on the way are nearer to the true one than the first guess",
+          lambda seed: kernel_error(GibbsDDRM(spread=0.2), "gibbs-ddrm", seed), "the first guess", KERNELS),
+    claim("blind-dps", "kernels found on the way are nearer to the true one than the first guess",
+          lambda seed: kernel_error(_kernels(), "blind-dps", seed), "the first guess", KERNELS),
+    claim("blind-dps", "a prior of kernels is better than none", against_uniform, "all kernels as likely", KERNELS),
     claim("joint", "a noise with a model of its own is taken out", parted, "dps that takes it for white",
           f"{SIXTEEN} and waves of one frequency, noise 0.05, 24 samples, 40 evaluations"),
     claim("mbir", "total variation across the slices tells what they share", volumes, "slices alone (weight 0)",

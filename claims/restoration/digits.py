@@ -27,22 +27,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "diffpir": {"method": "diffpir"},
     "dps": {"method": "dps"},
     "daps": {"method": "daps"},
+    "red-diff": {"method": "red-diff"},
 }
 CHEAP = ("ddnm-plus", "ddrm", "diffpir")  # a forward pass alone: they are given twice the evaluations too
 
 
 @functools.cache
-def _model() -> Any:
+def model() -> Any:
     return fs.load("digits")
 
 
 @functools.cache
-def _pictures() -> Tensor:
+def pictures() -> Tensor:
     return open_built_in("digits", split="validation").images[:PICTURES]
 
 
 @functools.cache
-def _operator(problem: str) -> LinearOperator:
+def operator(problem: str) -> LinearOperator:
     if problem == "half seen":
         mask = torch.zeros(1, 8, 8)
         mask[..., :4] = 1
@@ -59,10 +60,10 @@ def _operator(problem: str) -> LinearOperator:
 @functools.cache
 def score(name: str, problem: str, nfe: int, seed: int) -> float:
     """The energy score of a method's draws."""
-    a = _operator(problem)
-    y = a.measure(_pictures(), NOISE, seed=seed)
-    x = fs.restore(_model(), y, a, NOISE, n=DRAWS, nfe=nfe, seed=seed, **METHODS[name])
-    return energy_score(x, _pictures()).value
+    a = operator(problem)
+    y = a.measure(pictures(), NOISE, seed=seed)
+    x = fs.restore(model(), y, a, NOISE, n=DRAWS, nfe=nfe, seed=seed, **METHODS[name])
+    return energy_score(x, pictures()).value
 
 
 def beats(rival: str, problem: str, factor: float = 1.0, theirs: int = NFE) -> Claim:

@@ -15,8 +15,10 @@ from fewstep.cli.cache import cache
 from fewstep.cli.chat import chat
 from fewstep.cli.compare import LISTS as COMPARE_LISTS
 from fewstep.cli.compare import compare
+from fewstep.cli.decode import decode
 from fewstep.cli.demo import demo
 from fewstep.cli.distill import distill
+from fewstep.cli.encode import encode
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.info import info
 from fewstep.cli.methods import methods
@@ -64,8 +66,8 @@ def root(
 
 
 for command in (
-    demo, sample, chat, restore, train, distill, accelerate, cache, search, compare, evaluate, serve, studio, methods,
-    info,
+    demo, sample, chat, restore, encode, decode, train, distill, accelerate, cache, search, compare, evaluate,
+    serve, studio, methods, info,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(route, name="route")

@@ -70,6 +70,44 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
     return for_model(path, model, str(path), grey)
 
 
+def read_batch(path: Path, model: Denoiser, shape: Sequence[int] | None) -> Tensor:
+    """What an .npz or a picture holds, `(B, *shape)`, in the model's range: its data, or measurements of them."""
+    import numpy as np
+    import torch
+
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files if held[name].dtype.kind in "fiu"}
+        if not arrays:
+            raise ValueError(f"{path} holds no array of numbers")
+        name = next((key for key in ("y", "samples", "images") if key in arrays), next(iter(arrays)))
+        y = torch.from_numpy(np.ascontiguousarray(arrays[name])).float()
+        y = y[None] if tuple(y.shape) == tuple(shape or ()) else y
+        if name == "images" and y.ndim == 4 and tuple(y.movedim(-1, 1).shape[1:]) == tuple(shape or ()):
+            y = y.movedim(-1, 1)  # as `fewstep sample` writes them
+    else:
+        if shape is None or len(shape) != 3:
+            raise ValueError(f"a picture cannot be of shape {shape}: give an .npz with the array y")
+        from fewstep.core.pictures import read_one
+
+        low, high = model.value_range or (-1.0, 1.0)
+        # A measurement of another size than the data is what it is; only pictures of the data's are brought to it.
+        size = (shape[1], shape[2]) if tuple(shape[1:]) == tuple(model.shape or ())[1:] else None
+        found = read_one(path, "L" if shape[0] == 1 else "RGB", size, str(path))
+        if found.shape[:2] != (shape[1], shape[2]):
+            size_of = "x".join(map(str, found.shape[:2]))
+            raise ValueError(
+                f"{path} is {size_of}, and what is measured here {shape[1]}x{shape[2]}: with --degrade a clean picture"
+                " is measured first"
+            )
+        y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / 255 * (high - low) + low
+    if tuple(y.shape[1:]) != tuple(shape or ()):
+        raise ValueError(f"{path} holds {tuple(y.shape)}: what is read here has the shape {shape}")
+    return y
+
+
 def kind_of(out: Path) -> str:
     """What `--out` names: ".png", ".gif", ".npz" or "folder"."""
     if out.suffix.lower() in (".png", ".gif", ".npz"):

@@ -13,6 +13,7 @@ from fewstep.cli.spec import read_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.conditions.degraded import Degraded
     from fewstep.core.denoiser import Denoiser
     from fewstep.operators.operator import Operator
     from fewstep.restoration.restore import Restored
@@ -87,8 +88,12 @@ def restore(
     opened = common.open_model(model, device)
     low, high = opened.value_range or (-1.0, 1.0)
     a = _operator(operator, opened)
-    clean = _read(measurement, opened, None if degrade else a)
-    y = a.measure(clean, noise, seed) if degrade and a is not None else clean
+    own = _own(opened) if a is None else None
+    seen = a if own is None else own.measure
+    clean = pictures.read_batch(measurement, opened, opened.shape if degrade or seen is None else seen.out)
+    y = clean
+    if degrade and (a is not None or own is not None):
+        y = a.measure(clean, noise, seed) if a is not None else own.measured(clean, seed)  # type: ignore[union-attr]
     _check_units(y, low, high)
     rows: list[dict[str, Any]] = []
     best: Restored | None = None
@@ -103,10 +108,29 @@ def restore(
         common.print_json({"model": model, "operator": str(a), "noise": noise, "rows": rows} | used.facts())
         return
     share = noise / (high - low)
-    typer.echo(f"{model}: {a if a is not None else 'conditioned on its measurement'}")
-    typer.echo(f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys")
+    typer.echo(f"{model}: {a if a is not None else _learnt(own)}")
+    if a is not None:
+        typer.echo(
+            f"noise {noise:g} in units of {low:g} to {high:g}: {share:.2%} of the range, {share * GREYS:.1f} greys"
+        )
     common.print_table(list(rows[0]), [list(row.values()) for row in rows])
     used.say()
+
+
+def _own(model: Denoiser) -> Degraded | None:
+    """What a trained restorer was given."""
+    from fewstep.conditions.degraded import Degraded
+
+    found = model.conditions.get("y")
+    return found if isinstance(found, Degraded) else None
+
+
+def _learnt(own: Degraded | None) -> str:
+    """What a restorer was trained for, in words."""
+    if own is None:
+        return "conditioned on its measurement"
+    words = own.operator if isinstance(own.operator, str) else " then ".join(own.operator)
+    return f"trained for {words}, noise {own.noise if not isinstance(own.noise, tuple) else list(own.noise)}"
 
 
 def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
@@ -117,37 +141,6 @@ def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
     from fewstep.operators.spec import read_operator
 
     return read_operator(words, "--operator").fit(model.shape or ())
-
-
-def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
-    """Measurements `(B, *measured)`, or clean data where no operator is given."""
-    import numpy as np
-    import torch
-
-    shape = model.shape if operator is None else operator.out
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files if held[name].dtype.kind in "fiu"}
-        if not arrays:
-            raise ValueError(f"{path} holds no array of numbers")
-        name = next((key for key in ("y", "samples", "images") if key in arrays), next(iter(arrays)))
-        y = torch.from_numpy(np.ascontiguousarray(arrays[name])).float()
-        y = y[None] if tuple(y.shape) == tuple(shape or ()) else y
-        if name == "images" and y.ndim == 4 and tuple(y.movedim(-1, 1).shape[1:]) == tuple(shape or ()):
-            y = y.movedim(-1, 1)  # as `fewstep sample` writes them
-    else:
-        if shape is None or len(shape) != 3:
-            raise ValueError(f"a picture cannot be a measurement of shape {shape}: give an .npz with the array y")
-        from fewstep.core.pictures import read_one
-
-        low, high = model.value_range or (-1.0, 1.0)
-        found = read_one(path, "L" if shape[0] == 1 else "RGB", (shape[1], shape[2]), str(path))
-        y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / GREYS * (high - low) + low
-    if tuple(y.shape[1:]) != tuple(shape or ()):
-        raise ValueError(f"{path} holds {tuple(y.shape)}: what is measured here has the shape {shape}")
-    return y
 
 
 def _check_units(y: Tensor, low: float, high: float) -> None:

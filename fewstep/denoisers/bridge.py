@@ -70,7 +70,7 @@ class BridgeDenoiser(NetworkDenoiser):
     Prediction and state are in the bridge's coordinates; `encode` and `decode` go from and to the data.
 
     Args:
-        shape: one sample's shape, and that of y. conditions: those other than y.
+        shape: one sample's shape, and that of y. conditions: those other than y, or with y as another picture.
         data_std, picture_std, correlation: standard deviations of data and pictures, and the correlation of the two
             elementwise ("bridge" only).
 
@@ -114,11 +114,13 @@ class BridgeDenoiser(NetworkDenoiser):
             network,
             process,
             shape=shape,
-            conditions=dict(conditions or {}) | picture,
+            conditions=picture | dict(conditions or {}),
             data_std=data_std,
             value_range=value_range,
             data=data,
         )
+        if self.conditions["y"].shape != tuple(shape):  # type: ignore[attr-defined]
+            raise ValueError(f"y must have the samples' shape {tuple(shape)}, got {self.conditions['y'].shape}")  # type: ignore[attr-defined]
         self.predicts, self.precondition = predicts, precondition
         self.picture_std, self.correlation = float(picture_std), float(correlation)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -101,6 +101,22 @@ class GaussianMixture(Denoiser):
         k = len(state["means"])
         means = torch.zeros(k, *options["shape"])
         return cls(torch.ones(k), means, 1.0, options["process"], options["predicts"])
+
+    @classmethod
+    def fitted(cls, data: Tensor, components: int, process: Process, seed: int = 0, least: float = 1e-3) -> Self:
+        """A mixture of `components` full covariances fitted to samples `(N, *shape)` by expectation maximisation
+        (scikit-learn's); `least` is added to every variance.
+
+        Raises:
+            ValueError: fewer samples than components.
+        """
+        from sklearn.mixture import GaussianMixture as Fit
+
+        if not 1 <= components <= len(data):
+            raise ValueError(f"components must be 1 to the number of samples, {len(data)}, got {components}")
+        fit = Fit(components, reg_covar=least, random_state=seed).fit(data.flatten(1).double().numpy())
+        weights, means, covariances = map(torch.from_numpy, (fit.weights_, fit.means_, fit.covariances_))
+        return cls(weights, means.reshape(-1, *data.shape[1:]), covariances, process)
 
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma, y `(B, K, D)`, 1 / (alpha^2 c + sigma^2), and `log w_k N(x; ...)` `(B, K)`."""

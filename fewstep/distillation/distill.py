@@ -18,6 +18,7 @@ from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.errors import suggest
 from fewstep.core.files import write
+from fewstep.core.identity import weights_sum
 from fewstep.core.methods import card, made
 from fewstep.core.plan import Plan
 from fewstep.core.student import Student
@@ -39,7 +40,6 @@ from fewstep.distillation.origin import (
     layers_of,
     plan_of,
     start_of,
-    weights_sum,
 )
 from fewstep.distillation.recipe import DistillRecipe, recipe_of
 from fewstep.distillation.scales import followed

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import torch
 from torch import nn
 
 from fewstep.core.denoiser import Denoiser, Wrapper
@@ -65,15 +62,6 @@ def guidance_of(teacher: Denoiser, student: Denoiser | None = None) -> float | S
         return told
     scales = (getattr(layer, "scale", None) for layer in layers_of(teacher) if isinstance(layer, Wrapper))
     return next((float(scale) for scale in scales if isinstance(scale, int | float)), None)
-
-
-def weights_sum(model: nn.Module) -> str:
-    """A checksum of a model's weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def data_std_of(teacher: Denoiser, data: Dataset | None) -> float:

@@ -87,7 +87,7 @@ class DMID:
 
     def _mean(self, live: Live, process: Process, y: Tensor, level: float, steps: int) -> Tensor:
         """Of the runs from y with noise of a level."""
-        times = self.times(process, self.level or level, steps)
+        times = tail(process, self.level or level, steps)
         total = torch.zeros_like(y)
         for _ in range(self.runs):
             x = process.alpha(times[0]) * y
@@ -99,7 +99,8 @@ class DMID:
             total = total + x / process.alpha(times[-1])
         return total / self.runs
 
-    def times(self, process: Process, level: float, steps: int) -> list[float]:
-        """From the level to the clean sample."""
-        start = level_time(process, level)
-        return [start + (process.t_zero - start) * k / steps for k in range(steps)] + [process.t_zero]
+
+def tail(process: Process, level: float, steps: int) -> list[float]:
+    """Even times of the process from a level, `sigma / alpha`, to the clean sample."""
+    start = level_time(process, level)
+    return [start + (process.t_zero - start) * k / steps for k in range(steps)] + [process.t_zero]

@@ -14,6 +14,7 @@ from fewstep.core.live import Live
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.operators.operator import LinearOperator, Operator
+from fewstep.operators.solve import prox
 from fewstep.restoration.dps import residual_weights
 from fewstep.restoration.measured import Problem
 
@@ -84,8 +85,7 @@ class REDDiff:
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
         y, like = live.condition["y"], live.start()
-        linear = isinstance(problem.operator, LinearOperator)
-        mu = problem.operator.pinv(y) if linear else torch.zeros_like(like)
+        mu = _first(problem, y, like)
         scale, variance = _scale(problem, y)
         lam = self.lam if self.lam is not None else variance if self.weights == "score" else 0.25
         asked = [t for start in range(self.restarts + 1) for t in times[:-1][start :: self.restarts + 1]]
@@ -109,6 +109,17 @@ class REDDiff:
     def pull(self, ratio: float) -> float:
         """`w alpha / sigma`, the factor of `mu - x0_hat`; ratio: alpha / sigma."""
         return {"inverse-snr": 1.0, "constant": ratio, "score": ratio**2}[self.weights]
+
+
+def _first(problem: Problem, y: Tensor, like: Tensor) -> Tensor:
+    """Where mu begins: at the mode under a normal prior of the data's deviation, which is `A^+ y` without noise and
+    does not divide the noise by small singular values with it; at 0 where A is not linear."""
+    if not isinstance(problem.operator, LinearOperator):
+        return torch.zeros_like(like)
+    variance, std = float(problem.law.variance(y).mean()), problem.model.facts.data_std or 1.0
+    if variance == 0:
+        return problem.operator.pinv(y)  # type: ignore[no-any-return]
+    return prox(problem.operator, torch.zeros_like(like), y, variance / std**2)
 
 
 def _scale(problem: Problem, y: Tensor) -> tuple[Tensor | float, float]:

@@ -36,6 +36,7 @@ from fewstep.training.objective import Objective, Term, Weighting, squared_error
 from fewstep.training.sections import (
     AdapterPart,
     DataPart,
+    DegradePart,
     DenoiserPart,
     NoiseLevelsPart,
     TrainPart,
@@ -50,7 +51,7 @@ HYBRID = 0.001  # factor of the bound beside the simple loss (iDDPM, section 3.1
 # Two ways to state the same: the section that names the method, and the older key.
 FURTHER = (  # what data may have beside pictures of one kind, and the argument of a network that takes it
     ("captions (data.captions = true)", "vocabulary"),
-    ("pictures (data.coarse)", "picture"),
+    ("measurements ([degrade])", "picture"),
     ("clips", "frames"),
 )
 TWICE = (
@@ -75,6 +76,7 @@ class Recipe:
         backward, clusters      how gradients are taken, and the clusters of noise levels that it uses
         rows, average           the order of the data, and the average of the weights (for `train.ema`)
         coordinates             of the denoiser "coordinates"
+        degrade                 what a restorer is given: an operator, noise, and the form of the picture `y`
         adapter                 low-rank adapters train on a model's weights (`fewstep.training.adapted`)
 
     In Python an option may be a function (a term's residual). Checkpoints keep only its name.
@@ -98,6 +100,7 @@ class Recipe:
     average: Section | None = None
     coordinates: Section | None = None
     adapter: AdapterPart | None = None
+    degrade: DegradePart | None = None
 
     def __post_init__(self) -> None:
         for section, part, key, default in TWICE:
@@ -110,6 +113,8 @@ class Recipe:
             check("term", {key: value for key, value in term.items() if key != "factor"})
         if isinstance(self.make_levels(), ImportanceLevels) and self.backward is not None:
             raise ValueError("noise levels by importance weigh the gradients themselves: leave [backward] out")
+        if self.denoiser.name == "bridge-network" and self.degrade is None:
+            raise ValueError("a bridge leads from a picture to the sample: it needs a section [degrade]")
         if (self.coordinates is None) != (self.denoiser.name != "coordinates"):
             raise ValueError('section [coordinates] goes with [denoiser] name = "coordinates", and that with it')
         if self.clusters is not None and self.backward is None:
@@ -223,7 +228,8 @@ class Recipe:
         needed = {"channels": channels, "size": size, "classes": spec.classes if self.data.labels else None}
         needed |= {"frames": frames[0]} if frames else {}
         needed |= {"out": 2 * channels} if self.denoiser.doubles else {}
-        needed |= {"picture": channels} if self.data.coarse else {}
+        if self.degrade is not None:
+            needed |= {"picture": self._seen(spec)}
         if self.data.captions and spec.text is not None:
             needed |= {"vocabulary": len(spec.text.vocabulary), "captions": spec.text.length}
         for what, key in FURTHER:
@@ -233,6 +239,17 @@ class Recipe:
             if arguments.setdefault(key, value) != value:
                 raise ValueError(f"network.{key} = {arguments[key]}, yet the data {spec.name!r} has {value}")
         return made(**arguments)
+
+    def _seen(self, spec: DataSpec) -> int:
+        """The channels of the pictures of [degrade]; `ValueError` for those of another size than the data."""
+        assert self.degrade is not None
+        seen, wanted = self.degrade.condition(spec).shape, tuple(spec.shape[1:])
+        if seen[1:] != wanted:
+            raise ValueError(
+                f"[degrade] makes pictures {seen}, and the network reads them beside samples {tuple(spec.shape)}:"
+                ' picture = "pinv" or "upsampled" has their size'
+            )
+        return seen[0]
 
     def make_denoiser(
         self,

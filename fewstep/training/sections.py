@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fewstep.conditions.degraded import FORMS, Degraded
 from fewstep.core.errors import suggest
 from fewstep.core.methods import find, made
+from fewstep.data.dataset import DataSpec
 from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.operators.spec import read_operator
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("constant", "cosine")
@@ -24,8 +27,7 @@ class DataPart:
     """What `fewstep.data.open.open_data` opens, or tar shards (`train-{0000..0127}.tar`, `fewstep.data.stream`).
 
     labels: condition on the classes; captions: on the captions. share: of the data that one round uses; the next
-    uses others (RS2, see `fewstep.training.draws.Draws`). coarse: each picture goes with a picture `y`, the same one
-    averaged over squares with sides of this many pixels; 0 for none. noise: the standard deviation of the noise in all
+    uses others (RS2, see `fewstep.training.draws.Draws`). noise: the standard deviation of the noise in all
     training samples but a share `clean` of them; the objective `ambient` receives the noise level of each.
     flip: mirror every second picture, by chance. crop: cut random squares of this many pixels out of the pictures
     (central ones for validation); 0 leaves them whole (`fewstep.data.augment`).
@@ -40,7 +42,6 @@ class DataPart:
     validation: float = 0.1
     seed: int = 0
     share: float = 1.0
-    coarse: int = 0
     noise: float = 0.0
     clean: float = 0.0
     flip: bool = False
@@ -49,7 +50,6 @@ class DataPart:
     def __post_init__(self) -> None:
         rules = {
             "share": (0 < self.share <= 1, "above 0 and at most 1"),
-            "coarse": (self.coarse >= 0, "at least 0"),
             "crop": (self.crop >= 0, "at least 0"),
             "noise": (0 <= self.noise < math.inf, "at least 0"),
             "clean": (0 <= self.clean <= 1, "0 to 1"),
@@ -98,6 +98,28 @@ class DenoiserPart:
     def doubles(self) -> bool:
         """Whether the network answers with twice as many channels as a sample has."""
         return self.learned_variance or self.predicts in ("residual+eps", "both")
+
+
+@dataclass(frozen=True)
+class DegradePart:
+    """What a restorer is given beside each sample, the condition `y`: a measurement by an operator with noise, drawn on
+    the fly. The keys are those of `fewstep.conditions.degraded.Degraded`."""
+
+    operator: str | list[str]
+    noise: float | str | tuple[float, float] = 0.0
+    picture: str | None = None
+
+    def __post_init__(self) -> None:
+        read_operator(self.operator, "degrade.operator")
+        if self.picture is not None and self.picture not in FORMS:
+            raise suggest("degrade.picture", self.picture, FORMS)
+        Degraded(data=(1, 1, 1), noise=self.noise)
+
+    def condition(self, spec: DataSpec) -> Degraded:
+        """The condition of a model of such data; `ValueError` where the operator does not fit them."""
+        low = 0.0 if spec.value_range is None else spec.value_range[0]
+        operator = self.operator if isinstance(self.operator, str) else tuple(self.operator)
+        return Degraded((), tuple(spec.shape), operator, self.noise, self.picture, low)
 
 
 @dataclass(frozen=True)

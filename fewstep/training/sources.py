@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from fewstep.conditions.degraded import Degraded
 from fewstep.conditions.label import Label
-from fewstep.conditions.picture import Picture
 from fewstep.core.condition import Condition
 from fewstep.data.dataset import Dataset
 from fewstep.data.open import is_built_in, open_source
@@ -17,6 +16,7 @@ from fewstep.denoisers.network import NetworkDenoiser
 from fewstep.training.adapted import on_model
 from fewstep.training.recipe import DataPart, Recipe
 
+HELD = 1 << 40  # added to the seed for the measurements of held-out samples
 MEASURED = 2048  # samples of a stream that its standard deviation is measured on
 
 
@@ -49,19 +49,22 @@ def _std(data: Dataset | Stream) -> float:
     return float(_some(data).double().std(correction=0)) if isinstance(data, Stream) else data.std()
 
 
-def coarse(images: Tensor, size: int) -> Tensor:
-    """Pictures (B, C, H, W) averaged over squares of `size` pixels, at their own size."""
-    if images.shape[2] % size or images.shape[3] % size:
-        raise ValueError(f"data.coarse = {size} does not divide pictures of {images.shape[2]}x{images.shape[3]}")
-    mean = F.avg_pool2d(images, size)
-    return mean.repeat_interleave(size, 2).repeat_interleave(size, 3)
+def measurements(
+    recipe: Recipe, denoiser: NetworkDenoiser, images: Tensor, first: int, held: bool
+) -> dict[str, Tensor]:
+    """What goes with pictures where the recipe degrades them; each one's noise is that of its number in the run."""
+    kind = denoiser.conditions.get("y")
+    if recipe.degrade is None or not isinstance(kind, Degraded):
+        return {}
+    return {"y": kind.degraded(images, recipe.train.seed + (HELD if held else 0), first)}
 
 
 def make_denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
     if recipe.adapter is not None:
-        reads = {"label": recipe.data.labels, "text": recipe.data.captions, "y": bool(recipe.data.coarse)}
+        reads = {"label": recipe.data.labels, "text": recipe.data.captions, "y": recipe.degrade is not None}
         return on_model(recipe.adapter, data.spec, [name for name in reads if reads[name]], recipe.train.seed)
     network, given, spec = recipe.make_network(data.spec), recipe.denoiser, data.spec
+    seen = None if recipe.degrade is None else recipe.degrade.condition(spec)
     measured: dict[str, float] = {}
     if given.precondition == "edm" and given.data_std is None:
         measured = {"data_std": _std(data)}
@@ -69,13 +72,13 @@ def make_denoiser(recipe: Recipe, data: Dataset | Stream) -> NetworkDenoiser:
             raise ValueError(f"all images in {recipe.data.source!r} are of one value: there is nothing to learn")
     elif given.precondition == "bridge" and given.data_std is None:
         some = _some(data)
-        measured = statistics(some, coarse(some, recipe.data.coarse)) if recipe.data.coarse else {}
+        measured = {} if seen is None else statistics(some, seen.degraded(some, recipe.train.seed))
     conditions: dict[str, Condition] = {}
     if recipe.data.labels and spec.classes:
         conditions["label"] = Label(spec.classes)
     if recipe.data.captions and spec.text is not None:
         conditions["text"] = spec.text
-    if recipe.data.coarse:
-        conditions["y"] = Picture(tuple(spec.shape))
+    if seen is not None:
+        conditions["y"] = seen
     name = spec.name if is_built_in(spec.name) else None
     return recipe.make_denoiser(network, spec, conditions, measured, name)

@@ -29,7 +29,7 @@ from fewstep.training.objective import Objective
 from fewstep.training.players import Moment, Player, optimise
 from fewstep.training.recipe import Recipe, differences
 from fewstep.training.sharded import as_in, asked, shard, whole
-from fewstep.training.sources import coarse, make_denoiser, open_split
+from fewstep.training.sources import make_denoiser, measurements, open_split
 
 # A resumed run may change these: they set how long and how often, not what a step does.
 FREE = ("train.steps", "train.log_every", "train.save_every", "train.validate_every")
@@ -219,19 +219,20 @@ class TrainingState:
         if isinstance(self.data, Stream):  # in its own order, by the same number
             images, label = self.data.batch(seen + mine.start, mine.stop - mine.start)
             images = self.augment(images, chance)
-            return self._states(images, {"label": label} if isinstance(label, Tensor) else {})
+            return self._states(images, {"label": label} if isinstance(label, Tensor) else {}, seen + mine.start)
         rows = self.draws.rows(seen, self.recipe.train.batch)[mine]
         images, given = self.data.batch(rows)
         images = self.augment(images, chance)
         if self.recipe.data.noise:
             images, level = degrade(images, rows, self.recipe.data.clean, self.recipe.data.noise)
             given = given | {CONDITION: level}
-        return self._states(images, given)
+        return self._states(images, given, seen + mine.start)
 
-    def _states(self, images: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures as the denoiser trains on them, with the coarse ones where the recipe asks for those."""
-        if size := self.recipe.data.coarse:
-            given = given | {"y": coarse(images, size)}
+    def _states(
+        self, images: Tensor, given: dict[str, Tensor], first: int, held: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Samples number `first` on, of the run or of its held-out ones, as the denoiser trains on them."""
+        given = given | measurements(self.recipe, self.denoiser, images, first, held)
         if isinstance(self.denoiser, BridgeDenoiser):  # it takes data, and converts to its coordinates in the loss
             return images, given
         return self.denoiser.encode(images, **given), given
@@ -306,7 +307,7 @@ class TrainingState:
         for start in range(0, total, batch):
             chosen = slice(start, start + batch)
             images, given = self.held.batch(rows[chosen])
-            x0, given = self._states(self.augment(images), given)
+            x0, given = self._states(self.augment(images), given, start, held=True)
             eps = self.denoiser.process.eps(lambda x0=x0: torch.randn(x0.shape, generator=generator))  # type: ignore[misc]
             t = self.levels.quantile(shares[chosen]).to(device)
             summed += float(objective(x0.to(device), eps.to(device), t, self._condition(given)).sum())

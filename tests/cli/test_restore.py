@@ -10,7 +10,11 @@ import torch
 
 import fewstep as fs
 from fewstep.cli.main import run
+from fewstep.conditions.degraded import Degraded
 from fewstep.data.open import open_built_in
+from fewstep.denoisers.network import NetworkDenoiser
+from fewstep.networks.unet import UNet
+from fewstep.processes.ve import EDM
 from fewstep.report.grid import image_grid, save_png
 
 
@@ -86,3 +90,26 @@ def test_other_units_are_warned_of(files, capsys):
     with pytest.warns(UserWarning, match="in other units"):
         words = ["restore", "digits", str(files / "bytes.npz"), "--operator", "downsample:2", "--method", "ddnm"]
         run([*words, "--nfe", "2", "--out", str(files / "out.npz")])
+
+
+def test_a_trained_restorer_knows_what_it_was_given(files, capsys):
+    kind = Degraded(data=(1, 8, 8), operator="downsample:2", noise=(0.0, 0.1))
+    network = UNet(channels=1, size=8, width=(8,), attention=(), embedding=16, classes=None, picture=1)
+    fs.save(NetworkDenoiser(network, EDM(), "x0", (1, 8, 8), {"y": kind}, "edm", 0.75), files / "own")
+    out = str(files / "restored.npz")
+    assert run(["restore", str(files / "own"), str(files / "y.npz"), "--nfe", "3", "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert "trained for downsample:2, noise [0.0, 0.1]" in said and "noise 0 in units" not in said
+    with np.load(files / "y.npz") as held:
+        y = torch.from_numpy(held["y"])
+    model = fs.load(files / "own")
+    assert model.conditions["y"] == kind
+    with np.load(out) as held:
+        made = torch.from_numpy(held["images"]).movedim(-1, 1)
+    expected = fs.restore(model, kind.measure.pinv(y), nfe=3)
+    assert float((made.float() - expected.clamp(-1, 1)).abs().max()) < 1 / 64  # either form of y is the same
+    clean = str(files / "clean.png")
+    assert run(["restore", str(files / "own"), clean, "--degrade", "--nfe", "3", "--out", out, "--force"]) == 0
+    assert "psnr" in capsys.readouterr().out
+    assert run(["restore", str(files / "own"), clean, "--nfe", "3", "--out", out, "--force"]) == 2
+    assert "clean.png is 8x8, and what is measured here 4x4: with --degrade" in capsys.readouterr().err

@@ -41,6 +41,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "each": [torch.stack([ONE, -ONE, 2 * ONE])],
         "refused": [None, 1.0, ONE.long(), torch.zeros(3, 2), torch.zeros(2, 2, 3)],
     },
+    "degraded": {
+        "options": {"data": [1, 4, 6], "operator": "downsample:2", "noise": 0.1, "picture": "measurement"},
+        "one": [ONE[None], ONE[None, None]],
+        "each": [torch.stack([ONE, -ONE, 2 * ONE])[:, None]],
+        "refused": [None, 1.0, ONE[None].long(), torch.zeros(1, 3, 2), torch.zeros(2, 1, 2, 3)],
+    },
     "number": {
         "options": {"low": 0.5, "high": 8.0, "default": 3.5},
         "one": [2, 2.0, [2.0], torch.tensor(2.0), torch.tensor([2], dtype=torch.int64)],

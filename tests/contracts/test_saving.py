@@ -112,6 +112,9 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         CARDS["gaussian-mixture"].load()(torch.ones(1), DATA[:1], 0.1, VP()),
     ),
     "slices": lambda make: make(CARDS["gaussian-mixture"].load()(torch.ones(2), torch.rand(2, 1, 2, 2), 0.3, VP()), 3),
+    "spherical": lambda make: make(
+        CARDS["gaussian-mixture"].load()(torch.ones(2), torch.rand(2, 1, 4, 4), 0.3, VP()), (4, 8), 12, 100
+    ),
     "adapt": lambda make: make(base(), fs.operators.Inpaint(torch.eye(4)), rank=2),
     "posterior": lambda make: make(
         CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),

@@ -173,3 +173,19 @@ def test_tilted_laws_products_and_powers_are_mixtures():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_mixture_is_fitted_to_samples():
+    means = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+    p = GaussianMixture(torch.tensor([0.5, 0.3, 0.2]), means, torch.tensor([0.5, 1.0, 2.0]), VP())
+    x = p.sample(2000, seed=1)
+    made = GaussianMixture.fitted(x, 3, VP())
+    order = torch.cdist(means, made.means).argmin(1)  # far apart, so that each is found
+    assert torch.allclose(made.log_weights.exp()[order], p.log_weights.exp(), atol=0.03)
+    assert torch.allclose(made.means[order], means, atol=0.2)
+    assert torch.allclose(made.covariances()[order], p.covariances(), atol=0.35)
+    assert float(made.log_likelihood(x).mean()) > float(p.log_likelihood(x).mean())
+    again = GaussianMixture.fitted(x.reshape(-1, 2, 1).float(), 3, VP())
+    assert again.shape == (2, 1) and torch.allclose(again.means, made.means, atol=1e-3)
+    with pytest.raises(ValueError, match="components must be 1 to the number of samples, 2, got 3"):
+        GaussianMixture.fitted(x[:2], 3, VP())

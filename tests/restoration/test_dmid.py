@@ -10,7 +10,7 @@ import fewstep as fs
 from fewstep.processes.flow import Flow
 from fewstep.processes.ve import EDM
 from fewstep.processes.vp import VP
-from fewstep.restoration.dmid import DMID
+from fewstep.restoration.dmid import DMID, tail
 
 F64 = torch.float64
 
@@ -25,11 +25,11 @@ def denoised(model, y, noise, nfe, seed=0, n=None, **options):
 def test_one_run_is_the_plans_own_tail(process, eta):
     model, noise = mixture(process), 0.4
     y = model.sample(3, seed=3) + noise * normal(3, D, seed=4)
-    times = DMID().times(process, noise, 4)
+    times = tail(process, noise, 4)
     assert process.sigma(times[0]) / process.alpha(times[0]) == pytest.approx(noise)
-    tail = fs.plan(process, "ddim", timesteps=times, eta=eta)
+    plan = fs.plan(process, "ddim", timesteps=times, eta=eta)
     start = y * process.alpha(times[0]) / process.sigma(times[0])
-    assert torch.allclose(denoised(model, y, noise, 4, eta=eta), tail(model, start, dtype=F64, seed=0), atol=1e-8)
+    assert torch.allclose(denoised(model, y, noise, 4, eta=eta), plan(model, start, dtype=F64, seed=0), atol=1e-8)
 
 
 def test_runs_come_to_the_posteriors_mean():

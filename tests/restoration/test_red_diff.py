@@ -59,6 +59,15 @@ def test_the_default_fits_the_measurement():
     assert float((a(x) - y).abs().max()) < 0.3
 
 
+def test_the_start_does_not_divide_the_noise_by_small_singular_values():
+    model = mixture()
+    a = fs.operators.Blur("gaussian", width=2.0).fit((D,))
+    y = a.measure(model.sample(3, seed=3), noise=0.1)
+    assert float(a.pinv(y).abs().max()) > 100
+    x = fs.restore(model, y, a, 0.1, method="red-diff", nfe=10, dtype=F64)
+    assert float(x.abs().max()) < 5
+
+
 def test_bad_options_are_said():
     with pytest.raises(ValueError, match="weights must be 'inverse-snr'"):
         REDDiff(weights="snr")

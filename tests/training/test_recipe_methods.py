@@ -183,8 +183,7 @@ def test_several_terms_with_factors_and_options_that_are_functions(make_recipe):
 
 
 def test_a_bridge_sharpens_what_is_coarse(make_recipe, tmp_path):
-    data = make_recipe().to_dict()["data"] | {"coarse": 2}
-    sections = {"data": data, "process": {"name": "ddbm"}, "noise_levels": {}}
+    sections = {"degrade": {"operator": "downsample:2"}, "process": {"name": "ddbm"}, "noise_levels": {}}
     sections["denoiser"] = {"name": "bridge-network", "precondition": "bridge"}
     recipe = make_recipe(sections, steps=2)
     with _accelerator("fp32", "cpu") as accelerator:
@@ -202,9 +201,20 @@ def test_a_checkpoint_of_a_recipe_without_the_later_keys_goes_on(make_recipe, tm
     train(recipe, tmp_path / "run", device="cpu", progress=False, steps=2)
     (path,) = (tmp_path / "run").glob("checkpoints/*/state.json")
     facts = json.loads(path.read_text())
-    for key in ("levels", "term", "objective", "distance", "backward", "clusters", "rows", "average", "coordinates"):
+    for key in (
+        "levels",
+        "term",
+        "objective",
+        "distance",
+        "backward",
+        "clusters",
+        "rows",
+        "average",
+        "coordinates",
+        "degrade",
+    ):
         assert facts["recipe"].pop(key) is None
-    for key in ("coarse", "noise", "clean"):
+    for key in ("noise", "clean"):
         assert facts["recipe"]["data"].pop(key) == 0
     for key in ("name", "options"):
         facts["recipe"]["denoiser"].pop(key)
