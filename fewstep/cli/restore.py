@@ -58,6 +58,7 @@ def restore(
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     seed: common.Seed = 0,
     device: common.Device = None,
+    tile: common.Tile = None,
     as_json: common.Json = False,
 ) -> None:
     """Restore what was measured: samples of p(x | y) for y = A(x) + noise.
@@ -84,7 +85,7 @@ def restore(
     if compare and method:
         raise ValueError("--compare names the methods: leave --method out")
     pictures.check_out(out, force)
-    opened = common.open_model(model, device)
+    opened = common.open_model(model, device, tile=tile)
     low, high = opened.value_range or (-1.0, 1.0)
     a = _operator(operator, opened)
     clean = _read(measurement, opened, None if degrade else a)
@@ -114,9 +115,10 @@ def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
         if "y" in model.conditions:
             return None
         raise ValueError("say what was measured, with --operator, such as downsample:2 or inpaint:mask.png")
+    from fewstep.core.pictures import data_shape
     from fewstep.operators.spec import read_operator
 
-    return read_operator(words, "--operator").fit(model.shape or ())
+    return read_operator(words, "--operator").fit(data_shape(model) or ())
 
 
 def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
@@ -124,7 +126,9 @@ def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
     import numpy as np
     import torch
 
-    shape = model.shape if operator is None else operator.out
+    from fewstep.core.pictures import data_shape
+
+    shape = data_shape(model) if operator is None else operator.out
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if path.suffix == ".npz":
@@ -244,6 +248,7 @@ def _list(as_json: bool) -> None:
             "method": card.name,
             "takes": ", ".join(facts["measures"]),
             "noise": ", ".join(facts["noise"]),
+            "samples": ", ".join(facts.get("states", ("data",))),
             "kind": "any plan" if facts["form"] == "moments" else "its own chain",
             "": card.claim,
         })  # fmt: skip

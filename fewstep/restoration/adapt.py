@@ -16,7 +16,7 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 from fewstep.networks.low_rank import LowRankRows
 from fewstep.networks.surgery import replaced
-from fewstep.operators.operator import LinearOperator, Operator
+from fewstep.operators.operator import Operator
 from fewstep.restoration.measured import check_pair, in_coordinates
 
 METHODS = (
@@ -53,10 +53,10 @@ class Adapted(Wrapper):
         check_pair(model, operator)
         if rank < 0 or steps < 1 or not rate > 0:
             raise ValueError(f"rank must be at least 0, steps 1 and rate above 0, got {rank}, {steps} and {rate}")
-        conditions = {**model.conditions, MEASUREMENT: Picture(operator.measured(model.shape))}
+        conditions = {**model.conditions, MEASUREMENT: Picture(operator.measured())}
         super().__init__(model, conditions=conditions)
         self.operator, self.rank, self.steps, self.rate = operator, rank, steps, rate
-        self.seen = in_coordinates(operator, model) if isinstance(operator, LinearOperator) else operator
+        self.seen = in_coordinates(operator, model)
         self.layers = {path: module for path, module in model.named_modules() if _takes(module)} if rank else {}
         if rank and not self.layers:
             raise ValueError("adapters stand on linear layers and convolutions, and this model has none: rank=0")

@@ -14,11 +14,12 @@ from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.live import Live, Loop
 from fewstep.core.methods import card
+from fewstep.core.pictures import data_shape
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
-from fewstep.restoration.measured import Measured, Problem, in_coordinates
+from fewstep.restoration.measured import Measured, Problem, check_states, in_coordinates
 from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
@@ -101,6 +102,7 @@ def chain(
     else:
         if weight != 1.0:
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
+        check_states(model, method)
         denoiser, step = Measured(model, operator), named_step(method, options or {})
     if solver is None and hasattr(step, "walk"):
         return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
@@ -122,8 +124,7 @@ def walking(
     timesteps: str | Sequence[float],
 ) -> Loop:
     """The sampler of a method that has a chain of its own, in at most `nfe` evaluations."""
-    seen = in_coordinates(operator, model) if isinstance(operator, LinearOperator) else operator
-    problem = Problem(model, seen, law)
+    problem = Problem(model, in_coordinates(operator, model), law)
     check = getattr(step, "check", None)
     if check is not None:
         check(model, operator, law)
@@ -192,7 +193,7 @@ def restore(
         if report:
             return _told(samples, None, None, "the model itself", nfe, nfe, begun, {})
         return samples if n is not None else samples[:, 0]
-    operator.fit(model.shape or ())
+    operator.fit(data_shape(model) or ())
     y = operator.received(operator.check_measurement(y))
     if not bool(torch.isfinite(y).all()):
         raise ValueError("y has values that are not finite")
