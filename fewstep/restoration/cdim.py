@@ -145,12 +145,12 @@ class CDIM:
         """What residuals are multiplied by, and the law of their energy."""
         a, law = problem.operator, problem.law
         if _plain(law):
-            squares = a.spectrum().values.square()
+            own = a.spectrum().values.square()
             held = a.holds
             count = torch.tensor(float(y[0].numel() if held is None else held.sum()), dtype=torch.float64)
             back = squares(a.adjoint(y))
             std = float(problem.noise.mean().sqrt())
-            sums = squares.sum().to(y.device), squares.square().sum().to(y.device)
+            sums = own.sum().to(y.device), own.square().sum().to(y.device)
             return 1.0, Energy(count.to(y.device), *sums, squares(y), back, std)
         weight = law.variance(a(x0)).rsqrt()
         matrix = (a.matrix() @ a.matrix().mT).to(y.device)

@@ -14,7 +14,6 @@ from fewstep.core.arguments import check_whole, checked
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.live import Live, Loop
 from fewstep.core.methods import card
-from fewstep.core.pictures import data_shape
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
@@ -193,16 +192,15 @@ def restore(
         if report:
             return _told(samples, None, None, "the model itself", nfe, nfe, begun, {})
         return samples if n is not None else samples[:, 0]
-    operator.fit(data_shape(model) or ())
-    y = operator.received(operator.check_measurement(y))
-    if not bool(torch.isfinite(y).all()):
-        raise ValueError("y has values that are not finite")
     name, own = method or DEFAULT, dict(options or {})
     if particles is not None:
         if method not in (None, DEFAULT, FILTER):
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
     denoiser, sampler, step = chain(model, operator, noise, name, nfe, solver, timesteps, own, weight)
+    y = operator.received(operator.check_measurement(y))
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y has values that are not finite")
     together = card(name, "restorer", room="restoration")[0].facts.get("draws") == "particles"
     watch, runs = _Watch(model), step.particles if together else count
     if together:
