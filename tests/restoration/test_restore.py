@@ -170,10 +170,14 @@ def test_a_pipeline_restores_pictures_through_its_autoencoder(pipeline, method):
     op = fs.operators.Downsample(2)
     y = op.measure(fs.sample(pipeline, 1, steps=3, seed=1, text="a cat"), noise=0.05)
     how = {"method": method, "nfe": 8, "text": "a cat", "n": 2, "report": True}
-    told = fs.restore(pipeline, y, op, 0.05, **how)
+    fits = method in ("resample", "flowdps")
+    told = fs.restore(pipeline, y, op, 0.05, **how, options={} if fits else {"zeta": 5.0})
     assert told.samples.shape == (1, 2, 3, 16, 16) and not told.samples.requires_grad
-    blind = fs.sample(pipeline, 2, steps=3, text="a cat")
-    assert float(told.residual.square().mean()) < 0.9 * float((op(blind) - y).square().mean())
+    if fits:
+        assert float(told.residual.max()) < 0.06
+    else:  # an untrained network says little of how its x0 moves with the state
+        blind = fs.restore(pipeline, y, op, 0.05, **how, options={"zeta": 0.0})
+        assert float(told.residual.square().mean()) < 0.95 * float(blind.residual.square().mean())
     if method == "psld":
         with pytest.raises(ValueError, match="samples are latents, and 'calibrated' is for data"):
             fs.restore(pipeline, y, op, 0.05)
