@@ -46,10 +46,13 @@ class Adapted(Wrapper):
         rank: of the adapters, which stand on all linear layers and convolutions. rate: of Adam.
 
     Raises:
-        ValueError: an operator that does not fit; a model without such layers; rank below 0, steps below 1.
+        ValueError: an operator that does not fit; a model of latents, or without such layers; rank below 0, steps below
+            1.
     """
 
     def __init__(self, model: Denoiser, operator: Operator, rank: int = 4, steps: int = 1, rate: float = 1e-3):
+        if model.facts.autoencoder is not None:
+            raise ValueError("this model's samples are latents, and adapters are tuned on data")
         check_pair(model, operator)
         if rank < 0 or steps < 1 or not rate > 0:
             raise ValueError(f"rank must be at least 0, steps 1 and rate above 0, got {rank}, {steps} and {rate}")

@@ -52,7 +52,8 @@ class FlowDPS:
             raise ValueError(f"inner must be at least 1, got {self.inner}")
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
-        x, y, bound = live.start(), live.condition["y"], problem.energy()
+        x, y = live.start(), live.condition["y"]
+        bound = problem.energy(y)
         for a, b in pairwise(times):
             told, ((_, _, u), (alpha, sigma, v)) = live.evaluate(x, a), (_parts(process, t) for t in (a, b))
             z0 = (1 - u) * told.x0 + u * fitted(problem.operator, told.x0, y, bound, self.inner)

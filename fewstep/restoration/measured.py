@@ -137,21 +137,22 @@ class Problem:
         """A of data `(B, *data)`."""
         return self.operator.operator if isinstance(self.operator, _Decoded) else self.operator
 
-    def energy(self) -> Tensor:
-        """What the noise alone leaves of `|y - A x|^2`, in the mean, `()` or `(B,)`."""
+    def energy(self, y: Tensor) -> Tensor:
+        """What the noise alone leaves of `|y - A x|^2`, in the mean, `()` or `(B,)`, where y lies."""
         held = self.operator.holds
-        return self.noise.mean() * (math.prod(self.operator.out) if held is None else int(held.sum()))
+        return self.noise.mean().to(y.device) * (math.prod(self.operator.out) if held is None else int(held.sum()))
+
+    def ratio(self, y: Tensor) -> float:
+        """The variance of the noise over that of the data, which counts as 1 where it is not known."""
+        return float(self.law.variance(y).mean()) / (self.model.facts.data_std or 1.0) ** 2
 
 
-def brought(operator: LinearOperator, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
-    """x moved to its measurement: the mode under a normal prior around x of the data's deviation.
+def brought(operator: LinearOperator, x: Tensor, y: Tensor, ratio: float) -> Tensor:
+    """x moved to its measurement: the mode under a normal prior around x, of a variance of the noise's over `ratio`.
 
     Without noise that is `x + A^+ (y - A x)`; with it, small singular values divide no noise.
     """
-    variance, std = float(problem.law.variance(y).mean()), problem.model.facts.data_std or 1.0
-    if variance == 0:
-        return x + operator.pinv(y - operator(x))
-    return prox(operator, x, y, variance / std**2)
+    return x + operator.pinv(y - operator(x)) if ratio == 0 else prox(operator, x, y, ratio)
 
 
 class Measured(Wrapper):

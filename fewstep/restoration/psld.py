@@ -62,13 +62,13 @@ class PSLD:
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
         y, model, a = live.condition["y"], problem.model, problem.of_data
         assert isinstance(a, LinearOperator)
-        weights = residual_weights(problem, y)
+        weights, ratio = residual_weights(problem, y), problem.ratio(y)
 
         def value(z0: Tensor) -> Tensor:
             data = model.decode(z0)
             off = self.zeta * length((y - a(data)) * weights)
             if self.gamma == 0:
                 return off
-            return off + self.gamma * length(z0 - model.encode(brought(a, problem, data, y)))
+            return off + self.gamma * length(z0 - model.encode(brought(a, data, y, ratio)))
 
         return descending(live, process, times, value if self.zeta or self.gamma else None)

@@ -115,7 +115,7 @@ def _first(problem: Problem, y: Tensor, like: Tensor) -> Tensor:
     does not divide the noise by small singular values with it; at 0 where A is not linear."""
     if not isinstance(problem.operator, LinearOperator):
         return torch.zeros_like(like)
-    return brought(problem.operator, problem, torch.zeros_like(like), y)
+    return brought(problem.operator, torch.zeros_like(like), y, problem.ratio(y))
 
 
 def _scale(problem: Problem, y: Tensor) -> tuple[Tensor | float, float]:

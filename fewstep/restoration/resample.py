@@ -78,7 +78,8 @@ class ReSample:
 
     def fit(self, live: Live, problem: Problem, z0: Tensor, in_latents: bool) -> Tensor:
         """z0 moved until it decodes to what was measured."""
-        y, bound = live.condition["y"], problem.energy()
+        y = live.condition["y"]
+        bound = problem.energy(y)
         if in_latents:
             return fitted(problem.operator, z0, y, bound, self.inner)
         data = fitted(problem.of_data, problem.model.decode(z0), y, bound, self.inner)

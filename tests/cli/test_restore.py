@@ -74,7 +74,8 @@ def test_a_folder_of_a_latent_pipeline(tmp_path, capsys):
 def test_the_methods_are_listed(capsys):
     assert run(["restore", "--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"calibrated", "dps", "ddrm"} <= {row["method"] for row in rows}
+    samples = {row["method"]: row["samples"] for row in rows}
+    assert samples["calibrated"] == "data" and samples["dps"] == "data, latents" and samples["psld"] == "latents"
 
 
 @pytest.mark.parametrize(

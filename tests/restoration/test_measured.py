@@ -48,18 +48,20 @@ def test_latents_are_measured_through_their_decoder():
     assert bool(torch.autograd.grad(seen(z).square().sum(), z)[0].any())
     problem = Problem(model, seen, Gaussian(0.2))
     assert problem.of_data is a and Problem(mixture(), a, Gaussian(0.2)).of_data is a
-    assert float(problem.energy()) == pytest.approx(3 * 0.04)
-    assert float(Problem(mixture(), half(), Gaussian(0.2)).energy()) == pytest.approx(3 * 0.04)  # of 6, 3 are seen
+    assert float(problem.energy(normal(2, 3))) == pytest.approx(3 * 0.04)
+    assert float(Problem(mixture(), half(), Gaussian(0.2)).energy(normal(2, D))) == pytest.approx(
+        3 * 0.04
+    )  # of 6, 3 are seen
 
 
 def test_what_is_brought_to_its_measurement_is_the_mode_around_it():
     a, x, y = wide(), normal(2, D, seed=2), normal(2, 3, seed=3)
     model = mixture()
-    exact = brought(a, Problem(model, a, Gaussian(0.0)), x, y)
+    exact = brought(a, x, y, Problem(model, a, Gaussian(0.0)).ratio(y))
     assert torch.allclose(a(exact), y) and torch.allclose(exact, x + a.pinv(y - a(x)))
     matrix = a.matrix()
     there = torch.linalg.solve(matrix.mT @ matrix / 0.09 + torch.eye(D), matrix.mT @ y.mT / 0.09 + x.mT).mT
-    assert torch.allclose(brought(a, Problem(model, a, Gaussian(0.3)), x, y), there)
+    assert torch.allclose(brought(a, x, y, Problem(model, a, Gaussian(0.3)).ratio(y)), there)
 
 
 def test_methods_and_models_of_another_kind_are_refused_both_ways():
