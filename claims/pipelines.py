@@ -8,11 +8,14 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from claims.common import Noise, plan
 from fewstep.guidance.guide import guide
@@ -306,3 +309,39 @@ def decoding_memory(side: int, tile: int | None) -> int:
     # Not getrusage: what that calls the peak begins with the size of the process that started this one.
     status = Path("/proc/self/status").read_text("utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors made under it that are held at once: `most` is the largest count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.seen:
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                self.seen[key] = weakref.finalize(storage, self._gone, key, size)
+                self.now += size
+        self.most = max(self.most, self.now)
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        self.seen.pop(key, None)
+        self.now -= size
+
+
+def gradient_memory(side: int, tile: int | None) -> int:
+    """Bytes held at most by a gradient through the decoding of a picture of `side` x `side` pixels."""
+    from fewstep.hub.autoencoder import Autoencoder
+
+    autoencoder = Autoencoder(kl(blocks=3, mid_block_add_attention=False), tile=tile)
+    latents = torch.zeros(1, autoencoder.channels, side // autoencoder.factor, side // autoencoder.factor)
+    latents.requires_grad_()
+    with Held() as held:
+        torch.autograd.grad(autoencoder.decode(latents).square().sum(), latents)
+    return held.most

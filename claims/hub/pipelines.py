@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from claims.common import Claim, Noise, Outcome, experiment, plan, slow
-from claims.pipelines import kl, matching, reopened, seam, tiny, worst
+from claims.pipelines import gradient_memory, kl, matching, reopened, seam, tiny, worst
 from fewstep.guidance.guide import guide
 from fewstep.hub.autoencoder import Autoencoder
 from fewstep.hub.components import open_pipeline
@@ -43,6 +43,12 @@ def _memory(seed: int) -> Outcome:
     base, whole, tiled = _peak(128, None), _peak(1024, None), _peak(1024, 128)
     about = "decoding 1024 x 1024 pixels, peak memory of the process above that at 128 x 128, tiles of 128; small KL"
     return Outcome((tiled - base) / 1024, (whole - base) / 1024, "in one piece", about, unit="MiB")
+
+
+def _gradient(seed: int) -> Outcome:
+    (whole, tiled) = (gradient_memory(512, tile) / 2**20 for tile in (None, 128))
+    about = "tensors held at once by a gradient through the decoding of 512 x 512 pixels, tiles of 128; small KL"
+    return Outcome(tiled, whole, "in one piece", about, unit="MiB")
 
 
 def _seam(seed: int) -> Outcome:
@@ -149,6 +155,7 @@ PICTURED = {
 
 CLAIMS = (
     slow("autoencoder", "tiles bound the memory of decoding a large picture", _memory),
+    slow("autoencoder", "tiles bound the memory of a gradient through a decoder", _gradient),
     slow("autoencoder", "no step across the border of a tile is larger than those inside", _seam),
     slow("dit-pipeline", "ddim draws what diffusers draws, guidance included", _dit),
     slow("diffusers-folder", "a damaged folder is refused with one line", _refused),

@@ -36,20 +36,21 @@ def encode(
     common.check_new_file(out, force)
     name, options = read_spec(method, "--method")
     opened = common.open_model(model, device)
+    from fewstep.core.pictures import data_shape
     from fewstep.restoration.codec import encode as run
 
-    a = None
+    a, shape = None, data_shape(opened) or ()
     if operator:
         from fewstep.operators.spec import read_operator
 
-        a = read_operator(operator, "--operator").fit(opened.shape or ())
-    given = pictures.read_batch(source, opened, opened.shape if a is None else a.out)
+        a = read_operator(operator, "--operator").fit(shape)
+    given = pictures.read_batch(source, opened, shape if a is None else a.out)
     made = run(opened, given, name, operator=a, options=options)
     out.parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
     each = made.bits / made.pictures
     facts = {"model": model, "method": name, "pictures": made.pictures, "bits": made.bits, "bits a picture": each}
-    facts |= {"bits a number": each / math.prod(opened.shape or (1,)), "bytes": out.stat().st_size, "out": str(out)}
+    facts |= {"bits a number": each / math.prod(shape), "bytes": out.stat().st_size, "out": str(out)}
     if as_json:
         common.print_json(facts)
         return

@@ -90,11 +90,11 @@ def read_batch(path: Path, model: Denoiser, shape: Sequence[int] | None) -> Tens
     else:
         if shape is None or len(shape) != 3:
             raise ValueError(f"a picture cannot be of shape {shape}: give an .npz with the array y")
-        from fewstep.core.pictures import read_one
+        from fewstep.core.pictures import data_shape, read_one
 
         low, high = model.value_range or (-1.0, 1.0)
         # A measurement of another size than the data is what it is; only pictures of the data's are brought to it.
-        size = (shape[1], shape[2]) if tuple(shape[1:]) == tuple(model.shape or ())[1:] else None
+        size = (shape[1], shape[2]) if tuple(shape[1:]) == tuple(data_shape(model) or ())[1:] else None
         found = read_one(path, "L" if shape[0] == 1 else "RGB", size, str(path))
         if found.shape[:2] != (shape[1], shape[2]):
             size_of = "x".join(map(str, found.shape[:2]))

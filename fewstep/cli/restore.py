@@ -59,6 +59,7 @@ def restore(
     force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
     seed: common.Seed = 0,
     device: common.Device = None,
+    tile: common.Tile = None,
     as_json: common.Json = False,
 ) -> None:
     """Restore what was measured: samples of p(x | y) for y = A(x) + noise.
@@ -85,12 +86,14 @@ def restore(
     if compare and method:
         raise ValueError("--compare names the methods: leave --method out")
     pictures.check_out(out, force)
-    opened = common.open_model(model, device)
+    opened = common.open_model(model, device, tile=tile)
     low, high = opened.value_range or (-1.0, 1.0)
     a = _operator(operator, opened)
     own = _own(opened) if a is None else None
+    from fewstep.core.pictures import data_shape
+
     seen = a if own is None else own.measure
-    clean = pictures.read_batch(measurement, opened, opened.shape if degrade or seen is None else seen.out)
+    clean = pictures.read_batch(measurement, opened, data_shape(opened) if degrade or seen is None else seen.out)
     y = clean
     if degrade and (a is not None or own is not None):
         y = a.measure(clean, noise, seed) if a is not None else own.measured(clean, seed)  # type: ignore[union-attr]
@@ -138,9 +141,10 @@ def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
         if "y" in model.conditions:
             return None
         raise ValueError("say what was measured, with --operator, such as downsample:2 or inpaint:mask.png")
+    from fewstep.core.pictures import data_shape
     from fewstep.operators.spec import read_operator
 
-    return read_operator(words, "--operator").fit(model.shape or ())
+    return read_operator(words, "--operator").fit(data_shape(model) or ())
 
 
 def _check_units(y: Tensor, low: float, high: float) -> None:
@@ -237,6 +241,7 @@ def _list(as_json: bool) -> None:
             "method": card.name,
             "takes": ", ".join(facts["measures"]),
             "noise": ", ".join(facts["noise"]),
+            "samples": ", ".join(facts.get("states", ("data",))),
             "kind": "any plan" if facts["form"] == "moments" else "its own chain",
             "": card.claim,
         })  # fmt: skip

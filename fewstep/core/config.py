@@ -20,8 +20,8 @@ from fewstep.core.process import Process, process_from_config
 
 # Options stored beside the tree, under their paths in it: among the tensors, or in a folder of their own.
 TENSOR, FOLDER = {"kind": "tensor"}, {"kind": "folder"}
-# The kinds that are no denoisers: what samples by itself, what measurements do, and their noise.
-MODULES = ("restorer", "operator", "noise")
+# The kinds that are no denoisers: what samples by itself, what measurements do, their noise, and what makes latents.
+MODULES = ("restorer", "operator", "noise", "autoencoder")
 
 
 def config(thing: Any, beside: MutableMapping[str, Any] | None = None, path: str = "") -> dict[str, Any]:

@@ -258,7 +258,8 @@ def data_shape(model: Any) -> tuple[int, ...] | None:
     if autoencoder is None or shape is None:
         return None if shape is None else tuple(shape)
     if not hasattr(autoencoder, "pixel_channels"):
-        return None
+        own = getattr(autoencoder, "shape", None)
+        return None if own is None else tuple(own)
     return (autoencoder.pixel_channels, *(n * autoencoder.factor for n in shape[1:]))
 
 

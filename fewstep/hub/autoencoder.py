@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.core.methods import Method
 from fewstep.core.sampler import is_finite
+from fewstep.networks.surgery import InPlaceOf, replaced
 
 METHODS = (
     Method(
@@ -28,6 +31,9 @@ OVERLAP = {"AutoencoderKL": 4, "AutoencoderDC": 4, "AutoencoderTiny": 8}
 
 class Autoencoder(nn.Module):
     """A diffusers autoencoder with its scaling: latents `(z - shift) scaling`, or `(z - mean) / std scaling`.
+
+    What is encoded or decoded has a gradient where what it is made from asks for one. With tiles its memory is bounded
+    as well: each tile is computed once more when its gradient is.
 
     One whose configuration says `force_upcast` overflows in float16: it computes in float32 then, whatever the rest of
     its model does.
@@ -99,7 +105,6 @@ class Autoencoder(nn.Module):
             self.vae.float()
         return self
 
-    @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents `(B, channels, H / factor, W / factor)` of pictures `(B, C, H, W)` in [-1, 1]: the mode of the
         posterior, where the autoencoder has one, not a draw from it.
@@ -116,14 +121,13 @@ class Autoencoder(nn.Module):
                 f" got {pictures.shape[2]} x {pictures.shape[3]}"
             )
 
-        def part(x: Tensor) -> Tensor:
-            answer = self.vae.encode(x.to(self.dtype), return_dict=False)[0]
+        def part(vae: Any, x: Tensor) -> Tensor:
+            answer = vae.encode(x.to(self.dtype), return_dict=False)[0]
             return answer if isinstance(answer, Tensor) else answer.mode()
 
-        z = self._finite(self._each(part, pictures), "latents", pictures).to(pictures.dtype)
+        z = self._finite(self._each(part, "encoder", pictures), "latents", pictures).to(pictures.dtype)
         return (z - self.shift) / self.spread * self.scaling
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures `(B, C, H factor, W factor)` of latents `(B, channels, H, W)`.
 
@@ -133,12 +137,12 @@ class Autoencoder(nn.Module):
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"the autoencoder decodes (B, {self.channels}, H, W), got {tuple(latents.shape)}")
         z = latents * self.spread / self.scaling + self.shift
-        pictures = self._each(lambda part: self.vae.decode(part.to(self.dtype), return_dict=False)[0], z)
+        pictures = self._each(lambda vae, x: vae.decode(x.to(self.dtype), return_dict=False)[0], "decoder", z)
         return self._finite(pictures, "pictures", latents).to(latents.dtype)
 
     def _finite(self, made: Tensor, what: str, given: Tensor) -> Tensor:
         """What was made, unless it is not finite: `ValueError`."""
-        if is_finite(made):
+        if is_finite(made.detach()):
             return made
         if not is_finite(given):
             raise ValueError("what the autoencoder was given is not finite")
@@ -146,9 +150,21 @@ class Autoencoder(nn.Module):
         advice = "; model.autoencoder.to(torch.float32) lets it compute in float32" if dtype != "float32" else ""
         raise ValueError(f"the autoencoder's {what} are not finite: it overflows in {dtype}{advice}")
 
-    def _each(self, function: Any, x: Tensor) -> Tensor:
+    def _each(self, function: Callable[[Any, Tensor], Tensor], name: str, x: Tensor) -> Tensor:
         """The function of the whole batch or, with tiles, of one picture at a time."""
-        return function(x) if self.tile is None else torch.cat([function(one) for one in x.split(1)])
+        asked = torch.is_grad_enabled() and x.requires_grad
+        with torch.set_grad_enabled(asked):  # weights ask for gradients too, and nobody wants theirs
+            if self.tile is None:
+                return function(self.vae, x)
+            vae = replaced(self.vae, {name: _Again(getattr(self.vae, name))}) if asked else self.vae
+            return torch.cat([function(vae, one) for one in x.split(1)])
+
+
+class _Again(InPlaceOf):
+    """A network that keeps nothing for its gradient: it is run once more when that is asked for."""
+
+    def forward(self, x: Tensor, **given: Any) -> Any:
+        return checkpoint(self.of, x, use_reentrant=False, **given)
 
 
 def overflows(config: Any, dtype: torch.dtype) -> bool:

@@ -16,7 +16,7 @@ from fewstep.core.methods import Method
 from fewstep.core.prediction import Prediction
 from fewstep.networks.low_rank import LowRankRows
 from fewstep.networks.surgery import replaced
-from fewstep.operators.operator import LinearOperator, Operator
+from fewstep.operators.operator import Operator
 from fewstep.restoration.measured import check_pair, in_coordinates
 
 METHODS = (
@@ -46,17 +46,20 @@ class Adapted(Wrapper):
         rank: of the adapters, which stand on all linear layers and convolutions. rate: of Adam.
 
     Raises:
-        ValueError: an operator that does not fit; a model without such layers; rank below 0, steps below 1.
+        ValueError: an operator that does not fit; a model of latents, or without such layers; rank below 0, steps below
+            1.
     """
 
     def __init__(self, model: Denoiser, operator: Operator, rank: int = 4, steps: int = 1, rate: float = 1e-3):
+        if model.facts.autoencoder is not None:
+            raise ValueError("this model's samples are latents, and adapters are tuned on data")
         check_pair(model, operator)
         if rank < 0 or steps < 1 or not rate > 0:
             raise ValueError(f"rank must be at least 0, steps 1 and rate above 0, got {rank}, {steps} and {rate}")
-        conditions = {**model.conditions, MEASUREMENT: Picture(operator.measured(model.shape))}
+        conditions = {**model.conditions, MEASUREMENT: Picture(operator.measured())}
         super().__init__(model, conditions=conditions)
         self.operator, self.rank, self.steps, self.rate = operator, rank, steps, rate
-        self.seen = in_coordinates(operator, model) if isinstance(operator, LinearOperator) else operator
+        self.seen = in_coordinates(operator, model)
         self.layers = {path: module for path, module in model.named_modules() if _takes(module)} if rank else {}
         if rank and not self.layers:
             raise ValueError("adapters stand on linear layers and convolutions, and this model has none: rank=0")

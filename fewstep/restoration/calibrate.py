@@ -39,7 +39,7 @@ def calibrate(
 
     Args:
         data: clean samples `(m, *shape)`, taken in turn; by default those of the model's own data set, or else the
-            model's own samples.
+            model's own samples. Those of a model of latents are encoded, and what is measured is its error in latents.
         basis: "number", "elements", "cosine" (the default for pictures) or "dense" (up to 1024 numbers; the default for
             vectors).
         **condition: as for `fs.sample`, one for all.
@@ -91,14 +91,18 @@ def _clean(model: Denoiser, data: Tensor | None, n: int, seed: int, condition: d
         chosen = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:n]
         data = opened[chosen][0]
     if data is None:
-        return sample(model, n, solver="dpmpp-2m", steps=24, seed=seed, **condition)
+        data = sample(model, n, solver="dpmpp-2m", steps=24, seed=seed, **condition)
     if not isinstance(data, Tensor) or not data.is_floating_point() or not len(data):
         raise ValueError("data must be clean samples (m, *shape) as floats")
     dtype = torch.float64 if data.dtype == torch.float64 else torch.float32
-    encoded = model.encode(data.to(model.device, dtype))
+    data = data[torch.arange(n, device=data.device) % len(data)]
+    encoded = torch.cat([
+        model.encode(part, **model.check_condition(condition, len(part), model.device))
+        for part in data.to(model.device, dtype).split(ROWS)
+    ])  # fmt: skip
     if tuple(encoded.shape[1:]) != tuple(model.shape or ()):
         raise ValueError(f"samples of shape {tuple(data.shape[1:])} do not fit the model, which has {model.shape}")
-    return encoded[torch.arange(n, device=encoded.device) % len(encoded)]
+    return encoded
 
 
 def _levels(process: Process, count: int) -> Tensor:

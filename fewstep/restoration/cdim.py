@@ -16,7 +16,7 @@ from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.operators.covariance import Same
 from fewstep.operators.operator import COLUMNS, LinearOperator, Operator
-from fewstep.restoration.gradients import with_graph
+from fewstep.restoration.gradients import reaching, squares, with_graph
 from fewstep.restoration.measured import Problem
 from fewstep.sampling.ddim import posterior
 
@@ -123,7 +123,7 @@ class CDIM:
                     live,
                     x,
                     end,
-                    lambda x0, w=weight: _squares(w * (a(x0) - y)),  # type: ignore[misc]
+                    lambda x0, w=weight: squares(w * (a(x0) - y)),  # type: ignore[misc]
                 )
                 step = reaching(weight * (a(x / c) - y), weight * a(gradient), bound)
                 x = x - c * step.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * gradient
@@ -145,13 +145,13 @@ class CDIM:
         """What residuals are multiplied by, and the law of their energy."""
         a, law = problem.operator, problem.law
         if _plain(law):
-            squares = a.spectrum().values.square()
+            own = a.spectrum().values.square()
             held = a.holds
             count = torch.tensor(float(y[0].numel() if held is None else held.sum()), dtype=torch.float64)
-            back = _squares(a.adjoint(y))
+            back = squares(a.adjoint(y))
             std = float(problem.noise.mean().sqrt())
-            sums = squares.sum().to(y.device), squares.square().sum().to(y.device)
-            return 1.0, Energy(count.to(y.device), *sums, _squares(y), back, std)
+            sums = own.sum().to(y.device), own.square().sum().to(y.device)
+            return 1.0, Energy(count.to(y.device), *sums, squares(y), back, std)
         weight = law.variance(a(x0)).rsqrt()
         matrix = (a.matrix() @ a.matrix().mT).to(y.device)
         w = weight.double().flatten(1).square()
@@ -159,25 +159,8 @@ class CDIM:
         square = ((w @ matrix.square()) * w).sum(1)
         own = weight * y
         count = torch.full_like(trace, float(w.shape[1]))
-        return weight, Energy(count, trace, square, _squares(own), _squares(a.adjoint(weight * own)), 1.0)
+        return weight, Energy(count, trace, square, squares(own), squares(a.adjoint(weight * own)), 1.0)
 
 
 def _plain(law: Any) -> bool:
     return isinstance(getattr(law, "covariance", None), Same)
-
-
-def _squares(x: Tensor) -> Tensor:
-    return x.double().flatten(1).square().sum(1)
-
-
-def reaching(r: Tensor, image: Tensor, bound: Tensor) -> Tensor:
-    """The least h >= 0 `(B,)` with `|r - h image|^2 <= bound`; where there is none, that of the least energy.
-
-    `r` is the residual and `image` its change along the direction; h is 0 where the direction does not go down.
-    """
-    now, slope, bend = _squares(r), (r.double() * image.double()).flatten(1).sum(1), _squares(image)
-    down = (now > bound) & (slope > 0) & (bend > 0)
-    root = (slope**2 - bend * (now - bound)).clamp_min(0).sqrt()
-    # The smaller root without a difference of near numbers; without one root is 0 and this is the least energy's.
-    near = torch.where(root > 0, (now - bound) / (slope + root), slope / torch.where(bend > 0, bend, 1.0))
-    return torch.where(down, near, 0.0)

@@ -135,7 +135,9 @@ def encode(
         check_pair(model, operator)
         if not isinstance(operator, LinearOperator):
             raise ValueError(f"{method!r} takes a linear operator, and {operator} is none")
-        seen = in_coordinates(operator, model)
+        inside = in_coordinates(operator, model)
+        assert isinstance(inside, LinearOperator)
+        seen = inside
         states = operator.received(operator.check_measurement(pictures, "pictures")).float()
     else:
         x = as_pictures(pictures, "pictures", data_shape(model) or model.shape, model.value_range).to(model.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -26,7 +26,12 @@ METHODS = (
         arxiv="2209.14687",
         claim="any differentiable operator, Gaussian or Poisson noise; one vector product",
         use="DPS",
-        facts={"form": "chain", "measures": ("linear", "nonlinear"), "noise": ("none", "gaussian", "poisson")},
+        facts={
+            "form": "chain",
+            "measures": ("linear", "nonlinear"),
+            "noise": ("none", "gaussian", "poisson"),
+            "states": ("data", "latents"),
+        },
     ),
 )
 
@@ -47,20 +52,34 @@ class DPS:
             raise ValueError(f"zeta must be at least 0, got {self.zeta}")
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
-        """As "ddpm" with an x0 that takes the step down: moved by its step over the coefficient of x0."""
-        y, steps = live.condition["y"], list(pairwise(times))
-        weights, counted = residual_weights(problem, y), iter(steps)
+        y = live.condition["y"]
+        weights = residual_weights(problem, y)
 
-        def answer(asked: Ask) -> tuple[Tensor, str]:
-            x, (a, b) = asked[0], next(counted)
-            if self.zeta == 0:
-                told = live.evaluate(x, a)
-                return told.value, told.kind
-            x0, _, gradient = with_graph(live, x, a, lambda x0: length((y - problem.operator(x0)) * weights))
-            return x0 - (self.zeta * unit(process, a, b) / posterior(process, a, b)[2]) * gradient, "x0"
+        def value(x0: Tensor) -> Tensor:
+            return self.zeta * length((y - problem.operator(x0)) * weights)
 
-        plan = fixed_plan(process, "ddpm", timesteps=list(times))
-        return drive(program(plan.table, live.start(), live.source), answer)
+        return descending(live, process, times, value if self.zeta else None)
+
+
+def descending(
+    live: Live, process: Process, times: Sequence[float], value: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """As "ddpm" with an x0 that takes the step down a value `(B,)` of it: moved by that over the coefficient of x0.
+
+    The gradient is that in the state. Without a value it is "ddpm", bit for bit.
+    """
+    counted = pairwise(times)
+
+    def answer(asked: Ask) -> tuple[Tensor, str]:
+        x, (a, b) = asked[0], next(counted)
+        if value is None:
+            told = live.evaluate(x, a)
+            return told.value, told.kind
+        x0, _, gradient = with_graph(live, x, a, value)
+        return x0 - (unit(process, a, b) / posterior(process, a, b)[2]) * gradient, "x0"
+
+    plan = fixed_plan(process, "ddpm", timesteps=list(times))
+    return drive(program(plan.table, live.start(), live.source), answer)
 
 
 def residual_weights(problem: Problem, y: Tensor) -> Tensor | float:

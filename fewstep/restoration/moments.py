@@ -29,7 +29,7 @@ from fewstep.core.process import Process
 from fewstep.operators.covariance import Covariance, Elements, Same
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
-from fewstep.restoration.measured import check_pair, in_coordinates
+from fewstep.restoration.measured import check_pair, check_states, in_coordinates
 
 METHODS = (
     Method(
@@ -108,8 +108,8 @@ class Moments(Wrapper):
         weight: a factor of the move; with 0 the answers are the model's, bit for bit.
 
     Raises:
-        ValueError: an operator that is not linear or does not fit, a model that has a condition y already or whose
-            coordinates are not linear, a method that needs noise where there is none.
+        ValueError: an operator that is not linear or does not fit, a model that has a condition y already, whose
+            coordinates are not linear or whose samples are latents, a method that needs noise where there is none.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Moments(Wrapper):
         options: Mapping[str, Any] | None = None,
         weight: float = 1.0,
     ):
+        check_states(model, method)
         check_pair(model, operator)
         if not isinstance(operator, LinearOperator):
             raise ValueError(f"{method!r} takes a linear operator, and {operator} is none")
@@ -129,10 +130,12 @@ class Moments(Wrapper):
         check = getattr(step, "check", None)
         if check is not None:
             check(model, operator, self.law)
-        conditions = {**model.conditions, MEASUREMENT: Picture(operator.measured(model.shape))}
+        conditions = {**model.conditions, MEASUREMENT: Picture(operator.measured())}
         super().__init__(model, plan=None, solver=None, timesteps=None, conditions=conditions)
         self.operator, self.method, self.step, self.weight = operator, method, step, float(weight)
-        self.seen = in_coordinates(operator, model)
+        seen = in_coordinates(operator, model)
+        assert isinstance(seen, LinearOperator)
+        self.seen = seen
 
     def config(self) -> dict[str, Any]:
         if not isinstance(self.method, str) or not isinstance(getattr(self.law, "std", None), float | int):

@@ -14,9 +14,8 @@ from fewstep.core.live import Live
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.operators.operator import LinearOperator, Operator
-from fewstep.operators.solve import prox
 from fewstep.restoration.dps import residual_weights
-from fewstep.restoration.measured import Problem
+from fewstep.restoration.measured import Problem, brought
 
 METHODS = (
     Method(
@@ -116,10 +115,7 @@ def _first(problem: Problem, y: Tensor, like: Tensor) -> Tensor:
     does not divide the noise by small singular values with it; at 0 where A is not linear."""
     if not isinstance(problem.operator, LinearOperator):
         return torch.zeros_like(like)
-    variance, std = float(problem.law.variance(y).mean()), problem.model.facts.data_std or 1.0
-    if variance == 0:
-        return problem.operator.pinv(y)  # type: ignore[no-any-return]
-    return prox(problem.operator, torch.zeros_like(like), y, variance / std**2)
+    return brought(problem.operator, torch.zeros_like(like), y, problem.ratio(y))
 
 
 def _scale(problem: Problem, y: Tensor) -> tuple[Tensor | float, float]:

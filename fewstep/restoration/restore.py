@@ -18,7 +18,7 @@ from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
-from fewstep.restoration.measured import Measured, Problem, in_coordinates
+from fewstep.restoration.measured import Measured, Problem, check_states, in_coordinates
 from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
@@ -101,6 +101,7 @@ def chain(
     else:
         if weight != 1.0:
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
+        check_states(model, method)
         denoiser, step = Measured(model, operator), named_step(method, options or {})
     if solver is None and hasattr(step, "walk"):
         return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
@@ -122,8 +123,7 @@ def walking(
     timesteps: str | Sequence[float],
 ) -> Loop:
     """The sampler of a method that has a chain of its own, in at most `nfe` evaluations."""
-    seen = in_coordinates(operator, model) if isinstance(operator, LinearOperator) else operator
-    problem = Problem(model, seen, law)
+    problem = Problem(model, in_coordinates(operator, model), law)
     check = getattr(step, "check", None)
     if check is not None:
         check(model, operator, law)
@@ -192,16 +192,15 @@ def restore(
         if report:
             return _told(samples, None, None, "the model itself", nfe, nfe, begun, {})
         return samples if n is not None else samples[:, 0]
-    operator.fit(model.shape or ())
-    y = operator.received(operator.check_measurement(y))
-    if not bool(torch.isfinite(y).all()):
-        raise ValueError("y has values that are not finite")
     name, own = method or DEFAULT, dict(options or {})
     if particles is not None:
         if method not in (None, DEFAULT, FILTER):
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
     denoiser, sampler, step = chain(model, operator, noise, name, nfe, solver, timesteps, own, weight)
+    y = operator.received(operator.check_measurement(y))
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y has values that are not finite")
     together = card(name, "restorer", room="restoration")[0].facts.get("draws") == "particles"
     watch, runs = _Watch(model), step.particles if together else count
     if together:

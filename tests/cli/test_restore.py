@@ -56,10 +56,30 @@ def test_a_picture_with_a_hole_and_one_that_is_degraded_first(files, capsys):
     assert (files / "trial" / "ddrm").is_dir() and (files / "trial" / "pigdm").is_dir()
 
 
+def test_a_folder_of_a_latent_pipeline(tmp_path, capsys):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from claims.pipelines import matching, tiny
+
+    tiny("StableDiffusionPipeline", matching("dpmpp-2m", "StableDiffusionPipeline")).save_pretrained(tmp_path / "model")
+    shape = fs.load(tmp_path / "model").pixels
+    np.savez(tmp_path / "y.npz", y=np.zeros((1, 3, shape[0] // 2, shape[1] // 2), np.float32))
+    words = ["restore", str(tmp_path / "model"), str(tmp_path / "y.npz"), "--operator", "downsample:2", "--nfe", "2"]
+    out = ["--noise", "0.1", "--out", str(tmp_path / "out.npz")]
+    assert run([*words, *out, "--method", "psld", "--tile", "32", "--json"]) == 0
+    (row,) = told(capsys)["rows"]
+    assert row["method"] == "psld" and row["evaluations"] == 2
+    with np.load(tmp_path / "out.npz") as held:
+        assert held["images"].shape == (1, *shape, 3)
+    assert run([*words, *out, "--force"]) == 2
+    assert "'calibrated' is for data: dps, flowdps, psld, resample and stsl restore with it" in capsys.readouterr().err
+
+
 def test_the_methods_are_listed(capsys):
     assert run(["restore", "--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"calibrated", "dps", "ddrm"} <= {row["method"] for row in rows}
+    samples = {row["method"]: row["samples"] for row in rows}
+    assert samples["calibrated"] == "data" and samples["dps"] == "data, latents" and samples["psld"] == "latents"
 
 
 @pytest.mark.parametrize(

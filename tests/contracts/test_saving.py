@@ -107,6 +107,11 @@ EXAMPLES: dict[str, Callable[[Any], Any]] = {
         shaken(MLP((3,), picture=3)), DDBM(), "x0", (3,), precondition="bridge", picture_std=0.7, correlation=0.3
     ),
     "coordinates": lambda make: make(unet(), VP(), DCT((2, 4, 4)), "v", (2, 4, 4), {"label": Label(3)}),
+    "latent": lambda make: make(
+        CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),
+        find("principal-components", "autoencoder")(torch.rand(1, 2, 3), torch.eye(6)[: DATA.shape[1]], 0.8),
+        (-1, 1),
+    ),
     "joint": lambda make: make(
         CARDS["gaussian-mixture"].load()(torch.ones(2), DATA[:2], 0.3, VP()),
         CARDS["gaussian-mixture"].load()(torch.ones(1), DATA[:1], 0.1, VP()),

@@ -12,7 +12,7 @@ import torch
 from fewstep.hub.autoencoder import Autoencoder
 
 diffusers = pytest.importorskip("diffusers")
-from claims.pipelines import kl, seam  # noqa: E402
+from claims.pipelines import gradient_memory, kl, seam  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +53,10 @@ def smooth(height, width, batch=1):
     """Pictures of slow waves, in [-1, 1]."""
     y, x = torch.linspace(0, 5, height)[:, None], torch.linspace(0, 4, width)
     return torch.stack([torch.sin(y + c) * torch.cos(x - c) * 0.9 for c in range(3)]).expand(batch, 3, height, width)
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,6 +128,32 @@ def test_bad_input():
         made.decode(torch.zeros(4, 8, 8))
     with pytest.raises(ValueError, match="unsupported autoencoder 'Linear'; supported: AutoencoderDC, AutoencoderKL"):
         Autoencoder(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_gradients_come_through_where_they_are_asked_for(way, tile):
+    """That of a sum of squares, along a direction, is what finite differences say."""
+    made = Autoencoder(kl().double(), tile=tile)
+    x = smooth(24, 32, 2).double() if way == "encode" else normal(2, 4, 12, 16)
+    along = normal(*x.shape) / x[0].numel() ** 0.5
+    run = getattr(made, way)
+    assert not run(x).requires_grad
+
+    def value(x):
+        return run(x).square().sum()
+
+    state = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(state), state)
+    found = float((value(x + 1e-5 * along) - value(x - 1e-5 * along)) / 2e-5)
+    assert float((gradient * along).sum()) == pytest.approx(found, rel=1e-5)
+    with torch.no_grad():
+        assert not run(state).requires_grad
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_tiles_bound_the_memory_of_a_gradient():
+    assert gradient_memory(128, 32) < 0.35 * gradient_memory(128, None)
 
 
 MEASURE = """

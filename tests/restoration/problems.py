@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
+from fewstep.denoisers.latent import Latent, PrincipalComponents
 from fewstep.operators.mask import Inpaint
 from fewstep.operators.matrix import Matrix
 from fewstep.operators.operator import LinearOperator
@@ -31,6 +32,18 @@ def mixture(process=None) -> GaussianMixture:
     roots = normal(3, D, D, seed=3) * 0.2
     covariances = roots @ roots.mT + 0.02 * torch.eye(D, dtype=torch.float64)
     return GaussianMixture(torch.tensor([0.5, 0.3, 0.2]), normal(3, D, seed=4), covariances, process or VP())
+
+
+def autoencoder() -> PrincipalComponents:
+    """6 numbers as 6 latents: turned, moved and scaled."""
+    return PrincipalComponents(normal(D, seed=6), torch.linalg.qr(normal(D, D, seed=7))[0], 0.8)
+
+
+def latent(process=None) -> Latent:
+    """The mixture as a model of latents."""
+    made = Latent(mixture(process), autoencoder())
+    made.sample = lambda n, seed=0: made.decode(made.model.sample(n, seed))
+    return made
 
 
 def wide() -> LinearOperator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from restoration.problems import D, half, mixture, normal
+from restoration.problems import D, half, latent, mixture, normal
 
 import fewstep as fs
 from fewstep.denoisers.network import NetworkDenoiser
@@ -71,6 +71,8 @@ def test_a_unet_takes_them_too():
 
 
 def test_what_does_not_fit_is_said():
+    with pytest.raises(ValueError, match="samples are latents, and adapters are tuned on data"):
+        Adapted(latent(), half())
     with pytest.raises(ValueError, match="adapters stand on linear layers and convolutions"):
         Adapted(mixture(), half())
     with pytest.raises(ValueError, match="rank must be at least 0, steps 1"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from restoration.problems import D, gaussian, half, mixture, normal, wide
+from restoration.problems import D, gaussian, half, latent, mixture, normal, wide
 
 import fewstep as fs
 from fewstep.denoisers.calibration import Calibration
@@ -96,6 +96,21 @@ def test_bases_agree_where_they_can_and_fall_with_the_noise_beyond_the_grid():
     assert float(beyond[1] / beyond[0]) == pytest.approx(torch.exp(torch.tensor(-2.0)).item())
     first = number.covariance(torch.tensor([-100.0, float(number.log_snr[0])])).mean()
     assert float(first[0]) == pytest.approx(float(first[1]))
+
+
+def test_a_model_of_latents_is_measured_in_latents():
+    """Data are encoded, and so are its own samples; here nothing is lost by that."""
+    model = latent()
+    inner = model.model
+    z = inner.sample(64, seed=1)
+    assert torch.allclose(fs.calibrate(model, model.decode(z), n=64, levels=3).values,
+                          fs.calibrate(inner, z, n=64, levels=3).values)  # fmt: skip
+    own = fs.calibrate(model, n=16, levels=3).values
+    assert torch.allclose(own, fs.calibrate(inner, n=16, levels=3).values, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match=r"samples of shape \(6,\) do not fit the model, which has \(7,\)"):
+        odd = mixture()
+        odd.shape = (7,)
+        fs.calibrate(odd, z, n=64, levels=3)
 
 
 def test_it_travels_with_its_model(tmp_path):

@@ -13,6 +13,7 @@ from fewstep.conditions.picture import Picture
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.prediction import Prediction
 from fewstep.denoisers.coordinates import DCT, CoordinateDenoiser
+from fewstep.hub.pipeline import PipelineDenoiser
 from fewstep.processes.vp import VP
 
 
@@ -153,3 +154,43 @@ def test_latents_are_refused_by_pixel_methods(model):
     latent.autoencoder = nn.Identity()
     with pytest.raises(ValueError, match="samples are latents"):
         fs.restore(latent, torch.zeros(1, 3), wide(), 0.1, method="pigdm")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from claims.pipelines import matching, tiny
+
+    return PipelineDenoiser(tiny("StableDiffusionPipeline", matching("dpmpp-2m", "StableDiffusionPipeline")), size=16)
+
+
+@pytest.mark.parametrize("method", ["psld", "resample", "flowdps", "stsl", "dps"])
+def test_a_pipeline_restores_pictures_through_its_autoencoder(pipeline, method):
+    op = fs.operators.Downsample(2)
+    y = op.measure(fs.sample(pipeline, 1, steps=3, seed=1, text="a cat"), noise=0.05)
+    how = {"method": method, "nfe": 8, "text": "a cat", "n": 2, "report": True}
+    fits = method in ("resample", "flowdps")
+    told = fs.restore(pipeline, y, op, 0.05, **how, options={} if fits else {"zeta": 5.0})
+    assert told.samples.shape == (1, 2, 3, 16, 16) and not told.samples.requires_grad
+    if fits:
+        assert float(told.residual.max()) < 0.06
+    else:  # an untrained network says little of how its x0 moves with the state
+        blind = fs.restore(pipeline, y, op, 0.05, **how, options={"zeta": 0.0})
+        assert float(told.residual.square().mean()) < float(blind.residual.square().mean())
+    if method == "psld":
+        with pytest.raises(ValueError, match="samples are latents, and 'calibrated' is for data"):
+            fs.restore(pipeline, y, op, 0.05)
+        with pytest.raises(ValueError, match=r"measures samples of shape \(3, 16, 16\), not"):
+            op(torch.zeros(1, *pipeline.shape))
+        assert fs.calibrate(pipeline, n=16, levels=2).values.shape == (2, *pipeline.shape)
+
+
+def test_a_picture_in_one_tile_is_restored_alike(pipeline):
+    op = fs.operators.Downsample(2)
+    y = op.measure(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5)
+    whole = fs.restore(pipeline, y, op, method="psld", nfe=3)
+    pipeline.autoencoder.tile = 16  # no smaller than the picture: the same numbers, another way
+    tiled = fs.restore(pipeline, y, op, method="psld", nfe=3)
+    pipeline.autoencoder.tile = None
+    assert torch.allclose(whole, tiled, atol=1e-5)

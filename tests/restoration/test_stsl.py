@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from restoration.problems import D, gaussian, half, mixture, normal, wide
+from restoration.problems import D, gaussian, half, latent, mixture, normal, wide
 
 import fewstep as fs
 from fewstep.restoration.stsl import STSL, probed, scored
@@ -36,6 +36,17 @@ def test_without_a_probe_it_is_dps():
     assert not torch.allclose(
         mine, fs.restore(model, y, a, 0.1, method="stsl", options={"zeta": 0.4}, nfe=10, dtype=F64)
     )
+
+
+def test_in_latents_it_differentiates_the_decoder():
+    """On a linear autoencoder that turns and scales, a model of latents measured through it is one of the data."""
+    model, a = latent(), half()
+    turn, mean = model.autoencoder.scale * model.autoencoder.basis.mT, model.autoencoder.mean
+    y = a.measure(model.sample(3, seed=3), noise=0.1)
+    how = {"method": "stsl", "options": {"zeta": 0.4}, "nfe": 8, "dtype": F64}
+    through = fs.restore(model, y, a, 0.1, **how)
+    inside = fs.restore(model.model, y - a(mean[None]), fs.operators.Matrix(a.matrix() @ turn), 0.1, **how)
+    assert torch.allclose(through, model.decode(inside), atol=1e-10)
 
 
 def test_evaluations_are_counted_and_bad_options_said():
