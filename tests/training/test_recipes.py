@@ -12,10 +12,14 @@ from fewstep.training.recipe import Recipe
 from fewstep.training.recipes import FOLDER, recipe_names, recipe_path
 
 
+# Recipes of restorers, and the data of which they restore measurements.
+RESTORERS = {"deblur": "digits", "superres4": "photographs", "compressed_sensing": "digits"}
+
+
 def test_every_embedded_model_has_its_recipe():
     assert set(embedded()) <= set(recipe_names())
     alone = {"digits-map", "moving", "moving-4", "shapes-bagel", "shapes-hyper", "shapes-outline"}
-    assert set(recipe_names()) - set(embedded()) == alone
+    assert set(recipe_names()) - set(embedded()) == alone | set(RESTORERS)
     for name in ("digits-1", "shapes-4"):
         made, student = DistillRecipe.read(recipe_path(name)), load(name).student
         assert (student.teacher, student.method) == (made.teacher["model"], made.stage[0]["name"])
@@ -31,7 +35,9 @@ def test_a_recipe_is_found_by_its_name_and_as_it_is_in_a_checkout(name, tmp_path
         assert Path(DistillRecipe.read(recipe_path(name)).teacher["model"]).name == name.partition("-")[0]
     else:
         read = Recipe.read(recipe_path(name))
-        assert read.data.source == name.removesuffix("-dit") and (read.adapter is not None) == (name[-7:] == "outline")
+        source = RESTORERS.get(name, name.removesuffix("-dit"))
+        assert read.data.source == source and (read.adapter is not None) == (name[-7:] == "outline")
+        assert (read.degrade is not None) == (name in RESTORERS)
 
 
 def test_a_file_of_ones_own_comes_first_and_other_names_are_refused(tmp_path, monkeypatch):
