@@ -27,7 +27,13 @@ METHODS = (
         arxiv="2411.00359",
         claim="ddim held to the residual that a state at its level has; few evaluations, one vector product",
         use="CDIM",
-        facts={"form": "chain", "measures": ("spectrum",), "noise": ("none", "gaussian", "poisson"), "least": 2},
+        facts={
+            "form": "chain",
+            "begins": True,
+            "measures": ("spectrum",),
+            "noise": ("none", "gaussian", "poisson"),
+            "least": 2,
+        },
     ),
 )
 

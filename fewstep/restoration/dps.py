@@ -26,7 +26,12 @@ METHODS = (
         arxiv="2209.14687",
         claim="any differentiable operator, Gaussian or Poisson noise; one vector product",
         use="DPS",
-        facts={"form": "chain", "measures": ("linear", "nonlinear"), "noise": ("none", "gaussian", "poisson")},
+        facts={
+            "form": "chain",
+            "begins": True,
+            "measures": ("linear", "nonlinear"),
+            "noise": ("none", "gaussian", "poisson"),
+        },
     ),
 )
 

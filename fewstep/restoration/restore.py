@@ -18,7 +18,8 @@ from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
-from fewstep.restoration.measured import Measured, Problem, in_coordinates
+from fewstep.restoration.begin import Begin, finished, late
+from fewstep.restoration.measured import Measured, Problem, check_pair, in_coordinates
 from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
@@ -88,8 +89,11 @@ def chain(
     timesteps: str | Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
     weight: float = 1.0,
+    first: float | None = None,
 ) -> tuple[Denoiser, Sampler, Any]:
     """A method as a denoiser with the condition `y`, the sampler that runs it in `nfe` evaluations, and its options.
+
+    first: a time at which it begins, other than the process's.
 
     Raises:
         ValueError: an unknown method or option, a solver for a chain of its own.
@@ -103,12 +107,20 @@ def chain(
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
         denoiser, step = Measured(model, operator), named_step(method, options or {})
     if solver is None and hasattr(step, "walk"):
-        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
+        grid = timesteps or TIMES
+        if first is not None:
+            steps = nfe // int(getattr(step, "each", 1))
+            grid = late(lambda share: make_times(model.process, steps, grid, "zero", share), first)
+        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, grid), step
     if about.facts.get("form") != "moments" and solver is not None:
         raise ValueError(f"{method!r} is a chain of its own: leave the solver out")
     chosen = solver or about.facts.get("solver") or SOLVER
     listed = timesteps is not None and not isinstance(timesteps, str)
     made = make_plan(model.process, chosen, timesteps=timesteps or TIMES, nfe=None if listed else nfe)
+    if first is not None:
+        steps, rule = len(made.times) - 1, timesteps or TIMES
+        grid = late(lambda share: make_times(model.process, steps, rule, "zero", share), first)
+        made = make_plan(model.process, chosen, timesteps=grid)
     return denoiser, made, step
 
 
@@ -160,6 +172,7 @@ def restore(
     seed: int = 0,
     batch_size: int = 256,
     dtype: torch.dtype = torch.float32,
+    start: float | str | None = None,
     final: str | None = None,
     report: bool = False,
     progress: bool = False,
@@ -176,7 +189,10 @@ def restore(
             "particles"); the n samples are drawn from them, and depend on their number too.
         nfe: evaluations. A solver for methods that change x0 alone is "ddpm" by default.
         weight: of what the measurement says, in methods that change x0 alone.
-        final: "project" brings the result to the measurement: exactly without noise, by the proximal step with it.
+        start: the level `sigma / alpha` at which the run begins, from a guess by the measurement, or "measurement":
+            where the noise is twice what the measurement leaves open. The guess is one of the nfe evaluations.
+        final: "project" brings the result to the measurement: exactly without noise, with it by the proximal step that
+            leaves a residual as large as the noise.
         seed: sample j of measurement i is number `i n + j` of the seed.
         report: a `Restored` with means, spreads, residuals and costs.
         **condition: what the model is conditioned on, one for all or one a measurement.
@@ -201,7 +217,12 @@ def restore(
         if method not in (None, DEFAULT, FILTER):
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
-    denoiser, sampler, step = chain(model, operator, noise, name, nfe, solver, timesteps, own, weight)
+    law = as_noise(noise)
+    begin = None if start is None else _begin(model, operator, law, name, start, nfe, timesteps)
+    first = None if begin is None else begin.time
+    denoiser, sampler, step = chain(
+        model, operator, noise, name, nfe - (first is not None), solver, timesteps, own, weight, first
+    )
     together = card(name, "restorer", room="restoration")[0].facts.get("draws") == "particles"
     watch, runs = _Watch(model), step.particles if together else count
     if together:
@@ -210,10 +231,12 @@ def restore(
         batch_size = max(1, batch_size // runs) * runs  # whole populations
     rows = y.to(model.device, dtype).repeat_interleave(runs, 0)
     told = {key: _each(value, len(y), runs) for key, value in condition.items()}
+    guesses = None if begin is None or first is None else begin.guesses(rows, seed, batch_size, told)
     x = sample(
         denoiser,
         len(rows),
         plan=sampler,
+        init=guesses,
         seed=seed,
         batch_size=batch_size,
         dtype=dtype,
@@ -224,7 +247,7 @@ def restore(
     )
     x = x.reshape(len(y), runs, *x.shape[1:])[:, :count].flatten(0, 1)
     rows = y.to(x).repeat_interleave(count, 0)
-    x = finished(operator, noise, x, rows, final)
+    x = finished(operator, law, x, rows, final)
     samples = x.reshape(len(y), count, *x.shape[1:])
     if not report:
         return samples if n is not None else samples[:, 0]
@@ -232,12 +255,24 @@ def restore(
     held = operator.holds
     size = left.shape[1] if held is None else int(held.sum())
     residual = (left.square().sum(1) / size).sqrt().reshape(len(y), count)
-    std = getattr(as_noise(noise), "std", None)
+    std = getattr(law, "std", None)
     level = float(std) if isinstance(std, int | float) else None
-    passes = round(sampler.nfe * getattr(step, "passes", getattr(denoiser, "passes", 1)))
+    more = int(guesses is not None)
+    passes = round(sampler.nfe * getattr(step, "passes", getattr(denoiser, "passes", 1))) + more
     said = {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {}
     said |= step.reported() if hasattr(step, "reported") else {}
-    return _told(samples, residual, level, name, sampler.nfe, passes, begun, said)
+    return _told(samples, residual, level, name, sampler.nfe + more, passes, begun, said)
+
+
+def _begin(
+    model: Denoiser, operator: Operator, law: NoiseModel, method: str, start: float | str, nfe: int, timesteps: Any
+) -> Begin:
+    if timesteps is not None and not isinstance(timesteps, str):
+        raise ValueError("timesteps by number say where the run begins: leave start out")
+    if nfe < 2:
+        raise ValueError(f"start takes an evaluation of the nfe for its guess: at least 2 in all, got {nfe}")
+    check_pair(model, operator)
+    return Begin(model, operator, law, method, start)
 
 
 def _told(
@@ -252,19 +287,6 @@ def _told(
 ) -> Restored:
     mean, std = samples.mean(1), samples.std(1, correction=0)
     return Restored(samples, mean, std, residual, noise, method, nfe, passes, time.perf_counter() - begun, said)
-
-
-def finished(operator: Operator, noise: Any, x: Tensor, y: Tensor, final: str | None) -> Tensor:
-    """Results brought to their measurements, where that is asked for."""
-    if final is None:
-        return x
-    if final != "project":
-        raise ValueError(f"final must be 'project' or left out, got {final!r}")
-    if not isinstance(operator, LinearOperator):
-        raise ValueError(
-            f"only what is measured linearly can be brought to its measurement, and {operator} is not linear"
-        )
-    return x + operator.pinv(y - operator(x))
 
 
 class _Watch:

@@ -26,7 +26,12 @@ METHODS = (
         arxiv="2312.00852",
         claim="dps that also lowers the covariance's trace, by a probe; two evaluations, two vector products",
         use="STSL",
-        facts={"form": "chain", "measures": ("linear", "nonlinear"), "noise": ("none", "gaussian", "poisson")},
+        facts={
+            "form": "chain",
+            "begins": True,
+            "measures": ("linear", "nonlinear"),
+            "noise": ("none", "gaussian", "poisson"),
+        },
     ),
 )
 
