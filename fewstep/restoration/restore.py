@@ -76,7 +76,10 @@ def posterior(
     """
     if card(method, "restorer", room="restoration")[0].facts.get("form") != "moments":
         raise ValueError(f"{method!r} is a chain of its own, not a denoiser: fs.restore runs it")
-    return Moments(model, operator, noise, method, options, weight)
+    made = Moments(model, operator, noise, method, options, weight)
+    if getattr(made.step, "own", False):
+        raise ValueError(f"{method!r} with these options is a chain of its own, not a denoiser: fs.restore runs it")
+    return made
 
 
 def chain(
@@ -106,13 +109,13 @@ def chain(
         if weight != 1.0:
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
         denoiser, step = Measured(model, operator), named_step(method, options or {})
-    if solver is None and hasattr(step, "walk"):
+    if solver is None and getattr(step, "walk", None) is not None:
         grid = timesteps or TIMES
         if first is not None:
             steps = nfe // int(getattr(step, "each", 1))
             grid = late(lambda share: make_times(model.process, steps, grid, "zero", share), first)
         return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, grid), step
-    if about.facts.get("form") != "moments" and solver is not None:
+    if solver is not None and (about.facts.get("form") != "moments" or getattr(step, "own", False)):
         raise ValueError(f"{method!r} is a chain of its own: leave the solver out")
     chosen = solver or about.facts.get("solver") or SOLVER
     listed = timesteps is not None and not isinstance(timesteps, str)
