@@ -32,6 +32,7 @@ MEASURED = {
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
+    "reconstruction": ("docs/chapters/medical.md",),
     "editing": ("docs/chapters/editing.md",),
     "tutorials": (
         "docs/tutorials/digits.md",
@@ -39,6 +40,7 @@ MEASURED = {
         "docs/tutorials/diffusers.md",
         "docs/tutorials/student.md",
         "docs/tutorials/captions.md",
+        "docs/tutorials/half.md",
     ),
 }
 CLAIMED = ("docs/rooms/distillation.md", "docs/rooms/restoration.md", "docs/restore.md")  # with tables of claims

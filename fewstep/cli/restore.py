@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LISTS = ("--compare",)  # options that take several values, as in `--compare ddrm pigdm`
 GREYS = 255  # of a picture's file: the noise is also said in these
-FARTHEST = 3.0  # times the data's range: y beyond it is in other units
 
 
 def restore(
@@ -95,7 +94,6 @@ def restore(
     a = _operator(operator, opened)
     clean = _read(measurement, opened, None if degrade else a)
     y = a.measure(clean, noise, seed) if degrade and a is not None else clean
-    _check_units(y, low, high)
     rows: list[dict[str, Any]] = []
     best: Restored | None = None
     for named in compare or [method or "calibrated"]:
@@ -163,18 +161,6 @@ def _read(path: Path, model: Denoiser, operator: Operator | None) -> Tensor:
     if tuple(y.shape[1:]) != tuple(shape or ()):
         raise ValueError(f"{path} holds {tuple(y.shape)}: what is measured here has the shape {shape}")
     return y
-
-
-def _check_units(y: Tensor, low: float, high: float) -> None:
-    import warnings
-
-    size = float(y.abs().amax())
-    if size > FARTHEST * max(abs(low), abs(high)):
-        warnings.warn(
-            f"y reaches {size:.3g}, and the model's data lie in {low:g} to {high:g}: a sum over many pixels may, but if"
-            f" y is in other units (0 to {GREYS}, say), --noise is too",
-            stacklevel=2,
-        )
 
 
 def _restored(model: Denoiser, y: Tensor, a: Operator | None, noise: float, name: str, options: dict[str, Any],

@@ -19,6 +19,7 @@ from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.restoration.begin import Begin, finished, late
+from fewstep.restoration.fits import check_fits, warn_of_units
 from fewstep.restoration.measured import Measured, Problem, check_pair, in_coordinates
 from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
@@ -221,13 +222,16 @@ def restore(
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
     law = as_noise(noise)
+    check_pair(model, operator)
+    check_fits(name, named_step(name, own), model, operator, law, y)
+    warn_of_units(model, operator, law, y)
     begin = None if start is None else _begin(model, operator, law, name, start, nfe, timesteps)
     first = None if begin is None else begin.time
     denoiser, sampler, step = chain(
         model, operator, noise, name, nfe - (first is not None), solver, timesteps, own, weight, first
     )
     together = card(name, "restorer", room="restoration")[0].facts.get("draws") == "particles"
-    watch, runs = _Watch(model), step.particles if together else count
+    watch, runs = _Watch(model, name, step), step.particles if together else count
     if together:
         if count > runs:
             raise ValueError(f"{count} samples cannot be drawn from {runs} particles: ask for more of them")
@@ -274,7 +278,6 @@ def _begin(
         raise ValueError("timesteps by number say where the run begins: leave start out")
     if nfe < 2:
         raise ValueError(f"start takes an evaluation of the nfe for its guess: at least 2 in all, got {nfe}")
-    check_pair(model, operator)
     return Begin(model, operator, law, method, start)
 
 
@@ -293,19 +296,30 @@ def _told(
 
 
 class _Watch:
-    """Stops a run whose state leaves the model's world."""
+    """Stops a run whose state, or x0, leaves the model's world."""
 
-    def __init__(self, model: Denoiser):
+    def __init__(self, model: Denoiser, method: str, step: Any):
         low, high = model.value_range or (-1.0, 1.0)
         self.most, self.process = FAR * max(high - low, 1e-6), model.process
+        chain = card(method, "restorer", room="restoration")[0].facts.get("form") != "moments"
+        ways = ["more evaluations", "start='measurement'"]
+        ways += ["options={'pull': 'covariance'}"] if getattr(step, "pull", None) == "jacobian" else []
+        ways += ["a smaller zeta"] if hasattr(step, "zeta") else [] if chain else ["a smaller weight"]
+        ways += [] if method in (DEFAULT, FILTER) else ["method='calibrated'"]
+        self.ways = f"{', '.join(ways[:-1])} or {ways[-1]}"
 
     def __call__(self, number: int, t: Any, x: Tensor, prediction: Any) -> None:
-        size = float(prediction.value.detach().abs().amax()) if prediction.kind == "x0" else 0.0
-        if not size < self.most:
-            where = f"{float(t):.4g}" if not isinstance(t, Tensor) or t.ndim == 0 else "several times"
+        time_ = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+        level = torch.hypot(self.process.alpha(time_), self.process.sigma(time_)).amax()
+        size = x.detach().abs().amax() / level.to(x)  # of a state whose data and noise are of ordinary size: some units
+        if prediction.kind == "x0":
+            size = torch.maximum(size, prediction.value.detach().abs().amax())
+        reached = float(size)
+        if not reached < self.most:
+            where = f"{float(time_[0]):.4g}" if len(time_) == 1 else "several times"
             raise ValueError(
-                f"the restoration left the data's range at evaluation {number} (t = {where}): x0 reached {size:.3g}."
-                " More evaluations, a smaller weight or a method with a measured covariance (calibrated) tame it"
+                f"the restoration left the data's range at evaluation {number} (t = {where}): it reached {reached:.3g}."
+                f" What may tame it: {self.ways}"
             )
 
 

@@ -107,7 +107,7 @@ def test_a_noisy_result_is_brought_within_the_noise(model):
 def test_what_does_not_fit_is_said(model):
     a = half()
     y = a.measure(model.sample(2, seed=3), noise=0.1)
-    magnitude = fs.operators.Magnitude(half())
+    counts, magnitude = a(torch.ones(2, D)), fs.operators.Magnitude(half())
     cases = (
         (lambda: fs.restore(model, y, a, 0.1, method="ddrm", start=1.0), "'ddrm' begins by a rule of its own"),
         (lambda: fs.restore(model, y, a, 0.1, start="here"), "start is 'measurement' or a level"),
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_said(model):
         (lambda: fs.restore(model, y, a, 0.1, start=1e-6), "leaves nothing to do"),
         (lambda: fs.restore(model, y, a, 0.1, start=1.0, nfe=1), "takes an evaluation of the nfe for its guess"),
         (lambda: fs.restore(model, y, a, 0.1, start=1.0, timesteps=[0.5, 0.1]), "leave start out"),
-        (lambda: fs.restore(model, y, a, Poisson(9), method="dps", start=1.0), "start takes Gaussian noise"),
+        (lambda: fs.restore(model, counts, a, Poisson(9), method="dps", start=1.0), "start takes Gaussian noise"),
         (lambda: fs.restore(model, y, magnitude, 0.1, method="dps", start=1.0), "start takes a linear operator"),
         (lambda: fs.restore(model, y, magnitude, 0.1, method="dps", final="project"), "is not linear"),
         (lambda: fs.restore(model, y, a, torch.full((D,), 0.1), final="project"), "noise of one deviation"),
