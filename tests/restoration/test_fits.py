@@ -11,8 +11,9 @@ from restoration.problems import D, half, mixture, wide
 import fewstep as fs
 from fewstep.core.prediction import Prediction
 from fewstep.denoisers.calibration import Calibration
-from fewstep.operators.noise import Poisson
+from fewstep.operators.noise import Gaussian, Poisson
 from fewstep.processes.flow import Flow
+from fewstep.restoration.ddrm import check_spectrum
 from fewstep.restoration.fits import takers
 
 
@@ -55,6 +56,18 @@ def test_what_a_method_does_not_take_names_those_that_do(model):
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_an_operator_without_known_singular_values_says_its_size_and_the_limit():
+    a = fs.operators.Linear(lambda x: 2 * x, (5000,)).fit((5000,))
+    with pytest.raises(ValueError, match=r"'ddrm' needs the singular values of .* up to 4096 columns: it has 5000"):
+        check_spectrum("ddrm", a, Gaussian(0.1))
+
+
+def test_masks_that_see_nothing_are_refused():
+    for make in (fs.operators.Inpaint, fs.operators.Fourier):
+        with pytest.raises(ValueError, match="0 everywhere: nothing is measured|sees something, got 0 to 0"):
+            make(torch.zeros(4))
 
 
 def test_counts_behind_a_hole_do_not_matter(model):
