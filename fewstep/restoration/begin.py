@@ -18,7 +18,7 @@ from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.operators.solve import prox
 from fewstep.restoration.calibrate import calibration_of
 from fewstep.restoration.calibrated import agreed
-from fewstep.restoration.measured import Problem, in_coordinates
+from fewstep.restoration.measured import Problem, check_pair, in_coordinates
 
 MEASURED = "measurement"
 BEYOND = 2.0  # of the largest deviation that the measurement leaves open: noise of that level tells little besides
@@ -49,6 +49,7 @@ class Begin:
     """
 
     def __init__(self, model: Denoiser, operator: Operator, law: NoiseModel, method: str, level: float | str):
+        check_pair(model, operator)
         if not begins(method):
             named = ", ".join(card.name for card in methods("restorer", room="restoration") if begins(card.name))
             raise ValueError(f"{method!r} begins by a rule of its own: start is for {named}")

@@ -20,7 +20,7 @@ from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
 from fewstep.restoration.begin import Begin, finished, late
 from fewstep.restoration.fits import check_fits, warn_of_units
-from fewstep.restoration.measured import Measured, Problem, check_pair, in_coordinates
+from fewstep.restoration.measured import Measured, Problem, in_coordinates
 from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
@@ -222,7 +222,6 @@ def restore(
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
     law = as_noise(noise)
-    check_pair(model, operator)
     check_fits(name, named_step(name, own), model, operator, law, y)
     warn_of_units(model, operator, law, y)
     begin = None if start is None else _begin(model, operator, law, name, start, nfe, timesteps)
