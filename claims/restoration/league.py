@@ -71,6 +71,10 @@ CLAIMS = (
               "mmps, 8 Krylov steps (18 passes an evaluation against 3)", problem, CALIBRATED, SOLVED)
         for problem in OPERATORS
     ),
+    beats("calibrated", "in 10 evaluations moves held to three times the measured are nearer than any", "most=inf",
+          "half seen", CALIBRATED, {"method": "calibrated", "options": {"most": float("inf")}}, nfe=10),
+    beats("calibrated", "in 50 evaluations moves up to three times the measured are nearer than up to one", "most=1",
+          "half seen", CALIBRATED, {"method": "calibrated", "options": {"most": 1.0}}, nfe=50),
     *(
         near_floor("particles", f"come within 1.8 times the floor at 50 evaluations, {problem}", problem, 50, 1.8,
                    {"method": "particles", "options": {"particles": 400}})
