@@ -11,7 +11,6 @@ from fewstep.hub.models import embedded, load
 from fewstep.training.recipe import Recipe
 from fewstep.training.recipes import FOLDER, recipe_names, recipe_path
 
-
 # Recipes of restorers, and the data of which they restore measurements.
 RESTORERS = {"deblur": "digits", "superres4": "photographs", "compressed_sensing": "digits"}
 
