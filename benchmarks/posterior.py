@@ -120,13 +120,13 @@ def render(rows: list[dict[str, Any]]) -> str:
     """A table for each noise and number of evaluations."""
     parts = [
         "## Restoration beside the exact posterior\n\n"
-        "Mixtures of six Gaussians in 16 numbers, VP; half of them seen, half as many block means, a Gaussian blur, six"
-        f" projections; six measurements x 400 draws, three seeds at {MAIN} evaluations and one at others. The distance"
-        " is the sliced Wasserstein distance to the exact posterior; *times floor* is its ratio to what 400 draws of the"
-        " truth are apart, the mean over operators and then for each; the error of the mean is in the posterior's"
+        "Mixtures of six Gaussians in 16 numbers, VP; half of them seen, half as many block means, a Gaussian blur,"
+        f" six projections; six measurements x 400 draws, three seeds at {MAIN} evaluations and one at others. The distance"
+        " is the sliced Wasserstein distance to the exact posterior; *times floor* is its ratio to what 400 draws of"
+        " the truth are apart, the mean over operators and then for each; the error of the mean is in the posterior's"
         " deviations, the variance over the true one, and *modes* the mass that is in wrong components. A pass is a"
-        " forward of the network, a vector product counts as two; seconds are of 2,400 draws on one core. Runs that left"
-        " the data's range are counted and not averaged."
+        " forward of the network, a vector product counts as two; seconds are of 2,400 draws on one core. Runs that"
+        " left the data's range are counted and not averaged."
     ]
     columns = ["method", "distance", "times floor", *OPERATORS, "mean", "variance", "modes", "passes", "seconds",
                "diverged"]  # fmt: skip
