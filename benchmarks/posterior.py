@@ -121,8 +121,8 @@ def render(rows: list[dict[str, Any]]) -> str:
     parts = [
         "## Restoration beside the exact posterior\n\n"
         "Mixtures of six Gaussians in 16 numbers, VP; half of them seen, half as many block means, a Gaussian blur,"
-        f" six projections; six measurements x 400 draws, three seeds at {MAIN} evaluations and one at others. The distance"
-        " is the sliced Wasserstein distance to the exact posterior; *times floor* is its ratio to what 400 draws of"
+        f" six projections; six measurements x 400 draws, three seeds at {MAIN} evaluations and one at others. The"
+        " distance is the sliced Wasserstein distance to the exact posterior; *times floor* is its ratio to what 400 draws of"
         " the truth are apart, the mean over operators and then for each; the error of the mean is in the posterior's"
         " deviations, the variance over the true one, and *modes* the mass that is in wrong components. A pass is a"
         " forward of the network, a vector product counts as two; seconds are of 2,400 draws on one core. Runs that"
