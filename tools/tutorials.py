@@ -101,7 +101,23 @@ def captions() -> dict[str, Any]:
     return {"rows": rows, "n": len(names["asked"]), "shown": names["asked"][:SHOWN], "seconds": seconds}
 
 
-TUTORIALS = {"digits": digits, "folder": folder, "diffusers": diffusers, "student": student, "captions": captions}
+def half() -> dict[str, Any]:
+    import torch
+
+    names, seconds = run("half")
+    rows = []
+    for told in (names["told"], names["captioned"]):
+        spread = told.std.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        rows.append(
+            torch.cat([names["picture"], names["y"], told.samples[0], told.mean, 2 * spread / spread.max() - 1])
+        )
+    _picture("half", torch.stack(rows))
+    return {"rows": names["rows"], "n": len(names["told"].samples[0]), "seconds": seconds}
+
+
+TUTORIALS = {
+    "digits": digits, "folder": folder, "diffusers": diffusers, "student": student, "captions": captions, "half": half,
+}  # fmt: skip
 
 
 def measure(chosen: list[str]) -> dict[str, Any]:
@@ -115,7 +131,7 @@ def measure(chosen: list[str]) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> dict[str, list[str]]:
     """What the pages show, by marker."""
-    digits, folder, diffusers, student, captions = (found[name] for name in TUTORIALS)
+    digits, folder, diffusers, student, captions, half = (found[name] for name in TUTORIALS)
     best = digits["errors"].items()
     table = ["| plan | evaluations | error |", "| --- | --- | --- |", "| reference | 100 | |"]
     table += [f"| {name.rpartition(',')[0]} | {digits['nfe'][name]} | {error:.3f} |" for name, error in best]
@@ -148,7 +164,15 @@ def lines(found: dict[str, Any]) -> dict[str, list[str]]:
         f" page took {captions['seconds']:.0f} CPU seconds. The captions of the pictures below, from left to right:"
         f" {'; '.join(captions['shown'])}."
     )
+    draws = ["| known | spread, lost half | error of the mean | draws with yellow |", "| --- | --- | --- | --- |"]
+    for name, row in half["rows"].items():
+        draws.append(f"| {name} | {row['spread']:.3f} | {row['error']:.3f} | {row['yellow']} of {half['n']} |")
+    drawn = (
+        "Spread: the mean standard deviation over the draws, of a range of 2. Error: mean square, in the lost half."
+        f" This page took {half['seconds']:.0f} CPU seconds."
+    )
     return {
+        "tutorial-half": [*draws, "", drawn],
         "tutorial-captions": [*asked, "", read],
         "tutorial-student": [*heads, "", learnt],
         "tutorial-digits": [*table, "", told],

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LISTS = ("--compare",)  # options that take several values, as in `--compare ddrm pigdm`
 GREYS = 255  # of a picture's file: the noise is also said in these
-FARTHEST = 3.0  # times the data's range: y beyond it is in other units
 
 
 def restore(
@@ -45,6 +44,10 @@ def restore(
         int | None, typer.Option(help="So many runs of each measurement as a filter, from which the samples are drawn.")
     ] = None,
     weight: Annotated[float, typer.Option(help="How much of the measurement counts, 0 to 1.")] = 1.0,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Begin late: at a level sigma / alpha, or at 'measurement', where that tells most."),
+    ] = None,
     final: Annotated[str | None, typer.Option(help="'project' brings the result to the measurement.")] = None,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="What is given is clean: measure it first, and score the result.")
@@ -52,7 +55,9 @@ def restore(
     compare: Annotated[
         list[str] | None, typer.Option(metavar="METHOD ...", help="Several methods, a line each.")
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="The methods: what each takes and what it costs.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="The methods: what each takes, costs, and how near its samples are.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="A .png (a row for each measurement), an .npz, or a folder (one PNG a sample).")
     ] = Path("restored.png"),
@@ -97,12 +102,13 @@ def restore(
     y = clean
     if degrade and (a is not None or own is not None):
         y = a.measure(clean, noise, seed) if a is not None else own.measured(clean, seed)  # type: ignore[union-attr]
-    _check_units(y, low, high)
     rows: list[dict[str, Any]] = []
     best: Restored | None = None
     for named in compare or [method or "calibrated"]:
         name, options = read_spec(named, "--method")
-        made = _restored(opened, y, a, noise, name, options, n, nfe, solver, timesteps, particles, weight, final, seed)
+        made = _restored(
+            opened, y, a, noise, name, options, n, nfe, solver, timesteps, particles, weight, _level(start), final, seed
+        )
         rows.append(_told(made, a, clean if degrade else None, (low, high)))
         best = made if best is None else best
         facts = _facts(context, model, operator, noise, made, seed)
@@ -136,6 +142,13 @@ def _learnt(own: Degraded | None) -> str:
     return f"trained for {words}, noise {own.noise if not isinstance(own.noise, tuple) else list(own.noise)}"
 
 
+def _level(start: str | None) -> float | str | None:
+    try:
+        return None if start is None else float(start)
+    except ValueError:
+        return start
+
+
 def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
     if not words:
         if "y" in model.conditions:
@@ -147,26 +160,14 @@ def _operator(words: list[str] | None, model: Denoiser) -> Operator | None:
     return read_operator(words, "--operator").fit(data_shape(model) or ())
 
 
-def _check_units(y: Tensor, low: float, high: float) -> None:
-    import warnings
-
-    size = float(y.abs().amax())
-    if size > FARTHEST * max(abs(low), abs(high)):
-        warnings.warn(
-            f"y reaches {size:.3g}, and the model's data lie in {low:g} to {high:g}: a sum over many pixels may, but if"
-            f" y is in other units (0 to {GREYS}, say), --noise is too",
-            stacklevel=2,
-        )
-
-
 def _restored(model: Denoiser, y: Tensor, a: Operator | None, noise: float, name: str, options: dict[str, Any],
               n: int, nfe: int, solver: Any, timesteps: Any, particles: int | None, weight: float,
-              final: str | None, seed: int) -> Restored:  # fmt: skip
+              start: float | str | None, final: str | None, seed: int) -> Restored:  # fmt: skip
     from fewstep.restoration.restore import restore as run
 
     found: Restored = run(
         model, y, a, noise, method=None if a is None else name, options=options, n=n, nfe=nfe, solver=solver,
-        timesteps=timesteps, particles=particles, weight=weight, final=final, seed=seed, report=True,
+        timesteps=timesteps, particles=particles, weight=weight, start=start, final=final, seed=seed, report=True,
     )  # fmt: skip
     return found
 
@@ -232,20 +233,19 @@ def _beside(made: Restored, y: Tensor) -> Tensor:
 
 
 def _list(as_json: bool) -> None:
-    from fewstep.core.methods import methods
+    from fewstep.restoration.listing import PROBLEM, UNIT, listing, read_evidence
 
-    rows = []
-    for card in methods("restorer", room="restoration"):
-        facts = card.facts
-        rows.append({
-            "method": card.name,
-            "takes": ", ".join(facts["measures"]),
-            "noise": ", ".join(facts["noise"]),
-            "samples": ", ".join(facts.get("states", ("data",))),
-            "kind": "any plan" if facts["form"] == "moments" else "its own chain",
-            "": card.claim,
-        })  # fmt: skip
+    rows = listing(read_evidence())
     if as_json:
         common.print_json(rows)
         return
-    common.print_table(list(rows[0]), [list(row.values()) for row in rows])
+    known = any(row["distance"] is not None for row in rows)
+    names = [name for name in rows[0] if name != "distance" or known]
+    common.print_table(names, [[_cell(row[name]) for name in names] for row in rows])
+    typer.echo("passes: of the network, an evaluation, with the method's own options; a vector product is two")
+    if known:
+        typer.echo(f"distance: {UNIT}; {PROBLEM}")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float | int) else str(value)

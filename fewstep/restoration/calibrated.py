@@ -16,6 +16,7 @@ from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.denoisers.calibration import Calibration
 from fewstep.operators.covariance import Covariance
+from fewstep.operators.operator import LinearOperator
 from fewstep.operators.solve import Inverse
 from fewstep.restoration.calibrate import calibration_of
 from fewstep.restoration.measured import Problem
@@ -92,8 +93,16 @@ class Calibrated:
 
 
 def left_open(live: Live, problem: Problem, c: Covariance, number: int) -> Tensor:
-    """A draw of `N(0, C - C A^T (A C A^T + S)^{-1} A C)`: one of C and one of S, made to agree by one solve."""
-    operator, s = problem.operator, problem.noise
-    u = c.root(live.noise())
-    drawn = live.source.normal(EXTRA + number, (len(u), *operator.out), u.device, u.dtype)
-    return u - c.times(operator.adjoint(Inverse(operator, c, s)(operator(u) + s.root(drawn))))
+    """A draw of `N(0, C - C A^T (A C A^T + S)^{-1} A C)`."""
+    z = live.noise()
+    e = live.source.normal(EXTRA + number, (len(z), *problem.operator.out), z.device, z.dtype)
+    return agreed(problem.operator, c, problem.noise, z, e)
+
+
+def agreed(
+    operator: LinearOperator, c: Covariance, s: Covariance, z: Tensor, e: Tensor, r: Tensor | float = 0.0
+) -> Tensor:
+    """A draw of `N(0, C)` given that A of it, with noise of covariance S, is r: one of C and one of S, of the standard
+    normal z `(B, *shape)` and e `(B, *measured)`, made to agree by one solve."""
+    u = c.root(z)
+    return u - c.times(operator.adjoint(Inverse(operator, c, s)(operator(u) + s.root(e) - r)))

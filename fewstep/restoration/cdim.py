@@ -16,6 +16,7 @@ from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.operators.covariance import Same
 from fewstep.operators.operator import COLUMNS, LinearOperator, Operator
+from fewstep.restoration.fits import check_linear
 from fewstep.restoration.gradients import reaching, squares, with_graph
 from fewstep.restoration.measured import Problem
 from fewstep.sampling.ddim import posterior
@@ -27,7 +28,13 @@ METHODS = (
         arxiv="2411.00359",
         claim="ddim held to the residual that a state at its level has; few evaluations, one vector product",
         use="CDIM",
-        facts={"form": "chain", "measures": ("spectrum",), "noise": ("none", "gaussian", "poisson"), "least": 2},
+        facts={
+            "form": "chain",
+            "begins": True,
+            "measures": ("spectrum",),
+            "noise": ("none", "gaussian", "poisson"),
+            "least": 2,
+        },
     ),
 )
 
@@ -97,8 +104,8 @@ class CDIM:
 
     def check(self, model: Denoiser, operator: Operator, law: Any) -> None:
         """`ValueError` unless the traces of `A A^T` can be known."""
-        if not isinstance(operator, LinearOperator):
-            raise ValueError(f"'cdim' takes a linear operator, and {operator} is none")
+        check_linear("cdim", operator)
+        assert isinstance(operator, LinearOperator)
         known = operator.spectrum() is not None if _plain(law) else operator.matrix_size() <= COLUMNS
         if not known:
             raise ValueError(

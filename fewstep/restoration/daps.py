@@ -31,7 +31,12 @@ METHODS = (
         arxiv="2407.01521",
         claim="any operator and noise with a density; errors of early levels are forgotten; no vector product",
         use="DAPS",
-        facts={"form": "chain", "measures": ("linear", "nonlinear"), "noise": ("none", "gaussian", "poisson")},
+        facts={
+            "form": "chain",
+            "begins": True,
+            "measures": ("linear", "nonlinear"),
+            "noise": ("none", "gaussian", "poisson"),
+        },
     ),
 )
 

@@ -26,7 +26,7 @@ METHODS = (
         arxiv="2212.00490",
         claim="ddnm for noisy measurements, per singular value; no vector product",
         use="DDNMPlus",
-        facts={"form": "chain", "measures": ("spectrum",), "noise": ("none", "gaussian")},
+        facts={"form": "chain", "begins": True, "measures": ("spectrum",), "noise": ("none", "gaussian")},
     ),
 )
 

@@ -16,6 +16,7 @@ from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.operators.covariance import Same
 from fewstep.operators.operator import COLUMNS, LinearOperator, Operator
+from fewstep.restoration.fits import check_linear
 from fewstep.restoration.measured import Problem
 
 METHODS = (
@@ -92,8 +93,8 @@ def begun(z: Tensor, measured: Tensor, n: Tensor, seen: Tensor, alpha: float, si
 
 def check_spectrum(name: str, operator: Operator, law: Any) -> None:
     """`ValueError` unless the operator's singular values are known and the noise is one number."""
-    if not isinstance(operator, LinearOperator):
-        raise ValueError(f"{name!r} takes a linear operator, and {operator} is none")
+    check_linear(name, operator)
+    assert isinstance(operator, LinearOperator)
     if operator.spectrum() is None:
         size = operator.matrix_size()
         raise ValueError(

@@ -28,6 +28,7 @@ METHODS = (
         use="DPS",
         facts={
             "form": "chain",
+            "begins": True,
             "measures": ("linear", "nonlinear"),
             "noise": ("none", "gaussian", "poisson"),
             "states": ("data", "latents"),

@@ -27,7 +27,9 @@ def check_pair(model: Denoiser, operator: Operator) -> None:
     if not isinstance(operator, Operator):
         raise ValueError(f"operator must be one of fewstep.operators, got {operator!r}")
     if "y" in model.conditions:
-        raise ValueError("this model is conditioned on a measurement y already, and restores by itself: leave it alone")
+        raise ValueError(
+            "this model is conditioned on a measurement y already, and restores by itself: leave the operator out"
+        )
     if model.shape is None:
         raise ValueError("this model takes any shape: restoration needs one that is known")
     shape = data_shape(model)

@@ -29,6 +29,7 @@ from fewstep.core.process import Process
 from fewstep.operators.covariance import Covariance, Elements, Same
 from fewstep.operators.noise import NoiseModel, as_noise
 from fewstep.operators.operator import LinearOperator, Operator
+from fewstep.restoration.fits import check_linear
 from fewstep.restoration.measured import check_pair, check_states, in_coordinates
 
 METHODS = (
@@ -123,8 +124,8 @@ class Moments(Wrapper):
     ):
         check_states(model, method)
         check_pair(model, operator)
-        if not isinstance(operator, LinearOperator):
-            raise ValueError(f"{method!r} takes a linear operator, and {operator} is none")
+        check_linear(method, operator)
+        assert isinstance(operator, LinearOperator)
         self.law = as_noise(noise)
         step = named_step(method, options or {}) if isinstance(method, str) else method
         check = getattr(step, "check", None)

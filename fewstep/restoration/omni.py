@@ -101,12 +101,12 @@ class Omni:
     """
 
     def check(self, model: Denoiser, operator: Operator, law: Any) -> None:
-        """`ValueError` unless the model is one of a sphere, and the measurement linear and without noise."""
+        """`ValueError` unless the model is one of a sphere, and the measurement without noise."""
         if not isinstance(model, Spherical):
             raise ValueError(
                 "'omni' takes a model of a sphere's views, fewstep.restoration.omni.Spherical(model, size)"
             )
-        if not operator.linear or not getattr(law, "none", False):
+        if not getattr(law, "none", False):
             raise ValueError("'omni' meets a linear measurement exactly: leave the noise out, or 'dps' takes it")
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:

@@ -30,7 +30,13 @@ METHODS = (
         arxiv="2306.17775",
         claim="the calibrated chain as a filter: exact as the particles grow in number; one vector product",
         use="Particles",
-        facts={"form": "chain", "measures": ("linear",), "noise": ("none", "gaussian"), "draws": "particles"},
+        facts={
+            "form": "chain",
+            "begins": True,
+            "measures": ("linear",),
+            "noise": ("none", "gaussian"),
+            "draws": "particles",
+        },
     ),
 )
 

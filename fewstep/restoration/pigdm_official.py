@@ -24,7 +24,7 @@ METHODS = (
         paper="Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., 2023)",
         claim="pigdm's move added after the step, as published; one vector product",
         use="PiGDMOfficial",
-        facts={"form": "chain", "measures": ("linear",), "noise": ("none", "gaussian")},
+        facts={"form": "chain", "begins": True, "measures": ("linear",), "noise": ("none", "gaussian")},
     ),
 )
 

@@ -14,6 +14,7 @@ from fewstep.core.live import Live
 from fewstep.core.methods import Method
 from fewstep.core.process import Process
 from fewstep.operators.operator import LinearOperator, Operator
+from fewstep.restoration.adam import Adam
 from fewstep.restoration.dps import residual_weights
 from fewstep.restoration.measured import Problem, brought
 
@@ -32,8 +33,6 @@ METHODS = (
         },
     ),
 )
-
-BETAS, TINY = (0.9, 0.99), 1e-12  # of Adam: the paper's
 
 
 @dataclass(frozen=True)
@@ -84,25 +83,20 @@ class REDDiff:
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
         y, like = live.condition["y"], live.start()
-        mu = _first(problem, y, like)
+        mu = first_guess(problem, y, like)
         scale, variance = _scale(problem, y)
         lam = self.lam if self.lam is not None else variance if self.weights == "score" else 0.25
         asked = [t for start in range(self.restarts + 1) for t in times[:-1][start :: self.restarts + 1]]
-        first, second, step = torch.zeros_like(mu), torch.zeros_like(mu), 0
+        adam = Adam(self.rate, len(asked))
         for number, t in enumerate(asked):
-            if number == 0 or t > asked[number - 1]:  # a fall begins
-                first, second, step = torch.zeros_like(mu), torch.zeros_like(mu), 0
+            if number and t > asked[number - 1]:  # another fall begins
+                adam.forget()
             eps, alpha, sigma = live.noise(), process.alpha(t), process.sigma(t)
             x0 = live.evaluate(alpha * mu + sigma * eps, t).x0
             if self.each == 2:
                 x0 = (x0 + live.evaluate(alpha * mu - sigma * eps, t).x0) / 2
             gradient = _misfit(problem, mu, y, scale) + lam * self.pull(alpha / sigma) * (mu - x0)
-            first = BETAS[0] * first + (1 - BETAS[0]) * gradient
-            second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
-            step += 1
-            size = (second / (1 - BETAS[1] ** step)).sqrt() + TINY
-            rate = self.rate * 0.5 * float(1 + torch.cos(torch.tensor(torch.pi * number / len(asked))))
-            mu = mu - rate * first / (1 - BETAS[0] ** step) / size
+            mu = mu - adam.move(gradient)
         return mu
 
     def pull(self, ratio: float) -> float:
@@ -110,7 +104,7 @@ class REDDiff:
         return {"inverse-snr": 1.0, "constant": ratio, "score": ratio**2}[self.weights]
 
 
-def _first(problem: Problem, y: Tensor, like: Tensor) -> Tensor:
+def first_guess(problem: Problem, y: Tensor, like: Tensor) -> Tensor:
     """Where mu begins: at the mode under a normal prior of the data's deviation, which is `A^+ y` without noise and
     does not divide the noise by small singular values with it; at 0 where A is not linear."""
     if not isinstance(problem.operator, LinearOperator):

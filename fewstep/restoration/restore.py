@@ -17,8 +17,10 @@ from fewstep.core.methods import card
 from fewstep.core.process import Process
 from fewstep.core.sampler import Sampler
 from fewstep.operators.noise import NoiseModel, as_noise
-from fewstep.operators.operator import LinearOperator, Operator
-from fewstep.restoration.measured import Measured, Problem, check_states, in_coordinates
+from fewstep.operators.operator import Operator
+from fewstep.restoration.begin import Begin, finished, late
+from fewstep.restoration.fits import check_fits, warn_of_units
+from fewstep.restoration.measured import Measured, Problem, check_pair, check_states, in_coordinates
 from fewstep.restoration.moments import Moments, named_step
 from fewstep.sampling.build import plan as make_plan
 from fewstep.sampling.sample import sample
@@ -75,7 +77,10 @@ def posterior(
     """
     if card(method, "restorer", room="restoration")[0].facts.get("form") != "moments":
         raise ValueError(f"{method!r} is a chain of its own, not a denoiser: fs.restore runs it")
-    return Moments(model, operator, noise, method, options, weight)
+    made = Moments(model, operator, noise, method, options, weight)
+    if getattr(made.step, "own", False):
+        raise ValueError(f"{method!r} with these options is a chain of its own, not a denoiser: fs.restore runs it")
+    return made
 
 
 def chain(
@@ -88,8 +93,11 @@ def chain(
     timesteps: str | Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
     weight: float = 1.0,
+    first: float | None = None,
 ) -> tuple[Denoiser, Sampler, Any]:
     """A method as a denoiser with the condition `y`, the sampler that runs it in `nfe` evaluations, and its options.
+
+    first: a time at which it begins, other than the process's.
 
     Raises:
         ValueError: an unknown method or option, a solver for a chain of its own.
@@ -103,13 +111,21 @@ def chain(
             raise ValueError(f"{method!r} is a chain of its own: its strength is an option of it, not weight")
         check_states(model, method)
         denoiser, step = Measured(model, operator), named_step(method, options or {})
-    if solver is None and hasattr(step, "walk"):
-        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, timesteps or TIMES), step
-    if about.facts.get("form") != "moments" and solver is not None:
+    if solver is None and getattr(step, "walk", None) is not None:
+        grid = timesteps or TIMES
+        if first is not None:
+            steps = nfe // int(getattr(step, "each", 1))
+            grid = late(lambda share: make_times(model.process, steps, grid, "zero", share), first)
+        return denoiser, walking(model, operator, as_noise(noise), step, method, nfe, grid), step
+    if solver is not None and (about.facts.get("form") != "moments" or getattr(step, "own", False)):
         raise ValueError(f"{method!r} is a chain of its own: leave the solver out")
     chosen = solver or about.facts.get("solver") or SOLVER
     listed = timesteps is not None and not isinstance(timesteps, str)
     made = make_plan(model.process, chosen, timesteps=timesteps or TIMES, nfe=None if listed else nfe)
+    if first is not None:
+        steps, rule = len(made.times) - 1, timesteps or TIMES
+        grid = late(lambda share: make_times(model.process, steps, rule, "zero", share), first)
+        made = make_plan(model.process, chosen, timesteps=grid)
     return denoiser, made, step
 
 
@@ -160,6 +176,7 @@ def restore(
     seed: int = 0,
     batch_size: int = 256,
     dtype: torch.dtype = torch.float32,
+    start: float | str | None = None,
     final: str | None = None,
     report: bool = False,
     progress: bool = False,
@@ -176,7 +193,10 @@ def restore(
             "particles"); the n samples are drawn from them, and depend on their number too.
         nfe: evaluations. A solver for methods that change x0 alone is "ddpm" by default.
         weight: of what the measurement says, in methods that change x0 alone.
-        final: "project" brings the result to the measurement: exactly without noise, by the proximal step with it.
+        start: the level `sigma / alpha` at which the run begins, from a guess by the measurement, or "measurement":
+            where the noise is twice what the measurement leaves open. The guess is one of the nfe evaluations.
+        final: "project" brings the result to the measurement: exactly without noise, with it by the proximal step that
+            leaves a residual as large as the noise.
         seed: sample j of measurement i is number `i n + j` of the seed.
         report: a `Restored` with means, spreads, residuals and costs.
         **condition: what the model is conditioned on, one for all or one a measurement.
@@ -197,22 +217,33 @@ def restore(
         if method not in (None, DEFAULT, FILTER):
             raise ValueError(f"particles are runs of {DEFAULT!r}: leave method={method!r} out")
         name, own = FILTER, own | {"particles": particles}
-    denoiser, sampler, step = chain(model, operator, noise, name, nfe, solver, timesteps, own, weight)
+    law, named = as_noise(noise), named_step(name, own)
+    check_states(model, name)
+    check_pair(model, operator)
     y = operator.received(operator.check_measurement(y))
     if not bool(torch.isfinite(y).all()):
         raise ValueError("y has values that are not finite")
+    check_fits(name, named, model, operator, law, y)
+    warn_of_units(model, operator, law, y)
+    begin = None if start is None else _begin(model, operator, law, name, start, nfe, timesteps)
+    first = None if begin is None else begin.time
+    denoiser, sampler, step = chain(
+        model, operator, noise, name, nfe - (first is not None), solver, timesteps, own, weight, first
+    )
     together = card(name, "restorer", room="restoration")[0].facts.get("draws") == "particles"
-    watch, runs = _Watch(model), step.particles if together else count
+    watch, runs = _Watch(model, name, step), step.particles if together else count
     if together:
         if count > runs:
             raise ValueError(f"{count} samples cannot be drawn from {runs} particles: ask for more of them")
         batch_size = max(1, batch_size // runs) * runs  # whole populations
     rows = y.to(model.device, dtype).repeat_interleave(runs, 0)
     told = {key: _each(value, len(y), runs) for key, value in condition.items()}
+    guesses = None if begin is None or first is None else begin.guesses(rows, seed, batch_size, told)
     x = sample(
         denoiser,
         len(rows),
         plan=sampler,
+        init=guesses,
         seed=seed,
         batch_size=batch_size,
         dtype=dtype,
@@ -223,7 +254,7 @@ def restore(
     )
     x = x.reshape(len(y), runs, *x.shape[1:])[:, :count].flatten(0, 1)
     rows = y.to(x).repeat_interleave(count, 0)
-    x = finished(operator, noise, x, rows, final)
+    x = finished(operator, law, x, rows, final)
     samples = x.reshape(len(y), count, *x.shape[1:])
     if not report:
         return samples if n is not None else samples[:, 0]
@@ -231,12 +262,23 @@ def restore(
     held = operator.holds
     size = left.shape[1] if held is None else int(held.sum())
     residual = (left.square().sum(1) / size).sqrt().reshape(len(y), count)
-    std = getattr(as_noise(noise), "std", None)
+    std = getattr(law, "std", None)
     level = float(std) if isinstance(std, int | float) else None
-    passes = round(sampler.nfe * getattr(step, "passes", getattr(denoiser, "passes", 1)))
+    more = int(guesses is not None)
+    passes = round(sampler.nfe * getattr(step, "passes", getattr(denoiser, "passes", 1))) + more
     said = {"effective sizes": torch.cat(step.sizes, 1)} if getattr(step, "sizes", None) else {}
     said |= step.reported() if hasattr(step, "reported") else {}
-    return _told(samples, residual, level, name, sampler.nfe, passes, begun, said)
+    return _told(samples, residual, level, name, sampler.nfe + more, passes, begun, said)
+
+
+def _begin(
+    model: Denoiser, operator: Operator, law: NoiseModel, method: str, start: float | str, nfe: int, timesteps: Any
+) -> Begin:
+    if timesteps is not None and not isinstance(timesteps, str):
+        raise ValueError("timesteps by number say where the run begins: leave start out")
+    if nfe < 2:
+        raise ValueError(f"start takes an evaluation of the nfe for its guess: at least 2 in all, got {nfe}")
+    return Begin(model, operator, law, method, start)
 
 
 def _told(
@@ -253,33 +295,31 @@ def _told(
     return Restored(samples, mean, std, residual, noise, method, nfe, passes, time.perf_counter() - begun, said)
 
 
-def finished(operator: Operator, noise: Any, x: Tensor, y: Tensor, final: str | None) -> Tensor:
-    """Results brought to their measurements, where that is asked for."""
-    if final is None:
-        return x
-    if final != "project":
-        raise ValueError(f"final must be 'project' or left out, got {final!r}")
-    if not isinstance(operator, LinearOperator):
-        raise ValueError(
-            f"only what is measured linearly can be brought to its measurement, and {operator} is not linear"
-        )
-    return x + operator.pinv(y - operator(x))
-
-
 class _Watch:
-    """Stops a run whose state leaves the model's world."""
+    """Stops a run whose state, or x0, leaves the model's world."""
 
-    def __init__(self, model: Denoiser):
+    def __init__(self, model: Denoiser, method: str, step: Any):
         low, high = model.value_range or (-1.0, 1.0)
         self.most, self.process = FAR * max(high - low, 1e-6), model.process
+        chain = card(method, "restorer", room="restoration")[0].facts.get("form") != "moments"
+        ways = ["more evaluations", "start='measurement'"]
+        ways += ["options={'pull': 'covariance'}"] if getattr(step, "pull", None) == "jacobian" else []
+        ways += ["a smaller zeta"] if hasattr(step, "zeta") else [] if chain else ["a smaller weight"]
+        ways += [] if method in (DEFAULT, FILTER) else ["method='calibrated'"]
+        self.ways = f"{', '.join(ways[:-1])} or {ways[-1]}"
 
     def __call__(self, number: int, t: Any, x: Tensor, prediction: Any) -> None:
-        size = float(prediction.value.detach().abs().amax()) if prediction.kind == "x0" else 0.0
-        if not size < self.most:
-            where = f"{float(t):.4g}" if not isinstance(t, Tensor) or t.ndim == 0 else "several times"
+        time_ = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+        level = torch.hypot(self.process.alpha(time_), self.process.sigma(time_)).amax()
+        size = x.detach().abs().amax() / level.to(x)  # of a state whose data and noise are of ordinary size: some units
+        if prediction.kind == "x0":
+            size = torch.maximum(size, prediction.value.detach().abs().amax())
+        reached = float(size)
+        if not reached < self.most:
+            where = f"{float(time_[0]):.4g}" if len(time_) == 1 else "several times"
             raise ValueError(
-                f"the restoration left the data's range at evaluation {number} (t = {where}): x0 reached {size:.3g}."
-                " More evaluations, a smaller weight or a method with a measured covariance (calibrated) tame it"
+                f"the restoration left the data's range at evaluation {number} (t = {where}): it reached {reached:.3g}."
+                f" What may tame it: {self.ways}"
             )
 
 

@@ -75,11 +75,25 @@ def test_a_folder_of_a_latent_pipeline(tmp_path, capsys):
     assert "'calibrated' is for data: dps, flowdps, psld, resample and stsl restore with it" in capsys.readouterr().err
 
 
+def test_a_run_that_begins_late(files, capsys):
+    words = ["restore", "digits", str(files / "y.npz"), "--operator", "downsample:2", "--noise", "0.05", "--nfe", "4"]
+    for start in ("measurement", "1.5"):
+        assert run([*words, "--start", start, "--out", str(files / f"{start}.npz"), "--json"]) == 0
+        assert told(capsys)["rows"][0]["evaluations"] == 4
+    assert run([*words, "--start", "here", "--out", str(files / "out.npz")]) == 2
+    assert "start is 'measurement' or a level" in capsys.readouterr().err
+
+
 def test_the_methods_are_listed(capsys):
     assert run(["restore", "--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     samples = {row["method"]: row["samples"] for row in rows}
     assert samples["calibrated"] == "data" and samples["dps"] == "data, latents" and samples["psld"] == "latents"
+    assert {"calibrated", "dps", "ddrm"} <= {row["method"] for row in rows}
+    row = next(row for row in rows if row["method"] == "dps")
+    assert row["takes"] == "linear, nonlinear" and row["passes"] == 3 and 0 < row["distance"] < 1
+    assert run(["restore", "--list"]) == 0
+    assert "distance: sliced Wasserstein distance to the exact posterior" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_bad_input_is_said():
     model, y = mixture(), normal(1, D)
     with pytest.raises(ValueError, match="takes the sample itself"):
         fs.restore(model, y, half(), 0.1, method="dmid")
-    with pytest.raises(ValueError, match="takes noise of one deviation above 0"):
+    with pytest.raises(ValueError, match="divides by the noise: without noise"):
         denoised(model, y, 0.0, 4)
     with pytest.raises(ValueError, match="this model has none"):
         denoised(model, y.abs().round(), fs.operators.Poisson(1.0), 4)

@@ -61,5 +61,7 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="zeta and gamma must be at least 0, got 1.0 and -1"):
         PSLD(gamma=-1)
     model, a = latent(), fs.operators.Clip()
-    with pytest.raises(ValueError, match="'psld' takes a linear operator, and clip.* is none: resample and flowdps"):
+    with pytest.raises(
+        ValueError, match="'psld' takes a linear operator, and clip.* is none: dps, flowdps, resample and stsl"
+    ):
         fs.restore(model, normal(1, D), a, 0.1, method="psld")
