@@ -72,7 +72,7 @@ def _row(name: str, noise: float, nfe: int) -> dict[str, Any]:
     every = [one for rows in found.values() for one in rows]
     keys = ("distance", "times", "mean", "variance", "modes", "seconds", "passes")
     whole = {key: statistics.fmean(one[key] for one in every) if every else None for key in keys}
-    each = {operator: statistics.fmean(one["times"] for one in rows) for operator, rows in found.items()}
+    each = {operator: statistics.fmean(one["times"] for one in rows) for operator, rows in found.items() if rows}
     return {"method": name, "noise": noise, "nfe": nfe, "each": each, "diverged": diverged} | whole
 
 
@@ -124,8 +124,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         " distance is the sliced Wasserstein distance to the exact posterior; *times floor* is its ratio to what 400"
         " draws of the truth are apart, the mean over operators and then for each; the error of the mean is in the"
         " posterior's deviations, the variance over the true one, and *modes* the mass that is in wrong components. A"
-        " pass is a forward of the network, a vector product counts as two; seconds are of 2,400 draws on one core. Runs"
-        " that left the data's range are counted and not averaged."
+        " pass is a forward of the network, a vector product counts as two; seconds are of 2,400 draws on one core."
+        " What left the data's range is counted and not averaged."
     ]
     columns = ["method", "distance", "times floor", *OPERATORS, "mean", "variance", "modes", "passes", "seconds",
                "diverged"]  # fmt: skip
