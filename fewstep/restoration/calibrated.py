@@ -43,8 +43,13 @@ class Calibrated:
 
         x_b = k x0_y + (d / sigma_a) x_a + s z + sqrt(wide) k w,    w ~ N(0, C - C A^T (A C A^T + S)^{-1} A C).
 
+    The move goes back along the network, whose own covariance at a state, `(sigma^2 / alpha) J`, is not the measured
+    mean C: where it is larger the measurement would be overshot, and the next step by more. So a move m is shortened
+    until A m is at most `most` times `A C A^T (A C A^T + S)^{-1} r`, which is where C would move the measurement.
+
     Args:
         pull: "jacobian" goes back along the network (one vector product), "covariance" by C itself (none).
+        most: at least 1, inf for no end. On a Gaussian with its own covariance the two are equal, whatever this is.
         wide: the share of the variance of w, 0 to 1. With 1 a Gaussian's law is exact at any number of steps; where
             `p(x0 | x_t)` has several modes less is nearer.
         calibration: by default the model's own, which is measured where it has none.
@@ -52,9 +57,12 @@ class Calibrated:
 
     pull: Literal["jacobian", "covariance"] = "jacobian"
     wide: float = 0.3
+    most: float = 3.0
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        if not self.most >= 1:
+            raise ValueError(f"most is at least 1 time the measured move, got {self.most}")
         if self.pull not in ("jacobian", "covariance"):
             raise ValueError(f"pull must be 'jacobian' or 'covariance', got {self.pull!r}")
         if not 0 <= self.wide <= 1:
@@ -74,7 +82,11 @@ class Calibrated:
     def __call__(self, at: At) -> Tensor:
         c = self.covariance(at)
         u = Inverse(at.operator, c, at.noise)(at.r)
-        return at.pull(u) if self.jacobian else c.times(at.operator.adjoint(u))
+        own = c.times(at.operator.adjoint(u))
+        if not self.jacobian:
+            return own
+        move = at.pull(u)
+        return move if math.isinf(self.most) else shortened(move, own, at.operator, self.most)
 
     def walk(self, live: Live, process: Process, times: Sequence[float], problem: Problem) -> Tensor:
         """The chain, on a live run of the posterior denoiser."""
@@ -90,6 +102,14 @@ class Calibrated:
                 c = calibration.covariance(torch.tensor(process.log_snr(a), device=x.device))
                 x = x + math.sqrt(self.wide) * k * left_open(live, problem, c, number)
         return x
+
+
+def shortened(move: Tensor, own: Tensor, operator: LinearOperator, most: float) -> Tensor:
+    """A move `(B, *shape)`, times the share up to 1 by which A of it along itself is `most` times A of another."""
+    made, meant = operator(move).flatten(1), operator(own).flatten(1)
+    size = made.square().sum(1).clamp_min(torch.finfo(made.dtype).tiny)
+    share = (most * (made * meant).sum(1) / size).clamp(0, 1)
+    return share.reshape(-1, *[1] * (move.ndim - 1)).to(move) * move
 
 
 def left_open(live: Live, problem: Problem, c: Covariance, number: int) -> Tensor:

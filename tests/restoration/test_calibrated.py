@@ -7,12 +7,14 @@ import torch
 from restoration.problems import D, gaussian, half, latent, mixture, normal, wide
 
 import fewstep as fs
+from fewstep.core.denoiser import Wrapper
+from fewstep.core.prediction import Prediction
 from fewstep.denoisers.calibration import Calibration
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.operators.noise import Gaussian
 from fewstep.processes.flow import Flow
 from fewstep.processes.vp import VP
-from fewstep.restoration.calibrated import Calibrated
+from fewstep.restoration.calibrated import Calibrated, shortened
 from fewstep.restoration.moments import Moments
 from fewstep.restoration.restore import walking
 from fewstep.sampling.sample import sample
@@ -156,3 +158,35 @@ def test_ordinary_plans_run_it_too():
     y = a.measure(model.sample(1, seed=3), noise=0.1)
     x = sample(fs.posterior(model, a, 0.1), 4, y=y, steps=4)
     assert bool(torch.isfinite(x).all())
+
+
+def test_a_move_that_overshoots_the_measurement_is_shortened():
+    """Along itself A of it is at most so many times what was meant, each row by itself."""
+    a, meant = half(), normal(4, D, seed=1)
+    move = torch.stack([meant[0] * 0.5, meant[1] * 2.5, meant[2] * 7, -meant[3]])
+    found = shortened(move, meant, a, 3.0)
+    torch.testing.assert_close(found, torch.stack([move[0], move[1], meant[2] * 3, 0 * meant[3]]))
+    torch.testing.assert_close(shortened(move[2:3], meant[2:3], a, 3.0), found[2:3])
+    assert not shortened(torch.zeros(1, D), meant[:1], a, 3.0).any()
+
+
+class _Steep(Wrapper):
+    """A model whose Jacobian in the measured error's place is twenty times too large."""
+
+    def forward(self, x, t, **condition):
+        x0 = self.model(x, t, **condition).x0
+        return Prediction(x0 + 20 * (x0 - x0.detach()), "x0", x, t, self.process)
+
+
+def test_a_network_steeper_than_its_error_does_not_run_away():
+    model, a = mixture(), half()
+    fs.calibrate(model, model.sample(400, seed=1), n=400, levels=8)
+    steep = _Steep(model)
+    steep.calibration = model.calibration
+    y = a.measure(model.sample(3, seed=3), noise=0.05)
+    held = fs.restore(steep, y, a, 0.05, n=8, nfe=12, dtype=torch.float64, report=True)
+    assert float(held.samples.abs().max()) < 10 and float(held.residual.mean()) < 1
+    with pytest.raises(ValueError, match="left the data's range"):
+        fs.restore(steep, y, a, 0.05, n=8, nfe=12, dtype=torch.float64, options={"most": float("inf")})
+    with pytest.raises(ValueError, match="most is at least 1 time"):
+        Calibrated(most=0.5)
