@@ -132,7 +132,7 @@ def render(about: dict[str, Any], rows: list[Row]) -> str:
         "## Posterior samplers\n\n"
         f"Mixtures of six in 16 numbers, {about['seeds']} seeds, 6 measurements x {about['draws']} draws;"
         " every method in as many steps on the levels of one grid (karras; deepinv's DiffPIR has its own levels), the"
-        " denoiser exact, options as they come; azula's filter is given the noise and the level's variance as its twist."
+        " denoiser exact, options as they come; azula's filter is given the noise and the level's variance as a twist."
         " The sliced Wasserstein distance to the exact posterior; seconds are of 2,400 draws on one core. "
         + "; ".join(lines)
         + f". Of {len(best(rows, True, True))} cells ours of the same name is at least as near: {', '.join(pairs)}."
