@@ -33,7 +33,7 @@ evidence: .venv/.package
 bench: .venv/.package
 	$(BIN)/python -m benchmarks
 
-# Beside diffusers, k-diffusion, azula and torchdiffeq, in an environment of their own: about half an hour.
+# Beside diffusers, k-diffusion, azula, deepinv and torchdiffeq, in an environment of their own: about half an hour.
 peers: .venv-peers/.package
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m benchmarks.peers
 
@@ -68,11 +68,12 @@ clean:
 	$(PIP) -e '.[docs]'
 	@touch $@ .venv/.package
 
-# azula and k-diffusion ask for torchvision, which nothing here uses: hence without what they depend on.
+# azula, deepinv and k-diffusion ask for torchvision, which nothing here uses: hence without what they depend on.
 .venv-peers/.package: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: python 3.11 or later is needed, and none was found" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-peers
 	$(PEERS_PIP) torch -e .
 	$(PEERS_PIP) diffusers transformers accelerate torchsde torchdiffeq einops
-	$(PEERS_PIP) --no-deps azula k-diffusion
+	$(PEERS_PIP) requests natsort
+	$(PEERS_PIP) --no-deps azula deepinv k-diffusion
 	@touch $@

@@ -1,1 +1,1 @@
-"""fewstep beside diffusers, k-diffusion, azula and torchdiffeq: accuracy, sample distance and overhead, in one run."""
+"""fewstep beside diffusers, k-diffusion, azula, deepinv and torchdiffeq: accuracy, distance, cost, in one run."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers [accuracy caching distance overhead ...]`: measure beside the peers, and rewrite these.
+"""`python -m benchmarks.peers [accuracy caching distance ...]`: measure beside the peers, and rewrite these.
 
 Figures go to benchmarks/results/peers_*.json, one row a case, and to sections of benchmarks/RESULTS.md. `--quick`, a
 trial with few budgets and rounds, only prints. `make peers` makes the environment this needs.
@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks.__main__ import HERE, machine, place
-from benchmarks.peers import accuracy, caching, distance, overhead, steering
+from benchmarks.peers import accuracy, caching, distance, overhead, posterior, steering
 from fewstep.report.files import write_text
 
 QUICK_NFES = (5, 10)
@@ -25,9 +25,10 @@ PARTS = {
     "caching": caching,
     "distance": distance,
     "overhead": overhead,
+    "posterior": posterior,
     "steering": steering,
 }
-PACKAGES = ("diffusers", "k-diffusion", "azula", "torchdiffeq", "torchsde")
+PACKAGES = ("diffusers", "k-diffusion", "azula", "deepinv", "torchdiffeq", "torchsde")
 
 
 def versions() -> str:
