@@ -45,7 +45,16 @@ BESIDE: dict[str, dict[str, Any]] = {
     "ema": {"average": {"decay": 0.5}},
     "dct": {"denoiser": {"name": "coordinates"}},
     "multiplicative-noise": {"denoiser": {"name": "coordinates"}},
-    "bridge-network": {"process": {"name": "ddbm"}, "data": {"coarse": 2}, "denoiser": {"precondition": "bridge"}},
+    "bridge-network": {
+        "process": {"name": "ddbm"},
+        "degrade": {"operator": "downsample:2", "noise": [0.0, 0.1]},
+        "denoiser": {"precondition": "bridge"},
+    },
+    "curriculum": {
+        "rows": {"words": "a", "first": 7},
+        "data": {"source": "moving", "captions": True, "labels": False, "value_range": None},
+        "network": {"name": "temporal-unet", "patch": 4},
+    },
     "interpolant-network": {
         "process": {"name": "interpolant", "latent": "brownian"},
         "denoiser": {"predicts": "both"},
