@@ -17,7 +17,7 @@ from torch import Tensor
 from claims.posteriors import OPERATORS, Cell, cell
 from fewstep.restoration.restore import restore
 
-PLACES = ((0.1, 10), (0.02, 20), (0.1, 20), (0.3, 20))  # noise and evaluations
+PLACES = tuple((noise, nfe) for nfe in (10, 20, 50) for noise in (0.02, 0.1, 0.3))  # noise and evaluations
 MAIN, SEEDS = (0.1, 20), (0, 1, 2)  # the place of three seeds; elsewhere the first alone
 METHODS: dict[str, dict[str, Any]] = {
     "exact, dpmpp-2m": {"method": "exact", "solver": "dpmpp-2m"},
