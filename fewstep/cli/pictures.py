@@ -70,8 +70,11 @@ def read_picture(path: Path, model: Denoiser, grey: bool = False) -> Tensor:
     return for_model(path, model, str(path), grey)
 
 
-def read_batch(path: Path, model: Denoiser, shape: Sequence[int] | None) -> Tensor:
-    """What an .npz or a picture holds, `(B, *shape)`, in the model's range: its data, or measurements of them."""
+def read_batch(path: Path, model: Denoiser, shape: Sequence[int] | None, otherwise: str = "") -> Tensor:
+    """What an .npz or a picture holds, `(B, *shape)`, in the model's range: its data, or measurements of them.
+
+    otherwise: what can be done with a picture that is no measurement, for the message that says so.
+    """
     import numpy as np
     import torch
 
@@ -98,10 +101,7 @@ def read_batch(path: Path, model: Denoiser, shape: Sequence[int] | None) -> Tens
         found = read_one(path, "L" if shape[0] == 1 else "RGB", size, str(path))
         if found.shape[:2] != (shape[1], shape[2]):
             size_of = "x".join(map(str, found.shape[:2]))
-            raise ValueError(
-                f"{path} is {size_of}, and what is measured here {shape[1]}x{shape[2]}: with --degrade a clean picture"
-                " is measured first"
-            )
+            raise ValueError(f"{path} is {size_of}, and what is measured here {shape[1]}x{shape[2]}{otherwise}")
         y = torch.from_numpy(found.copy()).permute(2, 0, 1)[None].float() / 255 * (high - low) + low
     if tuple(y.shape[1:]) != tuple(shape or ()):
         raise ValueError(f"{path} holds {tuple(y.shape)}: what is read here has the shape {shape}")

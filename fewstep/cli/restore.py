@@ -98,7 +98,8 @@ def restore(
     from fewstep.core.pictures import data_shape
 
     seen = a if own is None else own.measure
-    clean = pictures.read_batch(measurement, opened, data_shape(opened) if degrade or seen is None else seen.out)
+    shape = data_shape(opened) if degrade or seen is None else seen.out
+    clean = pictures.read_batch(measurement, opened, shape, ": with --degrade a clean picture is measured first")
     y = clean
     if degrade and (a is not None or own is not None):
         y = a.measure(clean, noise, seed) if a is not None else own.measured(clean, seed)  # type: ignore[union-attr]

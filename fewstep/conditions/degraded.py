@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,15 +56,13 @@ class Degraded(Picture):
     noise: float | str | Sequence[float] = 0.0
     picture: str | None = None
     low: float = -1.0
-    _bound: list[Operator] = field(default_factory=list, repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
         for name in ("data", "operator", "noise"):  # lists, in a configuration
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         self._law()
-        operator = read_operator(self.operator).fit(self.data)
-        self._bound.append(operator)
+        operator = self.measure
         same = operator.out == self.data
         form = self.picture or ("measurement" if same else "pinv")
         if form not in FORMS:
@@ -83,10 +82,10 @@ class Degraded(Picture):
             raise ValueError(f"pictures of this measurement are {shape}, got {tuple(self.shape)}")
         object.__setattr__(self, "shape", shape)
 
-    @property
+    @cached_property
     def measure(self) -> Operator:
         """The operator, bound to the data."""
-        return self._bound[0]
+        return read_operator(self.operator).fit(self.data)
 
     def config(self) -> dict[str, Any]:
         plain = {name: list(value) if isinstance(value := getattr(self, name), tuple) else value

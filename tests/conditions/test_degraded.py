@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_said():
             Degraded(**{"data": (1, 8, 8)} | options)
 
     refused("unknown operator 'blurr'", operator="blurr")
-    refused("8x8|8 x 8|does not divide|divide", operator="downsample:3")
+    refused(r"needs sizes that 3 divides, got samples of shape \(1, 8, 8\)", operator="downsample:3")
     refused("noise is a deviation, two ends", noise=(0.2, 0.1))
     refused("noise is a deviation, two ends", noise="poisson:x")
     refused("noise is a deviation, two ends", noise="camera:0.1")

@@ -126,7 +126,7 @@ def test_what_is_refused(few_noises):
 
     refused("for students whose answers are samples", of_kind("map"))
     refused("was trained at 3 times, got 4 steps", few_step(times=(40.0, 5.0, 1.0)))
-    refused("unknown control 'depth'|control", few_step(), options={"control": "depth"})
+    refused("unknown control 'depth'", few_step(), control="depth")
     refused("trains an adapter of its own: leave lora out", few_step(), lora=2)
     refused("must be a decay of at least 0 and below 1", few_step(), average=1.0)
     still = still_denoiser(setting())
