@@ -13,7 +13,7 @@ from fewstep.operators.krylov import Solved, conjugate_gradients
 from fewstep.operators.operator import LinearOperator
 from fewstep.operators.spectrum import LEAST
 
-DIRECT = 1024  # measurements up to which the matrix is made and factored
+DIRECT = 256  # measurements up to which the matrix is made and factored: beyond, products are the cheaper way
 
 
 class Inverse:
