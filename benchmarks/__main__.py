@@ -26,22 +26,19 @@ from benchmarks import (
     overhead,
     posterior,
     restoration,
+    restoring,
     serving,
     simulator,
     stochastic,
     students,
     training,
 )
+from benchmarks.table import table
 from fewstep.core.words import number_of
 from fewstep.report.files import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _overhead(rows: list[dict[str, Any]]) -> str:
@@ -244,6 +241,7 @@ SECTIONS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dic
     "training": (training.measure, _training),
     "restoration": (restoration.measure, _restoration),
     "posterior": (posterior.measure, posterior.render),
+    "restoring": (restoring.measure, restoring.render),
     "serving": (serving.measure, _serving),
     "diffusers": (diffusers_overhead.measure, _diffusers),
     "simulator": (simulator.measure, simulator.render),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.table import table
 from claims.posteriors import OPERATORS, Cell, cell
 from fewstep.restoration.restore import restore
 
@@ -133,9 +134,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     for noise, nfe in PLACES:
         mine = [row for row in rows if (row["noise"], row["nfe"]) == (noise, nfe)]
         lines = [_line(row) for row in sorted(mine, key=lambda row: (row["diverged"], row["times"] or 0))]
-        table = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        table += ["| " + " | ".join(line) + " |" for line in lines]
-        parts.append(f"Noise {noise:g}, {nfe} evaluations:\n\n" + "\n".join(table))
+        parts.append(f"Noise {noise:g}, {nfe} evaluations:\n\n{table(columns, lines)}")
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,8 @@
 Given a demo's folder, its figures become docs/figures.json and its picture docs/images/digits.png. The text between
 the markers is then written from docs/figures.json, and that of the chapters from the files that the other scripts of
 this folder measure (tools/ablation.py writes docs/ablation.json, and so on). A marker `figures: claims/ROOM/TOPIC.py`
-becomes the table of that file's claims, from docs/evidence.json. `--check` only reports whether they are up to date.
+becomes the table of that file's claims, from docs/evidence.json, and `figures: benchmarks/NAME` the section of that
+name of benchmarks/RESULTS.md. `--check` only reports whether they are up to date.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MEASURED = {
     "caching": ("docs/caching.md",),
     "one": ("docs/choose.md",),
     "students": ("docs/distillation.md",),
+    "moving": ("docs/distillation.md",),
     "ablation": ("docs/chapters/grid.md",),
     "theory": ("docs/chapters/theory.md",),
     "medical": ("docs/chapters/medical.md",),
@@ -43,7 +45,15 @@ MEASURED = {
         "docs/tutorials/half.md",
     ),
 }
-CLAIMED = ("docs/rooms/distillation.md", "docs/rooms/restoration.md", "docs/restore.md")  # with tables of claims
+# With tables of claims, or sections of the benchmarks' results.
+CLAIMED = (
+    "docs/rooms/distillation.md",
+    "docs/rooms/restoration.md",
+    "docs/rooms/training.md",
+    "docs/restore.md",
+    "docs/compared.md",
+)
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 EVIDENCE = ROOT / "docs" / "evidence.json"
 END = "<!-- end -->"
 
@@ -224,7 +234,17 @@ def fill_claims(text: str, evidence: dict[str, Any]) -> str:
         text = put(text, "restorers", restorers(evidence))
     for name in re.findall(r"<!-- figures: (claims/\S+) -->", text):
         text = put(text, name, claimed(evidence, name))
+    for name in re.findall(r"<!-- figures: benchmarks/(\S+) -->", text):
+        text = put(text, f"benchmarks/{name}", section(RESULTS.read_text("utf-8"), name))
     return text
+
+
+def section(results: str, name: str) -> list[str]:
+    """The lines of a section of the benchmarks' results, without its heading."""
+    found = re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", results, re.DOTALL)
+    if found is None:
+        raise ValueError(f"the benchmarks' results have no section {name!r}")
+    return [line for line in found[1].strip().splitlines() if not line.startswith("## ")]
 
 
 def main() -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from benchmarks.__main__ import table
 from benchmarks.peers import adapter_fewstep, azula_peer, diffusers_peer, k_diffusion_peer, ode_peer
 from benchmarks.peers.harness import LIBRARIES, Solver, notes_table, share, try_all
 from benchmarks.peers.problems import PATHS, Mixture, Problem, Reference
+from benchmarks.table import table
 
 NFES = (4, 5, 6, 8, 10, 15, 20, 50)
 BATCH = 256

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.__main__ import table
+from benchmarks.table import table
 from claims.pipelines import matching, tiny
 from fewstep.caching.magcache import calibrate
 from fewstep.core.denoiser import Denoiser

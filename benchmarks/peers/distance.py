@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.__main__ import table
 from benchmarks.peers.accuracy import all_solvers, order
 from benchmarks.peers.harness import notes_table, share, try_all
 from benchmarks.peers.problems import F64, Mixture, Problem, SlicedDistance
+from benchmarks.table import table
 
 PATHS = ("vp_linear", "edm")
 SAMPLES = 8192

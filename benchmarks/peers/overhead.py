@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.__main__ import table
 from benchmarks.overhead import SHAPES
 from benchmarks.peers import adapter_fewstep, azula_peer, diffusers_peer, k_diffusion_peer
 from benchmarks.peers.harness import Build, Loop, NullNetwork, counted
+from benchmarks.table import table
 
 STEPS = 20
 FLOOR = ("by hand", "second order")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.__main__ import table
 from benchmarks.peers import posterior_azula, posterior_deepinv
+from benchmarks.table import table
 from claims.posteriors import DRAWS, OPERATORS, Cell, cell
 from fewstep.timesteps.grid import make_times
 

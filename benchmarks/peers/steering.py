@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.__main__ import table
 from benchmarks.peers.problems import F64
+from benchmarks.table import table
 from fewstep.core.noise import Noise
 from fewstep.denoisers.gaussian_mixture import GaussianMixture
 from fewstep.guidance.steer import steer

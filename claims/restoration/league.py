@@ -10,6 +10,8 @@ from claims.common import Claim, over_seeds, slow
 from claims.posteriors import DISTANCE, OPERATORS, cell, duel
 
 NOISE, NFE = 0.1, 20
+# Seed 0 was looked at when an option of the default method was chosen: its claims begin at seeds that were not.
+UNSEEN = 3
 ABOUT = "mixture of 6 in 16 numbers, {}, noise {:g}, 6 measurements x 400 draws, {} evaluations"
 
 
@@ -20,7 +22,8 @@ def beats(
     """A claim that a method is nearer to the exact posterior than another at equal evaluations."""
     run = duel(problem, noise, nfe, ours, theirs)
     about = ABOUT.format(problem, noise, nfe)
-    return slow(method, sentence, over_seeds(run, against, about, unit=DISTANCE))
+    seed = UNSEEN if method == "calibrated" else 0
+    return slow(method, sentence, over_seeds(run, against, about, unit=DISTANCE), seed=seed)
 
 
 def near_floor(method: str, sentence: str, problem: str, nfe: int, times: float, ours: dict[str, Any]) -> Claim:

@@ -20,8 +20,8 @@ def test_every_method_has_a_row_and_the_nearest_comes_first():
 
 
 def test_distances_are_those_of_one_problem():
-    claim = {"method": "dps", "against": "ddrm", "ours": 0.2, "theirs": 0.1, "unit": UNIT}
-    others = {"conditions": "another"}, {"conditions": PROBLEM, "unit": "error"}
+    claim = {"method": "dps", "against": "ddrm", "ours": 0.2, "theirs": 0.1, "unit": UNIT, "seed": 0}
+    others = {"conditions": "another"}, {"conditions": PROBLEM, "unit": "error"}, {"conditions": PROBLEM, "seed": 3}
     assert distances({"claims": [claim | {"conditions": PROBLEM + "; mean of 3 seeds"}]}) == {"dps": 0.2, "ddrm": 0.1}
     assert distances({"claims": [claim | other for other in others]}) == {}
     spoken = claim | {"against": "half the distance of the prior", "conditions": PROBLEM}
